@@ -1,0 +1,1 @@
+"""raq: decide which quantized version of a model to ship, and prove it."""

@@ -1,0 +1,1 @@
+"""Latency and its statistics: never ray."""

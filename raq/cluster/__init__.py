@@ -1,0 +1,1 @@
+"""Where the work is done: the only part of raq that imports ray."""

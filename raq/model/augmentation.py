@@ -1,0 +1,55 @@
+"""What happens to a batch between the array and the network: crop, flip, scale, normalise.
+
+Vectorised over the batch, on the batch's device; no per-image Python.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random about a batch: flips bool [N]; offsets of the crop, int64 [N, 2] (rows, columns)."""
+
+    flips: Tensor
+    offsets: Tensor
+
+    def part(self, rank: int, world_size: int) -> "Draws":
+        """The draws of every world_size-th image, from the rank-th on."""
+        return Draws(self.flips[rank::world_size], self.offsets[rank::world_size])
+
+
+def draw(count: int, padding: int, generator: torch.Generator) -> Draws:
+    """Random flips and crop offsets for `count` images, drawn on the CPU so that every device sees the same."""
+    flips = torch.rand(count, generator=generator) < 0.5
+    return Draws(flips, torch.randint(0, 2 * padding + 1, (count, 2), generator=generator))
+
+
+def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
+    """Crop each image (any type, [N, C, H, W]) out of its zero-padded self at its own offset, and mirror some.
+
+    One gather: the source row and column of every pixel of the result are computed, then read at once.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    offsets, flips = draws.offsets.to(device), draws.flips.to(device)
+    padded = F.pad(images, (padding, padding, padding, padding))
+    rows = offsets[:, 0, None] + torch.arange(height, device=device)  # [N, H]
+    columns = torch.arange(width, device=device).expand(count, width)
+    columns = torch.where(flips[:, None], width - 1 - columns, columns) + offsets[:, 1, None]  # [N, W]
+    every = torch.arange(count, device=device)
+    # images: [N, H, W, C] after the gather, as the indexed dimensions come first
+    gathered = padded[every[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return gathered.permute(0, 3, 1, 2)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor, side: int | None = None) -> Tensor:
+    """uint8 [N, 3, H, W] to float32, pixels / 255 less mean over std; scaled to side x side if that is smaller."""
+    scaled = images.to(torch.float32).div_(255)
+    if side is not None and side != images.shape[-1]:
+        scaled = cast(Tensor, F.interpolate(scaled, size=(side, side), mode="bilinear", antialias=True))
+    return scaled.sub_(mean).div_(std)

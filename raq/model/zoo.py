@@ -1,0 +1,133 @@
+"""Networks by name, and weights from files."""
+
+import difflib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raq.errors import UserError
+from raq.model.data import import_function
+
+StateDict = Mapping[str, Tensor]
+
+
+def build_model(name: str, classes: int, working_directory: str | None = None) -> nn.Module:
+    """The network called `name`, untrained, with `classes` outputs; input float32 [N, 3, H, W].
+
+    name: resnet18-cifar, resnet20-cifar, torchvision:<name>, or module:function, called with num_classes=<int>.
+    Raises UserError if there is no such network or the user's function does not return one.
+    """
+    if name in BUILDERS:
+        return BUILDERS[name](classes)
+    prefix, _, rest = name.partition(":")
+    if prefix == "torchvision":
+        return _torchvision_model(rest, classes)
+    if not rest:
+        near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"model.name: there is no network {name!r}",
+                        f"{hint}allowed: {', '.join(BUILDERS)}, torchvision:<name>, module:function")  # fmt: skip
+    function = import_function(name, working_directory)
+    try:
+        model = function(num_classes=classes)
+    except Exception as error:
+        raise UserError(f"model {name}: {type(error).__name__}: {error}", "it is called with num_classes=<int>") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model {name} returned a {type(model).__name__}, not an nn.Module", "return the network")
+    return model
+
+
+def load_weights(path: Path) -> StateDict:
+    """A state dict from a file, read without unpickling code; {"state_dict": ...} and {"model": ...} are opened.
+
+    Raises UserError if the file cannot be read or holds something else.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict") from None
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model.weights: {path} is not a state dict that loads with weights_only: {reason}",
+                        "save it with torch.save(model.state_dict(), path)") from None  # fmt: skip
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise UserError(f"model.weights: {path} holds no state dict (names and tensors)",
+                        "save it with torch.save(model.state_dict(), path)")  # fmt: skip
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def put_weights(model: nn.Module, weights: StateDict, name: str, source: str) -> None:
+    """Load a state dict into a network, in place; UserError names the first tensor that does not fit."""
+    expected = model.state_dict()
+    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or unexpected:
+        what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which the network has not"
+        raise UserError(f"model.weights: {source} does not fit {name}: it {what} "
+                        f"({len(missing)} missing, {len(unexpected)} unexpected)", "give weights of this network")  # fmt: skip
+    for key, tensor in expected.items():
+        if tensor.shape != weights[key].shape:
+            raise UserError(f"model.weights: {source} does not fit {name}: {key} is {list(weights[key].shape)}, "
+                            f"the network's {list(tensor.shape)}", "give weights of this network and number of classes")  # fmt: skip
+        if not torch.isfinite(weights[key]).all():
+            raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
+    model.load_state_dict(dict(weights))
+
+
+def resnet18_cifar(classes: int) -> nn.Module:
+    """torchvision's ResNet-18 with a 3x3 stride-1 stem and no max-pool, for 32x32 images."""
+    import torchvision
+
+    model: nn.Module = torchvision.models.resnet18(num_classes=classes)
+    model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+def resnet20_cifar(classes: int) -> nn.Module:
+    """The 20-layer residual network for CIFAR-10 (He et al. 2016, section 4.2), with projection shortcuts.
+
+    0.27 million parameters, 41 million multiply-accumulates at 32x32.
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+        shortcut = None
+        if stride != 1:
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        blocks = [BasicBlock(inputs, outputs, stride, shortcut), *(BasicBlock(outputs, outputs) for _ in range(2))]
+        return nn.Sequential(*blocks)
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
+        stage(16, 16, 1), stage(16, 32, 2), stage(32, 64, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes),
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+BUILDERS = {"resnet18-cifar": resnet18_cifar, "resnet20-cifar": resnet20_cifar}
+
+
+def _torchvision_model(name: str, classes: int) -> nn.Module:
+    """One of torchvision's classifiers, untrained."""
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        raise UserError(f"model.name: torchvision has no classifier {name!r}",
+                        f"nearest: {', '.join(near)}" if near else "see torchvision's list of classification models")  # fmt: skip
+    without_auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **without_auxiliary)
+    return model

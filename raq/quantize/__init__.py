@@ -1,0 +1,1 @@
+"""Export, prepare, calibrate, convert, audit and lower: torch and torchao, never ray."""

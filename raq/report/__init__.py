@@ -1,0 +1,1 @@
+"""What people look at, rebuilt from records alone: neither torch nor ray."""
