@@ -1,0 +1,306 @@
+"""The training loop, written once against a small context: FP32 and quantization-aware, one process or many.
+
+Who launches it (a plain process, an actor, Ray Train) supplies the context: rank, device, where checkpoints go.
+Whatever the number of workers, a step sees the same global batch with the same random draws: rank r of w takes
+every w-th image of it from the r-th on, and gradients are averaged over all of its images. Must not import ray.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raq.errors import StageError
+from raq.experiment import Optimisation
+from raq.model.augmentation import crop_and_flip, draw, normalise
+from raq.model.data import Array, Dataset
+
+PROGRESS_EVERY_S = 1.0
+Metrics = dict[str, Any]
+
+
+class TrainingContext(Protocol):
+    """What a launcher supplies to the loop."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def progress(self, metrics: Metrics) -> None:
+        """Show where training stands; cheap, called by rank 0 about once a second."""
+
+    def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        """End of an epoch; every rank calls it. Rank 0 stores what `write(folder)` writes, whole or not at all."""
+
+    def restore(self) -> Path | None:
+        """The folder that an earlier, interrupted run of this same training saved last, or None."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What quantization-aware training adds to the loop."""
+
+    set_mode: Callable[[bool], None] | None = None
+    """Switches the model between training (True) and evaluation; None: `model.train`. Exported graphs need their own."""
+    before_step: Callable[[float], None] = lambda epochs_done: None
+    """Called with the (fractional) epochs done: freezes observers and batch normalisation."""
+    synchronise: Callable[[], None] = lambda: None
+    """Called on every rank when an epoch ends and `world_size` is above 1: makes ranges equal across ranks."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """history: a row an epoch; state: the best epoch's state dict, on the CPU (the last epoch's without a hold-out)."""
+
+    history: list[Metrics]
+    best_epoch: int
+    state: dict[str, Tensor]
+
+
+CHECKPOINT = "training.pt"
+NO_HOOKS = Hooks()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def train(
+    model: nn.Module, dataset: Dataset, settings: Optimisation, seed: int, context: TrainingContext, hooks: Hooks = NO_HOOKS
+) -> TrainingResult:
+    """Train `model` in place and return the history and the best epoch's state.
+
+    An interrupted training continues after its last finished epoch. Raises StageError if the loss is no longer finite.
+    """
+    model.to(context.device)
+    optimizer = _optimizer(model, settings)
+    steps = _steps_per_epoch(len(dataset.train_labels), settings.batch_size, context.world_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings.schedule, steps * settings.epochs))
+    set_mode = hooks.set_mode or model.train
+    loop = _Loop(model, _distributed(model, context), optimizer, schedule, dataset, settings, seed, context, hooks, steps)
+    history, best = _restore(context, model, optimizer, schedule)
+    for epoch in range(len(history), settings.epochs):
+        set_mode(True)
+        row = loop.epoch(epoch)
+        set_mode(False)
+        _average_buffers(model, context)
+        if context.world_size > 1:
+            hooks.synchronise()
+        row["validation_top1"] = _validate(model, dataset, context)
+        history.append(row)
+        score = row["validation_top1"]
+        if best is None or score is None or score >= best["score"]:
+            state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            best = {"epoch": epoch, "score": score, "state": state}
+        content = {"history": history, "best": best, "model": model.state_dict(),
+                   "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}  # fmt: skip
+        context.save(row, lambda folder, content=content: torch.save(content, folder / CHECKPOINT))  # type: ignore[misc]
+    assert best is not None
+    set_mode(False)
+    return TrainingResult(history, best["epoch"], best["state"])
+
+
+def read_result(folder: Path) -> TrainingResult:
+    """The result of a finished training, out of the checkpoint folder that it saved last."""
+    content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    return TrainingResult(content["history"], content["best"]["epoch"], content["best"]["state"])
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """One training's fixed parts."""
+
+    model: nn.Module
+    replica: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    dataset: Dataset
+    settings: Optimisation
+    seed: int
+    context: TrainingContext
+    hooks: Hooks
+    steps: int
+
+    def epoch(self, epoch: int) -> Metrics:
+        """One pass over the training images; returns its row of the history."""
+        context, dataset = self.context, self.dataset
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(dataset.train_labels), generator=generator)
+        side = dataset.train_images.shape[-1]
+        scaled_side = _side(self.settings.progressive, epoch, self.settings.epochs, side)
+        mean, std = normalisation_tensors(dataset, context.device)
+        losses = torch.zeros(2, dtype=torch.float64, device=context.device)  # sum of losses, images
+        started = shown = time.perf_counter()
+        for step in range(self.steps):
+            self.hooks.before_step(epoch + step / self.steps)
+            chosen = order[step * self.settings.batch_size : (step + 1) * self.settings.batch_size]
+            draws = draw(len(chosen), side // 8, generator) if self.settings.augment else None
+            mine = chosen[context.rank :: context.world_size]
+            images, labels = take_batch(dataset.train_images, dataset.train_labels, mine.numpy(), context.device)
+            if draws is not None:
+                images = crop_and_flip(images, draws.part(context.rank, context.world_size), side // 8)
+            logits = self.replica(normalise(images, mean, std, scaled_side))
+            loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
+            self.optimizer.zero_grad(set_to_none=True)
+            # DDP averages over ranks; this makes that the mean over the global batch, whoever holds how many
+            (loss * (context.world_size / len(chosen))).backward()
+            self.optimizer.step()
+            self.schedule.step()
+            losses += torch.stack([loss.detach().double(), torch.tensor(float(len(mine)), device=loss.device).double()])
+            now = time.perf_counter()
+            if context.rank == 0 and (now - shown > PROGRESS_EVERY_S or (step == 0 and epoch == 0)):
+                shown = now
+                context.progress(self._standing(epoch, step + 1, losses, now - started))
+        if context.world_size > 1:
+            dist.all_reduce(losses)
+        mean_loss = float(losses[0] / losses[1])
+        if not math.isfinite(mean_loss):
+            raise StageError(f"the loss of epoch {epoch + 1} is {mean_loss}", "lower the learning rate (lr)")
+        duration = time.perf_counter() - started
+        return {"epoch": epoch, "loss": mean_loss, "side": scaled_side, "lr": self.schedule.get_last_lr()[0],
+                "duration_s": duration, "images_per_s": float(losses[1]) / duration}  # fmt: skip
+
+    def _standing(self, epoch: int, steps: int, losses: Tensor, elapsed_s: float) -> Metrics:
+        done = (epoch * self.steps + steps) / (self.steps * self.settings.epochs)
+        speed = float(losses[1]) * self.context.world_size / elapsed_s
+        return {"epoch": epoch + 1, "epochs": self.settings.epochs, "share": done,
+                "loss": float(losses[0] / losses[1]), "images_per_s": speed}  # fmt: skip
+
+
+def normalisation_tensors(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std as float32 [3, 1, 1]."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (dataset.mean, dataset.std))
+    return mean, std
+
+
+def take_batch(images: Array, labels: Array, indices: Array, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The images (uint8 [n, 3, H, W]) and labels (int64 [n]) at `indices`, on the device."""
+    batch = torch.from_numpy(np.ascontiguousarray(images[indices]))
+    return batch.to(device, non_blocking=True), torch.from_numpy(labels[indices]).to(device, non_blocking=True)
+
+
+def _steps_per_epoch(images: int, batch_size: int, world_size: int) -> int:
+    """Optimiser steps an epoch; a last batch that cannot give every worker two images is left out."""
+    whole, rest = divmod(images, batch_size)
+    steps = whole + (rest >= 2 * world_size)
+    if steps == 0 or batch_size < 2 * world_size:
+        raise StageError(f"batch_size {batch_size} of {images} training images is too little for {world_size} workers",
+                         "every worker needs at least two images a step")  # fmt: skip
+    return steps
+
+
+def _side(progressive: tuple[float, ...], epoch: int, epochs: int, full: int) -> int:
+    """The image side of an epoch: the shares go through the epochs in equal parts; multiples of 8 pixels."""
+    if not progressive:
+        return full
+    share = progressive[min(len(progressive) - 1, epoch * len(progressive) // epochs)]
+    return min(full, max(8, round(full * share / 8) * 8))
+
+
+def _optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
+    """SGD; weight decay on matrices and kernels only."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+
+
+def _schedule(kind: str, total: int) -> Callable[[int], float]:
+    """The learning rate's share of its peak, by step."""
+    if kind == "one-cycle":
+        peak = max(1, total // 5)
+        return lambda step: (step + 1) / peak if step < peak else max(0.0, (total - step) / max(1, total - peak))
+    if kind == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+    return lambda step: 1.0
+
+
+def _distributed(model: nn.Module, context: TrainingContext) -> nn.Module:
+    """The model in DistributedDataParallel; buffers are not broadcast, as that would keep rank 0's statistics alone."""
+    if context.world_size == 1:
+        return model
+    devices = [context.device.index or 0] if context.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def _average_buffers(model: nn.Module, context: TrainingContext) -> None:
+    """Make the running means and variances of batch normalisation the mean over all ranks."""
+    if context.world_size == 1:
+        return
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            dist.all_reduce(buffer)
+            buffer.div_(context.world_size)
+
+
+def _validate(model: nn.Module, dataset: Dataset, context: TrainingContext) -> float | None:
+    """Top-1 of a model in evaluation mode on the hold-out, each rank taking its part; None without one."""
+    if len(dataset.validation_labels) == 0:
+        return None
+    mean, std = normalisation_tensors(dataset, context.device)
+    mine = np.arange(context.rank, len(dataset.validation_labels), context.world_size)
+    counts = torch.zeros(2, dtype=torch.float64, device=context.device)
+    with torch.no_grad():
+        for start in range(0, len(mine), 256):
+            part = mine[start : start + 256]
+            images, labels = take_batch(dataset.validation_images, dataset.validation_labels, part, context.device)
+            right = (model(normalise(images, mean, std)).argmax(1) == labels).sum()
+            counts += torch.stack([right.double(), torch.tensor(float(len(part)), device=context.device).double()])
+    if context.world_size > 1:
+        dist.all_reduce(counts)
+    return float(counts[0] / counts[1])
+
+
+def _restore(
+    context: TrainingContext, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
+) -> tuple[list[Metrics], dict[str, Any] | None]:
+    """Continue from the last checkpoint, if there is one: its history and best epoch."""
+    folder = context.restore()
+    if folder is None:
+        return [], None
+    content = torch.load(folder / CHECKPOINT, map_location=context.device, weights_only=True)
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    schedule.load_state_dict(content["schedule"])
+    return content["history"], content["best"]
+
+
+class LocalContext:
+    """A context for one process: checkpoints go to `folder`, the last one only, each put there by a rename."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, folder: Path, device: str = "cpu", progress: Callable[[Metrics], None] = lambda metrics: None) -> None:
+        self.folder = folder
+        self.device = torch.device(device)
+        self.progress = progress  # type: ignore[method-assign]
+
+    def progress(self, metrics: Metrics) -> None:
+        """Replaced by the function given."""
+
+    def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        """Write the checkpoint beside the last one, then rename it over that."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = self.folder / "new"
+        scratch.mkdir(exist_ok=True)
+        write(scratch)
+        for file in scratch.iterdir():
+            file.replace(self.folder / file.name)
+        self.progress({"epoch_done": metrics})
+
+    def restore(self) -> Path | None:
+        """The folder, if a checkpoint is in it."""
+        return self.folder if (self.folder / CHECKPOINT).is_file() else None

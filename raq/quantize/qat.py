@@ -1,0 +1,77 @@
+"""Quantization-aware training: the graph with fake quantizers, and what the training loop must do for it."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torchao.quantization.pt2e import FakeQuantizeBase, disable_observer, enable_observer
+from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+from raq.experiment import Qat
+from raq.model.training import Hooks
+from raq.quantize.capture import export_program
+from raq.quantize.quantizers import QUANTIZERS
+
+BATCH_NORM_TRAINING = 5  # the position of `training` in aten.batch_norm's arguments
+DROPOUT_TRAINING = 2
+
+
+def prepare_qat(network: nn.Module, example: Tensor, backend: str, *, reduce_range: bool) -> fx.GraphModule:
+    """The network's graph with fake quantizers where `backend` quantizes, in training mode."""
+    graph = export_program(network.train(), example).module()
+    prepared: fx.GraphModule = prepare_qat_pt2e(graph, QUANTIZERS[backend](qat=True, reduce_range=reduce_range))
+    return prepared
+
+
+def qat_hooks(prepared: fx.GraphModule, settings: Qat) -> Hooks:
+    """What the loop calls: mode switches, observer and batch-norm freeze, equal ranges on every rank.
+
+    Unset freeze points: observers after two thirds of the epochs, batch normalisation after half of them.
+    """
+    observers_until = settings.epochs * 2 / 3 if settings.freeze_observers_after is None else settings.freeze_observers_after
+    norms_until = settings.epochs / 2 if settings.freeze_bn_after is None else settings.freeze_bn_after
+    standing = {"observing": True, "norms": True}
+
+    def set_mode(training: bool) -> None:
+        set_graph_mode(prepared, training=training, norms=training and standing["norms"])
+        prepared.apply(enable_observer if training and standing["observing"] else disable_observer)
+
+    def before_step(epochs_done: float) -> None:
+        now = {"observing": epochs_done < observers_until, "norms": epochs_done < norms_until}
+        if now != standing:
+            standing.update(now)
+            set_mode(True)
+
+    return Hooks(set_mode, before_step, lambda: synchronise_ranges(prepared))
+
+
+def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> None:
+    """Switch dropout (`training`) and batch normalisation (`norms`: batch statistics, updating the running ones).
+
+    Exported modules refuse `.train()`; the mode is an argument of these nodes.
+    """
+    changed = False
+    for node in graph.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet is torch.ops.aten.batch_norm:
+            changed |= node.args[BATCH_NORM_TRAINING] != norms
+            node.update_arg(BATCH_NORM_TRAINING, norms)
+        elif packet in (torch.ops.aten.dropout, torch.ops.aten.dropout_):
+            changed |= node.args[DROPOUT_TRAINING] != training
+            node.update_arg(DROPOUT_TRAINING, training)
+    if changed:
+        graph.recompile()
+
+
+def synchronise_ranges(prepared: fx.GraphModule) -> None:
+    """Make every fake quantizer's range the smallest that covers all ranks' ranges, and its scale follow.
+
+    Each rank has seen its own images only; converting rank 0's ranges would ignore what the others saw.
+    """
+    for module in prepared.modules():
+        if isinstance(module, FakeQuantizeBase):
+            observer = module.activation_post_process
+            dist.all_reduce(observer.min_val, op=dist.ReduceOp.MIN)
+            dist.all_reduce(observer.max_val, op=dist.ReduceOp.MAX)
+            scale, zero_point = observer.calculate_qparams()
+            module.scale.copy_(scale)
+            module.zero_point.copy_(zero_point)
