@@ -1,0 +1,135 @@
+"""The verbs. Each reads its options, calls one function and prints; errors become two lines and an exit code.
+
+Imports stay inside the verbs: `raq --help` starts at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raq.errors import RaqError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="raq", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Decide which quantized version of a model to ship, and prove it.",
+)  # fmt: skip
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")]
+ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records and artifacts are.")]
+DEFAULT_RESULTS = Path("results")
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Decide which quantized version of a model to ship, and prove it."""
+
+
+@app.command()
+def run(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    results: ResultsFolder = DEFAULT_RESULTS,
+    address: Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
+) -> None:
+    """Do what is stale of an experiment; end with the table and the verdict."""
+    from raq.report.console import RunDisplay, print_summary
+    from raq.report.summary import summarise
+    from raq.run import run as run_experiment
+
+    outcome = run_experiment(experiment, overrides or [], results, RunDisplay(), address, fresh)
+    console = _console()
+    if not outcome.ran:
+        console.print("Nothing to do: every stage is there already.", highlight=False)
+    print_summary(console, summarise(outcome.folder))
+
+
+@app.command()
+def plan(experiment: ExperimentFile, overrides: Overrides = None, results: ResultsFolder = DEFAULT_RESULTS) -> None:
+    """The stages of an experiment, each fresh or stale and why."""
+    from raq.plan import stale_stages
+    from raq.records import Store
+    from raq.report.console import print_plan
+    from raq.run import prepare
+
+    prepared = prepare(experiment, overrides or [])
+    print_plan(_console(), prepared.plan, stale_stages(prepared.plan, Store(results.resolve())))
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or id, or 'latest'.")] = "latest",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    results: ResultsFolder = DEFAULT_RESULTS,
+) -> None:
+    """The table of a run, from its records."""
+    import json
+
+    from raq.records import Store
+    from raq.report.console import print_summary
+    from raq.report.summary import summarise
+
+    summary = summarise(Store(results.resolve()).find_run(run))
+    if as_json:
+        sys.stdout.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    else:
+        print_summary(_console(), summary)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def main() -> None:
+    """The `raq` command: runs a verb and exits with its code."""
+    from raq.run import stop_on_sigterm
+
+    debug = "--debug" in sys.argv
+    if debug:  # anywhere on the line
+        sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]
+    try:
+        stop_on_sigterm()
+        app(standalone_mode=False)
+        code = 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = _say("interrupted", "finished stages are kept; the same command goes on from there", 130)
+    except RaqError as error:
+        code = _say(error.message, error.hint, error.exit_code, error if debug else None)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        code = _say(f"{place}{error.strerror or error}", "free some space or correct permissions there", 1, error if debug else None)
+    except typer.Exit as error:
+        code = error.exit_code
+    except Exception as error:
+        from click import ClickException
+
+        if isinstance(error, ClickException):
+            code = _say(error.format_message(), "see 'raq --help'", 2)
+        elif debug:
+            raise
+        else:
+            code = _say(f"a fault in raq: {type(error).__name__}: {error}", "run it with --debug and report what it shows", 1)
+    sys.exit(code)
+
+
+def _say(message: str, hint: str, code: int, error: BaseException | None = None) -> int:
+    """Two lines on standard error; with an error, its traceback before them."""
+    if error is not None:
+        import traceback
+
+        traceback.print_exception(error)
+    sys.stderr.write(f"raq: {' '.join(message.split())}\n" + (f"     {' '.join(hint.split())}\n" if hint else ""))
+    sys.stderr.flush()
+    return code

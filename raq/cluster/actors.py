@@ -1,0 +1,115 @@
+"""Stages in Ray actors with resources of their own, and the board on which they post how far they are."""
+
+import asyncio
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raq.cluster.session import BENCH_RESOURCE, output_to
+from raq.environment import environment
+from raq.errors import RaqError, UserError
+from raq.plan import Pool
+from raq.records import now
+from raq.stages import Call, Progress, run_stage
+
+Event = dict[str, Any]
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where actors post events and from where the driver takes them, waiting instead of polling."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.arrived = asyncio.Event()
+
+    async def post(self, event: Event) -> None:
+        """Leave an event."""
+        self.events.append(event)
+        self.arrived.set()
+
+    async def take(self, timeout_s: float) -> list[Event]:
+        """All events since the last time, as soon as there is one; none after `timeout_s`."""
+        try:
+            await asyncio.wait_for(self.arrived.wait(), timeout_s)
+        except TimeoutError:
+            return []
+        events, self.events = self.events, []
+        self.arrived.clear()
+        return events
+
+
+@ray.remote(max_restarts=0)
+class StageActor:
+    """A process that does stages one after the other; torch stays imported between them."""
+
+    def __init__(self, board: Any, gpus: int) -> None:
+        self.board = board
+        if gpus == 0:  # num_gpus=0 no longer hides the GPUs of the node
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    def run(self, call: Call, log: str) -> dict[str, Any]:
+        """Do a stage: its results with the environment they came from, or what went wrong, as plain values."""
+        with output_to(Path(log)):
+            self.board.post.remote({"stage": call.name, "started": True})
+            started, started_at = time.perf_counter(), now()
+            try:
+                results = _do(call, self.board)
+            except OSError as error:
+                traceback.print_exc()
+                place = f"{error.filename}: " if error.filename else ""
+                return {"error": f"{place}{error.strerror or error}", "hint": "free some space, or see the log", "user": False}
+            except RaqError as error:
+                traceback.print_exc()
+                return {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
+            except Exception as error:
+                traceback.print_exc()
+                first = next(iter(str(error).strip().splitlines()), "")
+                return {"error": f"{type(error).__name__}: {first}", "hint": "", "user": False}
+            return {"results": results, "environment": environment(), "started_at": started_at, "cpus": call.cpus,
+                    "duration_s": round(time.perf_counter() - started, 3)}  # fmt: skip
+
+
+def _do(call: Call, board: Any) -> dict[str, Any]:
+    if call.workers > 1:
+        from raq.cluster.training import distributed_stage
+
+        return distributed_stage(call, board)
+    return run_stage(call, progress_to(board, call.name))
+
+
+def progress_to(board: Any, stage: str) -> Progress:
+    """A progress function that posts to the board and does not wait."""
+    return lambda metrics: board.post.remote({"stage": stage, "progress": metrics})
+
+
+def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, workers: int) -> Any:
+    """An actor with the resources of a kind of stage; for bench, those of a whole node, marked as taken.
+
+    With several workers the actor only waits for Ray Train, whose workers have the resources.
+    """
+    own_cpus, own_gpus = (0, 0) if workers > 1 else (cpus, gpus)
+    resources = {BENCH_RESOURCE: 1} if pool == "bench" else {}
+    options = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
+    return StageActor.options(**options).remote(board, gpus)
+
+
+def machine_of_bench_node(timeout_s: float = 120.0) -> dict[str, Any]:
+    """What the machine is on which latencies will be measured: a node with the resource 'bench', else any.
+
+    Raises UserError if no node answers in time.
+    """
+    from raq.environment import machine
+
+    has_bench = BENCH_RESOURCE in ray.cluster_resources()
+    describe = ray.remote(num_cpus=0, resources={BENCH_RESOURCE: 0.001} if has_bench else {})(machine)
+    try:
+        described: dict[str, Any] = ray.get(describe.remote(), timeout=timeout_s)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"the cluster did not answer within {timeout_s:.0f} s ({type(error).__name__})",
+                        "see 'ray status'; raq must be installed on its nodes") from error  # fmt: skip
+    return described

@@ -1,0 +1,220 @@
+"""Runs the stale stages of a plan on the cluster, several at a time where they fit, and publishes their records."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raq.cluster.session import Node
+from raq.errors import StageError, UserError
+from raq.experiment import Experiment
+from raq.plan import Stage
+from raq.records import Record, Store
+from raq.stages import Call
+
+START_TIMEOUT_S = 180.0
+TAKE_TIMEOUT_S = 5.0
+MAX_ATTEMPTS = 3
+Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a stage takes while it runs: of each worker, and together."""
+
+    cpus: int
+    gpus: int
+    workers: int
+
+    @property
+    def all_cpus(self) -> int:
+        """CPUs of all workers."""
+        return self.cpus * self.workers
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of all workers."""
+        return self.gpus * self.workers
+
+
+def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
+    """What a stage takes of these nodes; unset CPUs are all of a node's (for training, shared among its workers).
+
+    Raises UserError if no node, or not all together, can give it: waiting would never end.
+    """
+    wants_gpu = stage.resources.gpus or int(stage.settings.get("device") == "cuda")
+    able = [node for node in nodes if node.gpus >= wants_gpu and (node.bench or stage.pool != "bench")]
+    largest = max((node.cpus for node in able), default=0)
+    if not able or largest == 0:
+        what = f"{wants_gpu} GPU" if wants_gpu else "the resource 'bench'" if stage.pool == "bench" else "a CPU"
+        raise UserError(f"{stage.name} needs a node with {what}, and the cluster has none",
+                        "change resources or bench.devices, or use a cluster that has it")  # fmt: skip
+    total = sum(node.cpus for node in able)
+    cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
+    if cpus > largest:
+        raise UserError(f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",
+                        f"lower it to at most {largest}, or leave it out")  # fmt: skip
+    places = sum(min(node.cpus // cpus, node.gpus // wants_gpu if wants_gpu else stage.workers) for node in able)
+    if places < stage.workers:
+        raise UserError(f"{stage.name} asks for {stage.workers} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
+                        f"cluster has room for {places}", "lower workers, or resources of each")  # fmt: skip
+    return Demand(cpus, wants_gpu, stage.workers)
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    actor: Any
+    attempt: int
+    submitted: float
+    started: bool = False
+
+
+@dataclass
+class Driver:
+    """One run's stages on a cluster that is already there."""
+
+    experiment: Experiment
+    plan: list[Stage]
+    store: Store
+    run_folder: Path
+    nodes: list[Node]
+    listener: Listener
+    working_directory: str
+    running: dict[Any, _Running] = field(default_factory=dict)
+    idle: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
+
+    def run(self, stale: Mapping[str, str]) -> None:
+        """Do the stale stages; raises the first failure, with nothing left running."""
+        import ray
+
+        from raq.cluster.actors import Board
+
+        demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
+        waiting = {stage.name: stage for stage in self.plan if stage.name in stale}
+        board = Board.remote()
+        events = board.take.remote(TAKE_TIMEOUT_S)
+        try:
+            while waiting or self.running:
+                for stage in self._startable(waiting, demands):
+                    self._start(waiting.pop(stage.name), demands[stage.name], board, attempt=1)
+                finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
+                if events in finished:
+                    self._show(ray.get(events, timeout=TAKE_TIMEOUT_S))
+                    events = board.take.remote(TAKE_TIMEOUT_S)
+                for reference in finished:
+                    if reference in self.running:
+                        self._finish(reference, demands, board)
+                self._refuse_to_wait_for_ever()
+        finally:
+            for entry in self.running.values():
+                ray.kill(entry.actor)
+            for actor, _ in self.idle:
+                ray.kill(actor)
+            ray.kill(board)
+
+    def _startable(self, waiting: Mapping[str, Stage], demands: Mapping[str, Demand]) -> list[Stage]:
+        """The stages whose inputs are there and whose demand fits beside what runs; a measurement runs alone."""
+        free_cpus = sum(node.cpus for node in self.nodes)
+        free_gpus = sum(node.gpus for node in self.nodes)
+        for entry in self.running.values():
+            free_cpus -= demands[entry.stage.name].all_cpus
+            free_gpus -= demands[entry.stage.name].all_gpus
+        unfinished = {*waiting, *(entry.stage.name for entry in self.running.values())}
+        chosen: list[Stage] = []
+        if any(entry.stage.kind == "bench" for entry in self.running.values()):
+            return chosen
+        for stage in waiting.values():
+            demand = demands[stage.name]
+            ready = not unfinished & set(stage.inputs.values())
+            alone = stage.kind != "bench" or not (self.running or chosen)
+            if ready and alone and demand.all_cpus <= free_cpus and demand.all_gpus <= free_gpus:
+                chosen.append(stage)
+                free_cpus -= demand.all_cpus
+                free_gpus -= demand.all_gpus
+                if stage.kind == "bench":
+                    break
+        return chosen
+
+    def _start(self, stage: Stage, demand: Demand, board: Any, attempt: int) -> None:
+        import ray
+
+        from raq.cluster.actors import start_actor
+
+        key = (stage.pool, demand)
+        actor = next((a for a, k in self.idle if k == key), None)
+        if actor is None:
+            for other, _ in self.idle:  # what they hold may be what the new one needs
+                ray.kill(other)
+            self.idle.clear()
+            actor = start_actor(board, stage.pool, demand.cpus, demand.gpus, demand.workers)
+        else:
+            self.idle.remove((actor, key))
+        log = self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
+        reference = actor.run.remote(self._call(stage, demand), str(log))
+        self.running[reference] = _Running(stage, actor, attempt, time.monotonic())
+        self.listener(stage.name, {"state": "starting"})
+
+    def _call(self, stage: Stage, demand: Demand) -> Call:
+        by_name = {s.name: s for s in self.plan}
+        inputs = {
+            role: str(self.store.stage_folder(by_name[name].kind, by_name[name].fingerprint)) for role, name in stage.inputs.items()
+        }
+        return Call(
+            stage.name, stage.kind, stage.settings, inputs, str(self.store.work_folder(stage.kind, stage.fingerprint)),
+            self.experiment.data.root, self.experiment.model.weights, self.working_directory,
+            demand.cpus, demand.gpus, demand.workers,
+        )  # fmt: skip
+
+    def _finish(self, reference: Any, demands: Mapping[str, Demand], board: Any) -> None:
+        """Publish what a stage left, or try again if its process died, or raise what went wrong."""
+        import ray
+
+        entry = self.running.pop(reference)
+        stage = entry.stage
+        log = self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
+        try:
+            answer = ray.get(reference, timeout=60)
+        except ray.exceptions.RayError as error:
+            ray.kill(entry.actor)
+            if entry.attempt >= MAX_ATTEMPTS:
+                raise StageError(f"{stage.name}: its process died {MAX_ATTEMPTS} times ({type(error).__name__})", f"see {log}") from error
+            self.listener(stage.name, {"state": "retry", "text": f"its process died, attempt {entry.attempt + 1}"})
+            self._start(stage, demands[stage.name], board, entry.attempt + 1)
+            return
+        if "error" in answer:
+            kind = UserError if answer["user"] else StageError
+            hint = answer["hint"] or "see the log"
+            raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {log}")
+        self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
+        record = _record(stage, {s.name: s for s in self.plan}, answer, entry.attempt)
+        self.store.publish(stage.kind, stage.fingerprint, record)
+        self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
+
+    def _show(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            for entry in self.running.values():
+                if entry.stage.name == event["stage"]:
+                    entry.started = entry.started or "started" in event
+            if "progress" in event:
+                self.listener(event["stage"], {"state": "running", **event["progress"]})
+            else:
+                self.listener(event["stage"], {"state": "running"})
+
+    def _refuse_to_wait_for_ever(self) -> None:
+        for entry in self.running.values():
+            if not entry.started and time.monotonic() - entry.submitted > START_TIMEOUT_S:
+                raise StageError(f"{entry.stage.name}: no node started it within {START_TIMEOUT_S:.0f} s",
+                                 "the cluster is busy, or its nodes are not well; see 'ray status'")  # fmt: skip
+
+
+def _record(stage: Stage, by_name: Mapping[str, Stage], answer: Record, attempts: int) -> Record:
+    return {
+        "stage": stage.name, "kind": stage.kind, "fingerprint": stage.fingerprint, "settings": stage.settings,
+        "inputs": {role: by_name[name].fingerprint for role, name in stage.inputs.items()},
+        "results": answer["results"], "environment": answer["environment"], "cpus": answer["cpus"],
+        "workers": stage.workers, "started_at": answer["started_at"], "duration_s": answer["duration_s"],
+        "attempts": attempts,
+    }  # fmt: skip
+

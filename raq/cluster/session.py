@@ -1,0 +1,141 @@
+"""A Ray cluster to work on: started on this machine, or joined; and Ray's chatter kept in a file.
+
+Ray's settings by environment variable are made here and nowhere else, before ray is imported.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from raq.bench.machine import available_cpus
+from raq.environment import gpus
+from raq.errors import RaqError, UserError
+
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+CONNECT_TIMEOUT_S = 60
+BENCH_RESOURCE = "bench"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node of the cluster has to give."""
+
+    cpus: int
+    gpus: int
+    bench: bool
+
+
+def local_node() -> Node:
+    """What a cluster that raq starts on this machine will have."""
+    return Node(len(available_cpus()), len(gpus()), True)
+
+
+@contextmanager
+def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
+    """Start Ray here (address None) or join the cluster at `address`; yields its nodes.
+
+    A cluster started here ends here, and its temporary folder with it; after an error its logs are kept in `logs`.
+    Raises UserError if there is no cluster at `address`.
+    """
+    os.environ.update({name: value for name, value in RAY_SETTINGS.items() if name not in os.environ})
+    import ray
+
+    scratch = None if address else Path(tempfile.mkdtemp(prefix="raq-ray-"))
+    try:
+        _start(ray, address, scratch)
+        yield _nodes(ray)
+    except BaseException:
+        if scratch is not None:
+            _keep_logs(scratch, logs / "ray")
+        raise
+    finally:
+        with uninterrupted():
+            ray.shutdown()
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)  # processes that are just ending may still write there
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put away what must be put away, whatever further Ctrl-C arrives."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address is not None:
+            ray.init(address=address, **quiet)
+            return
+        node = local_node()
+        ray.init(address="local", num_cpus=node.cpus, num_gpus=node.gpus, resources={BENCH_RESOURCE: 1},
+                 include_dashboard=False, _temp_dir=str(scratch), **quiet)  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if address is not None:
+            raise UserError(f"--address {address}: no Ray cluster answers: {first}",
+                            "start one with 'ray start --head', or leave --address out to run on this machine") from error  # fmt: skip
+        raise RaqError(f"Ray does not start on this machine: {first}", "see the log") from error
+
+
+def _nodes(ray: Any) -> list[Node]:
+    return [
+        Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)), BENCH_RESOURCE in node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _keep_logs(scratch: Path, logs: Path) -> None:
+    """Copy what Ray's processes wrote, where it says anything."""
+    for session in scratch.glob("session_2*"):
+        for file in (session / "logs").glob("*"):
+            if file.is_file() and 0 < file.stat().st_size < 5_000_000:
+                logs.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, logs / file.name)
+
+
+@contextmanager
+def output_to(log: Path) -> Iterator[TextIO]:
+    """Send all that this process and its children write to standard output and error to `log`; yields the real output.
+
+    Ray's C++ parts write to the file descriptors, past Python's streams.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with log.open("a") as file, os.fdopen(os.dup(1), "w") as real:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield real
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)

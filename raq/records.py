@@ -1,0 +1,137 @@
+"""The results store: a folder a stage, named by its fingerprint, and a folder a run. Neither torch nor ray.
+
+    results/stages/<kind>-<fingerprint>/record.json and the stage's files
+    results/runs/<run id>/run.json, logs/
+    results/work/<kind>-<fingerprint>/      what unfinished stages have so far (training checkpoints)
+
+A stage's folder appears by one rename, whole or not at all; a JSON file is written beside its place, synced, renamed.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from raq.errors import RaqError, UserError
+
+Record = dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Record:
+    """Read a JSON record; UserError if it is missing or damaged."""
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable record: {error}", "delete its folder and run again") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a record", "delete its folder and run again")
+    return loaded
+
+
+@dataclass(frozen=True)
+class Store:
+    """A results folder."""
+
+    root: Path
+
+    def stage_folder(self, kind: str, fingerprint: str) -> Path:
+        """Where a finished stage is."""
+        return self.root / "stages" / f"{kind}-{fingerprint[:16]}"
+
+    def work_folder(self, kind: str, fingerprint: str) -> Path:
+        """Where an unfinished stage works; the same one again after an interruption."""
+        return self.root / "work" / f"{kind}-{fingerprint[:16]}"
+
+    def find(self, kind: str, fingerprint: str) -> Record | None:
+        """The record of a finished stage, or None."""
+        path = self.stage_folder(kind, fingerprint) / "record.json"
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        return record if record.get("fingerprint") == fingerprint else None
+
+    def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
+        """Make a stage's work, with its record, the finished stage."""
+        work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
+        write_json(work / "record.json", record)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():  # --fresh, or a damaged record
+            old = final.with_name(f".old-{final.name}-{os.getpid()}")
+            final.rename(old)
+            shutil.rmtree(old)
+        work.rename(final)
+        return final
+
+    def run_folders(self) -> list[Path]:
+        """The runs, oldest first (their names begin with the time)."""
+        folder = self.root / "runs"
+        return sorted(f for f in folder.iterdir() if (f / "run.json").is_file()) if folder.is_dir() else []
+
+    def new_run(self, name: str) -> Path:
+        """A new run's folder."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        for attempt in range(100):
+            folder = self.root / "runs" / (f"{stamp}-{name}" + (f"-{attempt}" if attempt else ""))
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                continue
+        raise RaqError(f"{self.root / 'runs'}: no name is left for a run of this second", "try again")
+
+    def find_run(self, which: str) -> Path:
+        """A run's folder from a path, a run's id or "latest"; UserError if there is none."""
+        runs = self.run_folders()
+        if which == "latest":
+            if not runs:
+                raise UserError(f"{self.root}: there is no run here", "make one with 'raq run', or give --results")
+            return runs[-1]
+        by_id = self.root / "runs" / which
+        for folder in (by_id, Path(which)):
+            if (folder / "run.json").is_file():
+                return folder.resolve()
+        known = ", ".join(f.name for f in runs[-3:]) or "none"
+        raise UserError(f"there is no run {which!r} in {self.root}", f"the last ones: {known}; or 'latest', or a folder")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for one writer; UserError if it cannot be written or another run holds it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("a")
+        except OSError as error:
+            raise UserError(f"{self.root}: results cannot be written there: {error.strerror}",
+                            "give another folder with --results") from None  # fmt: skip
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.root}: another raq run is writing here",
+                                "wait for it, or give another folder with --results") from None  # fmt: skip
+            yield
+
+
+def now() -> str:
+    """The time, in UTC, ISO 8601."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

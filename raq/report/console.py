@@ -1,0 +1,211 @@
+"""The terminal: a line a stage while a run goes, the table and the verdict at its end.
+
+A live display on a terminal, plain lines elsewhere. Neither torch nor ray.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raq.plan import Stage
+from raq.report.summary import Summary
+
+Event = Mapping[str, Any]
+MARKS = {"waiting": "·", "starting": "…", "running": "▸", "retry": "↻", "done": "✓", "fresh": "="}
+STYLES = {"waiting": "dim", "starting": "cyan", "running": "bold cyan", "retry": "yellow", "done": "green", "fresh": "dim"}
+
+
+class RunDisplay:
+    """Shows a run while it goes; `run` tells it what happens."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, _Line] = {}
+        self.console = Console()
+        self.live: Live | None = None
+
+    def begin(self, plan: Sequence[Stage], stale: Mapping[str, str], output: TextIO) -> None:
+        """Show the plan."""
+        self.console = Console(file=output)
+        self.lines = {stage.name: _Line(stage.name, "waiting" if stage.name in stale else "fresh") for stage in plan}
+        if self.console.is_terminal:
+            self.live = Live(self._table(), console=self.console, refresh_per_second=4, get_renderable=self._table)
+            self.live.start()
+        else:
+            self._print(f"plan: {len(stale)} of {len(plan)} stages to do: {', '.join(stale)}")
+
+    def stage(self, name: str, event: Event) -> None:
+        """Take in what happened to a stage."""
+        line = self.lines[name]
+        if line.take(event) and self.live is None:
+            self._print(f"{line.name}: {line.state}{': ' if line.text else ''}{line.text}")
+
+    def end(self) -> None:
+        """Leave the last state on the screen."""
+        if self.live is not None:
+            self.live.update(self._table(), refresh=True)
+            self.live.stop()
+            self.live = None
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right")
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        for line in self.lines.values():
+            style = STYLES[line.state]
+            mark = MARKS[line.state] if self.console.encoding.startswith("utf") else line.state[:1]
+            table.add_row(Text(mark, style), Text(line.name, style), Text(line.clock(), "dim"), Text(line.text, "" if line.active else "dim"))
+        return table
+
+
+class _Line:
+    """One stage on the screen."""
+
+    def __init__(self, name: str, state: str) -> None:
+        self.name = name
+        self.state = state
+        self.text = ""
+        self.began: float | None = None
+        self.took_s: float | None = None
+        self.printed = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether the stage is being done."""
+        return self.state in ("starting", "running", "retry")
+
+    def take(self, event: Event) -> bool:
+        """Take in an event; whether it is worth a line off a terminal."""
+        changed = event.get("state", self.state) != self.state
+        self.state = event.get("state", self.state)
+        if self.began is None and self.state in ("starting", "running"):
+            self.began = time.monotonic()
+        if self.state == "done":
+            self.took_s = event["duration_s"]
+            self.text = result_in_words(event["results"])
+        elif "epoch_done" in event:
+            self.text = epoch_in_words(event["epoch_done"])
+            return True
+        elif "share" in event or "text" in event:
+            self.text = self._standing(event)
+        due = time.monotonic() - self.printed > 15
+        if changed or due:
+            self.printed = time.monotonic()
+        return changed or due
+
+    def _standing(self, event: Event) -> str:
+        parts = [event["text"]] if "text" in event else []
+        if "epoch" in event:
+            parts += [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}", f"{event['images_per_s']:.0f} images/s"]
+        share = event.get("share", 0)
+        if share > 0 and self.began is not None:
+            left = (time.monotonic() - self.began) * (1 - share) / share
+            parts += [f"{100 * share:.0f}%", f"{seconds(left)} left"]
+        return ", ".join(parts)
+
+    def clock(self) -> str:
+        """The time that the stage took, or has taken so far."""
+        if self.took_s is not None:
+            return seconds(self.took_s)
+        return seconds(time.monotonic() - self.began) if self.active and self.began is not None else ""
+
+
+def seconds(duration_s: float) -> str:
+    """A duration as people say it."""
+    if duration_s < 100:
+        return f"{duration_s:.0f} s"
+    return f"{duration_s / 60:.0f} min" if duration_s < 7200 else f"{duration_s / 3600:.1f} h"
+
+
+def epoch_in_words(row: Event) -> str:
+    """A row of a training's history."""
+    validation = "" if row["validation_top1"] is None else f", validation {100 * row['validation_top1']:.1f}%"
+    return f"epoch {row['epoch'] + 1}: loss {row['loss']:.3f}{validation}, {row['images_per_s']:.0f} images/s at {row['side']} pixels"
+
+
+def result_in_words(results: Mapping[str, Any]) -> str:
+    """What a finished stage found, in a few words."""
+    if results.get("history"):
+        last = results["history"][-1]
+        return f"{len(results['history'])} epochs, loss {last['loss']:.3f}, {last['images_per_s']:.0f} images/s"
+    if "top1" in results:
+        return f"top-1 {100 * results['top1']:.2f}% of {results['test_images']}"
+    if "size_bytes" in results:
+        int8 = f", {100 * results['int8_mac_share']:.1f}% of MACs in int8" if results["int8_mac_share"] else ""
+        return f"{results['size_bytes'] / 1e6:.2f} MB{int8}"
+    if "weight_bytes" in results:
+        return f"{results['weight_bytes'] / 1e6:.2f} MB of weights"
+    return f"{len(results.get('rows', []))} latencies"
+
+
+def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str]) -> None:
+    """The stages, each fresh or stale and why."""
+    for stage in plan:
+        state = f"stale  {stale[stage.name]}" if stage.name in stale else "fresh"
+        console.print(f"{stage.name:<22} {stage.fingerprint[:12]}  {state}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """The table of a run, where its artifacts are, and the verdict."""
+    keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
+    table = Table(title=f"{summary['experiment']}  ({summary['run']})", title_justify="left", pad_edge=False)
+    for name, justify in (("candidate", "left"), ("MB", "right"), ("top-1 %", "right"), ("drop", "right"), ("int8", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for device, size in keys:
+        table.add_column(f"{device}, batch {size}\nms and speedup", justify="right", no_wrap=True)
+    for candidate in summary["candidates"]:
+        runtimes = list(dict.fromkeys(row["runtime"] for row in candidate["latency"])) or [""]
+        for runtime in runtimes:
+            table.add_row(*_row(candidate, runtime, keys))
+    console.print(table)
+    console.print("MB: weights, then the file. drop: points of top-1, 95% interval. int8: share of the MACs. "
+                  "ms: mean ± standard deviation; speedup over fp32/eager, 95% interval.", style="dim")  # fmt: skip
+    notes = {a["note"] for c in summary["candidates"] for a in c["artifacts"] if a["note"]}
+    for note in sorted(notes):
+        console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
+    machine = summary["environment"]["machine"]
+    console.print(f"measured on {machine['cpu']}, {machine['cpus']} CPUs{''.join(', ' + gpu for gpu in machine['gpus'])}",
+                  markup=False, highlight=False, style="dim")  # fmt: skip
+    for candidate in summary["candidates"]:
+        for artifact in candidate["artifacts"]:
+            console.print(f"{candidate['name']} for {artifact['target']}: {artifact['path']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(summary["verdict"]["why"], markup=False, highlight=False, style="bold")
+
+
+def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> list[str]:
+    """One candidate in one runtime. Size, accuracy and drop are the artifact's, so eager has none of its own."""
+    eager = runtime == "eager"
+    artifact = candidate["artifacts"][0] if candidate["artifacts"] and not eager else None
+    cells = [f"{candidate['name']}\n{runtime}"]
+    cells.append(f"{artifact['weight_bytes'] / 1e6:.2f}\n{artifact['size_bytes'] / 1e6:.2f}" if artifact else "")
+    known = not eager and candidate["top1"] is not None
+    cells.append(f"{100 * candidate['top1']:.2f}\n{_interval(candidate['top1_interval'], 100, 1)}" if known else "")
+    drops = known and candidate["kind"] != "fp32" and candidate["drop_points"] is not None
+    cells.append(f"{candidate['drop_points']:.2f}\n{_interval(candidate['drop_interval'], 1, 2)}" if drops else "")
+    cells.append(f"{100 * artifact['int8_mac_share']:.0f}%" if artifact and candidate["kind"] != "fp32" else "")
+    for device, size in keys:
+        rows = [r for r in candidate["latency"] if (r["runtime"], r["device"], r["batch_size"]) == (runtime, device, size)]
+        cells.append(_latency(rows[0]) if rows else "")
+    return cells
+
+
+def _latency(row: Mapping[str, Any]) -> str:
+    digits = 1 if row["mean_ms"] >= 100 else 2
+    spread = "" if row["std_ms"] is None else f" ± {row['std_ms']:.{digits}f}"
+    speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
+    if row["speedup_interval"] and row["speedup_interval"][0] != row["speedup_interval"][1]:
+        speedup += f" {_interval(row['speedup_interval'], 1, 2)}"
+    return f"{row['mean_ms']:.{digits}f}{spread}\n{speedup}"
+
+
+def _interval(interval: Sequence[float], scale: float, digits: int) -> str:
+    return f"{scale * interval[0]:.{digits}f}..{scale * interval[1]:.{digits}f}"

@@ -1,0 +1,214 @@
+"""A run from start to end: what is asked, what is known, the plan, the cluster, the run's own record.
+
+Imports neither torch nor ray at its top; a run with nothing to do starts neither.
+"""
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from raq.environment import environment, machine
+from raq.errors import RaqError, Terminated, UserError
+from raq.experiment import Experiment, load_experiment
+from raq.plan import Facts, Stage, make_plan, stale_stages
+from raq.records import Record, Store, now, read_json, write_json
+
+FREE_BYTES = 300_000_000
+
+
+class Listener(Protocol):
+    """Who is told how a run goes."""
+
+    def begin(self, plan: Sequence[Stage], stale: Mapping[str, str], output: TextIO) -> None:
+        """The plan, the stages that will run with why, and the real standard output."""
+
+    def stage(self, name: str, event: Mapping[str, Any]) -> None:
+        """Something of a stage: its state, its progress, its results."""
+
+    def end(self) -> None:
+        """No more will come."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment with its data found and its stages planned."""
+
+    experiment: Experiment
+    data: dict[str, Any]
+    plan: list[Stage]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its folder, and the stages that it had to do."""
+
+    folder: Path
+    ran: list[str]
+
+
+def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | None = None) -> Prepared:
+    """Read the experiment, find its data, plan its stages; `where`: the machine of the stages, default this one.
+
+    Raises UserError for whatever is wrong with the experiment, its data or its weights.
+    """
+    from raq.model.data import load_dataset
+
+    experiment = load_experiment(path, overrides)
+    dataset = load_dataset(experiment.data, str(Path.cwd()))
+    described = dataset.describe()
+    if experiment.ptq is not None and experiment.ptq.calibration.size > described["train_images"]:
+        raise UserError(
+            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and the training split has {described['train_images']} images",
+            f"lower it to at most {described['train_images']}",
+        )
+    facts = Facts(described, dict(where or machine()), _weights_digest(experiment), _source_digests(experiment))
+    return Prepared(experiment, described, make_plan(experiment, facts))
+
+
+def run(
+    path: Path, overrides: Sequence[str], results: Path, listener: Listener, address: str | None = None, fresh: bool = False
+) -> Outcome:
+    """Do what is stale of the experiment and leave a run's record; without stale stages, find the run that did it.
+
+    Raises RaqError for what went wrong; the run's record then says so, and finished stages are kept.
+    """
+    store = Store(results.resolve())
+    if address is not None:
+        return _run_on_cluster(path, overrides, store, listener, address, fresh)
+    prepared = prepare(path, overrides)
+    with store.locked():
+        stale = stale_stages(prepared.plan, store, fresh)
+        if not stale:
+            return Outcome(_same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
+        _refuse_what_cannot_be(prepared, stale, store)
+        folder = store.new_run(prepared.experiment.name)
+        from raq.cluster.session import cluster, output_to
+
+        with _recorded(folder, prepared, stale), output_to(folder / "logs" / "driver.log") as output:
+            listener.begin(prepared.plan, stale, output)
+            try:
+                with cluster(None, folder / "logs") as nodes:
+                    _drive(prepared, store, folder, nodes, listener, stale)
+            finally:
+                listener.end()
+    return Outcome(folder, list(stale))
+
+
+def _run_on_cluster(path: Path, overrides: Sequence[str], store: Store, listener: Listener, address: str, fresh: bool) -> Outcome:
+    """The same on a cluster that is there: what its machines are is asked first, as the plan depends on it."""
+    from raq.cluster.session import cluster, output_to
+
+    load_experiment(path, overrides)  # what is wrong with it is said before anything is connected
+    with store.locked():
+        (store.root / "runs").mkdir(exist_ok=True)
+        with output_to(store.root / "runs" / "connect.log") as output, cluster(address, store.root / "runs") as nodes:
+            from raq.cluster.actors import machine_of_bench_node
+
+            prepared = prepare(path, overrides, machine_of_bench_node())
+            stale = stale_stages(prepared.plan, store, fresh)
+            if not stale:
+                return Outcome(_same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
+            folder = store.new_run(prepared.experiment.name)
+            with _recorded(folder, prepared, stale):
+                listener.begin(prepared.plan, stale, output)
+                try:
+                    _drive(prepared, store, folder, nodes, listener, stale)
+                finally:
+                    listener.end()
+    return Outcome(folder, list(stale))
+
+
+def _drive(prepared: Prepared, store: Store, folder: Path, nodes: list[Any], listener: Listener, stale: Mapping[str, str]) -> None:
+    from raq.cluster.driver import Driver
+
+    stop_on_sigterm()  # again: ray.init installs a handler of its own
+    Driver(prepared.experiment, prepared.plan, store, folder, nodes, listener.stage, str(Path.cwd())).run(stale)
+
+
+def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: Store) -> None:
+    """What this machine cannot do, said before Ray starts."""
+    from raq.cluster.driver import demand_of
+    from raq.cluster.session import local_node
+
+    for stage in prepared.plan:
+        if stage.name in stale:
+            demand_of(stage, [local_node()])
+    free = shutil.disk_usage(store.root).free
+    if free < FREE_BYTES:
+        raise RaqError(f"{store.root}: {free / 1e6:.0f} MB of disk are free, a run wants {FREE_BYTES / 1e6:.0f}",
+                       "free some space, or give another folder with --results")  # fmt: skip
+
+
+@contextmanager
+def _recorded(folder: Path, prepared: Prepared, stale: Mapping[str, str]) -> Iterator[None]:
+    """Write the run's record at the start, and at the end with how it ended."""
+    (folder / "logs").mkdir(exist_ok=True)
+    _write_run(folder, prepared, stale, error="unfinished")
+    try:
+        yield
+    except BaseException as error:
+        _write_run(folder, prepared, stale, error=str(error) or type(error).__name__)
+        raise
+    _write_run(folder, prepared, stale)
+
+
+def _write_run(folder: Path, prepared: Prepared, stale: Mapping[str, str], error: str | None = None) -> Path:
+    """Write run.json; a run is complete if it ended without an error."""
+    earlier = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    stages = {
+        stage.name: {"kind": stage.kind, "fingerprint": stage.fingerprint, "why": stale.get(stage.name)} for stage in prepared.plan
+    }
+    write_json(folder / "run.json", {
+        "id": folder.name, "experiment": prepared.experiment.name, "settings": prepared.experiment.model_dump(mode="json"),
+        "data": prepared.data, "stages": stages, "environment": environment(), "complete": error is None, "error": error,
+        "started_at": earlier.get("started_at") or now(), "finished_at": now(),
+    })  # fmt: skip
+    return folder
+
+
+def _same_run(store: Store, prepared: Prepared) -> Path | None:
+    """The newest complete run of the same experiment with the same fingerprints."""
+    wanted: Record = {stage.name: stage.fingerprint for stage in prepared.plan}
+    settings = prepared.experiment.model_dump(mode="json")
+    for folder in reversed(store.run_folders()):
+        record = read_json(folder / "run.json")
+        found = {name: stage["fingerprint"] for name, stage in record["stages"].items()}
+        if record["complete"] and found == wanted and record["settings"] == settings:
+            return folder
+    return None
+
+
+def _weights_digest(experiment: Experiment) -> str | None:
+    from raq.stages import file_digest
+
+    if experiment.model.weights is None:
+        return None
+    path = Path(experiment.model.weights)
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict") from None
+
+
+def _source_digests(experiment: Experiment) -> dict[str, str | None]:
+    """Digests of the files with the user's own functions: a change there makes stages stale."""
+    from raq.model.data import source_digest
+
+    own = [name for name in (experiment.model.name, experiment.data.name) if ":" in name and not name.startswith("torchvision:")]
+    return {name: source_digest(name, str(Path.cwd())) for name in own}
+
+
+def stop_on_sigterm() -> None:
+    """Make SIGTERM end the program as Ctrl-C does, with everything put away."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread() and os.name == "posix":
+        signal.signal(signal.SIGTERM, stop)
