@@ -16,12 +16,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(
-    name="raq", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="raq",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Decide which quantized version of a model to ship, and prove it.",
-)  # fmt: skip
+)
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")
+]
 ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records and artifacts are.")]
 DEFAULT_RESULTS = Path("results")
 
@@ -36,7 +42,9 @@ def run(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     results: ResultsFolder = DEFAULT_RESULTS,
-    address: Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
 ) -> None:
     """Do what is stale of an experiment; end with the table and the verdict."""
@@ -109,7 +117,12 @@ def main() -> None:
         code = 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        code = _say(f"{place}{error.strerror or error}", "free some space or correct permissions there", 1, error if debug else None)
+        code = _say(
+            f"{place}{error.strerror or error}",
+            "free some space or correct permissions there",
+            1,
+            error if debug else None,
+        )
     except typer.Exit as error:
         code = error.exit_code
     except Exception as error:
@@ -120,7 +133,9 @@ def main() -> None:
         elif debug:
             raise
         else:
-            code = _say(f"a fault in raq: {type(error).__name__}: {error}", "run it with --debug and report what it shows", 1)
+            code = _say(
+                f"a fault in raq: {type(error).__name__}: {error}", "run it with --debug and report what it shows", 1
+            )
     sys.exit(code)
 
 

@@ -66,8 +66,13 @@ def has_vnni(features: list[str]) -> bool:
 
 def environment() -> dict[str, Any]:
     """All of it, for a record."""
-    return {"python": platform.python_version(), "system": platform.system(), "versions": versions(), "commit": commit(),
-            "machine": machine()}  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+    }
 
 
 def _output(*command: str) -> str | None:

@@ -28,14 +28,28 @@ Channels = tuple[float, float, float]
 # What a recipe sets; any key written in the experiment wins over its recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {
-        "epochs": 15, "lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0,
-        "schedule": "constant", "label_smoothing": 0.0, "augment": False, "progressive": (),
+        "epochs": 15,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "label_smoothing": 0.0,
+        "augment": False,
+        "progressive": (),
     },
     "fast": {
-        "epochs": 15, "lr": 0.12, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
-        "schedule": "one-cycle", "label_smoothing": 0.1, "augment": True, "progressive": (0.5, 0.75, 1.0),
+        "epochs": 15,
+        "lr": 0.12,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+        "schedule": "one-cycle",
+        "label_smoothing": 0.1,
+        "augment": True,
+        "progressive": (0.5, 0.75, 1.0),
     },
-}  # fmt: skip
+}
 
 
 class Section(BaseModel):
@@ -251,8 +265,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     tree, lines = read_yaml_text(path)
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: an experiment is a mapping of keys, this is {_kind(tree)}",
-                        "start with 'name: my-experiment'; see experiments/quickstart.yaml")  # fmt: skip
+        raise UserError(
+            f"{path}: an experiment is a mapping of keys, this is {_kind(tree)}",
+            "start with 'name: my-experiment'; see experiments/quickstart.yaml",
+        )
     for override in overrides:
         _apply_override(tree, lines, override)
     try:
@@ -310,8 +326,10 @@ def _explain(errors: list[ErrorDetails], tree: dict[str, Any], lines: dict[Locat
         section = f"{key}." if where else ""
         return UserError(f"{place}: {section}{message}", "correct it there")
     if kind == "string_pattern_mismatch":
-        return UserError(f"{place}: {key} is {_short(value)}; a name is letters, digits, '.', '_' and '-', not a path",
-                         "choose another name")  # fmt: skip
+        return UserError(
+            f"{place}: {key} is {_short(value)}; a name is letters, digits, '.', '_' and '-', not a path",
+            "choose another name",
+        )
     alternatives = [e["msg"] for e in errors if _in_tree(e["loc"], tree)[: len(where)] == where]
     message = " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in alternatives))
     return UserError(f"{place}: {key} is {_short(value)}; it should be {message}", f"correct {key}")

@@ -24,19 +24,39 @@ Pool = Literal["train", "quantize", "bench"]
 # What each kind of stage runs, below raq/; a folder means every file in it.
 CODE: dict[str, tuple[str, ...]] = {
     "weights": ("model/zoo.py",),
-    "train": ("model/zoo.py", "model/data.py", "model/augmentation.py", "model/training.py"),
-    "ptq": ("model/zoo.py", "model/data.py", "model/augmentation.py", "quantize/capture.py", "quantize/quantizers.py",
-            "quantize/ptq.py", "quantize/conversion.py"),
-    "qat": ("model/zoo.py", "model/data.py", "model/augmentation.py", "model/training.py", "quantize/capture.py",
-            "quantize/quantizers.py", "quantize/qat.py", "quantize/conversion.py"),
+    "train": ("model/zoo.py", "model/data.py", "model/augmentation.py", "model/normalization.py", "model/training.py"),
+    "ptq": (
+        "model/zoo.py",
+        "model/data.py",
+        "model/augmentation.py",
+        "quantize/capture.py",
+        "quantize/quantizers.py",
+        "quantize/ptq.py",
+        "quantize/conversion.py",
+    ),
+    "qat": (
+        "model/zoo.py",
+        "model/data.py",
+        "model/augmentation.py",
+        "model/training.py",
+        "quantize/capture.py",
+        "quantize/quantizers.py",
+        "quantize/qat.py",
+        "quantize/conversion.py",
+    ),
     "lower": ("model/zoo.py", "quantize/capture.py", "quantize/audit.py", "quantize/artifact.py"),
     "evaluate": ("model/data.py", "model/augmentation.py", "model/evaluation.py"),
     "bench": ("bench",),
-}  # fmt: skip
+}
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "weights": ("torch", "torchvision"), "train": ("torch", "torchvision"), "ptq": ("torch", "torchvision", "torchao"),
-    "qat": ("torch", "torchvision", "torchao"), "lower": ("torch", "torchao"), "evaluate": ("torch",), "bench": ("torch",),
-}  # fmt: skip
+    "weights": ("torch", "torchvision"),
+    "train": ("torch", "torchvision"),
+    "ptq": ("torch", "torchvision", "torchao"),
+    "qat": ("torch", "torchvision", "torchao"),
+    "lower": ("torch", "torchao"),
+    "evaluate": ("torch",),
+    "bench": ("torch",),
+}
 
 
 @dataclass(frozen=True)
@@ -78,21 +98,39 @@ def devices(experiment: Experiment, gpu_count: int) -> tuple[str, ...]:
 def make_plan(experiment: Experiment, facts: Facts) -> list[Stage]:
     """The stages, each after its inputs."""
     plan: dict[str, Stage] = {}
-    common = {"model": experiment.model.name, "seed": experiment.seed, "data": _data_settings(experiment, facts),
-              "sources": facts.sources}  # fmt: skip
-    pools = {"train": experiment.resources.train, "quantize": experiment.resources.quantize,
-             "bench": experiment.resources.bench}  # fmt: skip
+    common = {
+        "model": experiment.model.name,
+        "seed": experiment.seed,
+        "data": _data_settings(experiment, facts),
+        "sources": facts.sources,
+    }
+    pools = {
+        "train": experiment.resources.train,
+        "quantize": experiment.resources.quantize,
+        "bench": experiment.resources.bench,
+    }
 
-    def add(name: str, kind: str, pool: Pool, settings: Settings, inputs: Mapping[str, str] = {}, workers: int = 1) -> None:  # noqa: B006
+    def add(
+        name: str, kind: str, pool: Pool, settings: Settings, inputs: Mapping[str, str] = {}, workers: int = 1
+    ) -> None:
         content = {
-            "kind": kind, "settings": settings, "inputs": {role: plan[stage].fingerprint for role, stage in inputs.items()},
-            "code": code_digest(CODE[kind]), "libraries": versions(LIBRARIES[kind]),
-        }  # fmt: skip
+            "kind": kind,
+            "settings": settings,
+            "inputs": {role: plan[stage].fingerprint for role, stage in inputs.items()},
+            "code": code_digest(CODE[kind]),
+            "libraries": versions(LIBRARIES[kind]),
+        }
         fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         plan[name] = Stage(name, kind, pool, settings, dict(inputs), fingerprint, pools[pool], workers)
 
     if facts.weights is None:
-        add("train", "train", "train", {**common, "train": experiment.train.model_dump(mode="json")}, workers=experiment.train.workers)
+        add(
+            "train",
+            "train",
+            "train",
+            {**common, "train": experiment.train.model_dump(mode="json")},
+            workers=experiment.train.workers,
+        )
     else:
         add("train", "weights", "quantize", {**common, "weights": facts.weights})
     _add_candidates(experiment, facts, common, add)
@@ -119,22 +157,41 @@ def _add_deployment(experiment: Experiment, facts: Facts, common: Settings, add:
         source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
         for device in where:
             settings = {
-                **common, "candidate": candidate, "device": device, "runtime": "inductor",
+                **common,
+                "candidate": candidate,
+                "device": device,
+                "runtime": "inductor",
                 "machine": {**machine, "gpus": facts.machine["gpus"] if device == "cuda" else []},
                 "int8_mac_share": None if candidate == "fp32" else experiment.require.int8_mac_share,
-            }  # fmt: skip
-            add(f"lower/{candidate}{suffix[device]}", "lower", "quantize" if device == "cpu" else "bench", settings, source)
+            }
+            add(
+                f"lower/{candidate}{suffix[device]}",
+                "lower",
+                "quantize" if device == "cpu" else "bench",
+                settings,
+                source,
+            )
         lowered = {"artifact": f"lower/{candidate}{suffix[where[0]]}"}
-        add(f"evaluate/{candidate}", "evaluate", "quantize" if where[0] == "cpu" else "bench",
-            {"data": common["data"], "candidate": candidate, "device": where[0]}, lowered)  # fmt: skip
+        add(
+            f"evaluate/{candidate}",
+            "evaluate",
+            "quantize" if where[0] == "cpu" else "bench",
+            {"data": common["data"], "candidate": candidate, "device": where[0]},
+            lowered,
+        )
     for device in where:
         bench = experiment.bench.model_dump(mode="json", exclude={"devices"})
         inputs = {"weights": "train", **{c: f"lower/{c}{suffix[device]}" for c in experiment.candidates}}
         settings = {
-            "bench": bench, "device": device, "machine": facts.machine, "model": experiment.model.name,
-            "classes": facts.data["classes"], "image_shape": facts.data["image_shape"],
-            "cpus": experiment.resources.bench.cpus, "sources": common["sources"],
-        }  # fmt: skip
+            "bench": bench,
+            "device": device,
+            "machine": facts.machine,
+            "model": experiment.model.name,
+            "classes": facts.data["classes"],
+            "image_shape": facts.data["image_shape"],
+            "cpus": experiment.resources.bench.cpus,
+            "sources": common["sources"],
+        }
         add(f"bench/{device}", "bench", "bench", settings, inputs)
 
 
@@ -157,10 +214,14 @@ def code_digest(paths: Iterable[str]) -> str:
                 body = getattr(node, "body", None)
                 if isinstance(body, list):
                     node.body = [  # type: ignore[attr-defined]
-                        child for child in body
-                        if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-                                and isinstance(child.value.value, str))
-                    ]  # fmt: skip
+                        child
+                        for child in body
+                        if not (
+                            isinstance(child, ast.Expr)
+                            and isinstance(child.value, ast.Constant)
+                            and isinstance(child.value.value, str)
+                        )
+                    ]
             digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
 

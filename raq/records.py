@@ -112,7 +112,9 @@ class Store:
             if (folder / "run.json").is_file():
                 return folder.resolve()
         known = ", ".join(f.name for f in runs[-3:]) or "none"
-        raise UserError(f"there is no run {which!r} in {self.root}", f"the last ones: {known}; or 'latest', or a folder")
+        raise UserError(
+            f"there is no run {which!r} in {self.root}", f"the last ones: {known}; or 'latest', or a folder"
+        )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -121,14 +123,17 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = (self.root / ".lock").open("a")
         except OSError as error:
-            raise UserError(f"{self.root}: results cannot be written there: {error.strerror}",
-                            "give another folder with --results") from None  # fmt: skip
+            raise UserError(
+                f"{self.root}: results cannot be written there: {error.strerror}", "give another folder with --results"
+            ) from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{self.root}: another raq run is writing here",
-                                "wait for it, or give another folder with --results") from None  # fmt: skip
+                raise UserError(
+                    f"{self.root}: another raq run is writing here",
+                    "wait for it, or give another folder with --results",
+                ) from None
             yield
 
 

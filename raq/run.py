@@ -62,17 +62,23 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
     experiment = load_experiment(path, overrides)
     dataset = load_dataset(experiment.data, str(Path.cwd()))
     described = dataset.describe()
-    if experiment.ptq is not None and experiment.ptq.calibration.size > described["train_images"]:
+    available = described["train_images"]
+    if experiment.ptq is not None and experiment.ptq.calibration.size > available:
         raise UserError(
-            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and the training split has {described['train_images']} images",
-            f"lower it to at most {described['train_images']}",
+            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} training images",
+            f"lower it to at most {available}",
         )
     facts = Facts(described, dict(where or machine()), _weights_digest(experiment), _source_digests(experiment))
     return Prepared(experiment, described, make_plan(experiment, facts))
 
 
 def run(
-    path: Path, overrides: Sequence[str], results: Path, listener: Listener, address: str | None = None, fresh: bool = False
+    path: Path,
+    overrides: Sequence[str],
+    results: Path,
+    listener: Listener,
+    address: str | None = None,
+    fresh: bool = False,
 ) -> Outcome:
     """Do what is stale of the experiment and leave a run's record; without stale stages, find the run that did it.
 
@@ -85,7 +91,9 @@ def run(
     with store.locked():
         stale = stale_stages(prepared.plan, store, fresh)
         if not stale:
-            return Outcome(_same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
+            return Outcome(
+                _same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), []
+            )
         _refuse_what_cannot_be(prepared, stale, store)
         folder = store.new_run(prepared.experiment.name)
         from raq.cluster.session import cluster, output_to
@@ -100,7 +108,9 @@ def run(
     return Outcome(folder, list(stale))
 
 
-def _run_on_cluster(path: Path, overrides: Sequence[str], store: Store, listener: Listener, address: str, fresh: bool) -> Outcome:
+def _run_on_cluster(
+    path: Path, overrides: Sequence[str], store: Store, listener: Listener, address: str, fresh: bool
+) -> Outcome:
     """The same on a cluster that is there: what its machines are is asked first, as the plan depends on it."""
     from raq.cluster.session import cluster, output_to
 
@@ -113,7 +123,9 @@ def _run_on_cluster(path: Path, overrides: Sequence[str], store: Store, listener
             prepared = prepare(path, overrides, machine_of_bench_node())
             stale = stale_stages(prepared.plan, store, fresh)
             if not stale:
-                return Outcome(_same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
+                return Outcome(
+                    _same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), []
+                )
             folder = store.new_run(prepared.experiment.name)
             with _recorded(folder, prepared, stale):
                 listener.begin(prepared.plan, stale, output)
@@ -124,7 +136,9 @@ def _run_on_cluster(path: Path, overrides: Sequence[str], store: Store, listener
     return Outcome(folder, list(stale))
 
 
-def _drive(prepared: Prepared, store: Store, folder: Path, nodes: list[Any], listener: Listener, stale: Mapping[str, str]) -> None:
+def _drive(
+    prepared: Prepared, store: Store, folder: Path, nodes: list[Any], listener: Listener, stale: Mapping[str, str]
+) -> None:
     from raq.cluster.driver import Driver
 
     stop_on_sigterm()  # again: ray.init installs a handler of its own
@@ -141,8 +155,10 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
             demand_of(stage, [local_node()])
     free = shutil.disk_usage(store.root).free
     if free < FREE_BYTES:
-        raise RaqError(f"{store.root}: {free / 1e6:.0f} MB of disk are free, a run wants {FREE_BYTES / 1e6:.0f}",
-                       "free some space, or give another folder with --results")  # fmt: skip
+        raise RaqError(
+            f"{store.root}: {free / 1e6:.0f} MB of disk are free, a run wants {FREE_BYTES / 1e6:.0f}",
+            "free some space, or give another folder with --results",
+        )
 
 
 @contextmanager
@@ -162,13 +178,24 @@ def _write_run(folder: Path, prepared: Prepared, stale: Mapping[str, str], error
     """Write run.json; a run is complete if it ended without an error."""
     earlier = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     stages = {
-        stage.name: {"kind": stage.kind, "fingerprint": stage.fingerprint, "why": stale.get(stage.name)} for stage in prepared.plan
+        stage.name: {"kind": stage.kind, "fingerprint": stage.fingerprint, "why": stale.get(stage.name)}
+        for stage in prepared.plan
     }
-    write_json(folder / "run.json", {
-        "id": folder.name, "experiment": prepared.experiment.name, "settings": prepared.experiment.model_dump(mode="json"),
-        "data": prepared.data, "stages": stages, "environment": environment(), "complete": error is None, "error": error,
-        "started_at": earlier.get("started_at") or now(), "finished_at": now(),
-    })  # fmt: skip
+    write_json(
+        folder / "run.json",
+        {
+            "id": folder.name,
+            "experiment": prepared.experiment.name,
+            "settings": prepared.experiment.model_dump(mode="json"),
+            "data": prepared.data,
+            "stages": stages,
+            "environment": environment(),
+            "complete": error is None,
+            "error": error,
+            "started_at": earlier.get("started_at") or now(),
+            "finished_at": now(),
+        },
+    )
     return folder
 
 
@@ -193,14 +220,20 @@ def _weights_digest(experiment: Experiment) -> str | None:
     try:
         return file_digest(path)
     except OSError as error:
-        raise UserError(f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict") from None
+        raise UserError(
+            f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict"
+        ) from None
 
 
 def _source_digests(experiment: Experiment) -> dict[str, str | None]:
     """Digests of the files with the user's own functions: a change there makes stages stale."""
     from raq.model.data import source_digest
 
-    own = [name for name in (experiment.model.name, experiment.data.name) if ":" in name and not name.startswith("torchvision:")]
+    own = [
+        name
+        for name in (experiment.model.name, experiment.data.name)
+        if ":" in name and not name.startswith("torchvision:")
+    ]
     return {name: source_digest(name, str(Path.cwd())) for name in own}
 
 

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
-WEIGHTS, PROGRAM, ARTIFACT, PREDICTIONS, SAMPLES = "weights.pt", "program.pt2", "artifact.pt2", "predictions.npy", "samples.json"
+WEIGHTS, PROGRAM, ARTIFACT, PREDICTIONS, SAMPLES = (
+    "weights.pt",
+    "program.pt2",
+    "artifact.pt2",
+    "predictions.npy",
+    "samples.json",
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,6 @@ def train_stage(call: Call, progress: Progress) -> Results:
 def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     """FP32 or quantization-aware training in the context given: a worker's part of it."""
     from raq.model.training import seed_everything, train
-    from raq.quantize.qat import qat_hooks
 
     dataset = _dataset(call)
     seed = call.settings["seed"]
@@ -91,6 +96,8 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     if call.kind == "train":
         settings = Train.model_validate(call.settings["train"])
         return train(_network(call), dataset, settings, seed, context)
+    from raq.quantize.qat import qat_hooks
+
     qat = Qat.model_validate(call.settings["qat"])
     prepared = _prepared_for_qat(call, qat)
     return train(prepared, dataset, qat, seed, context, qat_hooks(prepared, qat))
@@ -118,8 +125,13 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         network, example, settings.backend, settings.calibration.observer, reduce_range=call.settings["reduce_range"]
     )
     size = settings.calibration.size
-    calibrate(prepared, dataset, settings.calibration, call.settings["seed"],
-              lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} images"}))  # fmt: skip
+    calibrate(
+        prepared,
+        dataset,
+        settings.calibration,
+        call.settings["seed"],
+        lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} images"}),
+    )
     return _keep_program(call, convert(prepared, example))
 
 
@@ -154,12 +166,23 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     else:
         program = export_program(_trained(call), _example(call))
     data = settings["data"]
-    metadata = {"candidate": settings["candidate"], "model": settings["model"], "input": data["image_shape"],
-                "mean": data["mean"], "std": data["std"], "classes": data["classes"]}  # fmt: skip
+    metadata = {
+        "candidate": settings["candidate"],
+        "model": settings["model"],
+        "input": data["image_shape"],
+        "mean": data["mean"],
+        "std": data["std"],
+        "classes": data["classes"],
+    }
     progress({"text": f"compiling for {settings['device']}"})
     lower(program, path, metadata, settings["device"])
-    results = {"runtime": settings["runtime"], "target": settings["device"], "size_bytes": path.stat().st_size,
-               "weight_bytes": tensor_bytes(program), "sha256": file_digest(path)}  # fmt: skip
+    results = {
+        "runtime": settings["runtime"],
+        "target": settings["device"],
+        "size_bytes": path.stat().st_size,
+        "weight_bytes": tensor_bytes(program),
+        "sha256": file_digest(path),
+    }
     if settings["candidate"] == "fp32":
         return {**results, "int8_mac_share": 0.0}
     if settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
@@ -168,9 +191,11 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     if audit.int8_mac_share is None or audit.int8_mac_share < settings["int8_mac_share"]:
         share = "unknown" if audit.int8_mac_share is None else f"{audit.int8_mac_share:.3f}"
         floats = ", ".join(audit.float_layers()[:10]) or "none in the graph"
-        raise StageError(f"{settings['candidate']} is not quantized: int8 share of the MACs is {share}, required "
-                         f"{settings['int8_mac_share']:g}; float layers: {floats}. {audit.problem}".rstrip(". "),
-                         "see the layers above; require.int8_mac_share sets the limit")  # fmt: skip
+        raise StageError(
+            f"{settings['candidate']} is not quantized: int8 share of the MACs is {share}, required "
+            f"{settings['int8_mac_share']:g}; float layers: {floats}. {audit.problem}".rstrip(". "),
+            "see the layers above; require.int8_mac_share sets the limit",
+        )
     return {**results, "int8_mac_share": audit.int8_mac_share, "audit": audit.as_record()}
 
 
@@ -199,9 +224,14 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     protocol = Bench.model_validate(settings["bench"])
     cpus = available_cpus()[: call.cpus]
     threads = protocol.threads or len(cpus)
-    shared = {"device": settings["device"], "image_shape": tuple(settings["image_shape"]), "threads": threads,
-              "model": settings["model"], "classes": settings["classes"],
-              "working_directory": call.working_directory}  # fmt: skip
+    shared = {
+        "device": settings["device"],
+        "image_shape": tuple(settings["image_shape"]),
+        "threads": threads,
+        "model": settings["model"],
+        "classes": settings["classes"],
+        "working_directory": call.working_directory,
+    }
     contenders = [ContenderSettings("fp32/eager", "eager", path=str(Path(call.inputs["weights"]) / WEIGHTS), **shared)]
     contenders += [
         ContenderSettings(f"{role}/inductor", "inductor", path=str(Path(folder) / ARTIFACT), **shared)
@@ -209,18 +239,27 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         if role != "weights"
     ]
     results = measure(
-        contenders, protocol, cpus,
+        contenders,
+        protocol,
+        cpus,
         lambda done: progress({"share": done / protocol.rounds, "text": f"round {done} of {protocol.rounds}"}),
-    )  # fmt: skip
-    samples = {f"{row['candidate']}/{row['runtime']}/{row['batch_size']}": row.pop("samples_ms") for row in results["rows"]}
+    )
+    samples = {
+        f"{row['candidate']}/{row['runtime']}/{row['batch_size']}": row.pop("samples_ms") for row in results["rows"]
+    }
     write_json(Path(call.folder) / SAMPLES, samples)
     return results
 
 
 STAGES: dict[str, Callable[[Call, Progress], Results]] = {
-    "weights": load_weights_stage, "train": train_stage, "ptq": ptq_stage, "qat": qat_stage, "lower": lower_stage,
-    "evaluate": evaluate_stage, "bench": bench_stage,
-}  # fmt: skip
+    "weights": load_weights_stage,
+    "train": train_stage,
+    "ptq": ptq_stage,
+    "qat": qat_stage,
+    "lower": lower_stage,
+    "evaluate": evaluate_stage,
+    "bench": bench_stage,
+}
 
 
 def file_digest(path: Path) -> str:

@@ -40,7 +40,9 @@ def read_yaml_text(path: Path) -> tuple[Any, dict[Location, str]]:
     try:
         raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}", "give the path of an experiment's YAML file") from None
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}", "give the path of an experiment's YAML file"
+        ) from None
     if raw is None:
         raise UserError(f"{path}: larger than {MAX_BYTES} bytes, so not an experiment", "give a YAML file")
     try:
@@ -56,16 +58,18 @@ def read_yaml_value(text: str, source: str) -> Any:
     return _parse(text, source, {})
 
 
+def _place(source: str, part: yaml.Event | yaml.Node) -> str:
+    return f"{source}:{part.start_mark.line + 1}" if part.start_mark is not None else source
+
+
 def _parse(text: str, source: str, lines: dict[Location, str]) -> Any:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{source}:{event.start_mark.line + 1}: aliases (*name) are not allowed",
-                                "write the value out")  # fmt: skip
+                raise UserError(f"{_place(source, event)}: aliases (*name) are not allowed", "write the value out")
             tag = getattr(event, "tag", None)
             if tag is not None:
-                raise UserError(f"{source}:{event.start_mark.line + 1}: tags ({tag}) are not allowed",
-                                "write a plain value")  # fmt: skip
+                raise UserError(f"{_place(source, event)}: tags ({tag}) are not allowed", "write a plain value")
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -83,14 +87,14 @@ def _parse(text: str, source: str, lines: dict[Location, str]) -> Any:
 
 def _construct(loader: yaml.SafeLoader, node: yaml.Node, source: str, lines: dict[Location, str], at: Location) -> Any:
     """The value of a node; its children's places go into `lines`."""
-    place = f"{source}:{node.start_mark.line + 1}"
+    place = _place(source, node)
     if len(at) > MAX_DEPTH:
         raise UserError(f"{place}: nested deeper than {MAX_DEPTH} levels", "correct the file there")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            key_place = f"{source}:{key_node.start_mark.line + 1}"
+            key_place = _place(source, key_node)
             if not isinstance(key, str):
                 raise UserError(f"{key_place}: a key must be text", "correct the file there")
             if key in mapping:
@@ -101,7 +105,7 @@ def _construct(loader: yaml.SafeLoader, node: yaml.Node, source: str, lines: dic
     if isinstance(node, yaml.SequenceNode):
         values = []
         for n, child in enumerate(node.value):
-            lines[(*at, n)] = f"{source}:{child.start_mark.line + 1}"
+            lines[(*at, n)] = _place(source, child)
             values.append(_construct(loader, child, source, lines, (*at, n)))
         return values
     return loader.construct_object(node)

@@ -44,7 +44,10 @@ Samples = dict[tuple[str, int], list[list[float]]]
 
 
 def measure(
-    contenders: Sequence[ContenderSettings], protocol: Bench, cpus: Sequence[int], progress: Callable[[int], None] = lambda done: None
+    contenders: Sequence[ContenderSettings],
+    protocol: Bench,
+    cpus: Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Measure all contenders on these CPUs; times in milliseconds, all samples kept.
 
@@ -57,10 +60,14 @@ def measure(
         for contender in contenders:  # one after the other: loading two at a time would slow both
             reply = processes[contender.name].ask(do="load", contender=asdict(contender))
             if reply["threads"] != contender.threads:
-                raise StageError(f"{contender.name} runs {reply['threads']} threads, not {contender.threads}", "set bench.threads")
+                raise StageError(
+                    f"{contender.name} runs {reply['threads']} threads, not {contender.threads}", "set bench.threads"
+                )
             loaded[contender.name] = reply
         first = {
-            (contender.name, size): processes[contender.name].ask(do="warm_up", batch_size=size, calls=protocol.warmup)["first_ms"]
+            (contender.name, size): processes[contender.name].ask(do="warm_up", batch_size=size, calls=protocol.warmup)[
+                "first_ms"
+            ]
             for size in protocol.batch_sizes
             for contender in contenders
         }
@@ -92,13 +99,26 @@ def _row(contender: ContenderSettings, size: int, samples: Samples, first_ms: fl
         interval = median_interval(ratios) if contender.name != BASELINE else (1.0, 1.0)
     candidate, _, runtime = contender.name.partition("/")
     return {
-        "candidate": candidate, "runtime": runtime, "device": contender.device, "batch_size": size,
-        "threads": contender.threads, "rounds": len(rounds), "mean_ms": float(np.mean(values)),
-        "std_ms": float(np.std(values, ddof=1)) if len(values) > 1 else None, "p50_ms": float(np.median(values)),
-        "p90_ms": quantile(values, 0.9), "p99_ms": quantile(values, 0.99), "samples": len(values),
-        "first_ms": first_ms, "load_ms": load_ms, "speedup": speedup,
-        "speedup_interval": list(interval) if interval else None, "baseline": BASELINE, "samples_ms": rounds,
-    }  # fmt: skip
+        "candidate": candidate,
+        "runtime": runtime,
+        "device": contender.device,
+        "batch_size": size,
+        "threads": contender.threads,
+        "rounds": len(rounds),
+        "mean_ms": float(np.mean(values)),
+        "std_ms": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "p50_ms": float(np.median(values)),
+        "p90_ms": quantile(values, 0.9),
+        "p99_ms": quantile(values, 0.99),
+        "samples": len(values),
+        "first_ms": first_ms,
+        "load_ms": load_ms,
+        "speedup": speedup,
+        "speedup_interval": list(interval) if interval else None,
+        "baseline": BASELINE,
+        "round_p50_ms": [float(np.median(one_round)) for one_round in rounds],
+        "samples_ms": rounds,
+    }
 
 
 class _Process:
@@ -118,7 +138,9 @@ class _Process:
         with selectors.DefaultSelector() as selector:
             selector.register(_pipe(self.child.stdout), selectors.EVENT_READ)
             if not selector.select(ANSWER_TIMEOUT_S):
-                raise StageError(f"{self.name}: no answer in {ANSWER_TIMEOUT_S:.0f} s", "lower bench.round_ms or repetitions")
+                raise StageError(
+                    f"{self.name}: no answer in {ANSWER_TIMEOUT_S:.0f} s", "lower bench.round_ms or repetitions"
+                )
         line = _pipe(self.child.stdout).readline()
         if not line:
             raise StageError(f"{self.name}: its process ended (exit code {self.child.wait()})", "see the log")

@@ -55,8 +55,15 @@ def median_interval(values: Floats) -> Interval | None:
         return None
     if min(values) == max(values):
         return float(values[0]), float(values[0])
-    found = bootstrap((np.asarray(values),), np.median, n_resamples=4000, method="percentile",
-                      confidence_level=CONFIDENCE, rng=np.random.default_rng(0), vectorized=True)  # fmt: skip
+    found = bootstrap(
+        (np.asarray(values),),
+        np.median,
+        n_resamples=4000,
+        method="percentile",
+        confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(0),
+        vectorized=True,
+    )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

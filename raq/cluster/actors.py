@@ -62,7 +62,11 @@ class StageActor:
             except OSError as error:
                 traceback.print_exc()
                 place = f"{error.filename}: " if error.filename else ""
-                return {"error": f"{place}{error.strerror or error}", "hint": "free some space, or see the log", "user": False}
+                return {
+                    "error": f"{place}{error.strerror or error}",
+                    "hint": "free some space, or see the log",
+                    "user": False,
+                }
             except RaqError as error:
                 traceback.print_exc()
                 return {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
@@ -70,8 +74,13 @@ class StageActor:
                 traceback.print_exc()
                 first = next(iter(str(error).strip().splitlines()), "")
                 return {"error": f"{type(error).__name__}: {first}", "hint": "", "user": False}
-            return {"results": results, "environment": environment(), "started_at": started_at, "cpus": call.cpus,
-                    "duration_s": round(time.perf_counter() - started, 3)}  # fmt: skip
+            return {
+                "results": results,
+                "environment": environment(),
+                "started_at": started_at,
+                "cpus": call.cpus,
+                "duration_s": round(time.perf_counter() - started, 3),
+            }
 
 
 def _do(call: Call, board: Any) -> dict[str, Any]:
@@ -87,6 +96,12 @@ def progress_to(board: Any, stage: str) -> Progress:
     return lambda metrics: board.post.remote({"stage": stage, "progress": metrics})
 
 
+def start_board() -> Any:
+    """A new board."""
+    actor: Any = Board  # ray.remote made it an actor class
+    return actor.remote()
+
+
 def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, workers: int) -> Any:
     """An actor with the resources of a kind of stage; for bench, those of a whole node, marked as taken.
 
@@ -95,7 +110,8 @@ def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, workers: int) -> A
     own_cpus, own_gpus = (0, 0) if workers > 1 else (cpus, gpus)
     resources = {BENCH_RESOURCE: 1} if pool == "bench" else {}
     options = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
-    return StageActor.options(**options).remote(board, gpus)
+    actor: Any = StageActor  # ray.remote made it an actor class
+    return actor.options(**options).remote(board, gpus)
 
 
 def machine_of_bench_node(timeout_s: float = 120.0) -> dict[str, Any]:
@@ -110,6 +126,8 @@ def machine_of_bench_node(timeout_s: float = 120.0) -> dict[str, Any]:
     try:
         described: dict[str, Any] = ray.get(describe.remote(), timeout=timeout_s)
     except ray.exceptions.RayError as error:
-        raise UserError(f"the cluster did not answer within {timeout_s:.0f} s ({type(error).__name__})",
-                        "see 'ray status'; raq must be installed on its nodes") from error  # fmt: skip
+        raise UserError(
+            f"the cluster did not answer within {timeout_s:.0f} s ({type(error).__name__})",
+            "see 'ray status'; raq must be installed on its nodes",
+        ) from error
     return described

@@ -48,17 +48,24 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
     largest = max((node.cpus for node in able), default=0)
     if not able or largest == 0:
         what = f"{wants_gpu} GPU" if wants_gpu else "the resource 'bench'" if stage.pool == "bench" else "a CPU"
-        raise UserError(f"{stage.name} needs a node with {what}, and the cluster has none",
-                        "change resources or bench.devices, or use a cluster that has it")  # fmt: skip
+        raise UserError(
+            f"{stage.name} needs a node with {what}, and the cluster has none",
+            "change resources or bench.devices, or use a cluster that has it",
+        )
     total = sum(node.cpus for node in able)
     cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
     if cpus > largest:
-        raise UserError(f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",
-                        f"lower it to at most {largest}, or leave it out")  # fmt: skip
+        raise UserError(
+            f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",
+            f"lower it to at most {largest}, or leave it out",
+        )
     places = sum(min(node.cpus // cpus, node.gpus // wants_gpu if wants_gpu else stage.workers) for node in able)
     if places < stage.workers:
-        raise UserError(f"{stage.name} asks for {stage.workers} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
-                        f"cluster has room for {places}", "lower workers, or resources of each")  # fmt: skip
+        raise UserError(
+            f"{stage.name} asks for {stage.workers} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
+            f"cluster has room for {places}",
+            "lower workers, or resources of each",
+        )
     return Demand(cpus, wants_gpu, stage.workers)
 
 
@@ -89,11 +96,11 @@ class Driver:
         """Do the stale stages; raises the first failure, with nothing left running."""
         import ray
 
-        from raq.cluster.actors import Board
+        from raq.cluster.actors import start_board
 
         demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
         waiting = {stage.name: stage for stage in self.plan if stage.name in stale}
-        board = Board.remote()
+        board = start_board()
         events = board.take.remote(TAKE_TIMEOUT_S)
         try:
             while waiting or self.running:
@@ -159,13 +166,22 @@ class Driver:
     def _call(self, stage: Stage, demand: Demand) -> Call:
         by_name = {s.name: s for s in self.plan}
         inputs = {
-            role: str(self.store.stage_folder(by_name[name].kind, by_name[name].fingerprint)) for role, name in stage.inputs.items()
+            role: str(self.store.stage_folder(by_name[name].kind, by_name[name].fingerprint))
+            for role, name in stage.inputs.items()
         }
         return Call(
-            stage.name, stage.kind, stage.settings, inputs, str(self.store.work_folder(stage.kind, stage.fingerprint)),
-            self.experiment.data.root, self.experiment.model.weights, self.working_directory,
-            demand.cpus, demand.gpus, demand.workers,
-        )  # fmt: skip
+            stage.name,
+            stage.kind,
+            stage.settings,
+            inputs,
+            str(self.store.work_folder(stage.kind, stage.fingerprint)),
+            self.experiment.data.root,
+            self.experiment.model.weights,
+            self.working_directory,
+            demand.cpus,
+            demand.gpus,
+            demand.workers,
+        )
 
     def _finish(self, reference: Any, demands: Mapping[str, Demand], board: Any) -> None:
         """Publish what a stage left, or try again if its process died, or raise what went wrong."""
@@ -179,7 +195,9 @@ class Driver:
         except ray.exceptions.RayError as error:
             ray.kill(entry.actor)
             if entry.attempt >= MAX_ATTEMPTS:
-                raise StageError(f"{stage.name}: its process died {MAX_ATTEMPTS} times ({type(error).__name__})", f"see {log}") from error
+                raise StageError(
+                    f"{stage.name}: its process died {MAX_ATTEMPTS} times ({type(error).__name__})", f"see {log}"
+                ) from error
             self.listener(stage.name, {"state": "retry", "text": f"its process died, attempt {entry.attempt + 1}"})
             self._start(stage, demands[stage.name], board, entry.attempt + 1)
             return
@@ -205,16 +223,24 @@ class Driver:
     def _refuse_to_wait_for_ever(self) -> None:
         for entry in self.running.values():
             if not entry.started and time.monotonic() - entry.submitted > START_TIMEOUT_S:
-                raise StageError(f"{entry.stage.name}: no node started it within {START_TIMEOUT_S:.0f} s",
-                                 "the cluster is busy, or its nodes are not well; see 'ray status'")  # fmt: skip
+                raise StageError(
+                    f"{entry.stage.name}: no node started it within {START_TIMEOUT_S:.0f} s",
+                    "the cluster is busy, or its nodes are not well; see 'ray status'",
+                )
 
 
 def _record(stage: Stage, by_name: Mapping[str, Stage], answer: Record, attempts: int) -> Record:
     return {
-        "stage": stage.name, "kind": stage.kind, "fingerprint": stage.fingerprint, "settings": stage.settings,
+        "stage": stage.name,
+        "kind": stage.kind,
+        "fingerprint": stage.fingerprint,
+        "settings": stage.settings,
         "inputs": {role: by_name[name].fingerprint for role, name in stage.inputs.items()},
-        "results": answer["results"], "environment": answer["environment"], "cpus": answer["cpus"],
-        "workers": stage.workers, "started_at": answer["started_at"], "duration_s": answer["duration_s"],
+        "results": answer["results"],
+        "environment": answer["environment"],
+        "cpus": answer["cpus"],
+        "workers": stage.workers,
+        "started_at": answer["started_at"],
+        "duration_s": answer["duration_s"],
         "attempts": attempts,
-    }  # fmt: skip
-
+    }

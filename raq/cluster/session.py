@@ -92,19 +92,32 @@ def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
             ray.init(address=address, **quiet)
             return
         node = local_node()
-        ray.init(address="local", num_cpus=node.cpus, num_gpus=node.gpus, resources={BENCH_RESOURCE: 1},
-                 include_dashboard=False, _temp_dir=str(scratch), **quiet)  # fmt: skip
+        ray.init(
+            address="local",
+            num_cpus=node.cpus,
+            num_gpus=node.gpus,
+            resources={BENCH_RESOURCE: 1},
+            include_dashboard=False,
+            _temp_dir=str(scratch),
+            **quiet,
+        )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if address is not None:
-            raise UserError(f"--address {address}: no Ray cluster answers: {first}",
-                            "start one with 'ray start --head', or leave --address out to run on this machine") from error  # fmt: skip
+            raise UserError(
+                f"--address {address}: no Ray cluster answers: {first}",
+                "start one with 'ray start --head', or leave --address out to run on this machine",
+            ) from error
         raise RaqError(f"Ray does not start on this machine: {first}", "see the log") from error
 
 
 def _nodes(ray: Any) -> list[Node]:
     return [
-        Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)), BENCH_RESOURCE in node["Resources"])
+        Node(
+            int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+            BENCH_RESOURCE in node["Resources"],
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]

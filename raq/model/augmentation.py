@@ -4,7 +4,6 @@ Vectorised over the batch, on the batch's device; no per-image Python.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,5 +50,5 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, side: int | None = None
     """uint8 [N, 3, H, W] to float32, pixels / 255 less mean over std; scaled to side x side if that is smaller."""
     scaled = images.to(torch.float32).div_(255)
     if side is not None and side != images.shape[-1]:
-        scaled = cast(Tensor, F.interpolate(scaled, size=(side, side), mode="bilinear", antialias=True))
+        scaled = F.interpolate(scaled, size=(side, side), mode="bilinear", antialias=True)
     return scaled.sub_(mean).div_(std)

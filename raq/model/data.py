@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,25 @@ LIMIT_SEED = 20240  # samples of train_limit and test_limit do not move with the
 
 
 @dataclass(frozen=True)
+class Images:
+    """Some of the images of a memory-mapped array, uint8 [N, 3, H, W]; only those asked for are read."""
+
+    stored: Array
+    indices: Array
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, which: Array) -> Array:
+        return self.stored[self.indices[which]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, 3, H, W]."""
+        return (len(self.indices), *self.stored.shape[1:])
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set after limits and hold-out.
 
@@ -43,11 +64,11 @@ class Dataset:
     the training split that is neither trained on nor calibrated with. `mean` and `std` are of pixels / 255.
     """
 
-    train_images: Array
+    train_images: Images
     train_labels: Array
-    validation_images: Array
+    validation_images: Images
     validation_labels: Array
-    test_images: Array
+    test_images: Images
     test_labels: Array
     classes: int
     mean: tuple[float, ...]
@@ -58,11 +79,16 @@ class Dataset:
     def describe(self) -> dict[str, Any]:
         """Counts, shapes and digest, for plans and records."""
         return {
-            "digest": self.digest, "source": self.source, "classes": self.classes,
-            "train_images": len(self.train_images), "validation_images": len(self.validation_images),
-            "test_images": len(self.test_images), "image_shape": list(self.train_images.shape[1:]),
-            "mean": list(self.mean), "std": list(self.std),
-        }  # fmt: skip
+            "digest": self.digest,
+            "source": self.source,
+            "classes": self.classes,
+            "train_images": len(self.train_images),
+            "validation_images": len(self.validation_images),
+            "test_images": len(self.test_images),
+            "image_shape": list(self.train_images.shape[1:]),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
 
 def load_dataset(data: Data, working_directory: str | None = None, expect_digest: str | None = None) -> Dataset:
@@ -74,8 +100,11 @@ def load_dataset(data: Data, working_directory: str | None = None, expect_digest
     decode = {"digits": _digits, "cifar10": _cifar10, "imagefolder": _imagefolder}.get(data.name)
     arrays, digest, source = decode(data) if decode else _users_own(data, working_directory)
     if expect_digest is not None and digest != expect_digest:
-        raise UserError(f"data {data.name!r} from {source} differs from the data of the plan (digest {digest[:12]}, "
-                        f"planned {expect_digest[:12]})", "put the same files on every node")  # fmt: skip
+        raise UserError(
+            f"data {data.name!r} from {source} differs from the data of the plan (digest {digest[:12]}, "
+            f"planned {expect_digest[:12]})",
+            "put the same files on every node",
+        )
     classes = int(arrays["train_labels"].max()) + 1
     train = _sample(len(arrays["train_labels"]), data.train_limit, "data.train_limit", source)
     test = _sample(len(arrays["test_labels"]), data.test_limit, "data.test_limit", source)
@@ -86,12 +115,18 @@ def load_dataset(data: Data, working_directory: str | None = None, expect_digest
     train = np.setdiff1d(train, validation, assume_unique=True)
     mean, std = _normalisation(data, arrays["train_images"])
     return Dataset(
-        train_images=_take(arrays["train_images"], train), train_labels=arrays["train_labels"][train],
-        validation_images=_take(arrays["train_images"], validation),
+        train_images=Images(arrays["train_images"], train),
+        train_labels=arrays["train_labels"][train],
+        validation_images=Images(arrays["train_images"], validation),
         validation_labels=arrays["train_labels"][validation],
-        test_images=_take(arrays["test_images"], test), test_labels=arrays["test_labels"][test],
-        classes=classes, mean=mean, std=std, digest=digest, source=source,
-    )  # fmt: skip
+        test_images=Images(arrays["test_images"], test),
+        test_labels=arrays["test_labels"][test],
+        classes=classes,
+        mean=mean,
+        std=std,
+        digest=digest,
+        source=source,
+    )
 
 
 def calibration_indices(train_count: int, size: int, seed: int) -> Array:
@@ -109,12 +144,13 @@ def import_function(name: str, working_directory: str | None) -> Callable[..., A
         try:
             function = getattr(importlib.import_module(module_name), function_name)
         except Exception as error:
-            raise UserError(f"{name}: cannot be imported: {type(error).__name__}: {error}",
-                            f"{module_name} is looked for in {working_directory or Path.cwd()} and among installed "
-                            "packages") from error  # fmt: skip
+            raise UserError(
+                f"{name}: cannot be imported: {type(error).__name__}: {error}",
+                f"{module_name} is looked for in {working_directory or Path.cwd()} and among installed packages",
+            ) from error
     if not callable(function):
         raise UserError(f"{name}: {function_name} is no function", "name a function of the module")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def source_digest(name: str, working_directory: str | None) -> str | None:
@@ -146,11 +182,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAQ_CACHE") or Path.home() / ".cache" / "raq")
 
 
-def _take(images: Array, indices: Array) -> Array:
-    """The images at sorted indices; the whole memory-mapped array, uncopied, if that is all of them."""
-    return images if len(indices) == len(images) else images[indices]
-
-
 def _sample(count: int, limit: int | None, key: str, source: str) -> Array:
     if limit is None or limit == count:
         return np.arange(count)
@@ -165,7 +196,9 @@ def _normalisation(data: Data, images: Array) -> tuple[tuple[float, ...], tuple[
         return data.mean, data.std
     if data.name in NORMALISATION:
         return NORMALISATION[data.name]
-    count = total = squares = 0.0
+    count = 0.0
+    total = np.zeros(3)
+    squares = np.zeros(3)
     for start in range(0, len(images), 1024):
         chunk = images[start : start + 1024].astype(np.float64) / 255  # [n, 3, H, W]
         count += chunk.size / chunk.shape[1]
@@ -179,7 +212,9 @@ def _normalisation(data: Data, images: Array) -> tuple[tuple[float, ...], tuple[
 # --- the cache ---
 
 
-def _cached(name: str, identity: Any, decode: Callable[[], dict[str, Array]], source: str) -> tuple[dict[str, Array], str, str]:
+def _cached(
+    name: str, identity: Any, decode: Callable[[], dict[str, Array]], source: str
+) -> tuple[dict[str, Array], str, str]:
     """The arrays of a source, decoded at most once, with their digest.
 
     The folder appears whole or not at all; a second process that decodes at the same time loses nothing.
@@ -200,11 +235,15 @@ def _cached(name: str, identity: Any, decode: Callable[[], dict[str, Array]], so
                 if not folder.exists():
                     work.rename(folder)
         except OSError as error:
-            raise RaqError(f"{folder}: the decoded images cannot be stored: {error.strerror}",
-                           "free some space, or point RAQ_CACHE at another folder") from error  # fmt: skip
+            raise RaqError(
+                f"{folder}: the decoded images cannot be stored: {error.strerror}",
+                "free some space, or point RAQ_CACHE at another folder",
+            ) from error
     try:
         digest = str(json.loads((folder / "meta.json").read_text())["digest"])
-        arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="r" if "images" in split else None) for split in SPLITS}
+        arrays = {
+            split: np.load(folder / f"{split}.npy", mmap_mode="r" if "images" in split else None) for split in SPLITS
+        }
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: this cache of decoded images is damaged: {error}", "delete that folder") from None
     return arrays, digest, source
@@ -255,22 +294,26 @@ def _listing(files: list[Path]) -> list[list[Any]]:
 
 def _digits(data: Data) -> tuple[dict[str, Array], str, str]:
     """The 1,797 handwritten digits inside scikit-learn, 8x8 grey (0 to 16), scaled to 3x32x32; every fifth is test."""
-    import sklearn
-    from sklearn.datasets import load_digits
 
     def decode() -> dict[str, Array]:
+        from sklearn.datasets import load_digits
+
         bunch = load_digits()
         grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
         images = np.repeat(np.repeat(grey, 4, axis=1), 4, axis=2)[:, None].repeat(3, axis=1)  # [1797, 3, 32, 32]
         test = np.arange(len(images)) % 5 == 4
-        return {"train_images": images[~test], "train_labels": bunch.target[~test],
-                "test_images": images[test], "test_labels": bunch.target[test]}  # fmt: skip
+        return {
+            "train_images": images[~test],
+            "train_labels": bunch.target[~test],
+            "test_images": images[test],
+            "test_labels": bunch.target[test],
+        }
 
-    return _cached("digits", [sklearn.__version__], decode, "scikit-learn")
+    return _cached("digits", [metadata.version("scikit-learn")], decode, "scikit-learn")
 
 
 def _cifar10(data: Data) -> tuple[dict[str, Array], str, str]:
-    """CIFAR-10 from a folder (torchvision's official one, or parquet files as on the Hugging Face hub), or downloaded."""
+    """CIFAR-10 from a folder (torchvision's official one, or parquet as on the Hugging Face hub), or downloaded."""
     places = [Path(p) for p in (data.root, os.environ.get("RAQ_DATA")) if p] + [cache_folder() / "data"]
     looked: list[str] = []
     for place in places:
@@ -279,10 +322,11 @@ def _cifar10(data: Data) -> tuple[dict[str, Array], str, str]:
             official = folder / "cifar-10-batches-py"
             if official.is_dir():
                 files = sorted(f for f in official.iterdir() if f.is_file())
-                return _cached("cifar10", _listing(files), lambda f=folder: _read_official_cifar10(f), str(official))  # type: ignore[misc]
+                return _cached("cifar10", _listing(files), partial(_read_official_cifar10, folder), str(official))
             parts = {split: sorted(folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
             if parts["train"] and parts["test"]:
-                return _cached("cifar10", _listing(parts["train"] + parts["test"]), lambda p=parts: _read_parquet(p), str(folder))  # type: ignore[misc]
+                identity = _listing(parts["train"] + parts["test"])
+                return _cached("cifar10", identity, partial(_read_parquet, parts), str(folder))
     return _download_cifar10(places[-1], looked)
 
 
@@ -294,12 +338,14 @@ def _download_cifar10(folder: Path, looked: list[str]) -> tuple[dict[str, Array]
         CIFAR10(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cifar10 is in none of {', '.join(looked)}, and cannot be downloaded ({reason})",
-                        "put torchvision's cifar-10-batches-py, or train*.parquet and test*.parquet as on the Hugging "
-                        "Face hub, into one of them; or set data.root or RAQ_DATA to where they are") from None  # fmt: skip
+        raise UserError(
+            f"cifar10 is in none of {', '.join(looked)}, and cannot be downloaded ({reason})",
+            "put torchvision's cifar-10-batches-py, or train*.parquet and test*.parquet as on the Hugging "
+            "Face hub, into one of them; or set data.root or RAQ_DATA to where they are",
+        ) from None
     official = folder / "cifar-10-batches-py"
     files = sorted(f for f in official.iterdir() if f.is_file())
-    return _cached("cifar10", _listing(files), lambda: _read_official_cifar10(folder), str(official))
+    return _cached("cifar10", _listing(files), partial(_read_official_cifar10, folder), str(official))
 
 
 def _read_official_cifar10(folder: Path) -> dict[str, Array]:
@@ -311,8 +357,10 @@ def _read_official_cifar10(folder: Path) -> dict[str, Array]:
         try:
             dataset = CIFAR10(str(folder), train=split == "train", download=False)
         except RuntimeError:
-            raise UserError(f"{folder / 'cifar-10-batches-py'}: files are missing or do not have the official MD5 sums",
-                            "delete that folder and get it again") from None  # fmt: skip
+            raise UserError(
+                f"{folder / 'cifar-10-batches-py'}: files are missing or do not have the official MD5 sums",
+                "delete that folder and get it again",
+            ) from None
         arrays[f"{split}_images"] = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
         arrays[f"{split}_labels"] = np.asarray(dataset.targets, dtype=np.int64)
     return arrays
@@ -333,8 +381,10 @@ def _read_parquet(parts: dict[str, list[Path]]) -> dict[str, Array]:
                 rows = table.column("img").to_pylist()
                 labels += table.column("label").to_pylist()
             except (pa.ArrowException, OSError, KeyError) as error:
-                raise UserError(f"{file}: not a readable parquet file with img and label: {str(error).splitlines()[0]}",
-                                "get the file again") from None  # fmt: skip
+                raise UserError(
+                    f"{file}: not a readable parquet file with img and label: {str(error).splitlines()[0]}",
+                    "get the file again",
+                ) from None
             images += [_decode_image(row["bytes"], f"{file}, row {n}", None) for n, row in enumerate(rows)]
         arrays[f"{split}_images"] = _stack(images, files[0])
         arrays[f"{split}_labels"] = np.asarray(labels)
@@ -347,8 +397,10 @@ def _imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
     listed: dict[str, list[tuple[Path, str]]] = {}
     for split in ("train", "test"):
         if not (root / split).is_dir():
-            raise UserError(f"data imagefolder: {root / split} is not a folder",
-                            "data.root is a folder with train/ and test/, each with one folder a class")  # fmt: skip
+            raise UserError(
+                f"data imagefolder: {root / split} is not a folder",
+                "data.root is a folder with train/ and test/, each with one folder a class",
+            )
         listed[split] = [
             (file, folder.name)
             for folder in sorted(f for f in (root / split).iterdir() if f.is_dir())
@@ -356,12 +408,16 @@ def _imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
             if file.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not listed[split]:
-            raise UserError(f"data imagefolder: no images below {root / split}",
-                            f"put images ({', '.join(IMAGE_SUFFIXES[:3])}, ...) into one folder a class")  # fmt: skip
+            raise UserError(
+                f"data imagefolder: no images below {root / split}",
+                f"put images ({', '.join(IMAGE_SUFFIXES[:3])}, ...) into one folder a class",
+            )
     classes = {name: n for n, name in enumerate(sorted({name for _, name in listed["train"]}))}
     unknown = sorted({name for _, name in listed["test"]} - set(classes))
     if unknown:
-        raise UserError(f"data imagefolder: {root / 'test'} has the class {unknown[0]!r}, train/ has not", "match the folders")
+        raise UserError(
+            f"data imagefolder: {root / 'test'} has the class {unknown[0]!r}, train/ has not", "match the folders"
+        )
 
     def decode() -> dict[str, Array]:
         arrays: dict[str, Array] = {}
@@ -382,8 +438,10 @@ def _users_own(data: Data, working_directory: str | None) -> tuple[dict[str, Arr
         returned = function()
         arrays = {split: np.asarray(array) for split, array in zip(SPLITS, returned, strict=True)}
     except Exception as error:
-        raise UserError(f"data {data.name}: {type(error).__name__}: {error}",
-                        "it returns (train images, train labels, test images, test labels)") from error  # fmt: skip
+        raise UserError(
+            f"data {data.name}: {type(error).__name__}: {error}",
+            "it returns (train images, train labels, test images, test labels)",
+        ) from error
     arrays = _checked(arrays, f"data {data.name}")
     return arrays, _digest(arrays), data.name
 

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from raq.errors import StageError
 from raq.experiment import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
-from raq.model.data import Array, Dataset
+from raq.model.data import Array, Dataset, Images
+from raq.model.normalization import synchronise_batch_norm
 
 PROGRESS_EVERY_S = 1.0
 Metrics = dict[str, Any]
@@ -50,7 +51,7 @@ class Hooks:
     """What quantization-aware training adds to the loop."""
 
     set_mode: Callable[[bool], None] | None = None
-    """Switches the model between training (True) and evaluation; None: `model.train`. Exported graphs need their own."""
+    """Switches the model between training (True) and evaluation; None: `model.train`, which exported graphs refuse."""
     before_step: Callable[[float], None] = lambda epochs_done: None
     """Called with the (fractional) epochs done: freezes observers and batch normalisation."""
     synchronise: Callable[[], None] = lambda: None
@@ -78,7 +79,12 @@ def seed_everything(seed: int) -> None:
 
 
 def train(
-    model: nn.Module, dataset: Dataset, settings: Optimisation, seed: int, context: TrainingContext, hooks: Hooks = NO_HOOKS
+    model: nn.Module,
+    dataset: Dataset,
+    settings: Optimisation,
+    seed: int,
+    context: TrainingContext,
+    hooks: Hooks = NO_HOOKS,
 ) -> TrainingResult:
     """Train `model` in place and return the history and the best epoch's state.
 
@@ -89,7 +95,9 @@ def train(
     steps = _steps_per_epoch(len(dataset.train_labels), settings.batch_size, context.world_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings.schedule, steps * settings.epochs))
     set_mode = hooks.set_mode or model.train
-    loop = _Loop(model, _distributed(model, context), optimizer, schedule, dataset, settings, seed, context, hooks, steps)
+    loop = _Loop(
+        model, _distributed(model, context), optimizer, schedule, dataset, settings, seed, context, hooks, steps
+    )
     history, best = _restore(context, model, optimizer, schedule)
     for epoch in range(len(history), settings.epochs):
         set_mode(True)
@@ -104,8 +112,13 @@ def train(
         if best is None or score is None or score >= best["score"]:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             best = {"epoch": epoch, "score": score, "state": state}
-        content = {"history": history, "best": best, "model": model.state_dict(),
-                   "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}  # fmt: skip
+        content = {
+            "history": history,
+            "best": best,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
         context.save(row, lambda folder, content=content: torch.save(content, folder / CHECKPOINT))  # type: ignore[misc]
     assert best is not None
     set_mode(False)
@@ -136,6 +149,7 @@ class _Loop:
     def epoch(self, epoch: int) -> Metrics:
         """One pass over the training images; returns its row of the history."""
         context, dataset = self.context, self.dataset
+        torch.manual_seed((self.seed * 1_000_003 + epoch) * 1_009 + context.rank)  # dropout; the same after a restart
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(dataset.train_labels), generator=generator)
         side = dataset.train_images.shape[-1]
@@ -169,14 +183,25 @@ class _Loop:
         if not math.isfinite(mean_loss):
             raise StageError(f"the loss of epoch {epoch + 1} is {mean_loss}", "lower the learning rate (lr)")
         duration = time.perf_counter() - started
-        return {"epoch": epoch, "loss": mean_loss, "side": scaled_side, "lr": self.schedule.get_last_lr()[0],
-                "duration_s": duration, "images_per_s": float(losses[1]) / duration}  # fmt: skip
+        return {
+            "epoch": epoch,
+            "loss": mean_loss,
+            "side": scaled_side,
+            "lr": self.schedule.get_last_lr()[0],
+            "duration_s": duration,
+            "images_per_s": float(losses[1]) / duration,
+        }
 
     def _standing(self, epoch: int, steps: int, losses: Tensor, elapsed_s: float) -> Metrics:
         done = (epoch * self.steps + steps) / (self.steps * self.settings.epochs)
         speed = float(losses[1]) * self.context.world_size / elapsed_s
-        return {"epoch": epoch + 1, "epochs": self.settings.epochs, "share": done,
-                "loss": float(losses[0] / losses[1]), "images_per_s": speed}  # fmt: skip
+        return {
+            "epoch": epoch + 1,
+            "epochs": self.settings.epochs,
+            "share": done,
+            "loss": float(losses[0] / losses[1]),
+            "images_per_s": speed,
+        }
 
 
 def normalisation_tensors(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -185,7 +210,7 @@ def normalisation_tensors(dataset: Dataset, device: torch.device) -> tuple[Tenso
     return mean, std
 
 
-def take_batch(images: Array, labels: Array, indices: Array, device: torch.device) -> tuple[Tensor, Tensor]:
+def take_batch(images: Images, labels: Array, indices: Array, device: torch.device) -> tuple[Tensor, Tensor]:
     """The images (uint8 [n, 3, H, W]) and labels (int64 [n]) at `indices`, on the device."""
     batch = torch.from_numpy(np.ascontiguousarray(images[indices]))
     return batch.to(device, non_blocking=True), torch.from_numpy(labels[indices]).to(device, non_blocking=True)
@@ -196,8 +221,10 @@ def _steps_per_epoch(images: int, batch_size: int, world_size: int) -> int:
     whole, rest = divmod(images, batch_size)
     steps = whole + (rest >= 2 * world_size)
     if steps == 0 or batch_size < 2 * world_size:
-        raise StageError(f"batch_size {batch_size} of {images} training images is too little for {world_size} workers",
-                         "every worker needs at least two images a step")  # fmt: skip
+        raise StageError(
+            f"batch_size {batch_size} of {images} training images is too little for {world_size} workers",
+            "every worker needs at least two images a step",
+        )
     return steps
 
 
@@ -228,15 +255,19 @@ def _schedule(kind: str, total: int) -> Callable[[int], float]:
 
 
 def _distributed(model: nn.Module, context: TrainingContext) -> nn.Module:
-    """The model in DistributedDataParallel; buffers are not broadcast, as that would keep rank 0's statistics alone."""
+    """The model in DistributedDataParallel, batch normalisation over all workers' images.
+
+    Buffers are not broadcast: that would keep rank 0's statistics alone.
+    """
     if context.world_size == 1:
         return model
+    synchronise_batch_norm(model, context.device)
     devices = [context.device.index or 0] if context.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 def _average_buffers(model: nn.Module, context: TrainingContext) -> None:
-    """Make the running means and variances of batch normalisation the mean over all ranks."""
+    """Make running statistics the mean over all ranks: an exported graph normalises by its own rank's images."""
     if context.world_size == 1:
         return
     for name, buffer in model.named_buffers():
@@ -264,7 +295,10 @@ def _validate(model: nn.Module, dataset: Dataset, context: TrainingContext) -> f
 
 
 def _restore(
-    context: TrainingContext, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
+    context: TrainingContext,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
 ) -> tuple[list[Metrics], dict[str, Any] | None]:
     """Continue from the last checkpoint, if there is one: its history and best epoch."""
     folder = context.restore()
@@ -283,13 +317,16 @@ class LocalContext:
     rank = 0
     world_size = 1
 
-    def __init__(self, folder: Path, device: str = "cpu", progress: Callable[[Metrics], None] = lambda metrics: None) -> None:
+    def __init__(
+        self, folder: Path, device: str = "cpu", progress: Callable[[Metrics], None] = lambda metrics: None
+    ) -> None:
         self.folder = folder
         self.device = torch.device(device)
-        self.progress = progress  # type: ignore[method-assign]
+        self.show = progress
 
     def progress(self, metrics: Metrics) -> None:
-        """Replaced by the function given."""
+        """Hand it to the function given."""
+        self.show(metrics)
 
     def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Write the checkpoint beside the last one, then rename it over that."""

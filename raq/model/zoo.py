@@ -30,13 +30,17 @@ def build_model(name: str, classes: int, working_directory: str | None = None) -
     if not rest:
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"model.name: there is no network {name!r}",
-                        f"{hint}allowed: {', '.join(BUILDERS)}, torchvision:<name>, module:function")  # fmt: skip
+        raise UserError(
+            f"model.name: there is no network {name!r}",
+            f"{hint}allowed: {', '.join(BUILDERS)}, torchvision:<name>, module:function",
+        )
     function = import_function(name, working_directory)
     try:
         model = function(num_classes=classes)
     except Exception as error:
-        raise UserError(f"model {name}: {type(error).__name__}: {error}", "it is called with num_classes=<int>") from error
+        raise UserError(
+            f"model {name}: {type(error).__name__}: {error}", "it is called with num_classes=<int>"
+        ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name} returned a {type(model).__name__}, not an nn.Module", "return the network")
     return model
@@ -50,17 +54,23 @@ def load_weights(path: Path) -> StateDict:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict") from None
+        raise UserError(
+            f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict"
+        ) from None
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model.weights: {path} is not a state dict that loads with weights_only: {reason}",
-                        "save it with torch.save(model.state_dict(), path)") from None  # fmt: skip
+        raise UserError(
+            f"model.weights: {path} is not a state dict that loads with weights_only: {reason}",
+            "save it with torch.save(model.state_dict(), path)",
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"model.weights: {path} holds no state dict (names and tensors)",
-                        "save it with torch.save(model.state_dict(), path)")  # fmt: skip
+        raise UserError(
+            f"model.weights: {path} holds no state dict (names and tensors)",
+            "save it with torch.save(model.state_dict(), path)",
+        )
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
@@ -70,12 +80,18 @@ def put_weights(model: nn.Module, weights: StateDict, name: str, source: str) ->
     missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or unexpected:
         what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which the network has not"
-        raise UserError(f"model.weights: {source} does not fit {name}: it {what} "
-                        f"({len(missing)} missing, {len(unexpected)} unexpected)", "give weights of this network")  # fmt: skip
+        raise UserError(
+            f"model.weights: {source} does not fit {name}: it {what} "
+            f"({len(missing)} missing, {len(unexpected)} unexpected)",
+            "give weights of this network",
+        )
     for key, tensor in expected.items():
         if tensor.shape != weights[key].shape:
-            raise UserError(f"model.weights: {source} does not fit {name}: {key} is {list(weights[key].shape)}, "
-                            f"the network's {list(tensor.shape)}", "give weights of this network and number of classes")  # fmt: skip
+            raise UserError(
+                f"model.weights: {source} does not fit {name}: {key} is {list(weights[key].shape)}, "
+                f"the network's {list(tensor.shape)}",
+                "give weights of this network and number of classes",
+            )
         if not torch.isfinite(weights[key]).all():
             raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
     model.load_state_dict(dict(weights))
@@ -106,11 +122,19 @@ def resnet20_cifar(classes: int) -> nn.Module:
         blocks = [BasicBlock(inputs, outputs, stride, shortcut), *(BasicBlock(outputs, outputs) for _ in range(2))]
         return nn.Sequential(*blocks)
 
-    model = nn.Sequential(OrderedDict(
-        conv1=nn.Conv2d(3, 16, 3, 1, 1, bias=False), bn1=nn.BatchNorm2d(16), relu=nn.ReLU(inplace=True),
-        layer1=stage(16, 16, 1), layer2=stage(16, 32, 2), layer3=stage(32, 64, 2),
-        avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(64, classes),
-    ))  # fmt: skip
+    model = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+            bn1=nn.BatchNorm2d(16),
+            relu=nn.ReLU(inplace=True),
+            layer1=stage(16, 16, 1),
+            layer2=stage(16, 32, 2),
+            layer3=stage(32, 64, 2),
+            avgpool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(64, classes),
+        )
+    )
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -127,8 +151,10 @@ def _torchvision_model(name: str, classes: int) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        raise UserError(f"model.name: torchvision has no classifier {name!r}",
-                        f"nearest: {', '.join(near)}" if near else "see torchvision's list of classification models")  # fmt: skip
+        raise UserError(
+            f"model.name: torchvision has no classifier {name!r}",
+            f"nearest: {', '.join(near)}" if near else "see torchvision's list of classification models",
+        )
     without_auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **without_auxiliary)
     return model

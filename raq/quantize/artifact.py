@@ -34,8 +34,10 @@ def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise StageError(f"Inductor cannot compile the program for {device}: {first}",
-                         "a C++ compiler (g++) and free disk are needed; --debug shows all of it") from error  # fmt: skip
+        raise StageError(
+            f"Inductor cannot compile the program for {device}: {first}",
+            "a C++ compiler (g++) and free disk are needed; --debug shows all of it",
+        ) from error
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:

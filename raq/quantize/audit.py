@@ -79,12 +79,16 @@ def audit_artifact(program: ExportedProgram, artifact: Path) -> Audit:
     problem = ""
     if integer == 0:
         share = 0.0
-        problem = f"the generated code calls no integer kernel; the graph has {expected} int8 layers" if expected else ""
+        problem = (
+            f"the generated code calls no integer kernel; the graph has {expected} int8 layers" if expected else ""
+        )
     elif integer == expected and floating <= len(found) - expected:
         share = sum(layer.macs for layer in found if layer.int8) / total
     else:
-        problem = (f"the generated code calls {integer} integer and {floating} float kernels; the graph has {expected} "
-                   f"int8 and {len(found) - expected} float layers")  # fmt: skip
+        problem = (
+            f"the generated code calls {integer} integer and {floating} float kernels; the graph has {expected} "
+            f"int8 and {len(found) - expected} float layers"
+        )
     return Audit(found, kernels, share, problem)
 
 
@@ -112,8 +116,15 @@ def _operands(node: fx.Node) -> tuple[Any, Any]:
 
 def _dequantized_from(value: Any) -> torch.dtype | None:
     """The integer type that a dequantize node reads, or None for anything else; views in between are looked through."""
-    looked_through = (torch.ops.aten.view, torch.ops.aten.reshape, torch.ops.aten.flatten, torch.ops.aten.permute,
-                      torch.ops.aten.transpose, torch.ops.aten.t, torch.ops.aten.dropout)  # fmt: skip
+    looked_through = (
+        torch.ops.aten.view,
+        torch.ops.aten.reshape,
+        torch.ops.aten.flatten,
+        torch.ops.aten.permute,
+        torch.ops.aten.transpose,
+        torch.ops.aten.t,
+        torch.ops.aten.dropout,
+    )
     while isinstance(value, fx.Node) and getattr(value.target, "overloadpacket", None) in looked_through:
         value = value.args[0]
     if not isinstance(value, fx.Node) or "dequantize_per_" not in str(value.target):

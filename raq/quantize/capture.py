@@ -41,9 +41,11 @@ def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
             network, (example,), strict=True, dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},)
         )
     except Exception as error:  # dynamo raises many kinds; each becomes one line
-        raise UserError(f"the model cannot be exported: {_reason(error)}",
-                        "torch.export needs a forward without data-dependent control flow, for any batch size; "
-                        "--debug shows all of it") from error  # fmt: skip
+        raise UserError(
+            f"the model cannot be exported: {_reason(error)}",
+            "torch.export needs a forward without data-dependent control flow, for any batch size; "
+            "--debug shows all of it",
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -50,5 +50,6 @@ def load_program(path: Path) -> ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:
-        raise StageError(f"{path}: this quantized program cannot be read: {type(error).__name__}",
-                         "delete its folder and run again") from error  # fmt: skip
+        raise StageError(
+            f"{path}: this quantized program cannot be read: {type(error).__name__}", "delete its folder and run again"
+        ) from error

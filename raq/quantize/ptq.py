@@ -19,12 +19,18 @@ from raq.quantize.quantizers import QUANTIZERS
 def prepare(network: nn.Module, example: Tensor, backend: str, observer: str, *, reduce_range: bool) -> fx.GraphModule:
     """The network's graph with observers where `backend` quantizes."""
     graph = export_program(network.eval(), example).module()
-    prepared: fx.GraphModule = prepare_pt2e(graph, QUANTIZERS[backend](qat=False, observer=observer, reduce_range=reduce_range))
+    prepared: fx.GraphModule = prepare_pt2e(
+        graph, QUANTIZERS[backend](qat=False, observer=observer, reduce_range=reduce_range)
+    )
     return prepared
 
 
 def calibrate(
-    prepared: fx.GraphModule, dataset: Dataset, settings: Calibration, seed: int, progress: Callable[[int], None] = lambda done: None
+    prepared: fx.GraphModule,
+    dataset: Dataset,
+    settings: Calibration,
+    seed: int,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Run a seeded sample of the training images through the observers, in place.
 
@@ -32,8 +38,10 @@ def calibrate(
     """
     available = len(dataset.train_labels)
     if settings.size > available:
-        raise UserError(f"ptq.calibration.size is {settings.size}, and there are {available} training images",
-                        f"lower it to at most {available}")  # fmt: skip
+        raise UserError(
+            f"ptq.calibration.size is {settings.size}, and there are {available} training images",
+            f"lower it to at most {available}",
+        )
     move_exported_model_to_eval(prepared)
     chosen = calibration_indices(available, settings.size, seed)
     device = torch.device("cpu")

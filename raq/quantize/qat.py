@@ -27,7 +27,9 @@ def qat_hooks(prepared: fx.GraphModule, settings: Qat) -> Hooks:
 
     Unset freeze points: observers after two thirds of the epochs, batch normalisation after half of them.
     """
-    observers_until = settings.epochs * 2 / 3 if settings.freeze_observers_after is None else settings.freeze_observers_after
+    observers_until = (
+        settings.epochs * 2 / 3 if settings.freeze_observers_after is None else settings.freeze_observers_after
+    )
     norms_until = settings.epochs / 2 if settings.freeze_bn_after is None else settings.freeze_bn_after
     standing = {"observing": True, "norms": True}
 

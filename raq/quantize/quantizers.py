@@ -34,13 +34,22 @@ def x86_quantizer(*, qat: bool, observer: str = "histogram", reduce_range: bool 
     weight: Any = FusedMovingAvgObsFakeQuantize if qat else PerChannelMinMaxObserver
     weight_arguments = {"observer": MovingAveragePerChannelMinMaxObserver} if qat else {}
     activations = QuantizationSpec(
-        dtype=torch.uint8, quant_min=0, quant_max=127 if reduce_range else 255, qscheme=torch.per_tensor_affine,
-        is_dynamic=False, observer_or_fake_quant_ctr=activation.with_args(eps=SMALLEST_SCALE),
-    )  # fmt: skip
+        dtype=torch.uint8,
+        quant_min=0,
+        quant_max=127 if reduce_range else 255,
+        qscheme=torch.per_tensor_affine,
+        is_dynamic=False,
+        observer_or_fake_quant_ctr=activation.with_args(eps=SMALLEST_SCALE),
+    )
     weights = QuantizationSpec(
-        dtype=torch.int8, quant_min=-128, quant_max=127, qscheme=torch.per_channel_symmetric, ch_axis=0, is_dynamic=False,
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        is_dynamic=False,
         observer_or_fake_quant_ctr=weight.with_args(eps=SMALLEST_SCALE, **weight_arguments),
-    )  # fmt: skip
+    )
     return X86InductorQuantizer().set_global(QuantizationConfig(activations, activations, weights, None, qat))
 
 

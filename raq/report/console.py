@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -15,9 +16,17 @@ from rich.text import Text
 from raq.plan import Stage
 from raq.report.summary import Summary
 
+FIXED_WIDTH, LATENCY_WIDTH = 44, 17  # columns of the table that every candidate has, and of each latency
 Event = Mapping[str, Any]
 MARKS = {"waiting": "·", "starting": "…", "running": "▸", "retry": "↻", "done": "✓", "fresh": "="}
-STYLES = {"waiting": "dim", "starting": "cyan", "running": "bold cyan", "retry": "yellow", "done": "green", "fresh": "dim"}
+STYLES = {
+    "waiting": "dim",
+    "starting": "cyan",
+    "running": "bold cyan",
+    "retry": "yellow",
+    "done": "green",
+    "fresh": "dim",
+}
 
 
 class RunDisplay:
@@ -63,7 +72,12 @@ class RunDisplay:
         for line in self.lines.values():
             style = STYLES[line.state]
             mark = MARKS[line.state] if self.console.encoding.startswith("utf") else line.state[:1]
-            table.add_row(Text(mark, style), Text(line.name, style), Text(line.clock(), "dim"), Text(line.text, "" if line.active else "dim"))
+            table.add_row(
+                Text(mark, style),
+                Text(line.name, style),
+                Text(line.clock(), "dim"),
+                Text(line.text, "" if line.active else "dim"),
+            )
         return table
 
 
@@ -105,7 +119,11 @@ class _Line:
     def _standing(self, event: Event) -> str:
         parts = [event["text"]] if "text" in event else []
         if "epoch" in event:
-            parts += [f"epoch {event['epoch']}/{event['epochs']}", f"loss {event['loss']:.3f}", f"{event['images_per_s']:.0f} images/s"]
+            parts += [
+                f"epoch {event['epoch']}/{event['epochs']}",
+                f"loss {event['loss']:.3f}",
+                f"{event['images_per_s']:.0f} images/s",
+            ]
         share = event.get("share", 0)
         if share > 0 and self.began is not None:
             left = (time.monotonic() - self.began) * (1 - share) / share
@@ -129,7 +147,8 @@ def seconds(duration_s: float) -> str:
 def epoch_in_words(row: Event) -> str:
     """A row of a training's history."""
     validation = "" if row["validation_top1"] is None else f", validation {100 * row['validation_top1']:.1f}%"
-    return f"epoch {row['epoch'] + 1}: loss {row['loss']:.3f}{validation}, {row['images_per_s']:.0f} images/s at {row['side']} pixels"
+    speed = f"{row['images_per_s']:.0f} images/s at {row['side']} pixels"
+    return f"epoch {row['epoch'] + 1}: loss {row['loss']:.3f}{validation}, {speed}"
 
 
 def result_in_words(results: Mapping[str, Any]) -> str:
@@ -151,34 +170,67 @@ def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str]
     """The stages, each fresh or stale and why."""
     for stage in plan:
         state = f"stale  {stale[stage.name]}" if stage.name in stale else "fresh"
-        console.print(f"{stage.name:<22} {stage.fingerprint[:12]}  {state}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{stage.name:<22} {stage.fingerprint[:12]}  {state}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """The table of a run, where its artifacts are, and the verdict."""
+    """The table of a run, where its artifacts are, and the verdict.
+
+    On a terminal too narrow for all latencies in one table, each device has a table of its own.
+    """
     keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
-    table = Table(title=f"{summary['experiment']}  ({summary['run']})", title_justify="left", pad_edge=False)
-    for name, justify in (("candidate", "left"), ("MB", "right"), ("top-1 %", "right"), ("drop", "right"), ("int8", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for device, size in keys:
-        table.add_column(f"{device}, batch {size}\nms and speedup", justify="right", no_wrap=True)
-    for candidate in summary["candidates"]:
-        runtimes = list(dict.fromkeys(row["runtime"] for row in candidate["latency"])) or [""]
-        for runtime in runtimes:
-            table.add_row(*_row(candidate, runtime, keys))
-    console.print(table)
-    console.print("MB: weights, then the file. drop: points of top-1, 95% interval. int8: share of the MACs. "
-                  "ms: mean ± standard deviation; speedup over fp32/eager, 95% interval.", style="dim")  # fmt: skip
+    devices = sorted({device for device, _ in keys})
+    groups = (
+        [keys]
+        if FIXED_WIDTH + LATENCY_WIDTH * len(keys) <= console.width
+        else [[k for k in keys if k[0] == d] for d in devices]
+    )
+    console.print(f"\n{summary['experiment']}, run {summary['run']}", markup=False, highlight=False, style="bold")
+    for group in groups:
+        console.print(_table(summary, group))
+        console.print()
+    console.print(
+        "MB: weights, then the file. top-1 and drop (points): 95% intervals below. int8: share of the MACs.\n"
+        "ms: mean ± standard deviation; below, the speedup over fp32/eager and its 95% interval.",
+        style="dim",
+        highlight=False,
+    )
     notes = {a["note"] for c in summary["candidates"] for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):
         console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
     machine = summary["environment"]["machine"]
-    console.print(f"measured on {machine['cpu']}, {machine['cpus']} CPUs{''.join(', ' + gpu for gpu in machine['gpus'])}",
-                  markup=False, highlight=False, style="dim")  # fmt: skip
+    console.print(
+        f"measured on {machine['cpu']}, {machine['cpus']} CPUs{''.join(', ' + gpu for gpu in machine['gpus'])}",
+        markup=False,
+        highlight=False,
+        style="dim",
+    )
     for candidate in summary["candidates"]:
         for artifact in candidate["artifacts"]:
-            console.print(f"{candidate['name']} for {artifact['target']}: {artifact['path']}", markup=False, highlight=False, soft_wrap=True)
-    console.print(summary["verdict"]["why"], markup=False, highlight=False, style="bold")
+            line = f"{candidate['name']}, {artifact['target']}: {artifact['path']}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print("\n" + summary["verdict"]["why"], markup=False, highlight=False, style="bold")
+
+
+def _table(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:
+    """Candidates by runtime, with the latencies of these devices and batch sizes."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, justify in (
+        ("candidate", "left"),
+        ("MB", "right"),
+        ("top-1 %", "right"),
+        ("drop", "right"),
+        ("int8", "right"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for device, size in keys:
+        table.add_column(f"{device}, batch {size}\nms, speedup", justify="right", no_wrap=True)
+    for candidate in summary["candidates"]:
+        for runtime in dict.fromkeys(row["runtime"] for row in candidate["latency"]) or [""]:
+            table.add_row(*_row(candidate, runtime, keys))
+    return table
 
 
 def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> list[str]:
@@ -190,20 +242,23 @@ def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> l
     known = not eager and candidate["top1"] is not None
     cells.append(f"{100 * candidate['top1']:.2f}\n{_interval(candidate['top1_interval'], 100, 1)}" if known else "")
     drops = known and candidate["kind"] != "fp32" and candidate["drop_points"] is not None
-    cells.append(f"{candidate['drop_points']:.2f}\n{_interval(candidate['drop_interval'], 1, 2)}" if drops else "")
+    cells.append(f"{candidate['drop_points']:.2f}\n{_interval(candidate['drop_interval'], 1, 1)}" if drops else "")
     cells.append(f"{100 * artifact['int8_mac_share']:.0f}%" if artifact and candidate["kind"] != "fp32" else "")
     for device, size in keys:
-        rows = [r for r in candidate["latency"] if (r["runtime"], r["device"], r["batch_size"]) == (runtime, device, size)]
+        rows = [
+            r for r in candidate["latency"] if (r["runtime"], r["device"], r["batch_size"]) == (runtime, device, size)
+        ]
         cells.append(_latency(rows[0]) if rows else "")
     return cells
 
 
 def _latency(row: Mapping[str, Any]) -> str:
     digits = 1 if row["mean_ms"] >= 100 else 2
+    coarse = 2 if row["speedup"] is None or row["speedup"] < 10 else 1
     spread = "" if row["std_ms"] is None else f" ± {row['std_ms']:.{digits}f}"
-    speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
+    speedup = "" if row["speedup"] is None else f"{row['speedup']:.{coarse}f}x"
     if row["speedup_interval"] and row["speedup_interval"][0] != row["speedup_interval"][1]:
-        speedup += f" {_interval(row['speedup_interval'], 1, 2)}"
+        speedup += f" {_interval(row['speedup_interval'], 1, 1)}"
     return f"{row['mean_ms']:.{digits}f}{spread}\n{speedup}"
 
 

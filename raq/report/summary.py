@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from raq.bench.statistics import paired_drop, proportion_interval, same_accuracy_p
+from raq.bench.statistics import median_interval, paired_drop, proportion_interval, same_accuracy_p
 from raq.errors import UserError
 from raq.records import Record, Store, read_json
 
@@ -27,32 +27,55 @@ def summarise(run_folder: Path) -> Summary:
     candidates = [_candidate(name, settings, stages, right, store) for name in names]
     complete = bool(run["complete"]) and all(stages.values())
     return {
-        "run": run["id"], "experiment": run["experiment"], "complete": complete, "error": run["error"],
-        "environment": run["environment"], "data": run["data"], "candidates": candidates,
-        "verdict": _verdict(candidates, settings["require"]["max_drop"]) if complete else
-        {"choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}"},
-    }  # fmt: skip
+        "run": run["id"],
+        "experiment": run["experiment"],
+        "complete": complete,
+        "error": run["error"],
+        "environment": run["environment"],
+        "data": run["data"],
+        "candidates": candidates,
+        "verdict": _verdict(candidates, settings["require"]["max_drop"])
+        if complete
+        else {"choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}"},
+    }
 
 
-def _candidate(name: str, settings: Record, stages: dict[str, Record | None], right: dict[str, Any], store: Store) -> Summary:
+def _candidate(
+    name: str, settings: Record, stages: dict[str, Record | None], right: dict[str, Any], store: Store
+) -> Summary:
     evaluation, mine, baseline = stages.get(f"evaluate/{name}"), right[name], right["fp32"]
     found: Summary = {
-        "name": name, "kind": name, "config": settings["train" if name == "fp32" else name], "top1": None,
-        "top1_interval": None, "drop_points": None, "drop_interval": None, "same_accuracy_p": None, "test_images": None,
-    }  # fmt: skip
+        "name": name,
+        "kind": name,
+        "config": settings["train" if name == "fp32" else name],
+        "top1": None,
+        "top1_interval": None,
+        "drop_points": None,
+        "drop_interval": None,
+        "same_accuracy_p": None,
+        "test_images": None,
+    }
     if evaluation is not None and mine is not None:
         results = evaluation["results"]
-        found.update(top1=results["top1"], test_images=results["test_images"],
-                     top1_interval=list(proportion_interval(results["correct"], results["test_images"])))  # fmt: skip
+        found.update(
+            top1=results["top1"],
+            test_images=results["test_images"],
+            top1_interval=list(proportion_interval(results["correct"], results["test_images"])),
+        )
         if baseline is not None:
             drop, interval = (0.0, (0.0, 0.0)) if name == "fp32" else paired_drop(baseline, mine)
-            found.update(drop_points=drop, drop_interval=list(interval), same_accuracy_p=same_accuracy_p(baseline, mine))
+            found.update(
+                drop_points=drop, drop_interval=list(interval), same_accuracy_p=same_accuracy_p(baseline, mine)
+            )
     found["artifacts"] = [
-        {key: record["results"].get(key) for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note")}
+        {
+            key: record["results"].get(key)
+            for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note")
+        }
         | {"path": str(store.stage_folder(record["kind"], record["fingerprint"]) / "artifact.pt2")}
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
-    ]  # fmt: skip
+    ]
     found["latency"] = [
         {key: value for key, value in row.items() if key != "candidate"}
         for stage, record in stages.items()
@@ -78,16 +101,20 @@ def _right(store: Store, record: Record | None) -> Any:
 def deployment_latency(candidate: Summary) -> Summary | None:
     """The row that decides: the artifact, on the first device, at the largest batch."""
     rows = [row for row in candidate["latency"] if row["runtime"] != "eager"]
-    return max((row for row in rows if row["device"] == rows[0]["device"]), key=lambda row: row["batch_size"], default=None)
+    return max(
+        (row for row in rows if row["device"] == rows[0]["device"]), key=lambda row: row["batch_size"], default=None
+    )
 
 
 def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     """The fastest candidate that loses at most `max_drop` points, and why, in one sentence."""
-    eligible = [c for c in candidates if c["drop_points"] is not None and c["drop_points"] <= max_drop and deployment_latency(c)]
+    eligible = [
+        c for c in candidates if c["drop_points"] is not None and c["drop_points"] <= max_drop and deployment_latency(c)
+    ]
     fastest = max(eligible, key=lambda c: (deployment_latency(c) or {})["speedup"])
     row = deployment_latency(fastest)
     assert row is not None
-    rivals = [c for c in eligible if c is not fastest and _overlap(deployment_latency(c), row)]
+    rivals = [c for c in eligible if c is not fastest and _as_fast(deployment_latency(c) or {}, row)]
     chosen = max([fastest, *rivals], key=lambda c: c["top1"])
     row = deployment_latency(chosen)
     assert row is not None
@@ -95,10 +122,12 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     size = f"{100 * smaller:.0f}% smaller in weights, " if chosen["kind"] != "fp32" else ""
     refused = [c["name"] for c in candidates if c not in eligible]
     others = f"; {', '.join(refused)} lost more than {max_drop:g} points" if refused else ""
-    as_fast = f"; no detectable difference in speed to {', '.join(c['name'] for c in rivals if c is not chosen) or fastest['name']}" \
-        if rivals else ""  # fmt: skip
-    why = (f"Ship {chosen['name']}: {size}{row['speedup']:.1f} times as fast as {row['baseline']} at batch {row['batch_size']} on "
-           f"{row['device']}, {_drop_in_words(chosen, max_drop)}{as_fast}{others}.")  # fmt: skip
+    equals = [c["name"] for c in [fastest, *rivals] if c is not chosen]
+    as_fast = f"; no detectable difference in speed to {', '.join(equals)}" if equals else ""
+    why = (
+        f"Ship {chosen['name']}: {size}{row['speedup']:.1f} times as fast as {row['baseline']} "
+        f"at batch {row['batch_size']} on {row['device']}, {_drop_in_words(chosen, max_drop)}{as_fast}{others}."
+    )
     return {"choice": chosen["name"], "why": why}
 
 
@@ -109,11 +138,14 @@ def _drop_in_words(candidate: Summary, max_drop: float) -> str:
     points = candidate["drop_points"]
     lost = f"{points:.2f} points of top-1 lost" if points >= 0 else f"{-points:.2f} points of top-1 gained"
     detectable = "" if low > 0 or high < 0 else "no detectable difference, "
-    proven = "" if high <= max_drop else f"; {candidate['test_images']} test images cannot exclude a drop above {max_drop:g}"
+    proven = (
+        "" if high <= max_drop else f"; {candidate['test_images']} test images cannot exclude a drop above {max_drop:g}"
+    )
     return f"{lost} ({detectable}95% interval of the drop {low:.2f} to {high:.2f}{proven})"
 
 
-def _overlap(one: Summary | None, other: Summary | None) -> bool:
-    """Whether two speedups cannot be told apart: their intervals overlap, or one has none."""
-    a, b = (one or {}).get("speedup_interval"), (other or {}).get("speedup_interval")
-    return a is None or b is None or (a[0] <= b[1] and b[0] <= a[1])
+def _as_fast(one: Summary, other: Summary) -> bool:
+    """Whether two latencies cannot be told apart: the interval of their ratios within rounds holds 1."""
+    ratios = [a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]
+    interval = median_interval(ratios)
+    return interval is None or interval[0] <= 1 <= interval[1]

@@ -1,0 +1,96 @@
+"""Batch normalisation over the images of all workers, on the CPU.
+
+torch.nn.SyncBatchNorm needs a GPU. Without it each worker normalises by its own part of the batch, and two workers
+train another network than one does (loss curves a few percent apart).
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with every batch normalisation over all workers' images; same state dict, same output alone.
+
+    torch's own on a GPU, ours on the CPU. The modules are replaced in place; parameters and buffers are shared.
+    """
+    if device.type == "cuda":
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    for name, child in model.named_children():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            setattr(model, name, SynchronisedBatchNorm.like(child))
+        else:
+            synchronise_batch_norm(child, device)
+    return model
+
+
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation of [N, C, ...] whose training statistics are over all ranks of the default process group."""
+
+    @classmethod
+    def like(cls, other: nn.modules.batchnorm._BatchNorm) -> "SynchronisedBatchNorm":
+        """One that shares the parameters and buffers of another."""
+        new = cls(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
+        new._parameters, new._buffers, new.training = other._parameters, other._buffers, other.training
+        return new
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected [N, C, ...], got {input.dim()} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [N, C, ...]; in training, update the running statistics as torch's batch normalisation does."""
+        if not self.training:
+            return super().forward(input)
+        output, mean, variance, count = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, rate)
+                self.running_var.lerp_(variance * (count / (count - 1)), rate)
+        return cast(Tensor, output)
+
+
+class _SynchronisedNorm(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and var over the images of all ranks.
+
+    Backward: dx = weight / std * (dy - mean(dy) - x_hat * mean(dy * x_hat)), the means over all ranks (Ioffe & Szegedy
+    2015, section 3); the gradients of weight and bias are this rank's, which DDP averages.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        dims = [0, *range(2, x.dim())]
+        count = x.numel() / x.shape[1]
+        variance, mean = torch.var_mean(x, dim=dims, correction=0)
+        mean64, variance64 = mean.double(), variance.double()
+        sums = torch.cat([mean64 * count, (variance64 + mean64**2) * count, mean64.new_tensor([count])])  # [2C + 1]
+        dist.all_reduce(sums)
+        total = sums[-1]
+        mean64, squares = (sums[:-1] / total).chunk(2)
+        mean, variance = mean64.to(x.dtype), (squares - mean64**2).clamp_min_(0).to(x.dtype)
+        output = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
+        inverse_std = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(x, weight, mean, inverse_std, total)
+        count_of_all = total.to(x.dtype)
+        ctx.mark_non_differentiable(mean, variance, count_of_all)
+        return output, mean, variance, count_of_all
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse_std, total = ctx.saved_tensors
+        dims = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        normalised = (x - mean.view(shape)) * inverse_std.view(shape)
+        bias_gradient = dy.sum(dim=dims)
+        weight_gradient = (dy * normalised).sum(dim=dims)
+        sums = torch.cat([bias_gradient, weight_gradient]).double()
+        dist.all_reduce(sums)
+        mean_dy, mean_dy_normalised = (sums / total).to(x.dtype).chunk(2)
+        scale = inverse_std if weight is None else inverse_std * weight
+        dx = (dy - mean_dy.view(shape) - normalised * mean_dy_normalised.view(shape)) * scale.view(shape)
+        return dx, None if weight is None else weight_gradient, None if weight is None else bias_gradient, None
