@@ -1,0 +1,194 @@
+"""Finding, decoding, limiting and refusing data."""
+
+import hashlib
+import io
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from raq.errors import UserError
+from raq.experiment import Data
+from raq.model.data import calibration_indices, load_dataset
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(folder: Path, train: int = 12, test: int = 5) -> list[tuple[int, int, int]]:
+    """CIFAR-10 in the layout of the Hugging Face hub; image n has the colour (n, 2n, 3n)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    colours = [(n, 2 * n, 3 * n) for n in range(max(train, test))]
+    for split, count in (("train", train), ("test", test)):
+        rows = [{"bytes": png(colours[n]), "path": None} for n in range(count)]
+        table = pa.table({"img": rows, "label": [n % 3 for n in range(count)]})
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    return colours
+
+
+def test_digits_are_scikit_learns(digits) -> None:
+    whole = load_dataset(Data(name="digits", validation=0.0))
+    assert whole.train_images.shape == (1438, 3, 32, 32)
+    assert whole.test_images.shape == (359, 3, 32, 32)
+    grey = load_digits().images
+    pixels = whole.test_images[np.array([0])][0]  # the fifth digit is the first test image
+    assert np.array_equal(pixels[0, ::4, ::4], np.round(grey[4] * 255 / 16).astype(np.uint8))
+    assert np.array_equal(pixels[0], pixels[2])
+    assert whole.digest == digits.digest
+
+
+def test_limits_and_hold_out_do_not_overlap(digits) -> None:
+    assert (len(digits.train_labels), len(digits.validation_labels), len(digits.test_labels)) == (380, 20, 77)
+    train = {digits.train_images[np.array([n])].tobytes() for n in range(380)}
+    held = {digits.validation_images[np.array([n])].tobytes() for n in range(20)}
+    assert not train & held
+
+
+def test_calibration_images_are_seeded_nested_and_from_the_training_split() -> None:
+    small, large = calibration_indices(1000, 32, 7), calibration_indices(1000, 256, 7)
+    assert np.array_equal(small, large[:32])
+    assert len(set(large.tolist())) == 256
+    assert not np.array_equal(small, calibration_indices(1000, 32, 8))
+
+
+@pytest.mark.parametrize("below", ["", "cifar10", "plain_text"])
+def test_cifar10_from_parquet(tmp_path: Path, below: str) -> None:
+    colours = write_parquet(tmp_path / below)
+    found = load_dataset(Data(name="cifar10", root=str(tmp_path), validation=0.0))
+    assert found.train_images.shape == (12, 3, 32, 32)
+    assert found.test_labels.tolist() == [0, 1, 2, 0, 1]
+    assert tuple(found.train_images[np.array([7])][0, :, 5, 5]) == colours[7]
+    assert isinstance(found.train_images.stored, np.memmap)
+    assert found.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_cifar10_by_environment_and_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path)
+    monkeypatch.setenv("RAQ_DATA", str(tmp_path))
+    first = load_dataset(Data(name="cifar10"))
+    monkeypatch.setattr("raq.model.data._decode_image", lambda *a: pytest.fail("decoded twice"))
+    assert load_dataset(Data(name="cifar10")).digest == first.digest
+
+
+def test_a_changed_source_is_other_data(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    first = load_dataset(Data(name="cifar10", root=str(tmp_path))).digest
+    write_parquet(tmp_path, train=13)
+    assert load_dataset(Data(name="cifar10", root=str(tmp_path))).digest != first
+    with pytest.raises(UserError, match="differs from the data of the plan"):
+        load_dataset(Data(name="cifar10", root=str(tmp_path)), expect_digest=first)
+
+
+def test_official_cifar10_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's folder format with its real reader; the sums are those of the small files made here."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    sums = {}
+
+    def write(name: str, content: object) -> None:
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    batches = {name: rng.integers(0, 256, (4, 3072)).astype(np.uint8) for name in ("data_batch_1", "test_batch")}
+    for name, pixels in batches.items():
+        write(name, {"data": pixels, "labels": [0, 1, 2, 1]})
+    write("batches.meta", {"label_names": ["a", "b", "c"]})
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    found = load_dataset(Data(name="cifar10", root=str(tmp_path), validation=0.0))
+    assert np.array_equal(found.train_images[np.arange(4)], batches["data_batch_1"].reshape(4, 3, 32, 32))
+
+    class Harmful:
+        def __reduce__(self):
+            return (pytest.fail, ("unpickled",))
+
+    (folder / "data_batch_1").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(UserError, match="official MD5"):
+        load_dataset(Data(name="cifar10", root=str(tmp_path)))
+
+
+def test_missing_cifar10_lists_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    def no_network(*arguments: object, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(CIFAR10, "download", no_network)
+    monkeypatch.setenv("RAQ_DATA", str(tmp_path / "from-environment"))
+    with pytest.raises(UserError) as caught:
+        load_dataset(Data(name="cifar10", root=str(tmp_path / "from-experiment")))
+    for place in ("from-experiment", "from-environment", "data"):
+        assert place in caught.value.message
+    assert "parquet" in caught.value.hint
+
+
+def test_corrupt_files_are_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    path = tmp_path / "train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.parquet: not a readable parquet"):
+        load_dataset(Data(name="cifar10", root=str(tmp_path)))
+    pq.write_table(pa.table({"img": [{"bytes": b"no image"}], "label": [0]}), path)
+    with pytest.raises(UserError, match="row 0: not a readable image"):
+        load_dataset(Data(name="cifar10", root=str(tmp_path)))
+
+
+def write_images(root: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        for n, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                (root / split / name / f"{i}.png").write_bytes(png((100 * n, 10 * i, 0), (40, 30)))
+
+
+def test_imagefolder(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    found = load_dataset(Data(name="imagefolder", root=str(tmp_path), image_size=24, validation=0.0))
+    assert found.train_images.shape == (6, 3, 24, 24)
+    assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert tuple(found.test_images[np.array([3])][0, :, 0, 0]) == (100, 10, 0)
+    (tmp_path / "test" / "bird").mkdir()
+    (tmp_path / "test" / "bird" / "0.png").write_bytes(png((0, 0, 0)))
+    with pytest.raises(UserError, match="'bird'"):
+        load_dataset(Data(name="imagefolder", root=str(tmp_path), image_size=24))
+    with pytest.raises(UserError, match="is not a folder"):
+        load_dataset(Data(name="imagefolder", root=str(tmp_path / "none")))
+
+
+def test_users_own_function(workplace) -> None:
+    sys.modules.pop("tiny_user", None)
+    found = load_dataset(Data(name="tiny_user:data", validation=0.0), str(workplace.folder))
+    assert (found.classes, found.test_images.shape) == (4, (203, 3, 16, 16))
+    pixels = found.train_images[np.arange(512)].astype(float) / 255
+    assert np.allclose(found.mean, pixels.mean(axis=(0, 2, 3)), atol=1e-3)
+    assert np.allclose(found.std, pixels.std(axis=(0, 2, 3)), atol=1e-3)
+    for name, message in {
+        "tiny_user:bad_data": "float32",
+        "tiny_user:nothing": "cannot be imported",
+        "no_such_module:data": "No module named 'no_such_module'",
+        "tiny_user:model": "missing 1 required positional argument",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_dataset(Data(name=name), str(workplace.folder))
+    sys.modules.pop("tiny_user", None)
+
+
+def test_values_beyond_the_data() -> None:
+    with pytest.raises(UserError, match="train_limit is 5000"):
+        load_dataset(Data(name="digits", train_limit=5000))
+    with pytest.raises(UserError, match=r"holds out all"):
+        load_dataset(Data(name="digits", train_limit=3, validation=0.9))

@@ -1,0 +1,186 @@
+"""The loop: it learns, is reproducible, continues where it was, and is the same for two workers as for one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from raq.errors import StageError
+from raq.experiment import Data, Qat, Train
+from raq.model.data import load_dataset
+from raq.model.evaluation import predict, top1
+from raq.model.normalization import synchronise_batch_norm
+from raq.model.training import LocalContext, _schedule, _side, read_result, seed_everything, train
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+def settings(**given: object) -> Train:
+    return Train.model_validate({"epochs": 4, "batch_size": 64, "lr": 0.1, "augment": False, "progressive": [], **given})
+
+
+def fit(digits, folder: Path, context: LocalContext | None = None, **given: object):
+    seed_everything(0)
+    model = network()
+    return model, train(model, digits, settings(**given), 0, context or LocalContext(folder))
+
+
+def test_it_learns_and_is_reproducible(digits, tmp_path: Path) -> None:
+    model, first = fit(digits, tmp_path / "a", epochs=8)
+    _, second = fit(digits, tmp_path / "b", epochs=8)
+    assert [row["loss"] for row in first.history] == [row["loss"] for row in second.history]
+    assert first.history[-1]["loss"] < 0.5 * first.history[0]["loss"]
+    model.load_state_dict(first.state)
+    assert top1(predict(model.eval(), digits), digits.test_labels) > 0.8
+
+
+def test_the_first_epochs_loss_is_torchs_own(digits, tmp_path: Path) -> None:
+    """One full-batch step at no learning rate to speak of: the loss is that of plain torch on all images."""
+    seed_everything(0)
+    model = network()[:3].append(nn.Flatten()).append(nn.Linear(8 * 16 * 16, 10))
+    images = torch.from_numpy(digits.train_images[slice(None)]).float() / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (digits.mean, digits.std))
+    expected = nn.functional.cross_entropy(model((images - mean) / std), torch.from_numpy(digits.train_labels))
+    result = train(model, digits, settings(epochs=1, batch_size=380, label_smoothing=0.0), 0, LocalContext(tmp_path))
+    assert result.history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptedContext(LocalContext):
+    """Breaks off after the second epoch's checkpoint."""
+
+    def save(self, metrics, write) -> None:
+        super().save(metrics, write)
+        if metrics["epoch"] == 1:
+            raise Interrupted
+
+
+def test_an_interrupted_training_ends_as_an_undisturbed_one(digits, tmp_path: Path) -> None:
+    _, whole = fit(digits, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(digits, tmp_path / "part", InterruptedContext(tmp_path / "part"))
+    _, continued = fit(digits, tmp_path / "part")
+    assert [row["loss"] for row in continued.history] == [row["loss"] for row in whole.history]
+    assert all(torch.equal(whole.state[name], tensor) for name, tensor in continued.state.items())
+    assert read_result(tmp_path / "part").best_epoch == whole.best_epoch
+
+
+def test_the_best_epoch_is_kept(digits, tmp_path: Path) -> None:
+    _, result = fit(digits, tmp_path)
+    scores = [row["validation_top1"] for row in result.history]
+    assert scores[result.best_epoch] == max(scores)
+
+
+def test_without_hold_out_the_last_epoch_is_kept(tmp_path: Path) -> None:
+    data = load_dataset(Data(name="digits", train_limit=128, validation=0.0))
+    _, result = fit(data, tmp_path, epochs=2)
+    assert result.history[0]["validation_top1"] is None
+    assert result.best_epoch == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    with pytest.raises(StageError, match="loss of epoch 1 is"):
+        train(plain, digits, settings(lr=100.0, momentum=0.99), 0, LocalContext(tmp_path))
+
+
+def test_schedules_and_sides() -> None:
+    one_cycle = [_schedule("one-cycle", 100)(step) for step in range(100)]
+    assert max(one_cycle) == one_cycle[19] == 1.0
+    assert one_cycle[-1] == pytest.approx(1 / 80)
+    assert _schedule("constant", 100)(57) == 1.0
+    assert _schedule("cosine", 100)(50) == pytest.approx(0.5)
+    assert [_side((0.5, 0.75, 1.0), epoch, 6, 32) for epoch in range(6)] == [16, 16, 24, 24, 32, 32]
+    assert _side((), 0, 6, 32) == 32
+
+
+def test_weight_decay_spares_biases_and_normalisation() -> None:
+    from raq.model.training import _optimizer
+
+    groups = _optimizer(network(), settings(weight_decay=0.1)).param_groups
+    assert {p.ndim for p in groups[0]["params"]} == {2, 4}
+    assert groups[1]["weight_decay"] == 0
+
+
+# --- several workers, in processes of their own, over gloo ---
+
+
+def _as_worker(rank: int, work: Callable[[int, int], None], meeting_place: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2)
+    work(rank, 2)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def two_workers(work: Callable[[int, int], None], tmp_path: Path) -> None:
+    mp.start_processes(_as_worker, (work, str(tmp_path / "meeting")), nprocs=2, start_method="spawn")
+
+
+def _batch_norm_worker(rank: int, world: int) -> None:
+    torch.manual_seed(0)
+    images, weights = torch.randn(7, 5, 4, 4).double() * 2 + 1, torch.randn(7, 5, 4, 4).double()
+    whole, mine = nn.BatchNorm2d(5).double(), nn.Sequential(nn.BatchNorm2d(5).double())
+    nn.init.uniform_(whole.weight)
+    mine[0].load_state_dict(whole.state_dict())
+    synchronise_batch_norm(mine, torch.device("cpu"))
+    expected, given = images.clone().requires_grad_(), images[rank::world].clone().requires_grad_()
+    (whole(expected) * weights).sum().backward()
+    (mine(given) * weights[rank::world]).sum().backward()
+    gradient = mine[0].weight.grad
+    dist.all_reduce(gradient)
+    torch.testing.assert_close(given.grad, expected.grad[rank::world])
+    torch.testing.assert_close(gradient, whole.weight.grad)
+    for name, buffer in whole.named_buffers():
+        torch.testing.assert_close(mine[0].get_buffer(name), buffer)
+    torch.testing.assert_close(mine.eval()(images), whole.eval()(images))
+
+
+def test_batch_norm_over_workers_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    two_workers(_batch_norm_worker, tmp_path)
+
+
+def _range_worker(rank: int, world: int) -> None:
+    from raq.quantize.qat import prepare_qat, qat_hooks, synchronise_ranges
+
+    torch.manual_seed(0)
+    graph = prepare_qat(network(), torch.zeros(2, 3, 32, 32), "x86", reduce_range=False)
+    qat_hooks(graph, Qat()).set_mode(True)
+    torch.manual_seed(rank)
+    graph(torch.randn(8, 3, 32, 32) * (1 + 3 * rank))
+    quantizers = [m for m in graph.modules() if hasattr(m, "activation_post_process")]
+    own = [(q.activation_post_process.min_val.clone(), q.activation_post_process.max_val.clone()) for q in quantizers]
+    synchronise_ranges(graph)
+    for (low, high), quantizer in zip(own, quantizers, strict=True):
+        both = [[torch.empty_like(t) for _ in range(world)] for t in (low, high)]
+        dist.all_gather(both[0], low)
+        dist.all_gather(both[1], high)
+        low, high = torch.stack(both[0]).amin(0), torch.stack(both[1]).amax(0)
+        torch.testing.assert_close(quantizer.activation_post_process.min_val, low)
+        if quantizer.dtype == torch.uint8:  # affine: the scale spans the range, which holds zero
+            scale = (high.clamp(min=0) - low.clamp(max=0)) / 255
+            torch.testing.assert_close(quantizer.scale, scale.reshape(quantizer.scale.shape))
+    assert len(quantizers) >= 6
+
+
+def test_quantization_ranges_cover_what_every_worker_saw(tmp_path: Path) -> None:
+    two_workers(_range_worker, tmp_path)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu(digits, tmp_path: Path) -> None:
+    _, result = fit(digits, tmp_path, LocalContext(tmp_path, "cuda"), epochs=8)
+    assert result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]

@@ -1,0 +1,81 @@
+"""Networks by name, and weights that fit or are refused."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from raq.errors import UserError
+from raq.model.zoo import build_model, load_weights, put_weights
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("resnet18-cifar", 11_173_962), ("resnet20-cifar", 272_474)])
+def test_parameters(name: str, parameters: int) -> None:
+    model = build_model(name, 10)
+    # resnet20 with projections: He et al.'s 269,722 with identity shortcuts, and 2,752 of the two projections
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "squeezenet1_1"])
+def test_torchvision_classifiers_have_the_number_of_classes(name: str) -> None:
+    model = build_model(f"torchvision:{name}", 7).eval()
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18", "no network 'resnet18'"),
+        ("torchvision:resnet19", "no classifier 'resnet19'"),
+        ("tiny_user:not_a_model", "returned a int"),
+        ("tiny_user:data", "TypeError"),
+    ],
+)
+def test_no_such_network(workplace, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build_model(name, 4, str(workplace.folder))
+    assert caught.value.hint
+    sys.modules.pop("tiny_user", None)
+
+
+def test_weights_round_trip(tmp_path: Path) -> None:
+    source, target = build_model("resnet20-cifar", 10), build_model("resnet20-cifar", 10)
+    wrapped = {"state_dict": {f"module.{name}": tensor for name, tensor in source.state_dict().items()}}
+    torch.save(wrapped, tmp_path / "w.pt")
+    put_weights(target, load_weights(tmp_path / "w.pt"), "resnet20-cifar", "w.pt")
+    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+
+
+class Harmful:
+    def __reduce__(self):
+        return (pytest.fail, ("code of a weights file was run",))
+
+
+def test_weights_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    for content in (b"", b"PK\x03\x04 cut off", pickle.dumps(Harmful()), b"\x00" * 1000):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"w\.pt is not a state dict"):
+            load_weights(path)
+    torch.save(Harmful(), path)
+    with pytest.raises(UserError, match=r"w\.pt is not a state dict"):
+        load_weights(path)
+    torch.save([1, 2], path)
+    with pytest.raises(UserError, match="holds no state dict"):
+        load_weights(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_weights(tmp_path / "none.pt")
+
+
+def test_weights_of_another_network() -> None:
+    model = build_model("resnet20-cifar", 10)
+    with pytest.raises(UserError, match=r"fc\.weight is \[3, 64\], the network's \[10, 64\]"):
+        put_weights(model, build_model("resnet20-cifar", 3).state_dict(), "resnet20-cifar", "w.pt")
+    with pytest.raises(UserError, match="lacks"):
+        put_weights(model, build_model("resnet18-cifar", 10).state_dict(), "resnet20-cifar", "w.pt")
+    broken = dict(model.state_dict())
+    broken["fc.bias"] = torch.full((10,), float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        put_weights(model, broken, "resnet20-cifar", "w.pt")
