@@ -30,6 +30,7 @@ Overrides = Annotated[
 ]
 ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records and artifacts are.")]
 DEFAULT_RESULTS = Path("results")
+INTERRUPTED = 130
 
 
 @app.callback()
@@ -106,10 +107,12 @@ def main() -> None:
         sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]
     try:
         stop_on_sigterm()
-        app(standalone_mode=False)
-        code = 0
+        returned = app(standalone_mode=False)  # an exit code, where typer itself has caught an interruption or exit
+        code = returned if isinstance(returned, int) else 0
+        if code == INTERRUPTED:
+            _say_interrupted()
     except (KeyboardInterrupt, typer.Abort):
-        code = _say("interrupted", "finished stages are kept; the same command goes on from there", 130)
+        code = _say_interrupted()
     except RaqError as error:
         code = _say(error.message, error.hint, error.exit_code, error if debug else None)
     except BrokenPipeError:  # the reader of our output has gone
@@ -126,10 +129,9 @@ def main() -> None:
     except typer.Exit as error:
         code = error.exit_code
     except Exception as error:
-        from click import ClickException
-
-        if isinstance(error, ClickException):
-            code = _say(error.format_message(), "see 'raq --help'", 2)
+        usage = getattr(error, "format_message", None)  # typer's errors about options and arguments
+        if usage is not None:
+            code = _say(usage(), "see 'raq --help'", 2)
         elif debug:
             raise
         else:
@@ -137,6 +139,10 @@ def main() -> None:
                 f"a fault in raq: {type(error).__name__}: {error}", "run it with --debug and report what it shows", 1
             )
     sys.exit(code)
+
+
+def _say_interrupted() -> int:
+    return _say("interrupted", "finished stages are kept; the same command goes on from there", INTERRUPTED)
 
 
 def _say(message: str, hint: str, code: int, error: BaseException | None = None) -> int:

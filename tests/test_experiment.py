@@ -61,7 +61,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 BAD = {
     "unknown key": ("name: a\ntrian: {}\n", "e.yaml:2: unknown key 'trian'", "did you mean 'train'"),
-    "unknown nested": ("name: a\nptq:\n  calibration:\n    sizes: 3\n", "e.yaml:4: unknown key 'ptq.calibration.sizes'", "'size'"),
+    "unknown nested": (
+        "name: a\nptq:\n  calibration:\n    sizes: 3\n",
+        "e.yaml:4: unknown key 'ptq.calibration.sizes'",
+        "'size'",
+    ),
     "duplicate": ("name: a\nseed: 1\nseed: 2\n", "e.yaml:3: the key 'seed' is there twice", "remove"),
     "type": ("name: a\ntrain:\n  epochs: '3'\n", "e.yaml:3: train.epochs is '3'", "train.epochs"),
     "bool is no number": ("name: a\ntrain: {epochs: true}\n", "train.epochs is True", ""),

@@ -50,7 +50,11 @@ def test_import_lines(path: Path) -> None:
         assert used <= MAY_IMPORT[wing], f"{wing} may not use {used - MAY_IMPORT[wing]}"
 
 
-@pytest.mark.parametrize("module", ["raq.cli", "raq.run", "raq.report.console", "raq.plan", "raq.stages", "raq.model.data"])
+@pytest.mark.parametrize(
+    "module", ["raq.cli", "raq.run", "raq.report.console", "raq.plan", "raq.stages", "raq.model.data"]
+)
 def test_front_starts_without_torch_and_ray(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

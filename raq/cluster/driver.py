@@ -54,6 +54,12 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
         )
     total = sum(node.cpus for node in able)
     cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
+    threads = stage.settings.get("bench", {}).get("threads")
+    if threads is not None and threads > cpus:
+        raise UserError(
+            f"bench.threads is {threads}, and {stage.name} has {cpus} CPUs",
+            f"lower it to at most {cpus}, or leave it out",
+        )
     if cpus > largest:
         raise UserError(
             f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",

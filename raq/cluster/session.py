@@ -6,6 +6,7 @@ Ray's settings by environment variable are made here and nowhere else, before ra
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,7 +29,8 @@ RAY_SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-CONNECT_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 10.0
+LONGEST_TEMPORARY_FOLDER = 30
 BENCH_RESOURCE = "bench"
 
 
@@ -56,7 +58,9 @@ def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
     os.environ.update({name: value for name, value in RAY_SETTINGS.items() if name not in os.environ})
     import ray
 
-    scratch = None if address else Path(tempfile.mkdtemp(prefix="raq-ray-"))
+    if address is not None:
+        _refuse_silence(address)
+    scratch = None if address else _scratch_folder()
     try:
         _start(ray, address, scratch)
         yield _nodes(ray)
@@ -69,6 +73,28 @@ def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
             ray.shutdown()
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)  # processes that are just ending may still write there
+
+
+def _scratch_folder() -> Path:
+    """A folder for Ray's sockets and logs; below /tmp if TMPDIR is so long that a socket's path (107 bytes) is not."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="raq-ray-", dir=usual if len(usual) <= LONGEST_TEMPORARY_FOLDER else "/tmp"))
+
+
+def _refuse_silence(address: str) -> None:
+    """UserError if nothing listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        if address == "auto":
+            return
+        raise UserError(f"--address {address}: not an address", "give HOST:PORT of a Ray cluster's head, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers: {error}",
+            "start one with 'ray start --head', or leave --address out to run on this machine",
+        ) from None
 
 
 @contextmanager

@@ -26,7 +26,9 @@ def network() -> nn.Module:
 
 
 def settings(**given: object) -> Train:
-    return Train.model_validate({"epochs": 4, "batch_size": 64, "lr": 0.1, "augment": False, "progressive": [], **given})
+    return Train.model_validate(
+        {"epochs": 4, "batch_size": 64, "lr": 0.1, "augment": False, "progressive": [], **given}
+    )
 
 
 def fit(digits, folder: Path, context: LocalContext | None = None, **given: object):
@@ -93,7 +95,7 @@ def test_without_hold_out_the_last_epoch_is_kept(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    with pytest.raises(StageError, match="loss of epoch 1 is"):
+    with pytest.raises(StageError, match=r"loss of epoch \d is (nan|inf)"):
         train(plain, digits, settings(lr=100.0, momentum=0.99), 0, LocalContext(tmp_path))
 
 

@@ -45,7 +45,9 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     wrapped = {"state_dict": {f"module.{name}": tensor for name, tensor in source.state_dict().items()}}
     torch.save(wrapped, tmp_path / "w.pt")
     put_weights(target, load_weights(tmp_path / "w.pt"), "resnet20-cifar", "w.pt")
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 class Harmful:

@@ -1,0 +1,219 @@
+"""Export to artifact on small networks: compared with counts in the graph, and with torch's own arithmetic."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raq.errors import StageError, UserError
+from raq.experiment import Calibration, Qat
+from raq.model.training import LocalContext, train
+from raq.model.zoo import build_model
+from raq.quantize import artifact, audit, conversion, ptq, qat
+from raq.quantize.capture import export_program, layers
+
+EXAMPLE = torch.zeros(2, 3, 32, 32)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    ).eval()  # fmt: skip
+
+
+def quantized(network: nn.Module, digits, observer: str = "histogram"):
+    prepared = ptq.prepare(network, EXAMPLE, "x86", observer, reduce_range=False)
+    ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
+    return conversion.convert(prepared, EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def program(digits):
+    torch.manual_seed(0)
+    return quantized(small(), digits)
+
+
+@pytest.fixture(scope="module")
+def package(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifact") / "a.pt2"
+    artifact.lower(program, path, {"mean": [0.5, 0.5, 0.5]})
+    return path
+
+
+def test_layers_and_macs_of_resnet18() -> None:
+    found = [layer for _, layer in layers(export_program(build_model("resnet18-cifar", 10).eval(), EXAMPLE).graph)]
+    assert Counter(layer.operator for layer in found) == {"conv": 20, "linear": 1}
+    assert found[0].name == "conv1"
+    assert "layer2.0.downsample.0" in {layer.name for layer in found}
+    assert sum(layer.macs for layer in found) == 555_422_720  # 0.556 GMAC: counted by hand from the layers' shapes
+    assert found[0].macs == 32 * 32 * 64 * 3 * 3 * 3
+
+
+def test_every_layer_is_int8_and_no_float_weight_is_kept(program) -> None:
+    nodes = Counter(str(node.target) for node in program.graph.nodes)
+    assert nodes["quantized_decomposed.dequantize_per_channel.default"] == 3
+    assert [layer.int8 for layer in audit.audit_graph(program)] == [True, True, True]
+    assert sorted(t.numel() for t in program.state_dict.values() if t.dtype == torch.int8) == [320, 432, 4608]
+    floats = [t for t in program.state_dict.values() if t.dtype == torch.float32]
+    assert max(t.numel() for t in floats) == 32, "only biases and scales are float"
+
+
+@pytest.mark.parametrize("observer", ["minmax", "moving-average"])
+def test_observers(digits, observer: str) -> None:
+    """The input's scale is what that observer's definition gives on the very images that calibrate."""
+    from raq.model.augmentation import normalise
+    from raq.model.data import calibration_indices
+    from raq.model.training import normalisation_tensors
+
+    program = quantized(small(), digits, observer)
+    first = next(n for n in program.graph.nodes if "quantize_per_tensor" in str(n.target))
+    images = torch.from_numpy(digits.train_images[calibration_indices(380, 64, 0)])
+    inputs = normalise(images, *normalisation_tensors(digits, torch.device("cpu")))
+    low, high = inputs[:32].min(), inputs[:32].max()
+    if observer == "minmax":
+        low, high = inputs.min(), inputs.max()
+    else:
+        low, high = low + 0.01 * (inputs[32:].min() - low), high + 0.01 * (inputs[32:].max() - high)
+    assert first.args[1] == pytest.approx(float(high - low) / 255, rel=1e-5)
+
+
+def test_seven_bits_without_vnni(digits) -> None:
+    prepared = ptq.prepare(small(), EXAMPLE, "x86", "minmax", reduce_range=True)
+    ptq.calibrate(prepared, digits, Calibration(size=32), seed=0)
+    graph = conversion.convert(prepared, EXAMPLE).graph
+    assert {n.args[4] for n in graph.nodes if ".quantize_per_tensor" in str(n.target)} == {127}
+
+
+def test_calibration_beyond_the_data(digits) -> None:
+    prepared = ptq.prepare(small(), EXAMPLE, "x86", "minmax", reduce_range=False)
+    with pytest.raises(UserError, match="381, and there are 380"):
+        ptq.calibrate(prepared, digits, Calibration(size=381), seed=0)
+
+
+def test_a_quantized_program_survives_its_file(program, tmp_path: Path) -> None:
+    conversion.save_program(program, tmp_path / "p.pt2")
+    loaded = conversion.load_program(tmp_path / "p.pt2")
+    images = torch.randn(5, 3, 32, 32)
+    assert torch.equal(loaded.module()(images), program.module()(images))
+    assert conversion.tensor_bytes(loaded) == conversion.tensor_bytes(program)
+    (tmp_path / "p.pt2").write_bytes((tmp_path / "p.pt2").read_bytes()[:-100])
+    with pytest.raises(StageError, match="cannot be read"):
+        conversion.load_program(tmp_path / "p.pt2")
+
+
+def test_the_artifact_calls_integer_kernels_only(program, package: Path) -> None:
+    found = audit.audit_artifact(program, package)
+    assert found.int8_mac_share == 1.0
+    assert sum(found.kernels.values()) == 3
+    assert all("_q" in name for name in found.kernels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 128])
+def test_the_artifact_computes_the_program_at_any_batch_size(program, package: Path, batch_size: int) -> None:
+    images = torch.randn(batch_size, 3, 32, 32)
+    expected, given = program.module()(images), artifact.load(package)(images)
+    torch.testing.assert_close(given, expected, atol=0.05, rtol=0)  # a few steps of the last layer's scale
+
+
+def test_the_artifact_runs_with_torch_alone(program, package: Path, tmp_path: Path) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    torch.save({"x": images, "y": artifact.load(package)(images)}, tmp_path / "xy.pt")
+    code = (
+        "import sys, torch; d = torch.load(sys.argv[2]); net = torch._inductor.aoti_load_package(sys.argv[1]);"
+        "print(torch.equal(net(d['x']), d['y']), net.get_metadata()['raq'],"
+        "[m for m in ('raq', 'torchao', 'torchvision') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(package), str(tmp_path / "xy.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == 'True {"mean": [0.5, 0.5, 0.5]} []'
+
+
+def test_an_fp32_program_offered_as_int8_is_found_out(tmp_path: Path) -> None:
+    program = export_program(small(), EXAMPLE)
+    artifact.lower(program, tmp_path / "f.pt2", {})
+    found = audit.audit_artifact(program, tmp_path / "f.pt2")
+    assert found.int8_mac_share == 0.0
+    assert found.float_layers() == ["3", "0", "8"]
+    assert {layer.reason for layer in found.layers} == {"weights are float"}
+
+
+def test_int8_weights_lowered_without_freezing_are_found_out(program, tmp_path: Path) -> None:
+    """What published notebooks do: the graph is int8, the kernels are float, and nothing says so."""
+    path = tmp_path / "unfrozen.pt2"
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": False})
+    found = audit.audit_artifact(program, path)
+    assert found.int8_mac_share == 0.0
+    assert "calls no integer kernel; the graph has 3 int8 layers" in found.problem
+
+
+def test_what_is_no_package(tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").write_bytes(b"no zip")
+    with pytest.raises(StageError, match="not a readable package"):
+        audit.called_kernels(tmp_path / "a.pt2")
+    with pytest.raises(StageError, match="cannot be loaded"):
+        artifact.load(tmp_path / "a.pt2")
+
+
+def test_a_model_that_cannot_be_exported_names_its_line(workplace) -> None:
+    model = build_model("tiny_user:unexportable", 4, str(workplace.folder))
+    with pytest.raises(UserError, match=r"cannot be exported: .*tiny_user\.py, line 4\d\)"):
+        export_program(model, torch.zeros(2, 3, 16, 16))
+    sys.modules.pop("tiny_user", None)
+
+
+# --- quantization-aware training ---
+
+
+def test_qat_prepares_trains_and_converts(digits, tmp_path: Path) -> None:
+    graph = qat.prepare_qat(small().train(), EXAMPLE, "x86", reduce_range=False)
+    settings = Qat(epochs=2, batch_size=64, lr=0.02, augment=False)
+    result = train(graph, digits, settings, 0, LocalContext(tmp_path), qat.qat_hooks(graph, settings))
+    assert result.history[1]["loss"] < result.history[0]["loss"]
+    again = qat.prepare_qat(small().train(), EXAMPLE, "x86", reduce_range=False)
+    again.load_state_dict(result.state)
+    qat.set_graph_mode(again, training=False, norms=False)
+    images = torch.randn(4, 3, 32, 32)
+    again.apply(lambda m: m.disable_observer() if hasattr(m, "disable_observer") else None)
+    simulated = again(images)
+    program = conversion.convert(again, EXAMPLE)
+    assert [layer.int8 for layer in audit.audit_graph(program)] == [True, True, True]
+    torch.testing.assert_close(program.module()(images), simulated, atol=0.1, rtol=0)
+
+
+def test_modes_and_freezes(digits) -> None:
+    graph = qat.prepare_qat(small().train(), EXAMPLE, "x86", reduce_range=False)
+    hooks = qat.qat_hooks(graph, Qat(epochs=4, freeze_bn_after=1.0, freeze_observers_after=2.5))
+    norms = [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
+    quantizers = [m for m in graph.modules() if hasattr(m, "observer_enabled")]
+    assert hooks.set_mode is not None
+
+    def state() -> tuple[set[object], set[int]]:
+        return {node.args[5] for node in norms}, {int(q.observer_enabled) for q in quantizers}
+
+    hooks.set_mode(True)
+    seen = []
+    for epochs_done in (0.0, 0.99, 1.0, 2.4, 2.5):
+        hooks.before_step(epochs_done)
+        seen.append(state())
+    assert seen == [({True}, {1}), ({True}, {1}), ({False}, {1}), ({False}, {1}), ({False}, {0})]
+    hooks.set_mode(False)
+    assert state() == ({False}, {0}), "evaluating must not move the ranges"
+
+
+def test_evaluation_mode_of_the_graph_is_that_of_the_network() -> None:
+    """With fake quantization off, the exported graph in evaluation mode is the network in evaluation mode."""
+    network = small()
+    network[1].running_mean.uniform_()
+    graph = qat.prepare_qat(network.train(), EXAMPLE, "x86", reduce_range=False)
+    graph.apply(lambda m: m.disable_fake_quant() if hasattr(m, "disable_fake_quant") else None)
+    graph.apply(lambda m: m.disable_observer() if hasattr(m, "disable_observer") else None)
+    qat.set_graph_mode(graph, training=False, norms=False)
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(graph(images), network.eval()(images), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,123 @@
+"""Fingerprints: what changes a stage changes them, and nothing else does."""
+
+from pathlib import Path
+
+import pytest
+
+from raq import plan as planning
+from raq.experiment import Experiment
+from raq.plan import Facts, Stage, code_digest, make_plan, stale_stages
+from raq.records import Store
+
+DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+MACHINE = {"cpu": "a cpu", "architecture": "x86_64", "features": ["avx512_vnni"], "cpus": 2, "gpus": []}
+
+
+def planned(facts: Facts | None = None, **given: object) -> dict[str, Stage]:
+    experiment = Experiment.model_validate({"name": "x", **given})
+    return {stage.name: stage for stage in make_plan(experiment, facts or Facts(DATA, MACHINE))}
+
+
+def changed(a: dict[str, Stage], b: dict[str, Stage]) -> set[str]:
+    return {name for name in a if name not in b or a[name].fingerprint != b[name].fingerprint}
+
+
+EVERYTHING = {
+    "train", "ptq", "qat", "lower/fp32", "lower/ptq", "lower/qat", "evaluate/fp32", "evaluate/ptq", "evaluate/qat", "bench/cpu",
+}  # fmt: skip
+PTQ = {"ptq", "lower/ptq", "evaluate/ptq", "bench/cpu"}
+QAT = {"qat", "lower/qat", "evaluate/qat", "bench/cpu"}
+LOWERED = {name for name in EVERYTHING if name.split("/")[0] in ("lower", "evaluate", "bench")}
+
+
+def test_stages_come_after_their_inputs() -> None:
+    seen: set[str] = set()
+    for name, stage in planned().items():
+        assert set(stage.inputs.values()) <= seen
+        seen.add(name)
+    assert seen == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"bench": {"rounds": 7}}, {"bench/cpu"}),
+        ({"resources": {"bench": {"cpus": 1}}}, {"bench/cpu"}),
+        ({"seed": 1}, EVERYTHING),
+        ({"train": {"epochs": 3}}, EVERYTHING),
+        ({"model": {"name": "resnet20-cifar"}}, EVERYTHING),
+        ({"data": {"test_limit": 5}}, EVERYTHING),
+        ({"ptq": {"calibration": {"size": 32}}}, PTQ),
+        ({"qat": {"lr": 0.1}}, QAT),
+        ({"require": {"int8_mac_share": 0.5}}, {n for n in LOWERED if "fp32" not in n}),
+        ({"require": {"max_drop": 0.5}}, set()),
+        ({"data": {"root": "/elsewhere"}}, set()),
+        ({"resources": {"train": {"cpus": 1}}}, set()),
+        ({"name": "another"}, set()),
+    ],
+)
+def test_what_a_change_makes_stale(given: dict[str, object], expected: set[str]) -> None:
+    assert changed(planned(), planned(**given)) == expected
+
+
+def test_facts_that_count() -> None:
+    other_cpu = Facts(DATA, {**MACHINE, "cpu": "another"})
+    assert changed(planned(), planned(other_cpu)) == LOWERED
+    assert changed(planned(), planned(Facts({**DATA, "digest": "e"}, MACHINE))) == EVERYTHING
+    no_vnni = planned(Facts(DATA, {**MACHINE, "features": []}))
+    assert no_vnni["ptq"].settings["reduce_range"] is True
+    sources = [Facts(DATA, MACHINE, sources={"m:f": digest}) for digest in ("1", "2")]
+    assert changed(planned(sources[0]), planned(sources[1])) == EVERYTHING
+
+
+def test_weights_replace_training() -> None:
+    given = planned(Facts(DATA, MACHINE, weights="w"))
+    assert given["train"].kind == "weights"
+    assert changed(given, planned(Facts(DATA, MACHINE, weights="other"))) == EVERYTHING
+
+
+def test_libraries_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned()
+    real = planning.versions
+    monkeypatch.setattr(
+        planning, "versions", lambda names: {**real(names), **({"torchao": "9"} if "torchao" in names else {})}
+    )
+    assert changed(before, planned()) == EVERYTHING - {"train"}, "training does not use torchao"
+
+
+def test_candidates_left_out_and_a_gpu() -> None:
+    assert set(planned(qat=None)) == EVERYTHING - {"qat", "lower/qat", "evaluate/qat"}
+    with_gpu = planned(Facts(DATA, {**MACHINE, "gpus": ["H200"]}))
+    assert {"lower/ptq/cuda", "bench/cuda"} <= set(with_gpu)
+    assert with_gpu["evaluate/ptq"].inputs == {"artifact": "lower/ptq"}
+    assert set(planned(Facts(DATA, {**MACHINE, "gpus": ["H200"]}), bench={"devices": ["cpu"]})) == EVERYTHING
+
+
+def test_comments_and_docstrings_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for n, text in enumerate(("x = 1\n", '"""Said."""\n# why\nx  =  1\n', "x = 2\n")):
+        monkeypatch.setattr(planning, "__file__", str(tmp_path / str(n) / "plan.py"))
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / str(n) / "a.py").write_text(text)
+        digests.append(code_digest.__wrapped__(("a.py",)))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_code_lists_name_files_that_exist() -> None:
+    root = Path(planning.__file__).parent
+    for paths in planning.CODE.values():
+        for path in paths:
+            assert (root / path).exists(), path
+
+
+def test_why_a_stage_is_stale(tmp_path: Path) -> None:
+    plan = list(planned().values())
+    store = Store(tmp_path)
+    first = plan[0]
+    store.work_folder(first.kind, first.fingerprint).mkdir(parents=True)
+    store.publish(first.kind, first.fingerprint, {"fingerprint": first.fingerprint})
+    stale = stale_stages(plan, store)
+    assert "train" not in stale
+    assert stale["ptq"] == "has not run"
+    assert stale["lower/ptq"] == "after ptq"
+    assert stale_stages(plan, store, fresh=True)["train"] == "asked for with --fresh"
