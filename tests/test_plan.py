@@ -23,7 +23,8 @@ def changed(a: dict[str, Stage], b: dict[str, Stage]) -> set[str]:
 
 
 EVERYTHING = {
-    "train", "ptq", "qat", "lower/fp32", "lower/ptq", "lower/qat", "evaluate/fp32", "evaluate/ptq", "evaluate/qat", "bench/cpu",
+    "train", "ptq", "qat", "lower/fp32", "lower/ptq", "lower/qat", "evaluate/fp32", "evaluate/ptq", "evaluate/qat",
+    "bench/cpu",
 }  # fmt: skip
 PTQ = {"ptq", "lower/ptq", "evaluate/ptq", "bench/cpu"}
 QAT = {"qat", "lower/qat", "evaluate/qat", "bench/cpu"}

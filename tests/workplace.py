@@ -54,7 +54,8 @@ def unexportable(num_classes):
 
 
 def bad_data():
-    return np.zeros((4, 3, 8, 8), dtype=np.float32), np.zeros(4, dtype=int), np.zeros((4, 3, 8, 8)), np.zeros(4, dtype=int)
+    labels = np.zeros(4, dtype=int)
+    return np.zeros((4, 3, 8, 8), dtype=np.float32), labels, np.zeros((4, 3, 8, 8)), labels
 '''
 TINY_YAML = """
 name: tiny

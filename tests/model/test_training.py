@@ -170,10 +170,10 @@ def _range_worker(rank: int, world: int) -> None:
         both = [[torch.empty_like(t) for _ in range(world)] for t in (low, high)]
         dist.all_gather(both[0], low)
         dist.all_gather(both[1], high)
-        low, high = torch.stack(both[0]).amin(0), torch.stack(both[1]).amax(0)
-        torch.testing.assert_close(quantizer.activation_post_process.min_val, low)
+        lowest, highest = torch.stack(both[0]).amin(0), torch.stack(both[1]).amax(0)
+        torch.testing.assert_close(quantizer.activation_post_process.min_val, lowest)
         if quantizer.dtype == torch.uint8:  # affine: the scale spans the range, which holds zero
-            scale = (high.clamp(min=0) - low.clamp(max=0)) / 255
+            scale = (highest.clamp(min=0) - lowest.clamp(max=0)) / 255
             torch.testing.assert_close(quantizer.scale, scale.reshape(quantizer.scale.shape))
     assert len(quantizers) >= 6
 
