@@ -25,6 +25,8 @@ Natural = Annotated[int, Field(ge=0, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
 
+PATHS = (("data", "root"), ("model", "weights"))
+
 # What a recipe sets; any key written in the experiment wins over its recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {
@@ -260,7 +262,8 @@ class Experiment(Section):
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in the YAML file `path`, with `--set` overrides such as "train.epochs=1" applied.
 
-    Relative paths inside it (data.root, model.weights) come back absolute.
+    Relative paths (data.root, model.weights) come back absolute: the file's against its folder, an override's against
+    the working directory.
     Raises UserError for anything that is not a valid experiment.
     """
     tree, lines = read_yaml_text(path)
@@ -301,7 +304,10 @@ def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: 
         if not isinstance(at[part], dict):
             raise UserError(f"--set {override!r}: {part} is not a section", "see the keys in the experiment's file")
         at = at[part]
-    at[parts[-1]] = read_yaml_value(text, f"--set {override}")
+    value = read_yaml_value(text, f"--set {override}")
+    if parts in PATHS and isinstance(value, str):  # on the command line a path is relative to where one stands
+        value = str(Path(value).expanduser().resolve())
+    at[parts[-1]] = value
     lines[parts] = f"--set {override}"
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from raq.errors import RaqError, UserError
 
+CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
 Record = dict[str, Any]
 
 
@@ -71,9 +72,18 @@ class Store:
         record = read_json(path)
         return record if record.get("fingerprint") == fingerprint else None
 
+    def forget_work(self, kind: str, fingerprint: str) -> None:
+        """Delete what an unfinished stage has so far."""
+        work = self.work_folder(kind, fingerprint)
+        if work.exists():
+            shutil.rmtree(work)
+
     def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
         """Make a stage's work, with its record, the finished stage."""
         work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
+        for checkpoints in CHECKPOINTS:
+            if (work / checkpoints).is_dir():
+                shutil.rmtree(work / checkpoints)
         write_json(work / "record.json", record)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # --fresh, or a damaged record

@@ -8,16 +8,19 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.environment import environment, machine
 from raq.errors import RaqError, Terminated, UserError
 from raq.experiment import Experiment, load_experiment
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, write_json
+
+if TYPE_CHECKING:
+    from raq.cluster.session import Node
 
 FREE_BYTES = 300_000_000
 
@@ -85,74 +88,63 @@ def run(
     Raises RaqError for what went wrong; the run's record then says so, and finished stages are kept.
     """
     store = Store(results.resolve())
-    if address is not None:
-        return _run_on_cluster(path, overrides, store, listener, address, fresh)
-    prepared = prepare(path, overrides)
-    with store.locked():
-        stale = stale_stages(prepared.plan, store, fresh)
-        if not stale:
-            return Outcome(
-                _same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), []
-            )
-        _refuse_what_cannot_be(prepared, stale, store)
-        folder = store.new_run(prepared.experiment.name)
-        from raq.cluster.session import cluster, output_to
-
-        with _recorded(folder, prepared, stale), output_to(folder / "logs" / "driver.log") as output:
-            listener.begin(prepared.plan, stale, output)
-            try:
-                with cluster(None, folder / "logs") as nodes:
-                    _drive(prepared, store, folder, nodes, listener, stale)
-            finally:
-                listener.end()
-    return Outcome(folder, list(stale))
-
-
-def _run_on_cluster(
-    path: Path, overrides: Sequence[str], store: Store, listener: Listener, address: str, fresh: bool
-) -> Outcome:
-    """The same on a cluster that is there: what its machines are is asked first, as the plan depends on it."""
+    if address is None:
+        prepared = prepare(path, overrides)
+        with store.locked():
+            return _complete(prepared, store, listener, fresh)
     from raq.cluster.session import cluster, output_to
 
     load_experiment(path, overrides)  # what is wrong with it is said before anything is connected
-    with store.locked():
-        (store.root / "runs").mkdir(exist_ok=True)
-        with output_to(store.root / "runs" / "connect.log") as output, cluster(address, store.root / "runs") as nodes:
-            from raq.cluster.actors import machine_of_bench_node
+    with (
+        store.locked(),
+        output_to(store.root / "connect.log") as output,
+        cluster(address, store.root) as nodes,
+    ):
+        from raq.cluster.actors import machine_of_bench_node
 
-            prepared = prepare(path, overrides, machine_of_bench_node())
-            stale = stale_stages(prepared.plan, store, fresh)
-            if not stale:
-                return Outcome(
-                    _same_run(store, prepared) or _write_run(store.new_run(prepared.experiment.name), prepared, {}), []
-                )
-            folder = store.new_run(prepared.experiment.name)
-            with _recorded(folder, prepared, stale):
-                listener.begin(prepared.plan, stale, output)
-                try:
-                    _drive(prepared, store, folder, nodes, listener, stale)
-                finally:
-                    listener.end()
+        # the plan depends on what the cluster's machines are, so it is asked first
+        return _complete(prepare(path, overrides, machine_of_bench_node()), store, listener, fresh, (nodes, output))
+
+
+def _complete(
+    prepared: Prepared,
+    store: Store,
+    listener: Listener,
+    fresh: bool,
+    joined: "tuple[list[Node], TextIO] | None" = None,
+) -> Outcome:
+    """Do the stale stages on the cluster that was joined, or on one started here if there are any."""
+    stale = stale_stages(prepared.plan, store, fresh)
+    if not stale:
+        same = _same_run(store, prepared)
+        return Outcome(same or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
+    from raq.cluster.session import cluster, local_node, output_to
+
+    _refuse_what_cannot_be(prepared, stale, store, joined[0] if joined else [local_node()])
+    if fresh:
+        for stage in prepared.plan:
+            store.forget_work(stage.kind, stage.fingerprint)
+    folder = store.new_run(prepared.experiment.name)
+    with _recorded(folder, prepared, stale), ExitStack() as stack:
+        output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined[1]
+        listener.begin(prepared.plan, stale, output)
+        stack.callback(listener.end)
+        nodes = joined[0] if joined else stack.enter_context(cluster(None, folder / "logs"))
+        from raq.cluster.driver import Driver
+
+        stop_on_sigterm()  # again: ray.init installs a handler of its own
+        driver = Driver(prepared.experiment, prepared.plan, store, folder, nodes, listener.stage, str(Path.cwd()))
+        driver.run(stale)
     return Outcome(folder, list(stale))
 
 
-def _drive(
-    prepared: Prepared, store: Store, folder: Path, nodes: list[Any], listener: Listener, stale: Mapping[str, str]
-) -> None:
-    from raq.cluster.driver import Driver
-
-    stop_on_sigterm()  # again: ray.init installs a handler of its own
-    Driver(prepared.experiment, prepared.plan, store, folder, nodes, listener.stage, str(Path.cwd())).run(stale)
-
-
-def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: Store) -> None:
-    """What this machine cannot do, said before Ray starts."""
+def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: Store, nodes: "list[Node]") -> None:
+    """What these nodes cannot do, said before anything is done."""
     from raq.cluster.driver import demand_of
-    from raq.cluster.session import local_node
 
     for stage in prepared.plan:
         if stage.name in stale:
-            demand_of(stage, [local_node()])
+            demand_of(stage, nodes)
     free = shutil.disk_usage(store.root).free
     if free < FREE_BYTES:
         raise RaqError(
@@ -169,7 +161,8 @@ def _recorded(folder: Path, prepared: Prepared, stale: Mapping[str, str]) -> Ite
     try:
         yield
     except BaseException as error:
-        _write_run(folder, prepared, stale, error=str(error) or type(error).__name__)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        _write_run(folder, prepared, stale, error="interrupted" if interrupted else str(error) or type(error).__name__)
         raise
     _write_run(folder, prepared, stale)
 

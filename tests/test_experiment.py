@@ -114,6 +114,14 @@ def test_missing_file_and_large_file(tmp_path: Path) -> None:
         load(tmp_path, b"#" * 1_000_001)
 
 
+def test_paths_on_the_command_line_are_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load(tmp_path, "name: a\n", "data.root=there").data.root == str(tmp_path / "elsewhere" / "there")
+
+
 @pytest.mark.parametrize("override", ["epochs", "train.=1", "name.x=1", "train.epochs=[", "train.epochs=x"])
 def test_bad_overrides(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match="--set"):

@@ -15,6 +15,7 @@ from raq.stages import Call
 
 START_TIMEOUT_S = 180.0
 TAKE_TIMEOUT_S = 5.0
+LAST_EVENTS_S = 0.2
 MAX_ATTEMPTS = 3
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 
@@ -50,7 +51,8 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
         what = f"{wants_gpu} GPU" if wants_gpu else "the resource 'bench'" if stage.pool == "bench" else "a CPU"
         raise UserError(
             f"{stage.name} needs a node with {what}, and the cluster has none",
-            "change resources or bench.devices, or use a cluster that has it",
+            "change resources or bench.devices, or use a cluster that has it (a node that may measure is started with "
+            """--resources='{"bench": 1}')""",
         )
     total = sum(node.cpus for node in able)
     cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
@@ -113,12 +115,13 @@ class Driver:
                 for stage in self._startable(waiting, demands):
                     self._start(waiting.pop(stage.name), demands[stage.name], board, attempt=1)
                 finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
+                if events not in finished:  # what a stage posted before it ended is shown before its end
+                    finished += ray.wait([events], timeout=LAST_EVENTS_S)[0]
                 if events in finished:
                     self._show(ray.get(events, timeout=TAKE_TIMEOUT_S))
                     events = board.take.remote(TAKE_TIMEOUT_S)
-                for reference in finished:
-                    if reference in self.running:
-                        self._finish(reference, demands, board)
+                for reference in [entry for entry in finished if entry in self.running]:
+                    self._finish(reference, demands, board)
                 self._refuse_to_wait_for_ever()
         finally:
             for entry in self.running.values():
@@ -136,17 +139,17 @@ class Driver:
             free_gpus -= demands[entry.stage.name].all_gpus
         unfinished = {*waiting, *(entry.stage.name for entry in self.running.values())}
         chosen: list[Stage] = []
-        if any(entry.stage.kind == "bench" for entry in self.running.values()):
+        if any(entry.stage.pool == "bench" for entry in self.running.values()):
             return chosen
         for stage in waiting.values():
             demand = demands[stage.name]
             ready = not unfinished & set(stage.inputs.values())
-            alone = stage.kind != "bench" or not (self.running or chosen)
+            alone = stage.pool != "bench" or not (self.running or chosen)
             if ready and alone and demand.all_cpus <= free_cpus and demand.all_gpus <= free_gpus:
                 chosen.append(stage)
                 free_cpus -= demand.all_cpus
                 free_gpus -= demand.all_gpus
-                if stage.kind == "bench":
+                if stage.pool == "bench":
                     break
         return chosen
 
@@ -217,14 +220,12 @@ class Driver:
         self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
 
     def _show(self, events: list[dict[str, Any]]) -> None:
+        running = {entry.stage.name: entry for entry in self.running.values()}
         for event in events:
-            for entry in self.running.values():
-                if entry.stage.name == event["stage"]:
-                    entry.started = entry.started or "started" in event
-            if "progress" in event:
-                self.listener(event["stage"], {"state": "running", **event["progress"]})
-            else:
-                self.listener(event["stage"], {"state": "running"})
+            entry = running.get(event["stage"])
+            if entry is not None:  # else it is late: the stage has ended
+                entry.started = True
+                self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
 
     def _refuse_to_wait_for_ever(self) -> None:
         for entry in self.running.values():

@@ -64,7 +64,7 @@ def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
     try:
         _start(ray, address, scratch)
         yield _nodes(ray)
-    except BaseException:
+    except Exception:
         if scratch is not None:
             _keep_logs(scratch, logs / "ray")
         raise

@@ -1,0 +1,65 @@
+"""Keep a finished run in results/reference/: its summary, its records and raw samples, without this machine's paths.
+
+    uv run python tests/benchmarks/keep_reference.py RUN NAME [--results DIR]
+
+Artifacts and weights stay where they are: too large for the repository.
+"""
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raq.records import Store, read_json, write_json
+from raq.report.console import print_summary
+from raq.report.summary import summarise
+
+ROOT = Path(__file__).parents[2]
+
+
+def without_paths(value: Any) -> Any:
+    """The value with absolute paths cut to their last part."""
+    if isinstance(value, dict):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_paths(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run")
+    parser.add_argument("name")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    options = parser.parse_args()
+    store = Store(options.results.resolve())
+    run_folder = store.find_run(options.run)
+    target = ROOT / "results" / "reference" / options.name
+    target.mkdir(parents=True, exist_ok=True)
+    summary = summarise(run_folder)
+    for candidate in summary["candidates"]:
+        for artifact in candidate["artifacts"]:
+            path = Path(artifact["path"])
+            artifact["path"] = f"{path.parent.name}/{path.name}"
+    write_json(target / "summary.json", without_paths(summary))
+    run = read_json(run_folder / "run.json")
+    write_json(target / "run.json", without_paths(run))
+    records = {}
+    for name, stage in run["stages"].items():
+        record = store.find(stage["kind"], stage["fingerprint"])
+        assert record is not None, f"{name} has no record"
+        samples = store.stage_folder(stage["kind"], stage["fingerprint"]) / "samples.json"
+        if samples.is_file():
+            record["samples_ms"] = json.loads(samples.read_text())
+        records[name] = without_paths(record)
+    write_json(target / "records.json", records)
+    text = io.StringIO()
+    print_summary(Console(file=text, width=100), without_paths(summary))
+    (target / "table.txt").write_text("\n".join(line.rstrip() for line in text.getvalue().strip().splitlines()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
