@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raq.errors import RaqError
+from raq.interruption import stop_on_sigterm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,8 +101,6 @@ def _console() -> "Console":
 
 def main() -> None:
     """The `raq` command: runs a verb and exits with its code."""
-    from raq.run import stop_on_sigterm
-
     debug = "--debug" in sys.argv
     if debug:  # anywhere on the line
         sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]

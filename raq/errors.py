@@ -29,7 +29,3 @@ class UserError(RaqError):
 
 class StageError(RaqError):
     """A stage ran and failed; exit code 1."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: everything is put away, exit code 130."""

@@ -3,10 +3,7 @@
 Imports neither torch nor ray at its top; a run with nothing to do starts neither.
 """
 
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.environment import environment, machine
-from raq.errors import RaqError, Terminated, UserError
+from raq.errors import RaqError, UserError
 from raq.experiment import Experiment, load_experiment
+from raq.interruption import stop_on_sigterm
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, write_json
 
@@ -228,13 +226,3 @@ def _source_digests(experiment: Experiment) -> dict[str, str | None]:
         if ":" in name and not name.startswith("torchvision:")
     ]
     return {name: source_digest(name, str(Path.cwd())) for name in own}
-
-
-def stop_on_sigterm() -> None:
-    """Make SIGTERM end the program as Ctrl-C does, with everything put away."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Terminated
-
-    if threading.current_thread() is threading.main_thread() and os.name == "posix":
-        signal.signal(signal.SIGTERM, stop)

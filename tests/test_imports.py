@@ -10,7 +10,7 @@ import pytest
 import raq
 
 ROOT = Path(raq.__file__).parent
-FRONT = ("cli", "errors", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages")
+FRONT = ("cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages")
 MAY_IMPORT = {
     "model": {"model"},
     "quantize": {"quantize", "model"},

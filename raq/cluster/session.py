@@ -5,11 +5,9 @@ Ray's settings by environment variable are made here and nowhere else, before ra
 
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +17,13 @@ from typing import Any, TextIO
 from raq.bench.machine import available_cpus
 from raq.environment import gpus
 from raq.errors import RaqError, UserError
+from raq.interruption import uninterrupted
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # by default Ray's workers, and what they measure, give way to every other process
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
@@ -95,20 +95,6 @@ def _refuse_silence(address: str) -> None:
             f"--address {address}: no Ray cluster answers: {error}",
             "start one with 'ray start --head', or leave --address out to run on this machine",
         ) from None
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put away what must be put away, whatever further Ctrl-C arrives."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
