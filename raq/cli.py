@@ -3,6 +3,7 @@
 Imports stay inside the verbs: `raq --help` starts at once.
 """
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def show(
 
     summary = summarise(Store(results.resolve()).find_run(run))
     if as_json:
-        sys.stdout.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        _console().print(json.dumps(summary, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
     else:
         print_summary(_console(), summary)
 
@@ -96,7 +97,13 @@ def show(
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console()
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """The reader has what it wanted: not an error."""
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(0)
+
+    return OurConsole()
 
 
 def main() -> None:
@@ -104,6 +111,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # anywhere on the line
         sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for what it has not
     try:
         stop_on_sigterm()
         returned = app(standalone_mode=False)  # an exit code, where typer itself has caught an interruption or exit
@@ -114,9 +124,6 @@ def main() -> None:
         code = _say_interrupted()
     except RaqError as error:
         code = _say(error.message, error.hint, error.exit_code, error if debug else None)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         code = _say(

@@ -13,9 +13,9 @@ FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "
 
 
 def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str | None]:
-    """Installed versions, None for what is not installed; with raq's own."""
+    """Installed versions, None for what is not installed."""
     found: dict[str, str | None] = {}
-    for name in (*names, "raq"):
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.system(),
-        "versions": versions(),
+        "versions": versions((*LIBRARIES, "raq")),
         "commit": commit(),
         "machine": machine(),
     }

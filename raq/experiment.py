@@ -20,8 +20,10 @@ from raq.yaml_text import Location, read_yaml_text, read_yaml_value
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 FUNCTION_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
+MODELS = ("resnet18-cifar", "resnet20-cifar")
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Natural = Annotated[int, Field(ge=0, le=10**9)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
 
@@ -95,6 +97,15 @@ class Data(Section):
 class Model(Section):
     """Which network."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "Model":
+        if self.name in MODELS or re.match(r"^torchvision:\w+$", self.name) or re.match(FUNCTION_PATTERN, self.name):
+            return self
+        near = difflib.get_close_matches(self.name, MODELS, n=1)
+        also = f" (did you mean {near[0]!r}?)" if near else ""
+        allowed = f"{', '.join(MODELS)}, torchvision:<name>, module:function"
+        raise ValueError(f"name: there is no network {self.name!r}{also}; allowed: {allowed}")
+
     name: str = "resnet18-cifar"
     """resnet18-cifar | resnet20-cifar | torchvision:<name> | module:function"""
     weights: str | None = None
@@ -125,6 +136,12 @@ class Optimisation(Section):
     progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)]
     """Image sides, as shares of the full side, through which the epochs go in order; []: full size."""
 
+    @model_validator(mode="after")
+    def _check_momentum(self) -> "Optimisation":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; set nesterov: false")
+        return self
+
 
 class Train(Optimisation):
     """FP32 training."""
@@ -140,7 +157,8 @@ class Train(Optimisation):
         if not isinstance(given, dict):
             return given
         recipe = given.get("recipe", "fast")
-        return {**RECIPES.get(recipe, RECIPES["fast"]), **given} if isinstance(recipe, str) else given
+        named = recipe if isinstance(recipe, str) and recipe in RECIPES else "fast"  # a wrong one is refused as such
+        return {**RECIPES[named], **given}
 
 
 class Calibration(Section):
@@ -175,7 +193,8 @@ class Qat(Optimisation):
     schedule: Literal["constant", "one-cycle", "cosine"] = "cosine"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: bool = True
-    progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] = ()
+    progressive: Annotated[tuple[float, ...], Field(strict=False, max_length=0)] = ()
+    """Always []: an exported graph has one image size."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None
     """Epochs (a fraction will do) after which activation ranges stand; null: two thirds of the epochs."""
     freeze_bn_after: Annotated[float, Field(ge=0)] | None = None
@@ -196,8 +215,8 @@ class Bench(Section):
 
     devices: Literal["auto"] | Annotated[tuple[Literal["cpu", "cuda"], ...], Field(strict=False, min_length=1)] = "auto"
     """auto: those that the cluster has."""
-    batch_sizes: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1, 128)
-    """Images a call."""
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(strict=False, min_length=1)] = (1, 128)
+    """Images a call, each size once; artifacts take at most 65,536."""
     threads: Positive | None = None
     """Intra-op threads; null: the CPUs of the bench actor."""
     warmup: Natural = 5
@@ -208,6 +227,12 @@ class Bench(Section):
     """Timed calls a contender and round, at least."""
     round_ms: Annotated[float, Field(ge=0, le=60_000)] = 100.0
     """Milliseconds of timed calls a contender and round, at least."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Bench":
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise ValueError(f"batch_sizes: {list(self.batch_sizes)} names a size twice")
+        return self
 
 
 class Resources(Section):
@@ -285,10 +310,17 @@ def _with_absolute_paths(experiment: Experiment, folder: Path) -> Experiment:
     """The experiment with data.root and model.weights made absolute against `folder`."""
     data, model = experiment.data, experiment.model
     if data.root is not None:
-        data = data.model_copy(update={"root": str((folder / Path(data.root).expanduser()).resolve())})
+        data = data.model_copy(update={"root": _absolute(data.root, folder, "data.root")})
     if model.weights is not None:
-        model = model.model_copy(update={"weights": str((folder / Path(model.weights).expanduser()).resolve())})
+        model = model.model_copy(update={"weights": _absolute(model.weights, folder, "model.weights")})
     return experiment.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(path: str, folder: Path, key: str) -> str:
+    try:
+        return str((folder / Path(path).expanduser()).resolve())
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{key} is {_short(path)}, which is no path: {error}", f"correct {key}") from None
 
 
 def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: str) -> None:
@@ -306,7 +338,7 @@ def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: 
         at = at[part]
     value = read_yaml_value(text, f"--set {override}")
     if parts in PATHS and isinstance(value, str):  # on the command line a path is relative to where one stands
-        value = str(Path(value).expanduser().resolve())
+        value = _absolute(value, Path.cwd(), f"--set {key}")
     at[parts[-1]] = value
     lines[parts] = f"--set {override}"
 

@@ -15,47 +15,47 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raq.environment import has_vnni, versions
+from raq.errors import UserError
 from raq.experiment import Experiment, Resources
-from raq.records import Record, Store
+from raq.records import Record, Store, read_run
 
 Settings = dict[str, Any]
 Pool = Literal["train", "quantize", "bench"]
 
+TRAINING = (
+    "stages.py",
+    "model/zoo.py",
+    "model/data.py",
+    "model/augmentation.py",
+    "model/normalization.py",
+    "model/training.py",
+)
+QUANTIZING = ("quantize/capture.py", "quantize/quantizers.py", "quantize/conversion.py")
 # What each kind of stage runs, below raq/; a folder means every file in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "weights": ("model/zoo.py",),
-    "train": ("model/zoo.py", "model/data.py", "model/augmentation.py", "model/normalization.py", "model/training.py"),
-    "ptq": (
+    "weights": ("stages.py", "model/zoo.py"),
+    "train": (*TRAINING, "cluster/training.py"),
+    "ptq": (*TRAINING, *QUANTIZING, "quantize/ptq.py"),
+    "qat": (*TRAINING, *QUANTIZING, "quantize/qat.py", "cluster/training.py"),
+    "lower": (
+        "stages.py",
         "model/zoo.py",
-        "model/data.py",
-        "model/augmentation.py",
         "quantize/capture.py",
-        "quantize/quantizers.py",
-        "quantize/ptq.py",
         "quantize/conversion.py",
+        "quantize/audit.py",
+        "quantize/artifact.py",
     ),
-    "qat": (
-        "model/zoo.py",
-        "model/data.py",
-        "model/augmentation.py",
-        "model/training.py",
-        "quantize/capture.py",
-        "quantize/quantizers.py",
-        "quantize/qat.py",
-        "quantize/conversion.py",
-    ),
-    "lower": ("model/zoo.py", "quantize/capture.py", "quantize/audit.py", "quantize/artifact.py"),
-    "evaluate": ("model/data.py", "model/augmentation.py", "model/evaluation.py"),
-    "bench": ("bench",),
+    "evaluate": (*TRAINING, "model/evaluation.py", "quantize/artifact.py"),
+    "bench": ("stages.py", "model/zoo.py", "quantize/artifact.py", "bench"),
 }
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "weights": ("torch", "torchvision"),
-    "train": ("torch", "torchvision"),
-    "ptq": ("torch", "torchvision", "torchao"),
-    "qat": ("torch", "torchvision", "torchao"),
-    "lower": ("torch", "torchao"),
-    "evaluate": ("torch",),
-    "bench": ("torch",),
+    "train": ("torch", "torchvision", "numpy"),
+    "ptq": ("torch", "torchvision", "torchao", "numpy"),
+    "qat": ("torch", "torchvision", "torchao", "numpy"),
+    "lower": ("torch", "torchvision", "torchao"),
+    "evaluate": ("torch", "numpy"),
+    "bench": ("torch", "torchvision"),
 }
 
 
@@ -97,107 +97,118 @@ def devices(experiment: Experiment, gpu_count: int) -> tuple[str, ...]:
 
 def make_plan(experiment: Experiment, facts: Facts) -> list[Stage]:
     """The stages, each after its inputs."""
-    plan: dict[str, Stage] = {}
-    common = {
-        "model": experiment.model.name,
-        "seed": experiment.seed,
-        "data": _data_settings(experiment, facts),
-        "sources": facts.sources,
-    }
-    pools = {
-        "train": experiment.resources.train,
-        "quantize": experiment.resources.quantize,
-        "bench": experiment.resources.bench,
-    }
+    plan = _Plan(experiment, facts)
+    if facts.weights is None:
+        settings = experiment.train.model_dump(mode="json", exclude={"recipe"})  # the values count, not their name
+        plan.add("train", "train", "train", {**plan.common, "train": settings, "device": plan.training_device})
+    else:
+        plan.add("train", "weights", "quantize", {**plan.common, "weights": facts.weights})
+    plan.add_candidates()
+    plan.add_deployment()
+    return list(plan.stages.values())
+
+
+class _Plan:
+    """A plan while it is made."""
+
+    def __init__(self, experiment: Experiment, facts: Facts) -> None:
+        self.experiment = experiment
+        self.facts = facts
+        self.stages: dict[str, Stage] = {}
+        self.training_device = "cuda" if experiment.resources.train.gpus else "cpu"
+        data = _data_settings(experiment, facts)
+        self.common: Settings = {
+            "model": experiment.model.name,
+            "seed": experiment.seed,
+            "data": data,
+            "sources": facts.sources,
+        }
 
     def add(
-        name: str, kind: str, pool: Pool, settings: Settings, inputs: Mapping[str, str] = {}, workers: int = 1
+        self, name: str, kind: str, pool: Pool, settings: Settings, inputs: Mapping[str, str] | None = None
     ) -> None:
+        """Add a stage, with the fingerprint of all that it depends on."""
+        inputs = dict(inputs or {})
         content = {
             "kind": kind,
             "settings": settings,
-            "inputs": {role: plan[stage].fingerprint for role, stage in inputs.items()},
+            "inputs": {role: self.stages[stage].fingerprint for role, stage in inputs.items()},
             "code": code_digest(CODE[kind]),
             "libraries": versions(LIBRARIES[kind]),
         }
         fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        plan[name] = Stage(name, kind, pool, settings, dict(inputs), fingerprint, pools[pool], workers)
+        resources: Resources = getattr(self.experiment.resources, pool)
+        workers = settings[kind]["workers"] if kind in ("train", "qat") else 1
+        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, workers)
 
-    if facts.weights is None:
-        add(
-            "train",
-            "train",
-            "train",
-            {**common, "train": experiment.train.model_dump(mode="json")},
-            workers=experiment.train.workers,
-        )
-    else:
-        add("train", "weights", "quantize", {**common, "weights": facts.weights})
-    _add_candidates(experiment, facts, common, add)
-    _add_deployment(experiment, facts, common, add)
-    return list(plan.values())
+    def add_candidates(self) -> None:
+        """The stages that make quantized programs."""
+        shared = {**self.common, "reduce_range": not has_vnni(self.facts.machine["features"])}
+        if self.experiment.ptq is not None:
+            settings = self.experiment.ptq.model_dump(mode="json")
+            self.add("ptq", "ptq", "quantize", {**shared, "ptq": settings}, {"weights": "train"})
+        if self.experiment.qat is not None:
+            settings = self.experiment.qat.model_dump(mode="json")
+            device = self.training_device
+            self.add("qat", "qat", "train", {**shared, "qat": settings, "device": device}, {"weights": "train"})
 
-
-def _add_candidates(experiment: Experiment, facts: Facts, common: Settings, add: Any) -> None:
-    """The stages that make quantized programs."""
-    reduce_range = not has_vnni(facts.machine["features"])
-    for name, section in (("ptq", experiment.ptq), ("qat", experiment.qat)):
-        if section is not None:
-            settings = {**common, name: section.model_dump(mode="json"), "reduce_range": reduce_range}
-            qat_workers = experiment.qat.workers if name == "qat" and experiment.qat else 1
-            add(name, name, "train" if name == "qat" else "quantize", settings, {"weights": "train"}, qat_workers)
-
-
-def _add_deployment(experiment: Experiment, facts: Facts, common: Settings, add: Any) -> None:
-    """The stages that lower, evaluate and measure every candidate on every device."""
-    machine = {key: facts.machine[key] for key in ("cpu", "architecture", "features")}
-    where = devices(experiment, len(facts.machine["gpus"]))
-    suffix = {device: "" if device == "cpu" else f"/{device}" for device in where}
-    for candidate in experiment.candidates:
-        source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
-        for device in where:
-            settings = {
-                **common,
-                "candidate": candidate,
-                "device": device,
-                "runtime": "inductor",
-                "machine": {**machine, "gpus": facts.machine["gpus"] if device == "cuda" else []},
-                "int8_mac_share": None if candidate == "fp32" else experiment.require.int8_mac_share,
-            }
-            add(
-                f"lower/{candidate}{suffix[device]}",
-                "lower",
-                "quantize" if device == "cpu" else "bench",
+    def add_deployment(self) -> None:
+        """The stages that lower, evaluate and measure every candidate on every device."""
+        where = devices(self.experiment, len(self.facts.machine["gpus"]))
+        for candidate in self.experiment.candidates:
+            for device in where:
+                self._add_lower(candidate, device)
+            data = {**self.common["data"], "test_limit": self.experiment.data.test_limit}
+            settings = {"data": data, "candidate": candidate, "device": where[0]}
+            self.add(
+                f"evaluate/{candidate}",
+                "evaluate",
+                _pool(where[0]),
                 settings,
-                source,
+                {"artifact": _lowered(candidate, where[0])},
             )
-        lowered = {"artifact": f"lower/{candidate}{suffix[where[0]]}"}
-        add(
-            f"evaluate/{candidate}",
-            "evaluate",
-            "quantize" if where[0] == "cpu" else "bench",
-            {"data": common["data"], "candidate": candidate, "device": where[0]},
-            lowered,
-        )
-    for device in where:
-        bench = experiment.bench.model_dump(mode="json", exclude={"devices"})
-        inputs = {"weights": "train", **{c: f"lower/{c}{suffix[device]}" for c in experiment.candidates}}
+        for device in where:
+            self._add_bench(device)
+
+    def _add_lower(self, candidate: str, device: str) -> None:
+        machine = {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")}
         settings = {
-            "bench": bench,
+            **self.common,
+            "candidate": candidate,
             "device": device,
-            "machine": facts.machine,
-            "model": experiment.model.name,
-            "classes": facts.data["classes"],
-            "image_shape": facts.data["image_shape"],
-            "cpus": experiment.resources.bench.cpus,
-            "sources": common["sources"],
+            "runtime": self.experiment.lower.runtimes[0],
+            "machine": {**machine, "gpus": self.facts.machine["gpus"] if device == "cuda" else []},
         }
-        add(f"bench/{device}", "bench", "bench", settings, inputs)
+        source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
+        self.add(_lowered(candidate, device), "lower", _pool(device), settings, source)
+
+    def _add_bench(self, device: str) -> None:
+        settings = {
+            "bench": self.experiment.bench.model_dump(mode="json", exclude={"devices"}),
+            "device": device,
+            "machine": self.facts.machine,
+            "model": self.experiment.model.name,
+            "classes": self.facts.data["classes"],
+            "image_shape": self.facts.data["image_shape"],
+            "cpus": self.experiment.resources.bench.cpus,
+            "sources": self.facts.sources,
+        }
+        inputs = {"weights": "train", **{c: _lowered(c, device) for c in self.experiment.candidates}}
+        self.add(f"bench/{device}", "bench", "bench", settings, inputs)
+
+
+def _lowered(candidate: str, device: str) -> str:
+    return f"lower/{candidate}" + ("" if device == "cpu" else f"/{device}")
+
+
+def _pool(device: str) -> Pool:
+    return "quantize" if device == "cpu" else "bench"
 
 
 def _data_settings(experiment: Experiment, facts: Facts) -> Settings:
-    """What of the data a stage depends on: contents and choices, not where the files lie."""
-    chosen = experiment.data.model_dump(mode="json", exclude={"root"})
+    """What of the data a stage depends on: contents and choices, not where files lie; the test split is evaluate's."""
+    ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
+    chosen = experiment.data.model_dump(mode="json", exclude=ignored)
     return {**chosen, **{key: facts.data[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}
 
 
@@ -227,27 +238,36 @@ def code_digest(paths: Iterable[str]) -> str:
 
 
 def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[str, str]:
-    """The stages to run, in order, each with why; `fresh` re-runs all."""
+    """The stages to run, in order, each with why; `fresh` re-runs all.
+
+    A finished stage is stale too if one of its inputs has been made anew since: the numbers of a run stand on the same
+    executions throughout.
+    """
     stale: dict[str, str] = {}
-    latest = _latest_fingerprints(store)
+    found = {stage.name: store.find(stage.kind, stage.fingerprint) for stage in plan}
+    known = _stages_of_newest_run(store)
     for stage in plan:
-        waiting = [role for role in stage.inputs.values() if role in stale]
+        waiting = [name for name in stage.inputs.values() if name in stale]
+        record = found[stage.name]
         if fresh:
             stale[stage.name] = "asked for with --fresh"
-        elif store.find(stage.kind, stage.fingerprint) is None:
-            if waiting:
-                stale[stage.name] = f"after {', '.join(waiting)}"
-            else:
-                stale[stage.name] = "has changed" if stage.name in latest else "has not run"
         elif waiting:
             stale[stage.name] = f"after {', '.join(waiting)}"
+        elif record is None:
+            damaged = store.stage_folder(stage.kind, stage.fingerprint).exists()
+            changed = "has changed" if stage.name in known else "has not run"
+            stale[stage.name] = "its record or a file of it is damaged" if damaged else changed
+        elif record.get("input_ids") != {role: (found[name] or {}).get("id") for role, name in stage.inputs.items()}:
+            stale[stage.name] = "an input has been made anew"
     return stale
 
 
-def _latest_fingerprints(store: Store) -> dict[str, Record]:
+def _stages_of_newest_run(store: Store) -> Record:
     """The stages of the newest readable run."""
-    from raq.records import read_json
-
-    folders = store.run_folders()
-    stages: dict[str, Record] = read_json(folders[-1] / "run.json")["stages"] if folders else {}
-    return stages
+    for folder in reversed(store.run_folders()):
+        try:
+            stages: Record = read_run(folder)["stages"]
+        except UserError:
+            continue
+        return stages
+    return {}

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def write_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-    except OSError:
+    except BaseException:
         scratch.unlink(missing_ok=True)
         raise
 
@@ -48,6 +49,24 @@ def read_json(path: Path) -> Record:
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a record", "delete its folder and run again")
     return loaded
+
+
+def read_run(folder: Path) -> Record:
+    """The record of a run; UserError if it is missing, damaged or not one."""
+    run = read_json(folder / "run.json")
+    stages = run.get("stages")
+    good = all(key in run for key in ("id", "experiment", "settings", "data", "environment", "complete", "error"))
+    if (
+        not good
+        or not isinstance(stages, dict)
+        or not all(isinstance(s, dict) and "fingerprint" in s for s in stages.values())
+    ):
+        raise UserError(f"{folder / 'run.json'}: not a run's record", "delete its folder and run again")
+    return run
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -65,12 +84,18 @@ class Store:
         return self.root / "work" / f"{kind}-{fingerprint[:16]}"
 
     def find(self, kind: str, fingerprint: str) -> Record | None:
-        """The record of a finished stage, or None."""
-        path = self.stage_folder(kind, fingerprint) / "record.json"
-        if not path.is_file():
+        """The record of a finished stage; None if there is none, or if it or one of its files is damaged or gone."""
+        folder = self.stage_folder(kind, fingerprint)
+        try:
+            record = read_json(folder / "record.json")
+        except UserError:
             return None
-        record = read_json(path)
-        return record if record.get("fingerprint") == fingerprint else None
+        files = record.get("files")
+        if record.get("fingerprint") != fingerprint or not isinstance(files, dict) or "results" not in record:
+            return None
+        if any(_size(folder / name) != size for name, size in files.items()):
+            return None
+        return record
 
     def forget_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
@@ -84,6 +109,13 @@ class Store:
         for checkpoints in CHECKPOINTS:
             if (work / checkpoints).is_dir():
                 shutil.rmtree(work / checkpoints)
+        files = {
+            str(path.relative_to(work)): path.stat().st_size
+            for path in sorted(work.rglob("*"))
+            if path.is_file() and path.name != "record.json"
+        }
+        # the id tells this execution from another of the same fingerprint, for those that take it as input
+        record = {**record, "id": uuid.uuid4().hex, "files": files}
         write_json(work / "record.json", record)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # --fresh, or a damaged record

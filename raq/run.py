@@ -15,7 +15,8 @@ from raq.errors import RaqError, UserError
 from raq.experiment import Experiment, load_experiment
 from raq.interruption import stop_on_sigterm
 from raq.plan import Facts, Stage, make_plan, stale_stages
-from raq.records import Record, Store, now, read_json, write_json
+from raq.records import Record, Store, now, read_json, read_run, write_json
+from raq.requirements import check_lowered
 
 if TYPE_CHECKING:
     from raq.cluster.session import Node
@@ -113,6 +114,10 @@ def _complete(
 ) -> Outcome:
     """Do the stale stages on the cluster that was joined, or on one started here if there are any."""
     stale = stale_stages(prepared.plan, store, fresh)
+    for stage in prepared.plan:
+        record = store.find(stage.kind, stage.fingerprint)
+        if stage.name not in stale and record is not None:
+            check_lowered(stage, record["results"], prepared.experiment.require)
     if not stale:
         same = _same_run(store, prepared)
         return Outcome(same or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
@@ -195,7 +200,10 @@ def _same_run(store: Store, prepared: Prepared) -> Path | None:
     wanted: Record = {stage.name: stage.fingerprint for stage in prepared.plan}
     settings = prepared.experiment.model_dump(mode="json")
     for folder in reversed(store.run_folders()):
-        record = read_json(folder / "run.json")
+        try:
+            record = read_run(folder)
+        except UserError:
+            continue
         found = {name: stage["fingerprint"] for name, stage in record["stages"].items()}
         if record["complete"] and found == wanted and record["settings"] == settings:
             return folder
@@ -208,6 +216,8 @@ def _weights_digest(experiment: Experiment) -> str | None:
     if experiment.model.weights is None:
         return None
     path = Path(experiment.model.weights)
+    if path.exists() and not path.is_file():
+        raise UserError(f"model.weights: {path} is not a file", "give the path of a state dict")
     try:
         return file_digest(path)
     except OSError as error:
@@ -217,12 +227,8 @@ def _weights_digest(experiment: Experiment) -> str | None:
 
 
 def _source_digests(experiment: Experiment) -> dict[str, str | None]:
-    """Digests of the files with the user's own functions: a change there makes stages stale."""
+    """The digest of the code of the user's own model: a change there makes stages stale."""
     from raq.model.data import source_digest
 
-    own = [
-        name
-        for name in (experiment.model.name, experiment.data.name)
-        if ":" in name and not name.startswith("torchvision:")
-    ]
-    return {name: source_digest(name, str(Path.cwd())) for name in own}
+    name = experiment.model.name  # the data's function is covered by what it returns: the data's digest
+    return {name: source_digest(name, str(Path.cwd()))} if ":" in name and not name.startswith("torchvision:") else {}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raq.model.data import Dataset
     from raq.model.training import TrainingContext, TrainingResult
 
+PLAIN_SIZE = "set train.progressive: [] to train at the full size only"
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
 WEIGHTS, PROGRAM, ARTIFACT, PREDICTIONS, SAMPLES = (
@@ -95,12 +96,35 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     seed_everything(seed)
     if call.kind == "train":
         settings = Train.model_validate(call.settings["train"])
-        return train(_network(call), dataset, settings, seed, context)
+        network = _network(call)
+        _check_sides(call, network, settings)
+        return train(network, dataset, settings, seed, context)
     from raq.quantize.qat import qat_hooks
 
     qat = Qat.model_validate(call.settings["qat"])
     prepared = _prepared_for_qat(call, qat)
     return train(prepared, dataset, qat, seed, context, qat_hooks(prepared, qat))
+
+
+def _check_sides(call: Call, network: "nn.Module", settings: Train) -> None:
+    """UserError if the network does not take the smaller images of a progressive recipe."""
+    import torch
+
+    from raq.model.training import image_side
+    from raq.model.zoo import check_output
+
+    channels, height, width = call.settings["data"]["image_shape"]
+    if not settings.progressive or set(settings.progressive) == {1.0}:
+        return
+    if height != width:
+        raise UserError(f"images are {height}x{width}, and train.progressive wants square ones", PLAIN_SIZE)
+    side = image_side((min(settings.progressive),), 0, 1, width)
+    try:
+        check_output(
+            network, torch.zeros(2, channels, side, side), call.settings["data"]["classes"], call.settings["model"]
+        )
+    except UserError as error:
+        raise UserError(error.message, PLAIN_SIZE) from error
 
 
 def finish_training(call: Call, result: "TrainingResult") -> Results:
@@ -154,13 +178,20 @@ def finish_qat(call: Call, result: "TrainingResult") -> Results:
 
 
 def lower_stage(call: Call, progress: Progress) -> Results:
-    """Compile the program for the device, and audit what came out."""
+    """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
+    from raq.environment import machine
     from raq.quantize.artifact import lower
     from raq.quantize.audit import audit_artifact
     from raq.quantize.capture import export_program
     from raq.quantize.conversion import load_program, tensor_bytes
 
     settings, path = call.settings, Path(call.folder) / ARTIFACT
+    here, planned = machine(), settings["machine"]
+    if (here["cpu"], here["features"]) != (planned["cpu"], planned["features"]):
+        raise StageError(
+            f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
+            "give resources that only nodes of that kind have",
+        )
     if "program" in call.inputs:
         program = load_program(Path(call.inputs["program"]) / PROGRAM)
     else:
@@ -188,14 +219,6 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     if settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
         return {**results, "int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
     audit = audit_artifact(program, path)
-    if audit.int8_mac_share is None or audit.int8_mac_share < settings["int8_mac_share"]:
-        share = "unknown" if audit.int8_mac_share is None else f"{audit.int8_mac_share:.3f}"
-        floats = ", ".join(audit.float_layers()[:10]) or "none in the graph"
-        raise StageError(
-            f"{settings['candidate']} is not quantized: int8 share of the MACs is {share}, required "
-            f"{settings['int8_mac_share']:g}; float layers: {floats}. {audit.problem}".rstrip(". "),
-            "see the layers above; require.int8_mac_share sets the limit",
-        )
     return {**results, "int8_mac_share": audit.int8_mac_share, "audit": audit.as_record()}
 
 
@@ -277,10 +300,12 @@ def _dataset(call: Call) -> "Dataset":
 
 
 def _network(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":
-    from raq.model.zoo import build_model, put_weights
+    from raq.model.zoo import build_model, check_output, put_weights
 
     name = call.settings["model"]
-    model = build_model(name, call.settings["data"]["classes"], call.working_directory)
+    classes = call.settings["data"]["classes"]
+    model = build_model(name, classes, call.working_directory)
+    check_output(model, _example(call), classes, name)
     if weights is not None:
         put_weights(model, weights, name, source)
     return model

@@ -38,6 +38,8 @@ def read_yaml_text(path: Path) -> tuple[Any, dict[Location, str]]:
     Raises UserError if the file cannot be read or is not plain YAML.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: cannot be read: not a file", "give the path of an experiment's YAML file")
         raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     except OSError as error:
         raise UserError(

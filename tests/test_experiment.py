@@ -90,6 +90,17 @@ BAD = {
     "data set": ("name: a\ndata: {name: /etc/passwd}\n", "'/etc/passwd' is not a data set", ""),
     "mean alone": ("name: a\ndata: {mean: [1, 2, 3]}\n", "mean and std come together", ""),
     "std zero": ("name: a\ndata: {mean: [0, 0, 0], std: [1, 0, 1]}\n", "above 0", ""),
+    "network": (
+        "name: a\nmodel: {name: resnet18-cifr}\n",
+        "model.name: there is no network 'resnet18-cifr' (did you mean",
+        "",
+    ),
+    "null byte": ('name: a\ndata: {root: "a\\0b"}\n', "data.root is", "data.root"),
+    "no home": ("name: a\nmodel: {weights: ~nobody-at-all/x}\n", "model.weights is", ""),
+    "size twice": ("name: a\nbench: {batch_sizes: [1, 1]}\n", "names a size twice", ""),
+    "nesterov": ("name: a\ntrain: {momentum: 0}\n", "nesterov needs a momentum", ""),
+    "qat progressive": ("name: a\nqat: {progressive: [0.5]}\n", "qat.progressive", ""),
+    "recipe": ("name: a\ntrain: {recipe: null}\n", "train.recipe is None", ""),
     "huge number": ("name: a\ntrain: {epochs: 10000000000000000000000}\n", "train.epochs", ""),
 }
 

@@ -7,7 +7,7 @@ import pytest
 from raq import plan as planning
 from raq.experiment import Experiment
 from raq.plan import Facts, Stage, code_digest, make_plan, stale_stages
-from raq.records import Store
+from raq.records import Store, read_json
 
 DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
 MACHINE = {"cpu": "a cpu", "architecture": "x86_64", "features": ["avx512_vnni"], "cpus": 2, "gpus": []}
@@ -47,10 +47,13 @@ def test_stages_come_after_their_inputs() -> None:
         ({"seed": 1}, EVERYTHING),
         ({"train": {"epochs": 3}}, EVERYTHING),
         ({"model": {"name": "resnet20-cifar"}}, EVERYTHING),
-        ({"data": {"test_limit": 5}}, EVERYTHING),
+        ({"data": {"test_limit": 5}}, {"evaluate/fp32", "evaluate/ptq", "evaluate/qat"}),
+        ({"data": {"image_size": 64}}, set()),
+        ({"data": {"train_limit": 5}}, EVERYTHING),
         ({"ptq": {"calibration": {"size": 32}}}, PTQ),
         ({"qat": {"lr": 0.1}}, QAT),
-        ({"require": {"int8_mac_share": 0.5}}, {n for n in LOWERED if "fp32" not in n}),
+        ({"require": {"int8_mac_share": 0.5}}, set()),
+        ({"resources": {"train": {"gpus": 1}}}, EVERYTHING),
         ({"require": {"max_drop": 0.5}}, set()),
         ({"data": {"root": "/elsewhere"}}, set()),
         ({"resources": {"train": {"cpus": 1}}}, set()),
@@ -114,11 +117,44 @@ def test_code_lists_name_files_that_exist() -> None:
 def test_why_a_stage_is_stale(tmp_path: Path) -> None:
     plan = list(planned().values())
     store = Store(tmp_path)
-    first = plan[0]
-    store.work_folder(first.kind, first.fingerprint).mkdir(parents=True)
-    store.publish(first.kind, first.fingerprint, {"fingerprint": first.fingerprint})
+    finish(store, plan[0])
     stale = stale_stages(plan, store)
     assert "train" not in stale
     assert stale["ptq"] == "has not run"
     assert stale["lower/ptq"] == "after ptq"
     assert stale_stages(plan, store, fresh=True)["train"] == "asked for with --fresh"
+
+
+def finish(store: Store, stage: Stage, inputs: dict[str, str] | None = None) -> Path:
+    """Publish a stage as the driver does; returns its folder."""
+    work = store.work_folder(stage.kind, stage.fingerprint)
+    work.mkdir(parents=True)
+    (work / "weights.pt").write_text("weights")
+    record = {"fingerprint": stage.fingerprint, "results": {}, "input_ids": inputs or {}}
+    return store.publish(stage.kind, stage.fingerprint, record)
+
+
+def test_an_input_made_anew_makes_stale_what_stands_on_it(tmp_path: Path) -> None:
+    plan = planned()
+    store = Store(tmp_path)
+    folder = finish(store, plan["train"])
+    first = read_json(folder / "record.json")["id"]
+    finish(store, plan["ptq"], {"weights": first})
+    assert {"train", "ptq"} & set(stale_stages(list(plan.values()), store)) == set()
+    finish(store, plan["train"])
+    stale = stale_stages(list(plan.values()), store)
+    assert "train" not in stale
+    assert stale["ptq"] == "an input has been made anew"
+
+
+@pytest.mark.parametrize("damage", ["record.json", "weights.pt"])
+def test_damaged_and_missing_files_make_stale(tmp_path: Path, damage: str) -> None:
+    plan = list(planned().values())
+    store = Store(tmp_path)
+    folder = finish(store, plan[0])
+    (folder / damage).write_text("")
+    assert stale_stages(plan, store)["train"] == "its record or a file of it is damaged"
+    (folder / damage).unlink()
+    assert "train" in stale_stages(plan, store)
+    finish(store, plan[0])
+    assert "train" not in stale_stages(plan, store)

@@ -70,7 +70,7 @@ class StageActor:
             except RaqError as error:
                 traceback.print_exc()
                 return {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 traceback.print_exc()
                 first = next(iter(str(error).strip().splitlines()), "")
                 return {"error": f"{type(error).__name__}: {first}", "hint": "", "user": False}

@@ -11,6 +11,7 @@ from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
 from raq.records import Record, Store
+from raq.requirements import check_lowered
 from raq.stages import Call
 
 START_TIMEOUT_S = 180.0
@@ -215,8 +216,9 @@ class Driver:
             hint = answer["hint"] or "see the log"
             raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {log}")
         self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
-        record = _record(stage, {s.name: s for s in self.plan}, answer, entry.attempt)
+        record = self._record(stage, answer, entry.attempt)
         self.store.publish(stage.kind, stage.fingerprint, record)
+        check_lowered(stage, answer["results"], self.experiment.require)
         self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
 
     def _show(self, events: list[dict[str, Any]]) -> None:
@@ -235,19 +237,22 @@ class Driver:
                     "the cluster is busy, or its nodes are not well; see 'ray status'",
                 )
 
-
-def _record(stage: Stage, by_name: Mapping[str, Stage], answer: Record, attempts: int) -> Record:
-    return {
-        "stage": stage.name,
-        "kind": stage.kind,
-        "fingerprint": stage.fingerprint,
-        "settings": stage.settings,
-        "inputs": {role: by_name[name].fingerprint for role, name in stage.inputs.items()},
-        "results": answer["results"],
-        "environment": answer["environment"],
-        "cpus": answer["cpus"],
-        "workers": stage.workers,
-        "started_at": answer["started_at"],
-        "duration_s": answer["duration_s"],
-        "attempts": attempts,
-    }
+    def _record(self, stage: Stage, answer: Record, attempts: int) -> Record:
+        by_name = {s.name: s for s in self.plan}
+        inputs = {role: by_name[name] for role, name in stage.inputs.items()}
+        found = {role: self.store.find(given.kind, given.fingerprint) for role, given in inputs.items()}
+        return {
+            "stage": stage.name,
+            "kind": stage.kind,
+            "fingerprint": stage.fingerprint,
+            "settings": stage.settings,
+            "inputs": {role: given.fingerprint for role, given in inputs.items()},
+            "input_ids": {role: record["id"] if record else None for role, record in found.items()},
+            "results": answer["results"],
+            "environment": answer["environment"],
+            "cpus": answer["cpus"],
+            "workers": stage.workers,
+            "started_at": answer["started_at"],
+            "duration_s": answer["duration_s"],
+            "attempts": attempts,
+        }

@@ -6,6 +6,7 @@ Ray's settings by environment variable are made here and nowhere else, before ra
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 CONNECT_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 60.0
 LONGEST_TEMPORARY_FOLDER = 30
 BENCH_RESOURCE = "bench"
 
@@ -88,13 +90,20 @@ def _refuse_silence(address: str) -> None:
         if address == "auto":
             return
         raise UserError(f"--address {address}: not an address", "give HOST:PORT of a Ray cluster's head, or auto")
+    hint = "start one with 'ray start --head', or leave --address out to run on this machine"
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--address {address}: no Ray cluster answers: {error}",
-            "start one with 'ray start --head', or leave --address out to run on this machine",
-        ) from None
+        raise UserError(f"--address {address}: no Ray cluster answers: {error}", hint) from None
+    # Something listens; if it is not Ray, ray.init never returns, and no signal ends it: a child process tries first
+    try:
+        command = [sys.executable, "-c", "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)", address]
+        subprocess.run(command, timeout=JOIN_TIMEOUT_S, capture_output=True, check=True)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"--address {address}: what listens there is no Ray cluster", hint) from None
+    except subprocess.CalledProcessError as error:
+        last = next(iter(reversed(error.stderr.decode(errors="replace").strip().splitlines())), "no reason given")
+        raise UserError(f"--address {address}: Ray cannot join it: {last}", hint) from None
 
 
 def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
@@ -110,6 +119,7 @@ def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
             num_gpus=node.gpus,
             resources={BENCH_RESOURCE: 1},
             include_dashboard=False,
+            _node_ip_address="127.0.0.1",  # nobody else reaches its ports
             _temp_dir=str(scratch),
             **quiet,
         )

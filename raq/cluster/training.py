@@ -49,7 +49,7 @@ class RayTrainContext:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker runs. A user's error comes back as a value: Ray would try it again."""
+    """What each worker runs. Whatever it raises Ray Train tries again, MAX_FAILURES times, from the last checkpoint."""
     call: Call = config["call"]
     torch.set_num_threads(call.cpus)
     train_in(call, RayTrainContext(call.name, config["board"]))

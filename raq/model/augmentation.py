@@ -29,21 +29,28 @@ def draw(count: int, padding: int, generator: torch.Generator) -> Draws:
 
 
 def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
-    """Crop each image (any type, [N, C, H, W]) out of its zero-padded self at its own offset, and mirror some.
+    """Crop each image (any type, [N, C, H, W]) out of its mirror-padded self at its own offset, and flip some.
 
-    One gather: the source row and column of every pixel of the result are computed, then read at once.
+    One gather: the source row and column of every pixel of the result are computed, then read at once. Mirror padding,
+    as black borders shift the statistics of batch normalisation away from those of whole images.
     """
     count, _, height, width = images.shape
     device = images.device
     offsets, flips = draws.offsets.to(device), draws.flips.to(device)
-    padded = F.pad(images, (padding, padding, padding, padding))
-    rows = offsets[:, 0, None] + torch.arange(height, device=device)  # [N, H]
+    rows = _mirrored(offsets[:, 0, None] + torch.arange(height, device=device) - padding, height)  # [N, H]
     columns = torch.arange(width, device=device).expand(count, width)
-    columns = torch.where(flips[:, None], width - 1 - columns, columns) + offsets[:, 1, None]  # [N, W]
+    columns = torch.where(flips[:, None], width - 1 - columns, columns)
+    columns = _mirrored(columns + offsets[:, 1, None] - padding, width)  # [N, W]
     every = torch.arange(count, device=device)
     # images: [N, H, W, C] after the gather, as the indexed dimensions come first
-    gathered = padded[every[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    gathered = images[every[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return gathered.permute(0, 3, 1, 2)
+
+
+def _mirrored(positions: Tensor, size: int) -> Tensor:
+    """Positions beyond an edge, mirrored at the outermost pixel: -1 is 1, size is size - 2."""
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, side: int | None = None) -> Tensor:

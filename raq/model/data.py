@@ -14,10 +14,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagefolder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's, as torchvision's weights expect
 }
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+MAX_CLASSES = 100_000
+DECODER = 1  # counts up when decoding changes: arrays of older decoders are not read again
 LIMIT_SEED = 20240  # samples of train_limit and test_limit do not move with the experiment's seed
 
 
@@ -140,10 +143,10 @@ def import_function(name: str, working_directory: str | None) -> Callable[..., A
     Raises UserError if it cannot be imported or is no function; the user's own exception is named.
     """
     module_name, _, function_name = name.partition(":")
-    with _on_path(working_directory):
+    with on_path(working_directory):
         try:
             function = getattr(importlib.import_module(module_name), function_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{name}: cannot be imported: {type(error).__name__}: {error}",
                 f"{module_name} is looked for in {working_directory or Path.cwd()} and among installed packages",
@@ -153,20 +156,34 @@ def import_function(name: str, working_directory: str | None) -> Callable[..., A
     return function
 
 
-def source_digest(name: str, working_directory: str | None) -> str | None:
-    """SHA-256 of the file that holds the user's `module:function`, without running it; None if it has no file."""
-    with _on_path(working_directory):
+def source_digest(name: str, working_directory: str) -> str | None:
+    """SHA-256 of the code behind the user's `module:function`, without running it; None if it has no file.
+
+    The module's own file, and every module below the working directory that it imports, directly or not.
+    """
+    module = name.partition(":")[0]
+    with on_path(working_directory):
         try:
-            spec = importlib.util.find_spec(name.partition(":")[0])
+            spec = importlib.util.find_spec(module)
         except (ImportError, ValueError):
             return None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    files = {Path(spec.origin)}
+    finder = ModuleFinder(path=[working_directory])  # reads import statements; what lies elsewhere is not followed
+    with suppress(SyntaxError):  # importing it will say so
+        finder.load_file(spec.origin)
+    followed = [getattr(found, "__file__", None) for found in finder.modules.values()]
+    files |= {Path(file) for file in followed if file}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 @contextmanager
-def _on_path(folder: str | None) -> Iterator[None]:
+def on_path(folder: str | None) -> Iterator[None]:
+    """With the folder first on the module search path; None changes nothing."""
     if folder is None or folder in sys.path:
         yield
         return
@@ -219,7 +236,9 @@ def _cached(
 
     The folder appears whole or not at all; a second process that decodes at the same time loses nothing.
     """
-    key = hashlib.sha256(json.dumps([1, name, identity], sort_keys=True).encode()).hexdigest()[:24]
+    key = hashlib.sha256(
+        json.dumps([DECODER, metadata.version("pillow"), name, identity], sort_keys=True).encode()
+    ).hexdigest()[:24]
     folder = cache_folder() / "arrays" / f"{name.replace(':', '-')}-{key}"
     if not (folder / "meta.json").is_file():
         arrays = _checked(decode(), source)
@@ -244,7 +263,7 @@ def _cached(
         arrays = {
             split: np.load(folder / f"{split}.npy", mmap_mode="r" if "images" in split else None) for split in SPLITS
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"{folder}: this cache of decoded images is damaged: {error}", "delete that folder") from None
     return arrays, digest, source
 
@@ -275,6 +294,12 @@ def _checked(arrays: dict[str, Array], source: str) -> dict[str, Array]:
         if len(images) == 0:
             raise refuse(f"there are no {split} images")
         labels[f"{split}_labels"] = given.astype(np.int64)
+    if min(arrays["train_images"].shape[2:]) < 1:
+        raise refuse("images have no pixels")
+    if labels["train_labels"].max() >= MAX_CLASSES:
+        raise refuse(
+            f"the largest label is {labels['train_labels'].max()}, and at most {MAX_CLASSES} classes are taken"
+        )
     if min(values.min() for values in labels.values()) < 0:
         raise refuse("there is a negative label")
     if labels["test_labels"].max() > labels["train_labels"].max():
@@ -337,7 +362,7 @@ def _download_cifar10(folder: Path, looked: list[str]) -> tuple[dict[str, Array]
         folder.mkdir(parents=True, exist_ok=True)
         CIFAR10(str(folder), download=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error)
         raise UserError(
             f"cifar10 is in none of {', '.join(looked)}, and cannot be downloaded ({reason})",
             "put torchvision's cifar-10-batches-py, or train*.parquet and test*.parquet as on the Hugging "
@@ -378,14 +403,14 @@ def _read_parquet(parts: dict[str, list[Path]]) -> dict[str, Array]:
         for file in files:
             try:
                 table = pq.read_table(file, columns=["img", "label"])
-                rows = table.column("img").to_pylist()
-                labels += table.column("label").to_pylist()
-            except (pa.ArrowException, OSError, KeyError) as error:
+                encoded = [row["bytes"] for row in table.column("img").to_pylist()]
+                labels += [int(label) for label in table.column("label").to_pylist()]
+            except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"{file}: not a readable parquet file with img and label: {str(error).splitlines()[0]}",
+                    f"{file}: not a readable parquet file with img and label: {_first_line(error)}",
                     "get the file again",
                 ) from None
-            images += [_decode_image(row["bytes"], f"{file}, row {n}", None) for n, row in enumerate(rows)]
+            images += [_decode_image(raw, f"{file}, row {n}", None) for n, raw in enumerate(encoded)]
         arrays[f"{split}_images"] = _stack(images, files[0])
         arrays[f"{split}_labels"] = np.asarray(labels)
     return arrays
@@ -435,9 +460,10 @@ def _users_own(data: Data, working_directory: str | None) -> tuple[dict[str, Arr
     """The user's function: (train images, train labels, test images, test labels)."""
     function = import_function(data.name, working_directory)
     try:
-        returned = function()
+        with on_path(working_directory):
+            returned = function()
         arrays = {split: np.asarray(array) for split, array in zip(SPLITS, returned, strict=True)}
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"data {data.name}: {type(error).__name__}: {error}",
             "it returns (train images, train labels, test images, test labels)",
@@ -454,14 +480,20 @@ def _decode_image(raw: bytes, where: str, side: int | None) -> Array:
 
     try:
         image = Image.open(io.BytesIO(raw)).convert("RGB")
-    except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged images raise many kinds
         raise UserError(f"{where}: not a readable image: {error}", "replace or remove it") from None
     if side is not None:
         image = ImageOps.fit(image, (side, side), method=Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _stack(images: list[Array], where: Path) -> Array:
+    if not images:
+        raise UserError(f"{where}: no images in it", "get the file again")
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise UserError(f"{where}: images of different sizes: {sorted(shapes)[:3]}", "make them one size")

@@ -27,7 +27,7 @@ def predict(network: Network, dataset: Dataset, device: str = "cpu", batch_size:
             images, _ = take_batch(dataset.test_images, dataset.test_labels, part, where)
             found.append(network(normalise(images, mean, std)).argmax(1).cpu())
     predicted = torch.cat(found).numpy()
-    assert len(predicted) == len(dataset.test_labels)
+    assert predicted.shape == dataset.test_labels.shape
     return predicted
 
 

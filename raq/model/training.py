@@ -6,6 +6,8 @@ every w-th image of it from the r-th on, and gradients are averaged over all of 
 """
 
 import math
+import os
+import pickle
 import random
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raq.errors import StageError
+from raq.errors import StageError, UserError
 from raq.experiment import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
 from raq.model.data import Array, Dataset, Images
@@ -153,7 +155,7 @@ class _Loop:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(dataset.train_labels), generator=generator)
         side = dataset.train_images.shape[-1]
-        scaled_side = _side(self.settings.progressive, epoch, self.settings.epochs, side)
+        scaled_side = image_side(self.settings.progressive, epoch, self.settings.epochs, side)
         mean, std = normalisation_tensors(dataset, context.device)
         losses = torch.zeros(2, dtype=torch.float64, device=context.device)  # sum of losses, images
         started = shown = time.perf_counter()
@@ -221,18 +223,20 @@ def _steps_per_epoch(images: int, batch_size: int, world_size: int) -> int:
     whole, rest = divmod(images, batch_size)
     steps = whole + (rest >= 2 * world_size)
     if steps == 0 or batch_size < 2 * world_size:
-        raise StageError(
+        raise UserError(
             f"batch_size {batch_size} of {images} training images is too little for {world_size} workers",
             "every worker needs at least two images a step",
         )
     return steps
 
 
-def _side(progressive: tuple[float, ...], epoch: int, epochs: int, full: int) -> int:
-    """The image side of an epoch: the shares go through the epochs in equal parts; multiples of 8 pixels."""
+def image_side(progressive: tuple[float, ...], epoch: int, epochs: int, full: int) -> int:
+    """The image side of an epoch in pixels: the shares go through the epochs in equal parts; multiples of 8 pixels."""
     if not progressive:
         return full
     share = progressive[min(len(progressive) - 1, epoch * len(progressive) // epochs)]
+    if share == 1:
+        return full
     return min(full, max(8, round(full * share / 8) * 8))
 
 
@@ -304,7 +308,13 @@ def _restore(
     folder = context.restore()
     if folder is None:
         return [], None
-    content = torch.load(folder / CHECKPOINT, map_location=context.device, weights_only=True)
+    try:
+        content = torch.load(folder / CHECKPOINT, map_location=context.device, weights_only=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise StageError(
+            f"{folder / CHECKPOINT}: the checkpoint to go on from is damaged: {type(error).__name__}",
+            "delete it, or start over with --fresh",
+        ) from error
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     schedule.load_state_dict(content["schedule"])
@@ -335,6 +345,8 @@ class LocalContext:
         scratch.mkdir(exist_ok=True)
         write(scratch)
         for file in scratch.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
             file.replace(self.folder / file.name)
         self.progress({"epoch_done": metrics})
 

@@ -1,8 +1,6 @@
 """Networks by name, and weights from files."""
 
 import difflib
-import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raq.errors import UserError
-from raq.model.data import import_function
+from raq.model.data import import_function, on_path
 
 StateDict = Mapping[str, Tensor]
 
@@ -36,14 +34,36 @@ def build_model(name: str, classes: int, working_directory: str | None = None) -
         )
     function = import_function(name, working_directory)
     try:
-        model = function(num_classes=classes)
-    except Exception as error:
+        with on_path(working_directory):
+            model = function(num_classes=classes)
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"model {name}: {type(error).__name__}: {error}", "it is called with num_classes=<int>"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name} returned a {type(model).__name__}, not an nn.Module", "return the network")
     return model
+
+
+def check_output(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
+    """Raise UserError unless the network turns float32 [n, 3, H, W] into logits [n, classes]. Its mode is kept."""
+    was = model.training
+    try:
+        with torch.no_grad():
+            output = model.eval()(example)
+    except Exception as error:  # the user's own forward may raise anything
+        raise UserError(
+            f"model {name} does not take images of {list(example.shape[1:])}: {type(error).__name__}: {error}",
+            "its input is [n, 3, H, W]; choose another model, or data of the size that it was made for",
+        ) from error
+    finally:
+        model.train(was)
+    if not isinstance(output, Tensor) or output.shape != (len(example), classes):
+        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"model {name} gives {given} for {len(example)} images of {classes} classes",
+            f"its output must be logits [n, num_classes], here [{len(example)}, {classes}]",
+        )
 
 
 def load_weights(path: Path) -> StateDict:
@@ -57,8 +77,9 @@ def load_weights(path: Path) -> StateDict:
         raise UserError(
             f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict"
         ) from None
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # damaged files raise many kinds
+        harmful = "weights_only" in str(error) or "Weights only" in str(error)
+        reason = "it holds more than tensors" if harmful else type(error).__name__
         raise UserError(
             f"model.weights: {path} is not a state dict that loads with weights_only: {reason}",
             "save it with torch.save(model.state_dict(), path)",
@@ -92,7 +113,9 @@ def put_weights(model: nn.Module, weights: StateDict, name: str, source: str) ->
                 f"the network's {list(tensor.shape)}",
                 "give weights of this network and number of classes",
             )
-        if not torch.isfinite(weights[key]).all():
+        if weights[key].layout != torch.strided or weights[key].is_quantized or weights[key].is_meta:
+            raise UserError(f"model.weights: {source}: {key} is not a dense tensor", "save the FP32 state dict")
+        if not torch.isfinite(weights[key].float()).all():
             raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
     model.load_state_dict(dict(weights))
 

@@ -6,20 +6,43 @@ from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import FakeQuantizeBase, disable_observer, enable_observer
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
+from raq.errors import UserError
 from raq.experiment import Qat
 from raq.model.training import Hooks
 from raq.quantize.capture import export_program
 from raq.quantize.quantizers import QUANTIZERS
 
-BATCH_NORM_TRAINING = 5  # the position of `training` in aten.batch_norm's arguments
+BATCH_NORM_RUNNING_MEAN, BATCH_NORM_TRAINING = 3, 5  # positions in aten.batch_norm's arguments
 DROPOUT_TRAINING = 2
+DROPOUTS = tuple(
+    getattr(torch.ops.aten, name + suffix)
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    for suffix in ("", "_")
+)
+RANDOM = ("bernoulli", "rand", "normal", "rrelu", "multinomial", "native_dropout", "exponential", "uniform")
 
 
 def prepare_qat(network: nn.Module, example: Tensor, backend: str, *, reduce_range: bool) -> fx.GraphModule:
-    """The network's graph with fake quantizers where `backend` quantizes, in training mode."""
+    """The network's graph with fake quantizers where `backend` quantizes, in training mode.
+
+    Raises UserError if the graph draws random numbers other than in dropout: exported, they could not be switched off.
+    """
     graph = export_program(network.train(), example).module()
+    _refuse_randomness(graph)
     prepared: fx.GraphModule = prepare_qat_pt2e(graph, QUANTIZERS[backend](qat=True, reduce_range=reduce_range))
     return prepared
+
+
+def _refuse_randomness(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        name = str(packet).rpartition(".")[2]
+        if packet not in DROPOUTS and name.startswith(RANDOM):
+            raise UserError(
+                f"the model draws random numbers in training ({name}, as stochastic depth does), and an exported "
+                "graph cannot switch that off: its quantization-aware trained artifact would be random",
+                "build the model without it (stochastic_depth_prob=0), or leave QAT out with qat: null",
+            )
 
 
 def qat_hooks(prepared: fx.GraphModule, settings: Qat) -> Hooks:
@@ -55,9 +78,11 @@ def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> Non
     for node in graph.graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
         if packet is torch.ops.aten.batch_norm:
+            if node.args[BATCH_NORM_RUNNING_MEAN] is None:
+                continue  # no running statistics: it normalises by the batch in either mode
             changed |= node.args[BATCH_NORM_TRAINING] != norms
             node.update_arg(BATCH_NORM_TRAINING, norms)
-        elif packet in (torch.ops.aten.dropout, torch.ops.aten.dropout_):
+        elif packet in DROPOUTS:
             changed |= node.args[DROPOUT_TRAINING] != training
             node.update_arg(DROPOUT_TRAINING, training)
     if changed:

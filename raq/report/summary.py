@@ -7,7 +7,7 @@ import numpy as np
 
 from raq.bench.statistics import median_interval, paired_drop, proportion_interval, same_accuracy_p
 from raq.errors import UserError
-from raq.records import Record, Store, read_json
+from raq.records import Record, Store, read_run
 
 Summary = dict[str, Any]
 PREDICTIONS = "predictions.npy"
@@ -18,20 +18,21 @@ def summarise(run_folder: Path) -> Summary:
 
     Raises UserError if a record is damaged.
     """
-    run = read_json(run_folder / "run.json")
+    run = read_run(run_folder)
     store = Store(run_folder.parent.parent)
     stages = {name: store.find(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     settings = run["settings"]
     names = ["fp32", *(kind for kind in ("ptq", "qat") if settings.get(kind))]
     right = {name: _right(store, stages.get(f"evaluate/{name}")) for name in names}
     candidates = [_candidate(name, settings, stages, right, store) for name in names]
+    benches = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     complete = bool(run["complete"]) and all(stages.values())
     return {
         "run": run["id"],
         "experiment": run["experiment"],
         "complete": complete,
         "error": run["error"],
-        "environment": run["environment"],
+        "environment": benches[0]["environment"] if benches else run["environment"],  # of where it was measured
         "data": run["data"],
         "candidates": candidates,
         "verdict": _verdict(candidates, settings["require"]["max_drop"])
@@ -92,10 +93,12 @@ def _right(store: Store, record: Record | None) -> Any:
         return None
     path = store.stage_folder(record["kind"], record["fingerprint"]) / PREDICTIONS
     try:
-        predicted, labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        predictions = np.load(path, allow_pickle=False)  # [2, N]: predicted classes, labels
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not readable predictions: {error}", "delete its folder and run again") from None
-    return predicted == labels
+    if predictions.shape != (2, record["results"]["test_images"]):
+        raise UserError(f"{path}: predictions of shape {list(predictions.shape)}", "delete its folder and run again")
+    return predictions[0] == predictions[1]
 
 
 def deployment_latency(candidate: Summary) -> Summary | None:
@@ -115,6 +118,7 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     row = deployment_latency(fastest)
     assert row is not None
     rivals = [c for c in eligible if c is not fastest and _as_fast(deployment_latency(c) or {}, row)]
+    doubt = "" if row["speedup_interval"] else f" (no interval: {row['rounds']} rounds are too few for one)"
     chosen = max([fastest, *rivals], key=lambda c: c["top1"])
     row = deployment_latency(chosen)
     assert row is not None
@@ -126,7 +130,7 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     as_fast = f"; no detectable difference in speed to {', '.join(equals)}" if equals else ""
     why = (
         f"Ship {chosen['name']}: {size}{row['speedup']:.1f} times as fast as {row['baseline']} "
-        f"at batch {row['batch_size']} on {row['device']}, {_drop_in_words(chosen, max_drop)}{as_fast}{others}."
+        f"at batch {row['batch_size']} on {row['device']}{doubt}, {_drop_in_words(chosen, max_drop)}{as_fast}{others}."
     )
     return {"choice": chosen["name"], "why": why}
 
@@ -145,7 +149,7 @@ def _drop_in_words(candidate: Summary, max_drop: float) -> str:
 
 
 def _as_fast(one: Summary, other: Summary) -> bool:
-    """Whether two latencies cannot be told apart: the interval of their ratios within rounds holds 1."""
+    """Whether two latencies cannot be told apart: the interval of their ratios within rounds is known and holds 1."""
     ratios = [a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]
     interval = median_interval(ratios)
-    return interval is None or interval[0] <= 1 <= interval[1]
+    return interval is not None and interval[0] <= 1 <= interval[1]

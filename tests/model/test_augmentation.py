@@ -14,7 +14,9 @@ def test_crop_and_flip_is_what_one_image_at_a_time_gives() -> None:
     result = crop_and_flip(images, draws, 2)
     for n in range(16):
         row, column = draws.offsets[n].tolist()
-        expected = F.pad(images[n], (2, 2, 2, 2))[:, row : row + 12, column : column + 12]
+        expected = F.pad(images[n].float(), (2, 2, 2, 2), mode="reflect").byte()[
+            :, row : row + 12, column : column + 12
+        ]
         expected = expected.flip(-1) if draws.flips[n] else expected
         assert torch.equal(result[n], expected)
 

@@ -14,7 +14,7 @@ from raq.experiment import Data, Qat, Train
 from raq.model.data import load_dataset
 from raq.model.evaluation import predict, top1
 from raq.model.normalization import synchronise_batch_norm
-from raq.model.training import LocalContext, _schedule, _side, read_result, seed_everything, train
+from raq.model.training import LocalContext, _schedule, image_side, read_result, seed_everything, train
 
 
 def network() -> nn.Module:
@@ -105,8 +105,8 @@ def test_schedules_and_sides() -> None:
     assert one_cycle[-1] == pytest.approx(1 / 80)
     assert _schedule("constant", 100)(57) == 1.0
     assert _schedule("cosine", 100)(50) == pytest.approx(0.5)
-    assert [_side((0.5, 0.75, 1.0), epoch, 6, 32) for epoch in range(6)] == [16, 16, 24, 24, 32, 32]
-    assert _side((), 0, 6, 32) == 32
+    assert [image_side((0.5, 0.75, 1.0), epoch, 6, 32) for epoch in range(6)] == [16, 16, 24, 24, 32, 32]
+    assert image_side((), 0, 6, 32) == 32
 
 
 def test_weight_decay_spares_biases_and_normalisation() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raq.errors import UserError
-from raq.model.zoo import build_model, load_weights, put_weights
+from raq.model.zoo import build_model, check_output, load_weights, put_weights
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet18-cifar", 11_173_962), ("resnet20-cifar", 272_474)])
@@ -81,3 +81,12 @@ def test_weights_of_another_network() -> None:
     broken["fc.bias"] = torch.full((10,), float("nan"))
     with pytest.raises(UserError, match="NaN"):
         put_weights(model, broken, "resnet20-cifar", "w.pt")
+
+
+def test_outputs_that_are_no_logits() -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    check_output(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)), images, 4, "good")
+    with pytest.raises(UserError, match=r"gives \[2, 4, 1, 1\] for 2 images of 4 classes"):
+        check_output(torch.nn.Conv2d(3, 4, 8), images, 4, "x")
+    with pytest.raises(UserError, match=r"does not take images of \[3, 8, 8\]"):
+        check_output(torch.nn.Linear(5, 4), images, 4, "x")

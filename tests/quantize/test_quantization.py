@@ -217,3 +217,29 @@ def test_evaluation_mode_of_the_graph_is_that_of_the_network() -> None:
     qat.set_graph_mode(graph, training=False, norms=False)
     images = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(graph(images), network.eval()(images), atol=1e-4, rtol=1e-4)
+
+
+def test_every_dropout_is_off_in_evaluation() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout2d(0.5), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(10))
+    network(EXAMPLE)
+    graph = qat.prepare_qat(network.train(), EXAMPLE, "x86", reduce_range=False)
+    images = torch.randn(4, 3, 32, 32)
+    qat.set_graph_mode(graph, training=True, norms=True)
+    assert not torch.equal(graph(images), graph(images))
+    qat.set_graph_mode(graph, training=False, norms=False)
+    graph.apply(lambda m: m.disable_observer() if hasattr(m, "disable_observer") else None)
+    assert torch.equal(graph(images), graph(images))
+
+
+class Stochastic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 10, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).flatten(1) * torch.bernoulli(torch.full((x.shape[0], 1), 0.5))
+
+
+def test_randomness_that_cannot_be_switched_off_is_refused() -> None:
+    with pytest.raises(UserError, match="draws random numbers in training"):
+        qat.prepare_qat(Stochastic().train(), EXAMPLE, "x86", reduce_range=False)

@@ -1,0 +1,87 @@
+"""The verdict on made-up measurements, and the table at two widths."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from raq.report.console import print_summary
+from raq.report.summary import _verdict
+
+
+def candidate(name: str, top1: float, rounds: list[float], weight_mb: float, drop: tuple[float, float, float]) -> dict:
+    baseline = [700.0, 710.0, 690.0, 705.0, 695.0, 700.0][: len(rounds)]
+    speedup = sorted(b / r for b, r in zip(baseline, rounds, strict=True))
+    row = {
+        "runtime": "inductor", "device": "cpu", "batch_size": 128, "threads": 2, "rounds": len(rounds),
+        "mean_ms": rounds[0], "std_ms": 1.0, "p50_ms": rounds[0], "p90_ms": None, "p99_ms": None,
+        "speedup": speedup[len(speedup) // 2],
+        "speedup_interval": [speedup[0], speedup[-1]] if len(rounds) > 5 else None,
+        "baseline": "fp32/eager", "round_p50_ms": rounds,
+    }  # fmt: skip
+    artifact = {"target": "cpu", "path": "a.pt2", "weight_bytes": weight_mb * 1e6, "size_bytes": weight_mb * 1e6 + 2e6,
+                "int8_mac_share": 1.0, "note": None}  # fmt: skip
+    return {
+        "name": name, "kind": name, "top1": top1, "top1_interval": [top1 - 0.01, top1 + 0.01], "test_images": 10_000,
+        "drop_points": drop[0], "drop_interval": [drop[1], drop[2]], "artifacts": [artifact], "latency": [row],
+    }  # fmt: skip
+
+
+FP32 = candidate("fp32", 0.90, [400.0, 401.0, 399.0, 400.0, 402.0, 398.0], 44.7, (0.0, 0.0, 0.0))
+FAST = [100.0, 101.0, 99.0, 100.0, 100.5, 99.5]
+SAME = [100.2, 100.6, 99.3, 99.7, 100.4, 99.8]
+
+
+def test_the_fastest_that_loses_little_is_shipped() -> None:
+    verdict = _verdict([FP32, candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))], 1.0)
+    assert verdict["choice"] == "ptq"
+    assert "75% smaller in weights, 7.0 times as fast as fp32/eager at batch 128 on cpu" in verdict["why"]
+    assert "no detectable difference, 95% interval of the drop -0.10 to 0.30" in verdict["why"]
+
+
+def test_one_that_loses_too_much_is_not() -> None:
+    verdict = _verdict([FP32, candidate("ptq", 0.88, FAST, 11.2, (2.0, 1.5, 2.5))], 1.0)
+    assert verdict["choice"] == "fp32"
+    assert "ptq lost more than 1 points" in verdict["why"]
+
+
+def test_of_two_as_fast_the_more_accurate_is_shipped() -> None:
+    ptq = candidate("ptq", 0.891, FAST, 11.2, (0.9, 0.6, 1.2))
+    qat = candidate("qat", 0.899, SAME, 11.2, (0.1, -0.1, 0.3))
+    verdict = _verdict([FP32, ptq, qat], 1.0)
+    assert verdict["choice"] == "qat"
+    assert "no detectable difference in speed to ptq" in verdict["why"]
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_too_few_rounds_are_said_and_are_no_equality(rounds: int) -> None:
+    cut = [
+        candidate(c["name"], c["top1"], c["latency"][0]["round_p50_ms"][:rounds], 11.2, (0.0, 0.0, 0.0))
+        for c in (FP32,)
+    ]
+    verdict = _verdict([*cut, candidate("ptq", 0.899, FAST[:rounds], 11.2, (0.1, -0.1, 0.3))], 1.0)
+    assert verdict["choice"] == "ptq"
+    assert "too few" in verdict["why"]
+
+
+def test_a_drop_that_the_images_cannot_exclude_is_said() -> None:
+    verdict = _verdict([FP32, candidate("ptq", 0.899, FAST, 11.2, (0.5, -0.4, 1.4))], 1.0)
+    assert "cannot exclude a drop above 1" in verdict["why"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_no_cell_is_cut_off(width: int) -> None:
+    candidates = [FP32, candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))]
+    batch_1 = [{**c["latency"][0], "batch_size": 1, "runtime": "inductor"} for c in candidates]
+    for c, row in zip(candidates, batch_1, strict=True):
+        c["latency"] = [row, *c["latency"]]
+    summary = {
+        "run": "r", "experiment": "e", "candidates": candidates, "verdict": _verdict(candidates, 1.0),
+        "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}},
+    }  # fmt: skip
+    text = io.StringIO()
+    print_summary(Console(file=text, width=width), summary)
+    assert "…" not in text.getvalue()
+    assert max(len(line) for line in text.getvalue().splitlines()) <= width
+    for cell in ("44.70", "89.90", "-0.1..0.3", "100%", "cpu, batch 128", "100.0 ± 1.0"):
+        assert cell in text.getvalue()
