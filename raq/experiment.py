@@ -186,7 +186,7 @@ class Qat(Optimisation):
     backend: Literal["x86"] = "x86"
     """Whose int8 kernels the graph is annotated for."""
     epochs: Positive = 3
-    lr: Annotated[float, Field(gt=0, le=100)] = 0.002
+    lr: Annotated[float, Field(gt=0, le=100)] = 0.0005
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
