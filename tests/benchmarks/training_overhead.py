@@ -87,12 +87,14 @@ def first_step_s(*overrides: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--starts", type=int, default=3)
+    options = parser.parse_args()
+    rounds, starts = options.rounds, range(options.starts)
     from raq.cluster.session import cluster, local_node
 
     first = {
-        "one worker (actor)": [first_step_s() for _ in range(3)],
-        "two workers (TorchTrainer)": [first_step_s("train.workers=2") for _ in range(3)],
+        "one worker (actor)": [first_step_s() for _ in starts],
+        "two workers (TorchTrainer)": [first_step_s("train.workers=2") for _ in starts],
     }
     stage = prepare(EXPERIMENT, SETTINGS).plan[0]
     cpus = local_node().cpus

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,15 @@ def test_demands(pool, resources, workers, machines, expected) -> None:
     else:
         with pytest.raises(UserError, match=expected):
             demand_of(stage, machines)
+
+
+def test_what_listens_and_is_not_ray_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raq.cluster import session
+
+    monkeypatch.setattr(session, "JOIN_TIMEOUT_S", 5.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"(no Ray cluster|cannot join)"):
+            session._refuse_silence(address)
+    with pytest.raises(UserError, match="not an address"):
+        session._refuse_silence("somewhere")

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from raq.errors import UserError
 from raq.experiment import Data
-from raq.model.data import calibration_indices, load_dataset
+from raq.model.data import calibration_indices, load_dataset, source_digest
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:
@@ -192,3 +192,16 @@ def test_values_beyond_the_data() -> None:
         load_dataset(Data(name="digits", train_limit=5000))
     with pytest.raises(UserError, match=r"holds out all"):
         load_dataset(Data(name="digits", train_limit=3, validation=0.9))
+
+
+def test_the_users_code_is_followed_without_running_it(tmp_path: Path) -> None:
+    (tmp_path / "my_net.py").write_text("import my_blocks\nraise SystemExit('was run')\n")
+    (tmp_path / "my_blocks.py").write_text("width = 1\n")
+    first = source_digest("my_net:build", str(tmp_path))
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    assert source_digest("my_net:build", str(tmp_path)) == first
+    (tmp_path / "my_blocks.py").write_text("width = 2\n")
+    assert source_digest("my_net:build", str(tmp_path)) != first
+    with pytest.raises(UserError, match="SystemExit: was run"):
+        load_dataset(Data(name="my_net:build"), str(tmp_path))
+    assert source_digest("no_such_module_here:build", str(tmp_path)) is None
