@@ -5,6 +5,7 @@ Ray's settings by environment variable are made here and nowhere else, before ra
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
         with uninterrupted():
             ray.shutdown()
             if scratch is not None:
+                _end_stragglers(scratch)
                 shutil.rmtree(scratch, ignore_errors=True)  # processes that are just ending may still write there
 
 
@@ -143,6 +145,22 @@ def _nodes(ray: Any) -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def _end_stragglers(scratch: Path) -> None:
+    """Kill what this cluster started and left: workers that were just starting look for their raylet for a minute.
+
+    They are known by the cluster's own temporary folder in their command or environment, and by nothing else.
+    """
+    mark = str(scratch).encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        try:
+            if mark in (process / "cmdline").read_bytes() or mark in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:
+            continue  # it has ended, or is not ours
 
 
 def _keep_logs(scratch: Path, logs: Path) -> None:
