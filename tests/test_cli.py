@@ -172,8 +172,6 @@ def test_errors_of_stages_come_back_as_one_line(workplace: Workplace) -> None:
     assert "log:" in error
     run = workplace.raq("show")
     assert "the run is not complete" in run.stdout
-    error = clear_error(workplace.raq("run", "tiny.yaml", "--set", "model.name='tiny_user:not_a_model'"), 2)
-    assert "returned a int, not an nn.Module" in error
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -218,7 +216,16 @@ def test_interrupted_and_continued(workplace: Workplace, number: int, moment: st
     shutil.rmtree(temporary)
     if number == signal.SIGTERM:
         return
-    again = workplace.raq("run", "tiny.yaml", *settings)
-    assert again.returncode == 0, again.stderr
-    assert "epoch 1:" not in again.stdout
-    assert "train: done: 120 epochs" in again.stdout
+    again = subprocess.Popen(
+        workplace.command("run", "tiny.yaml", *settings), cwd=workplace.folder, stdout=subprocess.PIPE, text=True
+    )
+    assert again.stdout is not None
+    lines = []
+    for line in again.stdout:
+        lines.append(line)
+        if "train: done" in line:
+            break
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert "train: done: 120 epochs" in lines[-1]
+    assert not any("epoch 1:" in line for line in lines)

@@ -63,7 +63,7 @@ data: {name: "tiny_user:data"}
 model: {name: "tiny_user:model"}
 train: {epochs: 4, lr: 0.05, augment: false, progressive: [], batch_size: 32}
 ptq: {calibration: {size: 64}}
-qat: {epochs: 2, augment: false, batch_size: 32}
+qat: {epochs: 2, augment: false, batch_size: 32, workers: 2}
 bench: {batch_sizes: [1, 8], rounds: 6, round_ms: 5, warmup: 1}
 """
 

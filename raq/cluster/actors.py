@@ -1,6 +1,5 @@
-"""Stages in Ray actors with resources of their own, and the board on which they post how far they are."""
+"""Stages in Ray actors with resources of their own."""
 
-import asyncio
 import os
 import time
 import traceback
@@ -9,38 +8,13 @@ from typing import Any
 
 import ray
 
+from raq.cluster.board import progress_to
 from raq.cluster.session import BENCH_RESOURCE, output_to
 from raq.environment import environment
 from raq.errors import RaqError, UserError
 from raq.plan import Pool
 from raq.records import now
-from raq.stages import Call, Progress, run_stage
-
-Event = dict[str, Any]
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Where actors post events and from where the driver takes them, waiting instead of polling."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.arrived = asyncio.Event()
-
-    async def post(self, event: Event) -> None:
-        """Leave an event."""
-        self.events.append(event)
-        self.arrived.set()
-
-    async def take(self, timeout_s: float) -> list[Event]:
-        """All events since the last time, as soon as there is one; none after `timeout_s`."""
-        try:
-            await asyncio.wait_for(self.arrived.wait(), timeout_s)
-        except TimeoutError:
-            return []
-        events, self.events = self.events, []
-        self.arrived.clear()
-        return events
+from raq.stages import Call, run_stage
 
 
 @ray.remote(max_restarts=0)
@@ -89,17 +63,6 @@ def _do(call: Call, board: Any) -> dict[str, Any]:
 
         return distributed_stage(call, board)
     return run_stage(call, progress_to(board, call.name))
-
-
-def progress_to(board: Any, stage: str) -> Progress:
-    """A progress function that posts to the board and does not wait."""
-    return lambda metrics: board.post.remote({"stage": stage, "progress": metrics})
-
-
-def start_board() -> Any:
-    """A new board."""
-    actor: Any = Board  # ray.remote made it an actor class
-    return actor.remote()
 
 
 def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, workers: int) -> Any:

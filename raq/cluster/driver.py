@@ -105,7 +105,7 @@ class Driver:
         """Do the stale stages; raises the first failure, with nothing left running."""
         import ray
 
-        from raq.cluster.actors import start_board
+        from raq.cluster.board import start_board
 
         demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
         waiting = {stage.name: stage for stage in self.plan if stage.name in stale}
@@ -208,6 +208,10 @@ class Driver:
                 raise StageError(
                     f"{stage.name}: its process died {MAX_ATTEMPTS} times ({type(error).__name__})", f"see {log}"
                 ) from error
+            if stage.workers > 1 and not any(other.stage.workers > 1 for other in self.running.values()):
+                from raq.cluster.training import release_leaked_places
+
+                release_leaked_places()
             self.listener(stage.name, {"state": "retry", "text": f"its process died, attempt {entry.attempt + 1}"})
             self._start(stage, demands[stage.name], board, entry.attempt + 1)
             return

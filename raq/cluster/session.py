@@ -35,6 +35,7 @@ CONNECT_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 LONGEST_TEMPORARY_FOLDER = 30
 BENCH_RESOURCE = "bench"
+OWN_CLUSTER_RESOURCE = "raq_own_cluster"  # marks a cluster that raq started
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
             address="local",
             num_cpus=node.cpus,
             num_gpus=node.gpus,
-            resources={BENCH_RESOURCE: 1},
+            resources={BENCH_RESOURCE: 1, OWN_CLUSTER_RESOURCE: 1},
             include_dashboard=False,
             _node_ip_address="127.0.0.1",  # nobody else reaches its ports
             _temp_dir=str(scratch),

@@ -9,12 +9,30 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from raq.errors import RaqError, StageError
+from raq.cluster.session import OWN_CLUSTER_RESOURCE
+from raq.errors import RaqError, StageError, UserError
 from raq.model.training import Metrics, read_result
+from raq.records import read_json, write_json
 from raq.stages import Call, Results, finish_qat, finish_training, train_in
 
 MAX_FAILURES = 2
+FAILED = "failed.json"
+UNUSED_HELPERS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer without helper processes that do nothing here.
+
+    One serves Ray Data sets, of which there are none; the other asks the dashboard whether the controller lives, and
+    a cluster started by raq has no dashboard. Each costs seconds to start and a percent of a core for as long as
+    training runs. A Ray that builds its callbacks in another way starts them as ever.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = UNUSED_HELPERS if OWN_CLUSTER_RESOURCE in ray.cluster_resources() else {"DatasetsCallback"}
+        return [made for made in super()._create_default_callbacks() if type(made).__name__ not in unused]
 
 
 class RayTrainContext:
@@ -49,10 +67,20 @@ class RayTrainContext:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker runs. Whatever it raises Ray Train tries again, MAX_FAILURES times, from the last checkpoint."""
+    """What each worker runs. Whatever it raises Ray Train tries again, MAX_FAILURES times, from the last checkpoint.
+
+    One of our own errors would only come again: it is left in a file, and the next attempt ends on seeing that.
+    """
     call: Call = config["call"]
+    failed = Path(call.folder) / FAILED
+    if failed.exists():
+        return
     torch.set_num_threads(call.cpus)
-    train_in(call, RayTrainContext(call.name, config["board"]))
+    try:
+        train_in(call, RayTrainContext(call.name, config["board"]))
+    except RaqError as error:
+        write_json(failed, {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)})
+        raise
 
 
 def distributed_stage(call: Call, board: Any) -> Results:
@@ -62,10 +90,12 @@ def distributed_stage(call: Call, board: Any) -> Results:
     Raises StageError if the workers cannot start or keep failing.
     """
     Path(call.folder).mkdir(parents=True, exist_ok=True)
+    failed = Path(call.folder) / FAILED
+    failed.unlink(missing_ok=True)
     per_worker: dict[str, float] = {"CPU": call.cpus}
     if call.gpus:
         per_worker["GPU"] = call.gpus
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _worker,
         train_loop_config={"call": call, "board": board},
         scaling_config=ScalingConfig(num_workers=call.workers, use_gpu=call.gpus > 0, resources_per_worker=per_worker),
@@ -80,20 +110,30 @@ def distributed_stage(call: Call, board: Any) -> Results:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        if not failed.exists():
+            raise _cause(error) from error
+    if failed.exists():
+        what = read_json(failed)
+        raise (UserError if what["user"] else StageError)(what["error"], what["hint"])
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         trained = read_result(Path(folder))
     return (finish_training if call.kind == "train" else finish_qat)(call, trained)
 
 
-def _cause(error: Exception) -> RaqError:
-    """The worker's own error, out of Ray Train's."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, RaqError):
-            return cause
-    first = next(iter(failures.values()), error)
+def release_leaked_places() -> None:
+    """Give back the places of a training whose stage actor died: Ray itself does so only when the whole job ends.
+
+    Only for a job in which no other distributed training runs: its groups are known by the job's id at their end.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for identity, group in placement_group_table().items():
+        if identity.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+
+
+def _cause(error: Exception) -> StageError:
+    """What a worker died of, out of Ray Train's error."""
+    first = next(iter(getattr(error, "worker_failures", {}).values()), error)
     text = next((line for line in reversed(str(first).strip().splitlines()) if line.strip()), type(first).__name__)
     return StageError(f"distributed training failed: {text}", "see the log")

@@ -108,6 +108,7 @@ def train(
         _average_buffers(model, context)
         if context.world_size > 1:
             hooks.synchronise()
+        _refuse_divergence(model, epoch)
         row["validation_top1"] = _validate(model, dataset, context)
         history.append(row)
         score = row["validation_top1"]
@@ -278,6 +279,15 @@ def _average_buffers(model: nn.Module, context: TrainingContext) -> None:
         if name.endswith(("running_mean", "running_var")):
             dist.all_reduce(buffer)
             buffer.div_(context.world_size)
+
+
+def _refuse_divergence(model: nn.Module, epoch: int) -> None:
+    """StageError if a parameter or a running statistic is no longer finite: a loss can be finite beside that."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # an observer that has seen nothing holds infinite ranges
+        observed = name.endswith(("min_val", "max_val"))
+        if tensor.is_floating_point() and not observed and not bool(torch.isfinite(tensor).all()):
+            raise StageError(f"after epoch {epoch + 1}, {name} is not finite", "lower the learning rate (lr)")
 
 
 def _validate(model: nn.Module, dataset: Dataset, context: TrainingContext) -> float | None:

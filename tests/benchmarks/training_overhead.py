@@ -8,11 +8,13 @@ results/reference/training_overhead.json.
 
 import argparse
 import json
+import pickle
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,25 @@ import json, pickle, sys
 from raq.stages import run_stage
 print(json.dumps(run_stage(pickle.load(sys.stdin.buffer), lambda metrics: None)["history"]))
 """
+BARE_RANK = """
+import json, pickle, sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from raq.model.training import LocalContext
+from raq.stages import train_in
+
+call = pickle.load(sys.stdin.buffer)
+context = LocalContext(Path(call.folder) / f"rank{sys.argv[1]}")
+context.rank, context.world_size = int(sys.argv[1]), call.workers
+torch.set_num_threads(call.cpus)
+dist.init_process_group("gloo", f"file://{call.folder}/store", rank=context.rank, world_size=call.workers)
+print(json.dumps(train_in(call, context).history))
+"""
 
 
-def call_of(stage: Stage, cpus: int) -> Call:
+def call_of(stage: Stage, cpus: int, workers: int) -> Call:
     folder = tempfile.mkdtemp(prefix="raq-overhead-")
-    return Call(stage.name, stage.kind, stage.settings, {}, folder, None, None, None, cpus, 0, 1)
+    return Call(stage.name, stage.kind, stage.settings, {}, folder, None, None, None, cpus // workers, 0, workers)
 
 
 def speed(history: list[dict[str, Any]]) -> float:
@@ -43,16 +59,30 @@ def speed(history: list[dict[str, Any]]) -> float:
 
 
 def bare(call: Call) -> float:
-    import pickle
-
     done = subprocess.run([sys.executable, "-c", BARE], input=pickle.dumps(call), capture_output=True, check=True)
     return speed(json.loads(done.stdout.splitlines()[-1]))
+
+
+def bare_ranks(call: Call) -> float:
+    """The same number of plain processes with gloo, as torchrun would start them."""
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", BARE_RANK, str(r)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for r in range(call.workers)
+    ]
+    for rank in ranks:
+        assert rank.stdin is not None
+        rank.stdin.write(pickle.dumps(call))
+        rank.stdin.close()
+    outputs = [rank.stdout.read() for rank in ranks if rank.stdout is not None]
+    assert all(rank.wait() == 0 for rank in ranks)
+    return speed(json.loads(outputs[0].splitlines()[-1]))
 
 
 def in_an_actor(call: Call) -> float:
     import ray
 
-    from raq.cluster.actors import start_actor, start_board
+    from raq.cluster.actors import start_actor
+    from raq.cluster.board import start_board
 
     actor = start_actor(start_board(), "train", call.cpus, 0, 1)
     answer = ray.get(actor.run.remote(call, f"{call.folder}.log"), timeout=600)
@@ -61,10 +91,19 @@ def in_an_actor(call: Call) -> float:
 
 
 def in_ray_train(call: Call) -> float:
-    from raq.cluster.actors import start_board
+    from raq.cluster.board import start_board
     from raq.cluster.training import distributed_stage
 
     return speed(distributed_stage(call, start_board())["history"])
+
+
+CONTENDERS: dict[str, tuple[Callable[[Call], float], int, str | None]] = {
+    "bare": (bare, 1, None),
+    "actor": (in_an_actor, 1, "bare"),
+    "ray train": (in_ray_train, 1, "bare"),
+    "two bare processes": (bare_ranks, 2, None),
+    "ray train, two workers": (in_ray_train, 2, "two bare processes"),
+}
 
 
 def first_step_s(*overrides: str) -> float:
@@ -92,23 +131,23 @@ def main() -> None:
     rounds, starts = options.rounds, range(options.starts)
     from raq.cluster.session import cluster, local_node
 
-    first = {
+    first: dict[str, list[float]] = {
         "one worker (actor)": [first_step_s() for _ in starts],
         "two workers (TorchTrainer)": [first_step_s("train.workers=2") for _ in starts],
     }
     stage = prepare(EXPERIMENT, SETTINGS).plan[0]
     cpus = local_node().cpus
-    contenders = {"bare": bare, "actor": in_an_actor, "ray train": in_ray_train}
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as logs, cluster(None, Path(logs)):
         for number in range(rounds):
-            for name in contenders if number % 2 == 0 else reversed(contenders):
-                speeds[name].append(contenders[name](call_of(stage, cpus)))
+            for name in CONTENDERS if number % 2 == 0 else reversed(CONTENDERS):
+                measure, workers, _ = CONTENDERS[name]
+                speeds[name].append(measure(call_of(stage, cpus, workers)))
                 print(f"round {number + 1}, {name}: {speeds[name][-1]:.1f} images/s", flush=True)
     ratios = {
-        name: statistics.median(a / b for a, b in zip(speeds[name], speeds["bare"], strict=True))
-        for name in contenders
-        if name != "bare"
+        name: statistics.median(a / b for a, b in zip(speeds[name], speeds[baseline], strict=True))
+        for name, (_, _, baseline) in CONTENDERS.items()
+        if baseline
     }
     record = {
         "measured_at": now(), "environment": environment(), "settings": SETTINGS, "images_per_s": speeds,
@@ -116,7 +155,7 @@ def main() -> None:
     }  # fmt: skip
     write_json(ROOT / "results" / "reference" / "training_overhead.json", record)
     for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.3f} of the bare loop's images/s (median of {rounds} rounds)")
+        print(f"{name}: {ratio:.3f} of the images/s of {CONTENDERS[name][2]} (median of {rounds} rounds)")
     for name, seconds in first.items():
         print(f"{name}: {', '.join(f'{s:.1f}' for s in seconds)} s from `raq run` to the first training step")
 
