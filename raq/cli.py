@@ -94,6 +94,56 @@ def show(
         print_summary(_console(), summary)
 
 
+@app.command()
+def check(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="AOTInductor packages (.pt2).")],
+    run: Annotated[bool, typer.Option("--run", help="Load it, in a process of its own, whoever made it.")] = False,
+    require: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8.")
+    ] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Is it quantized, is it whole, is it the one that was evaluated? Reads the generated code, layer by layer.
+
+    An artifact is native code: it is loaded only with --run, or if the record beside it vouches for its digest.
+    """
+    import json
+
+    from raq.quantize.checking import check as check_artifact
+    from raq.report.proof import print_check
+
+    found = [check_artifact(path, run=run, require=require) for path in artifacts]
+    if as_json:
+        _console().print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+    else:
+        for one in found:
+            print_check(_console(), one)
+    if any(one["problems"] for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    results: ResultsFolder = DEFAULT_RESULTS,
+) -> None:
+    """This machine: what it means for int8, and what would go wrong in a run."""
+    import json
+
+    from raq.doctor import as_json as plain
+    from raq.doctor import examine
+    from raq.report.proof import print_findings
+
+    findings = examine(results)
+    if as_json:
+        text = json.dumps({"findings": plain(findings)}, indent=1)
+        _console().print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        print_findings(_console(), findings)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
 def _console() -> "Console":
     from rich.console import Console
 

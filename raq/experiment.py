@@ -166,8 +166,10 @@ class Calibration(Section):
 
     size: Positive = 256
     """Images of the training split."""
-    observer: Literal["histogram", "minmax", "moving-average"] = "histogram"
-    """What watches the activations."""
+    observer: Literal["histogram", "minmax", "moving-average", "percentile"] = "histogram"
+    """What watches the activations. percentile: clips to `percentile` of them."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """Of the percentile observer: the share in percent of activations that the range covers, on either side."""
     batch_size: Positive = 32
     """Images a forward pass."""
 
@@ -252,8 +254,18 @@ class StageResources(Section):
     bench: Resources = Resources()
 
 
+class Parity(Section):
+    """The proof that each step from FP32 to the saved artifact computes what the step before it computed."""
+
+    images: Positive | None = 256
+    """Test images on which the steps are compared (a fixed random sample); null: all of them."""
+
+
 class Require(Section):
     """What a candidate must reach."""
+
+    sqnr_db: Annotated[float, Field(ge=-100, le=200)] = 5.0
+    """Signal-to-quantization-noise ratio of the logits, in dB, that converting to integers must leave."""
 
     int8_mac_share: Share = 0.95
     """Share of the multiply-accumulates that the lowered program does in int8; below it, lowering fails."""
@@ -274,6 +286,7 @@ class Experiment(Section):
     ptq: Ptq | None = Ptq()
     qat: Qat | None = Qat()
     lower: Lower = Lower()
+    parity: Parity = Parity()
     bench: Bench = Bench()
     resources: StageResources = StageResources()
     require: Require = Require()

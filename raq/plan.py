@@ -26,27 +26,39 @@ TRAINING = (
     "stages.py",
     "model/zoo.py",
     "model/data.py",
+    "model/sources.py",
+    "model/cache.py",
+    "model/user_code.py",
     "model/augmentation.py",
     "model/normalization.py",
     "model/training.py",
 )
-QUANTIZING = ("quantize/capture.py", "quantize/quantizers.py", "quantize/conversion.py")
+QUANTIZING = (
+    "quantize/capture.py",
+    "quantize/sharing.py",
+    "quantize/quantizers.py",
+    "quantize/conversion.py",
+    "quantize/parity.py",
+)
 # What each kind of stage runs, below raq/; a folder means every file in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "weights": ("stages.py", "model/zoo.py"),
+    "weights": ("stages.py", "model/zoo.py", "model/user_code.py"),
     "train": (*TRAINING, "cluster/training.py"),
     "ptq": (*TRAINING, *QUANTIZING, "quantize/ptq.py"),
     "qat": (*TRAINING, *QUANTIZING, "quantize/qat.py", "cluster/training.py"),
     "lower": (
-        "stages.py",
-        "model/zoo.py",
+        *TRAINING,
         "quantize/capture.py",
+        "quantize/sharing.py",
         "quantize/conversion.py",
+        "quantize/generated.py",
         "quantize/audit.py",
+        "quantize/ledger.py",
+        "quantize/parity.py",
         "quantize/artifact.py",
     ),
-    "evaluate": (*TRAINING, "model/evaluation.py", "quantize/artifact.py"),
-    "bench": ("stages.py", "model/zoo.py", "quantize/artifact.py", "bench"),
+    "evaluate": (*TRAINING, "model/evaluation.py", "quantize/artifact.py", "quantize/fresh.py", "quantize/parity.py"),
+    "bench": ("stages.py", "model/zoo.py", "model/user_code.py", "quantize/artifact.py", "bench"),
 }
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "weights": ("torch", "torchvision"),
@@ -123,6 +135,7 @@ class _Plan:
             "data": data,
             "sources": facts.sources,
         }
+        self.parity: Settings = {"parity_images": experiment.parity.images}
 
     def add(
         self, name: str, kind: str, pool: Pool, settings: Settings, inputs: Mapping[str, str] | None = None
@@ -143,7 +156,7 @@ class _Plan:
 
     def add_candidates(self) -> None:
         """The stages that make quantized programs."""
-        shared = {**self.common, "reduce_range": not has_vnni(self.facts.machine["features"])}
+        shared = {**self.common, **self.parity, "reduce_range": not has_vnni(self.facts.machine["features"])}
         if self.experiment.ptq is not None:
             settings = self.experiment.ptq.model_dump(mode="json")
             self.add("ptq", "ptq", "quantize", {**shared, "ptq": settings}, {"weights": "train"})
@@ -159,7 +172,13 @@ class _Plan:
             for device in where:
                 self._add_lower(candidate, device)
             data = {**self.common["data"], "test_limit": self.experiment.data.test_limit}
-            settings = {"data": data, "candidate": candidate, "device": where[0]}
+            settings = {
+                **self.parity,
+                "data": data,
+                "candidate": candidate,
+                "device": where[0],
+                "seed": self.experiment.seed,
+            }
             self.add(
                 f"evaluate/{candidate}",
                 "evaluate",
@@ -174,6 +193,7 @@ class _Plan:
         machine = {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")}
         settings = {
             **self.common,
+            **self.parity,
             "candidate": candidate,
             "device": device,
             "runtime": self.experiment.lower.runtimes[0],

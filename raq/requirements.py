@@ -1,13 +1,78 @@
 """What a candidate must reach (`require` in the experiment), checked against its records. Neither torch nor ray."""
 
+import math
+
+from raq.bench.statistics import proportion_interval
 from raq.errors import StageError
 from raq.experiment import Require
 from raq.plan import Stage
 from raq.records import Record
 
+# Least SQNR in dB of a step against the step before it, by (candidate, step). What inserts observers, compiles or loads
+# changes the order of additions, at most the rounding of single activations; the figures are in results/log.md.
+LEAST_SQNR_DB = {
+    ("ptq", "converted"): 20.0,
+    ("qat", "converted"): 10.0,
+    ("ptq", "lowered"): 15.0,
+    ("qat", "lowered"): 15.0,
+    ("fp32", "lowered"): 60.0,
+    ("fp32", "reloaded"): 60.0,
+    ("ptq", "reloaded"): 60.0,
+    ("qat", "reloaded"): 60.0,
+}
+SIGMAS = 3.0  # of the number of images that a step classifies otherwise, before the loss counts as more than chance
 
-def check_lowered(stage: Stage, results: Record, require: Require) -> None:
-    """Raise StageError, naming the float layers, unless a lowered quantized candidate does enough MACs in int8.
+
+def check_results(stage: Stage, results: Record, require: Require) -> None:
+    """Raise StageError for a stage whose results do not prove what they must: quantized, whole, the same throughout."""
+    _check_quantized(stage, results, require)
+    if results.get("float_copies"):
+        raise StageError(
+            f"{stage.name}: float weights are kept beside the int8 ones: {', '.join(results['float_copies'][:10])}",
+            "the artifact would be several times larger than it need be; convert must drop them",
+        )
+    for row in results.get("parity", []):
+        _check_step(stage, row, require)
+    _check_labels(stage, results)
+
+
+def _check_step(stage: Stage, row: Record, require: Require) -> None:
+    """A step of the parity chain against its tolerance."""
+    candidate = stage.settings.get("candidate", stage.kind)
+    least = require.sqnr_db if (candidate, row["step"]) == ("ptq", "simulated") else None
+    least = LEAST_SQNR_DB.get((candidate, row["step"]), least)
+    if least is None or row["equal"] or row["against"] is None:
+        return
+    if row["sqnr_db"] < least:
+        raise StageError(
+            f"{stage.name}: parity is lost at the step {row['against']} -> {row['step']}: {row['sqnr_db']:.1f} dB "
+            f"SQNR of the logits on {row['images']} test images, at least {least:g} is required; "
+            f"{row['changed']} of them are classified otherwise",
+            "this step does not compute what the one before it computed"
+            if row["step"] != "simulated"
+            else "try another observer or more calibration images; require.sqnr_db sets the limit",
+        )
+
+
+def _check_labels(stage: Stage, results: Record) -> None:
+    """Whether the FP32 network knows the images that it was trained on, and the test split no better than by chance."""
+    if "train_correct" not in results:
+        return
+    chance = 1 / results["classes"]
+    low, _ = proportion_interval(results["train_correct"], results["train_images"])
+    test = results["correct"] / results["test_images"]
+    slack = SIGMAS * math.sqrt(chance * (1 - chance) / results["test_images"])
+    if test <= chance + slack and low > chance + 2 * slack:
+        raise StageError(
+            f"{stage.name}: top-1 is {100 * test:.1f}% on the test split, which is chance, and "
+            f"{100 * results['train_correct'] / results['train_images']:.1f}% on {results['train_images']} training "
+            "images: the test split's labels do not belong to its images",
+            "see in what order the data set's function returns test images and labels",
+        )
+
+
+def _check_quantized(stage: Stage, results: Record, require: Require) -> None:
+    """Naming the float layers, unless a lowered quantized candidate does enough of its MACs in int8.
 
     Where no int8 kernels exist (a GPU), there is nothing to require: the rows say that the arithmetic is float.
     """

@@ -3,25 +3,23 @@
 Imports neither torch nor ray at its top; a run with nothing to do starts neither.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from raq.doctor import before_run
 from raq.environment import environment, machine
 from raq.errors import RaqError, UserError
 from raq.experiment import Experiment, load_experiment
 from raq.interruption import stop_on_sigterm
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, read_run, write_json
-from raq.requirements import check_lowered
+from raq.requirements import check_results
 
 if TYPE_CHECKING:
     from raq.cluster.session import Node
-
-FREE_BYTES = 300_000_000
 
 
 class Listener(Protocol):
@@ -117,7 +115,7 @@ def _complete(
     for stage in prepared.plan:
         record = store.find(stage.kind, stage.fingerprint)
         if stage.name not in stale and record is not None:
-            check_lowered(stage, record["results"], prepared.experiment.require)
+            check_results(stage, record["results"], prepared.experiment.require)
     if not stale:
         same = _same_run(store, prepared)
         return Outcome(same or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
@@ -148,12 +146,9 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
     for stage in prepared.plan:
         if stage.name in stale:
             demand_of(stage, nodes)
-    free = shutil.disk_usage(store.root).free
-    if free < FREE_BYTES:
-        raise RaqError(
-            f"{store.root}: {free / 1e6:.0f} MB of disk are free, a run wants {FREE_BYTES / 1e6:.0f}",
-            "free some space, or give another folder with --results",
-        )
+    compiles = any(stage.kind == "lower" and stage.name in stale for stage in prepared.plan)
+    for finding in before_run(store.root, compiles=compiles):
+        raise RaqError(f"{finding.name}: {finding.value}", finding.hint)
 
 
 @contextmanager
@@ -228,7 +223,7 @@ def _weights_digest(experiment: Experiment) -> str | None:
 
 def _source_digests(experiment: Experiment) -> dict[str, str | None]:
     """The digest of the code of the user's own model: a change there makes stages stale."""
-    from raq.model.data import source_digest
+    from raq.model.user_code import source_digest
 
     name = experiment.model.name  # the data's function is covered by what it returns: the data's digest
     return {name: source_digest(name, str(Path.cwd()))} if ":" in name and not name.startswith("torchvision:") else {}

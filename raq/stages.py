@@ -6,7 +6,7 @@ inside the functions: the driver reads this module's types without paying for it
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 PLAIN_SIZE = "set train.progressive: [] to train at the full size only"
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
-WEIGHTS, PROGRAM, ARTIFACT, PREDICTIONS, SAMPLES = (
+WEIGHTS, PROGRAM, ARTIFACT, PREDICTIONS, SAMPLES, LOGITS = (
     "weights.pt",
     "program.pt2",
     "artifact.pt2",
     "predictions.npy",
     "samples.json",
+    "logits.npy",  # of the last step of the parity chain that a stage did
 )
+TRAIN_SAMPLE = 256
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,14 @@ def finish_training(call: Call, result: "TrainingResult") -> Results:
 def ptq_stage(call: Call, progress: Progress) -> Results:
     """Export, prepare, calibrate, convert."""
     from raq.quantize.conversion import convert
-    from raq.quantize.ptq import calibrate, prepare
+    from raq.quantize.ptq import calibrate, prepare, simulated
 
     settings = Ptq.model_validate(call.settings["ptq"])
     dataset = _dataset(call)
     network = _trained(call)
     example = _example(call)
     prepared = prepare(
-        network, example, settings.backend, settings.calibration.observer, reduce_range=call.settings["reduce_range"]
+        network, example, settings.backend, settings.calibration, reduce_range=call.settings["reduce_range"]
     )
     size = settings.calibration.size
     calibrate(
@@ -156,7 +158,12 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         call.settings["seed"],
         lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} images"}),
     )
-    return _keep_program(call, convert(prepared, example))
+    chain = _Chain(call, dataset)
+    chain.step("fp32", network)
+    with simulated(prepared) as as_integers:
+        chain.step("simulated", as_integers)
+    program = convert(prepared, example)
+    return _keep_program(call, program, chain)
 
 
 def qat_stage(call: Call, progress: Progress) -> Results:
@@ -167,23 +174,30 @@ def qat_stage(call: Call, progress: Progress) -> Results:
 
 def finish_qat(call: Call, result: "TrainingResult") -> Results:
     """Convert the best epoch of a finished quantization-aware training."""
+    from torchao.quantization.pt2e import disable_observer
+
     from raq.quantize.conversion import convert
     from raq.quantize.qat import set_graph_mode
 
     prepared = _prepared_for_qat(call, Qat.model_validate(call.settings["qat"]))
     prepared.load_state_dict(result.state)
     set_graph_mode(prepared, training=False, norms=False)
-    results = _keep_program(call, convert(prepared, _example(call)))
+    prepared.apply(disable_observer)
+    chain = _Chain(call, _dataset(call))
+    chain.step("simulated", prepared)
+    results = _keep_program(call, convert(prepared, _example(call)), chain)
     return {"history": result.history, "best_epoch": result.best_epoch, **results}
 
 
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
     from raq.environment import machine
-    from raq.quantize.artifact import lower
+    from raq.quantize.artifact import load, lower
     from raq.quantize.audit import audit_artifact
-    from raq.quantize.capture import export_program
+    from raq.quantize.capture import export_network
     from raq.quantize.conversion import load_program, tensor_bytes
+    from raq.quantize.generated import read_package
+    from raq.quantize.ledger import float_copies, ledger
 
     settings, path = call.settings, Path(call.folder) / ARTIFACT
     here, planned = machine(), settings["machine"]
@@ -192,10 +206,14 @@ def lower_stage(call: Call, progress: Progress) -> Results:
             f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
             "give resources that only nodes of that kind have",
         )
+    chain = _Chain(call, _dataset(call))
     if "program" in call.inputs:
         program = load_program(Path(call.inputs["program"]) / PROGRAM)
+        chain.go_on_from("converted", Path(call.inputs["program"]) / LOGITS)
     else:
-        program = export_program(_trained(call), _example(call))
+        network = _trained(call)
+        program = export_network(network, _example(call))
+        chain.step("fp32", network)
     data = settings["data"]
     metadata = {
         "candidate": settings["candidate"],
@@ -207,12 +225,16 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     }
     progress({"text": f"compiling for {settings['device']}"})
     lower(program, path, metadata, settings["device"])
+    chain.step("lowered", load(path), settings["device"])
     results = {
         "runtime": settings["runtime"],
         "target": settings["device"],
         "size_bytes": path.stat().st_size,
         "weight_bytes": tensor_bytes(program),
         "sha256": file_digest(path),
+        "parity": chain.finish(),
+        "ledger": ledger(read_package(path)).as_record(),
+        "float_copies": [] if settings["candidate"] == "fp32" else float_copies(program),
     }
     if settings["candidate"] == "fp32":
         return {**results, "int8_mac_share": 0.0}
@@ -223,18 +245,40 @@ def lower_stage(call: Call, progress: Progress) -> Results:
 
 
 def evaluate_stage(call: Call, progress: Progress) -> Results:
-    """Top-1 of the artifact on every test image."""
+    """Top-1 of the saved artifact on every test image, in a fresh process with torch alone."""
     import numpy as np
 
-    from raq.model.evaluation import predict, top1
-    from raq.quantize.artifact import load
+    from raq.model.evaluation import logits, predict, top1
+    from raq.quantize.artifact import refuse_other_torch
+    from raq.quantize.fresh import FreshProcess
 
     dataset = _dataset(call)
-    network = load(Path(call.inputs["artifact"]) / ARTIFACT)
-    predicted = predict(network, dataset, call.settings["device"])
+    device, path = call.settings["device"], Path(call.inputs["artifact"]) / ARTIFACT
+    chain = _Chain(call, _dataset(call, test_limit=None))
+    chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
+    refuse_other_torch(path)
+    with FreshProcess(path, device, call.cpus) as network:
+        chain.step("reloaded", network)
+        predicted = predict(network, dataset)
+        results: Results = {"load_s": network.told["load_s"], "resident_bytes": network.told["resident_bytes"]}
+        if call.settings["candidate"] == "fp32":  # does the test split score like the images trained on?
+            chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
+            training = replace(dataset, test_images=dataset.train_images, test_labels=dataset.train_labels)
+            found = logits(network, training, chosen).argmax(1)
+            results |= {
+                "train_correct": int((found == dataset.train_labels[chosen]).sum()),
+                "train_images": len(chosen),
+            }
     right = predicted == dataset.test_labels
     np.save(Path(call.folder) / PREDICTIONS, np.stack([predicted, dataset.test_labels]).astype(np.int32))
-    return {"top1": top1(predicted, dataset.test_labels), "correct": int(right.sum()), "test_images": len(right)}
+    return {
+        "top1": top1(predicted, dataset.test_labels),
+        "correct": int(right.sum()),
+        "test_images": len(right),
+        "classes": call.settings["data"]["classes"],
+        "parity": chain.finish(),
+        **results,
+    }
 
 
 def bench_stage(call: Call, progress: Progress) -> Results:
@@ -291,11 +335,46 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _dataset(call: Call) -> "Dataset":
+class _Chain:
+    """The steps of the parity chain that one stage does; each is compared with the one before it."""
+
+    def __init__(self, call: Call, dataset: "Dataset") -> None:
+        from raq.quantize.parity import sample
+
+        self.call, self.dataset = call, dataset
+        self.chosen = sample(len(dataset.test_labels), call.settings["parity_images"], call.settings["seed"])
+        self.rows: list[Results] = []
+        self.last: str | None = None
+        self.logits: Any = None
+
+    def go_on_from(self, step: str, path: Path) -> None:
+        """Compare the next step with what an earlier stage left."""
+        import numpy as np
+
+        self.last, self.logits = step, np.load(path, allow_pickle=False)
+
+    def step(self, name: str, network: Any, device: str = "cpu") -> None:
+        """Run the sample through this step's network."""
+        from raq.model.evaluation import logits
+        from raq.quantize.parity import compare
+
+        found = logits(network, self.dataset, self.chosen, device)
+        self.rows.append(compare(name, found, self.dataset.test_labels[self.chosen], self.last, self.logits))
+        self.last, self.logits = name, found
+
+    def finish(self) -> list[Results]:
+        """Leave the last step's logits for the next stage; the rows."""
+        import numpy as np
+
+        np.save(Path(self.call.folder) / LOGITS, self.logits)
+        return self.rows
+
+
+def _dataset(call: Call, **other: Any) -> "Dataset":
     from raq.model.data import load_dataset
 
     chosen = {key: value for key, value in call.settings["data"].items() if key in Data.model_fields}
-    data = Data.model_validate({**chosen, "root": call.data_root})
+    data = Data.model_validate({**chosen, "root": call.data_root, **other})
     return load_dataset(data, call.working_directory, call.settings["data"]["digest"])
 
 
@@ -338,11 +417,12 @@ def _local_context(call: Call, progress: Progress) -> "TrainingContext":
     return LocalContext(Path(call.folder) / "checkpoint", call.device, progress)
 
 
-def _keep_program(call: Call, program: Any) -> Results:
+def _keep_program(call: Call, program: Any, chain: _Chain) -> Results:
     from raq.quantize.conversion import save_program, tensor_bytes
 
+    chain.step("converted", program.module())
     save_program(program, Path(call.folder) / PROGRAM)
-    return {"weight_bytes": tensor_bytes(program)}
+    return {"weight_bytes": tensor_bytes(program), "parity": chain.finish()}
 
 
 def _size_of_weights(model: "nn.Module") -> Results:

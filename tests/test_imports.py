@@ -10,7 +10,10 @@ import pytest
 import raq
 
 ROOT = Path(raq.__file__).parent
-FRONT = ("cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages")
+FRONT = (
+    "cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages",
+    "doctor", "requirements",
+)  # fmt: skip
 MAY_IMPORT = {
     "model": {"model"},
     "quantize": {"quantize", "model"},

@@ -11,7 +11,7 @@ from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
 from raq.records import Record, Store
-from raq.requirements import check_lowered
+from raq.requirements import check_results
 from raq.stages import Call
 
 START_TIMEOUT_S = 180.0
@@ -222,7 +222,7 @@ class Driver:
         self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
         record = self._record(stage, answer, entry.attempt)
         self.store.publish(stage.kind, stage.fingerprint, record)
-        check_lowered(stage, answer["results"], self.experiment.require)
+        check_results(stage, answer["results"], self.experiment.require)
         self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
 
     def _show(self, events: list[dict[str, Any]]) -> None:

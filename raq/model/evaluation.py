@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from raq.model.augmentation import normalise
-from raq.model.data import Array, Dataset
+from raq.model.cache import Array
+from raq.model.data import Dataset
 from raq.model.training import normalisation_tensors, take_batch
 
 Network = Callable[[Tensor], Tensor]
@@ -18,17 +19,33 @@ def predict(network: Network, dataset: Dataset, device: str = "cpu", batch_size:
 
     `network` takes normalised float32 [n, 3, H, W], any n, and gives logits [n, classes].
     """
+    everything = np.arange(len(dataset.test_labels))
+    return logits(network, dataset, everything, device, batch_size, lambda given: given.argmax(1))
+
+
+def logits(
+    network: Network,
+    dataset: Dataset,
+    chosen: Array,
+    device: str = "cpu",
+    batch_size: int = 128,
+    keep: Callable[[Tensor], Tensor] = lambda given: given.float(),
+) -> Array:
+    """What `keep` makes of the logits [n, classes] of the test images `chosen`; by default they themselves, float32.
+
+    Batches are of `batch_size`, the last one smaller if need be.
+    """
     where = torch.device(device)
     mean, std = normalisation_tensors(dataset, where)
     found = []
     with torch.inference_mode():
-        for start in range(0, len(dataset.test_labels), batch_size):
-            part = np.arange(start, min(start + batch_size, len(dataset.test_labels)))
+        for start in range(0, len(chosen), batch_size):
+            part = chosen[start : start + batch_size]
             images, _ = take_batch(dataset.test_images, dataset.test_labels, part, where)
-            found.append(network(normalise(images, mean, std)).argmax(1).cpu())
-    predicted = torch.cat(found).numpy()
-    assert predicted.shape == dataset.test_labels.shape
-    return predicted
+            found.append(keep(network(normalise(images, mean, std))).cpu())
+    kept: Array = torch.cat(found).numpy()
+    assert len(kept) == len(chosen)
+    return kept
 
 
 def top1(predicted: Array, labels: Array) -> float:

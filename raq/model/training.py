@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from raq.errors import StageError, UserError
 from raq.experiment import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
-from raq.model.data import Array, Dataset, Images
+from raq.model.cache import Array
+from raq.model.data import Dataset, Images
 from raq.model.normalization import synchronise_batch_norm
 
 PROGRESS_EVERY_S = 1.0

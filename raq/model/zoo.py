@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raq.errors import UserError
-from raq.model.data import import_function, on_path
+from raq.model.user_code import import_function, on_path
 
 StateDict = Mapping[str, Tensor]
 

@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.errors import StageError
-
-METADATA_KEY = "raq"
+from raq.quantize.generated import METADATA_KEY, read_metadata
 
 
 def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu") -> None:
     """Compile a program with Inductor, weights frozen in, for any batch size, into the package at `path`.
 
-    `metadata` (plain values) travels in the package. Compiled under no_grad: with gradients possible Inductor does not
-    freeze, and unfrozen int8 graphs run as dequantize, float kernel, quantize.
+    `metadata` (plain values) travels in the package, with torch's version. Compiled under no_grad: with gradients
+    possible Inductor does not freeze, and unfrozen int8 graphs run as dequantize, float kernel, quantize.
     Raises StageError if the compiler fails.
     """
     # registers the int8 fusions of Inductor
@@ -28,7 +27,8 @@ def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    configuration = {"freezing": True, "aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata, sort_keys=True)}}
+    told = json.dumps({**metadata, "torch": _torch_version()}, sort_keys=True)
+    configuration = {"freezing": True, "aot_inductor.metadata": {METADATA_KEY: told}}
     try:
         with torch.no_grad():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
@@ -41,9 +41,29 @@ def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
-    """The package as a function of normalised float32 [n, 3, H, W]. Runs native code: load only what you trust."""
+    """The package as a function of normalised float32 [n, 3, H, W]. Runs native code: load only what you trust.
+
+    Raises StageError if it is damaged or was made by another torch: its native code calls into torch's libraries,
+    whose interface is not promised from one release to the next.
+    """
+    refuse_other_torch(path)
     try:
         network: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(path))
     except Exception as error:
         raise StageError(f"{path}: the artifact cannot be loaded: {error}", "run again to make it anew") from error
     return network
+
+
+def refuse_other_torch(path: Path) -> None:
+    """StageError if the package says that another torch made it; one that says nothing is not refused."""
+    made_by = (read_metadata(path).get(METADATA_KEY) or {}).get("torch")
+    if made_by is not None and made_by != _torch_version():
+        raise StageError(
+            f"{path}: made by torch {made_by}, this is torch {_torch_version()}: its native code is for the other",
+            "lower it again with this torch, or install the other",
+        )
+
+
+def _torch_version() -> str:
+    """The release, without the build (+cpu, +cu130): builds of a release share the interface."""
+    return torch.__version__.split("+")[0]

@@ -1,12 +1,9 @@
-"""Is it quantized? What the graph says of each layer, and what the generated code really calls.
+"""Is it quantized? Each layer of the quantized program, matched with the kernel that the artifact calls for it.
 
-The share of multiply-accumulates in int8 is read from the lowered program: the layers that the graph means to be int8
-count only if the generated code calls as many integer kernels, and no more float ones than there are float layers.
-Nothing of an artifact is executed.
+The share of multiply-accumulates in int8 is that of the integer kernels in the generated code, over all layers of the
+graph: what the graph means to be int8 counts only where such a kernel is called for it. Nothing of an artifact is run.
 """
 
-import re
-import zipfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,21 +13,40 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from raq.errors import StageError
-from raq.quantize.capture import layers
+from raq.quantize.capture import layer_name, layers
+from raq.quantize.generated import GeneratedCode, KernelCall, read_package
 
-CALL = re.compile(r"\baoti_torch_(?:cpu|cuda|mkldnn)_\w+(?=\()")
-INTEGER = re.compile(r"_q(conv|linear)")
-FLOAT = re.compile(r"_(convolution|linear|addmm|baddbmm|bmm|mm)(_|$)")
+BETWEEN = {
+    "add": "add", "add_": "add", "cat": "concat", "max_pool2d": "pool", "avg_pool2d": "pool",
+    "adaptive_avg_pool2d": "pool", "adaptive_max_pool2d": "pool", "mean": "pool",
+}  # fmt: skip
+VIEWS = ("view", "reshape", "flatten", "permute", "transpose", "t", "dropout", "squeeze", "unsqueeze", "detach")
+NOT_FOUND = "quantized in the graph, but the compiled program computes it in float: not frozen, or no such int8 fusion"
 
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """One convolution or linear layer: is it int8 in the graph, and if not, why."""
+    """One convolution or linear layer.
+
+    annotated: the graph means it to be int8; int8: the artifact calls an integer kernel for it; kernel: which kernel
+    it calls, None if none could be matched; reason: why it is not int8.
+    """
 
     name: str
     operator: str
     macs: int
+    annotated: bool
+    int8: bool
+    kernel: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Between:
+    """An add, pool or concatenation: int8 if all that it reads was dequantized for it (it moves bytes, not floats)."""
+
+    name: str
+    operator: str
     int8: bool
     reason: str
 
@@ -40,6 +56,7 @@ class Audit:
     """What is known of a lowered program. int8_mac_share is None if the code and the graph cannot be matched."""
 
     layers: list[LayerAudit]
+    between: list[Between]
     kernels: dict[str, int]
     int8_mac_share: float | None
     problem: str
@@ -53,59 +70,125 @@ class Audit:
         return [layer.name for layer in sorted(self.layers, key=lambda entry: -entry.macs) if not layer.int8]
 
 
-def audit_graph(program: ExportedProgram) -> list[LayerAudit]:
-    """Each convolution and linear layer of an exported program, with what its operands say."""
-    found = []
-    for node, layer in layers(program.graph):
-        data, weight = _operands(node)
-        weight_dtype, data_dtype = _dequantized_from(weight), _dequantized_from(data)
-        reason = ""
-        if weight_dtype is not torch.int8:
-            reason = "weights are float"
-        elif data_dtype not in (torch.uint8, torch.int8):
-            reason = "its input is float"
-        found.append(LayerAudit(layer.name, layer.operator, layer.macs, not reason, reason))
-    return found
+@dataclass(frozen=True)
+class _Meant:
+    """A layer as the graph means it."""
+
+    name: str
+    operator: str
+    macs: int
+    scale: str | None
+    reason: str
 
 
 def audit_artifact(program: ExportedProgram, artifact: Path) -> Audit:
-    """Match the program's layers with the kernels that the artifact's generated code calls."""
-    found, kernels = audit_graph(program), called_kernels(artifact)
-    integer = sum(n for name, n in kernels.items() if INTEGER.search(name))
-    floating = sum(n for name, n in kernels.items() if not INTEGER.search(name))
-    expected = sum(layer.int8 for layer in found)
-    total = sum(layer.macs for layer in found)
-    share: float | None = None
-    problem = ""
-    if integer == 0:
-        share = 0.0
-        problem = (
-            f"the generated code calls no integer kernel; the graph has {expected} int8 layers" if expected else ""
-        )
-    elif integer == expected and floating <= len(found) - expected:
-        share = sum(layer.macs for layer in found if layer.int8) / total
-    else:
-        problem = (
-            f"the generated code calls {integer} integer and {floating} float kernels; the graph has {expected} "
-            f"int8 and {len(found) - expected} float layers"
-        )
-    return Audit(found, kernels, share, problem)
+    """Match the program's layers with the kernels that the artifact's generated code calls.
 
-
-def called_kernels(artifact: Path) -> dict[str, int]:
-    """How often the generated C++ inside an AOTInductor package calls each convolution or matrix kernel.
-
-    Raises StageError if the file is no such package.
+    A layer in int8 is known in the code by the name of its weight's scale; where the code does not tell it, and for
+    float layers, by its multiply-accumulates. Raises StageError if the artifact cannot be read.
     """
-    try:
-        with zipfile.ZipFile(artifact) as package:
-            sources = [package.read(name).decode() for name in package.namelist() if name.endswith(".wrapper.cpp")]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise StageError(f"{artifact}: not a readable package: {error}", "run again to make it anew") from None
-    if not sources:
-        raise StageError(f"{artifact}: the package holds no generated C++", "it cannot be checked; lower it with raq")
-    calls = Counter(name for source in sources for name in CALL.findall(source))
-    return {name: n for name, n in sorted(calls.items()) if INTEGER.search(name) or FLOAT.search(name)}
+    code = read_package(artifact)
+    meant = _meant(program)
+    calls = list(code.calls)
+    found: list[LayerAudit] = []
+    for layer in meant:
+        call = _take(calls, layer)
+        int8 = call is not None and call.integer
+        reason = layer.reason if layer.scale is None else "" if int8 else NOT_FOUND
+        found.append(
+            LayerAudit(
+                layer.name,
+                layer.operator,
+                layer.macs,
+                layer.scale is not None,
+                int8,
+                call.kernel if call else None,
+                reason,
+            )
+        )
+    return Audit(found, _between(program.graph), kernel_counts(code), *_share(found, calls, code))
+
+
+def _take(calls: list[KernelCall], layer: _Meant) -> KernelCall | None:
+    """The call for a layer, removed from `calls`: integer kernels for layers meant so, then whatever fits."""
+    wanted = layer.scale is not None
+    by_scale = [call for call in calls if wanted and call.integer and call.weight_scale == layer.scale]
+    by_size = [
+        call
+        for call in calls
+        if call.integer == wanted and call.macs == layer.macs and (call.weight_scale is None or not wanted)
+    ]
+    floating = [call for call in calls if wanted and not call.integer and call.macs == layer.macs]
+    for candidates in (by_scale, by_size, floating):
+        if candidates:
+            calls.remove(candidates[0])
+            return candidates[0]
+    return None
+
+
+def _share(found: list[LayerAudit], left: list[KernelCall], code: GeneratedCode) -> tuple[float | None, str]:
+    """The share of MACs in int8, and what does not fit together."""
+    total = sum(layer.macs for layer in found)
+    expected, matched = sum(layer.annotated for layer in found), sum(layer.int8 for layer in found)
+    integer = sum(call.integer for call in code.calls)
+    spare = [call.kernel for call in left if call.integer]
+    if spare:
+        return None, f"the generated code calls {len(spare)} integer kernels that belong to no layer of the graph"
+    problem = ""
+    if expected and integer == 0:
+        problem = f"the generated code calls no integer kernel; the graph has {expected} int8 layers"
+    elif matched < expected:
+        problem = f"the generated code calls an integer kernel for {matched} of the graph's {expected} int8 layers"
+    elif found and not expected:
+        problem = f"none of the graph's {len(found)} layers is quantized"
+    return (sum(layer.macs for layer in found if layer.int8) / total if total else None), problem
+
+
+def audit_graph(program: ExportedProgram) -> list[LayerAudit]:
+    """Each convolution and linear layer of a program with what its operands say; no kernel is known yet."""
+    return [
+        LayerAudit(layer.name, layer.operator, layer.macs, layer.scale is not None, False, None, layer.reason)
+        for layer in _meant(program)
+    ]
+
+
+def kernel_counts(code: GeneratedCode) -> dict[str, int]:
+    """How often each convolution or matrix kernel is called."""
+    return dict(sorted(Counter(call.kernel for call in code.calls).items()))
+
+
+def _meant(program: ExportedProgram) -> list[_Meant]:
+    signature = program.graph_signature
+    names = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    found = []
+    for node, layer in layers(program.graph):
+        data, weight = _operands(node)
+        weight_source, data_source = _dequantize_node(weight), _dequantize_node(data)
+        scale, reason = None, ""
+        if weight_source is None or _dtype_of(weight_source) is not torch.int8:
+            reason = "weights are float: the quantizer has no pattern for it, or left it out"
+        elif data_source is None or _dtype_of(data_source) not in (torch.uint8, torch.int8):
+            reason = f"its input is float: it comes from {_origin(data)}"
+        else:
+            scale = names.get(str(weight_source.args[1]), str(weight_source.args[1]))
+        found.append(_Meant(layer.name, layer.operator, layer.macs, scale, reason))
+    return found
+
+
+def _between(graph: fx.Graph) -> list[Between]:
+    found = []
+    for node in graph.nodes:
+        operator = BETWEEN.get(str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2])
+        if operator is None or node.op != "call_function":
+            continue
+        listed = node.args[0] if operator == "concat" else node.args[: 2 if operator == "add" else 1]
+        inputs = [value for value in listed if isinstance(value, fx.Node)]
+        floats = [value for value in inputs if _dequantize_node(value) is None]
+        if not inputs or any(not value.meta["val"].is_floating_point() for value in inputs):
+            continue
+        reason = f"reads float from {_origin(floats[0])}" if floats else ""
+        found.append(Between(layer_name(node), operator, not floats, reason))
+    return found
 
 
 def _operands(node: fx.Node) -> tuple[Any, Any]:
@@ -114,22 +197,31 @@ def _operands(node: fx.Node) -> tuple[Any, Any]:
     return (node.args[1], node.args[2]) if matmul else (node.args[0], node.args[1])
 
 
-def _dequantized_from(value: Any) -> torch.dtype | None:
-    """The integer type that a dequantize node reads, or None for anything else; views in between are looked through."""
-    looked_through = (
-        torch.ops.aten.view,
-        torch.ops.aten.reshape,
-        torch.ops.aten.flatten,
-        torch.ops.aten.permute,
-        torch.ops.aten.transpose,
-        torch.ops.aten.t,
-        torch.ops.aten.dropout,
-    )
-    while isinstance(value, fx.Node) and getattr(value.target, "overloadpacket", None) in looked_through:
+def _source(value: Any) -> Any:
+    """The node behind views and the like."""
+    while isinstance(value, fx.Node) and str(getattr(value.target, "overloadpacket", "")).rpartition(".")[2] in VIEWS:
         value = value.args[0]
-    if not isinstance(value, fx.Node) or "dequantize_per_" not in str(value.target):
-        return None
-    source = value.args[0]
+    return value
+
+
+def _dequantize_node(value: Any) -> fx.Node | None:
+    """The dequantize node that a value comes from, views looked through; None for anything else."""
+    value = _source(value)
+    return value if isinstance(value, fx.Node) and "dequantize_per_" in str(value.target) else None
+
+
+def _dtype_of(dequantize: fx.Node) -> torch.dtype:
+    source = dequantize.args[0]
     assert isinstance(source, fx.Node)
     dtype: torch.dtype = source.meta["val"].dtype
     return dtype
+
+
+def _origin(value: Any) -> str:
+    """What computed a value, in the words of its operator and module."""
+    value = _source(value)
+    if not isinstance(value, fx.Node):
+        return "a constant"
+    operator = str(getattr(value.target, "overloadpacket", value.target)).rpartition(".")[2]
+    name = layer_name(value)
+    return operator if name == value.name else f"{operator} ({name})"

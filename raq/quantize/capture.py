@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from raq.errors import UserError
+from raq.quantize.sharing import unshare
 
 MAX_BATCH = 65_536
 CONVOLUTIONS = tuple(getattr(torch.ops.aten, name) for name in ("conv1d", "conv2d", "conv3d", "convolution"))
@@ -27,6 +28,11 @@ class Layer:
     name: str
     operator: str
     macs: int
+
+
+def export_network(network: nn.Module, example: Tensor) -> ExportedProgram:
+    """Export a user's network, its reused stateless modules un-shared; else as `export_program`."""
+    return export_program(unshare(network, example), example)
 
 
 def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
@@ -64,11 +70,16 @@ def layers(graph: fx.Graph) -> list[tuple[fx.Node, Layer]]:
     for node in graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
         if packet in CONVOLUTIONS:
-            found.append((node, Layer(_layer_name(node), "conv", _macs(node, weight_argument=1))))
+            found.append((node, Layer(layer_name(node), "conv", _macs(node, weight_argument=1))))
         elif packet in LINEARS:
             weight = {torch.ops.aten.linear: 1, torch.ops.aten.addmm: 2, torch.ops.aten.mm: 1}[packet]
-            found.append((node, Layer(_layer_name(node), "linear", _macs(node, weight))))
+            found.append((node, Layer(layer_name(node), "linear", _macs(node, weight))))
     return found
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether a node is a convolution or a linear layer."""
+    return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *LINEARS)
 
 
 def _macs(node: fx.Node, weight_argument: int) -> int:
@@ -87,7 +98,7 @@ def _shape(node: fx.Node) -> list[int]:
     return [size if isinstance(size, int) else 1 for size in value.shape]
 
 
-def _layer_name(node: fx.Node) -> str:
+def layer_name(node: fx.Node) -> str:
     """The module that the node came from, such as layer1.0.conv1; the node's own name if that is not known."""
     stack = node.meta.get("nn_module_stack")
     path = str(list(stack.values())[-1][0]) if stack else ""

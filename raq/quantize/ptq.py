@@ -1,10 +1,12 @@
 """Quantization after training: export, insert observers, calibrate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchao.quantization.pt2e import move_exported_model_to_eval
+from torchao.quantization.pt2e import ObserverBase, move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from raq.errors import UserError
@@ -12,17 +14,72 @@ from raq.experiment import Calibration
 from raq.model.augmentation import normalise
 from raq.model.data import Dataset, calibration_indices
 from raq.model.training import normalisation_tensors, take_batch
-from raq.quantize.capture import export_program
-from raq.quantize.quantizers import QUANTIZERS
+from raq.quantize.capture import export_network
+from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
 
 
-def prepare(network: nn.Module, example: Tensor, backend: str, observer: str, *, reduce_range: bool) -> fx.GraphModule:
-    """The network's graph with observers where `backend` quantizes."""
-    graph = export_program(network.eval(), example).module()
-    prepared: fx.GraphModule = prepare_pt2e(
-        graph, QUANTIZERS[backend](qat=False, observer=observer, reduce_range=reduce_range)
-    )
+def prepare(
+    network: nn.Module, example: Tensor, backend: str, calibration: Calibration, *, reduce_range: bool
+) -> fx.GraphModule:
+    """The network's graph with observers where `backend` quantizes.
+
+    Raises StageError if the quantizer has annotated nothing, which is no error of its own.
+    """
+    graph = export_network(network.eval(), example).module()
+    quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, reduce_range=reduce_range)
+    prepared: fx.GraphModule = prepare_pt2e(graph, quantizer)
+    refuse_unannotated(prepared, backend)
     return prepared
+
+
+class _FakeQuantize(nn.Module):
+    """What an observer stands for: rounding to its range's integers, and back."""
+
+    def __init__(self, observer: Any) -> None:
+        super().__init__()
+        scale, zero_point = observer.calculate_qparams()
+        observer.calculate_qparams = lambda: (scale, zero_point)  # a histogram's search takes long; convert asks again
+        self.scale, self.zero_point = scale, zero_point.to(torch.int32)
+        self.axis = getattr(observer, "ch_axis", -1) if scale.numel() > 1 else -1
+        self.low, self.high = observer.quant_min, observer.quant_max
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The values that integers of this scale can hold."""
+        if self.axis < 0:
+            return torch.fake_quantize_per_tensor_affine(
+                values, self.scale.reshape(()), self.zero_point.reshape(()), self.low, self.high
+            )
+        return torch.fake_quantize_per_channel_affine(
+            values, self.scale, self.zero_point, self.axis, self.low, self.high
+        )
+
+
+@contextmanager
+def simulated(prepared: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    """The calibrated graph, its observers acting as fake quantizers meanwhile: nothing is observed.
+
+    What convert should come to, computed without it.
+    """
+    observers = {
+        name: module
+        for name, module in prepared.named_modules(remove_duplicate=False)
+        if isinstance(module, ObserverBase)
+    }
+    quantizers: dict[int, _FakeQuantize] = {}
+    for name, observer in observers.items():
+        if id(observer) not in quantizers:
+            quantizers[id(observer)] = _FakeQuantize(observer)
+        _put(prepared, name, quantizers[id(observer)])
+    try:
+        yield prepared
+    finally:
+        for name, observer in observers.items():
+            _put(prepared, name, observer)
+
+
+def _put(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(graph.get_submodule(owner), attribute, module)
 
 
 def calibrate(

@@ -1,5 +1,7 @@
 """Quantization-aware training: the graph with fake quantizers, and what the training loop must do for it."""
 
+import copy
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
@@ -9,8 +11,8 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 from raq.errors import UserError
 from raq.experiment import Qat
 from raq.model.training import Hooks
-from raq.quantize.capture import export_program
-from raq.quantize.quantizers import QUANTIZERS
+from raq.quantize.capture import export_network
+from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
 
 BATCH_NORM_RUNNING_MEAN, BATCH_NORM_TRAINING = 3, 5  # positions in aten.batch_norm's arguments
 DROPOUT_TRAINING = 2
@@ -25,12 +27,25 @@ RANDOM = ("bernoulli", "rand", "normal", "rrelu", "multinomial", "native_dropout
 def prepare_qat(network: nn.Module, example: Tensor, backend: str, *, reduce_range: bool) -> fx.GraphModule:
     """The network's graph with fake quantizers where `backend` quantizes, in training mode.
 
+    torchvision's stochastic depth is left out: it is a regulariser that an exported graph could not switch off again.
     Raises UserError if the graph draws random numbers other than in dropout: exported, they could not be switched off.
     """
-    graph = export_program(network.train(), example).module()
+    graph = export_network(_without_stochastic_depth(network).train(), example).module()
     _refuse_randomness(graph)
     prepared: fx.GraphModule = prepare_qat_pt2e(graph, QUANTIZERS[backend](qat=True, reduce_range=reduce_range))
+    refuse_unannotated(prepared, backend)
     return prepared
+
+
+def _without_stochastic_depth(network: nn.Module) -> nn.Module:
+    """A copy of the network whose StochasticDepth modules drop nothing; the network itself if it has none."""
+    if not any(type(module).__name__ == "StochasticDepth" for module in network.modules()):
+        return network
+    own = copy.deepcopy(network)
+    for module in own.modules():
+        if type(module).__name__ == "StochasticDepth":
+            module.p = 0.0  # type: ignore[assignment]
+    return own
 
 
 def _refuse_randomness(graph: fx.GraphModule) -> None:

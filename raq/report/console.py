@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.plan import Stage
+from raq.report.proof import parity_in_words
 from raq.report.summary import Summary
 
 FIXED_WIDTH, LATENCY_WIDTH = 44, 17  # columns of the table that every candidate has, and of each latency
@@ -211,6 +212,10 @@ def print_summary(console: Console, summary: Summary) -> None:
         for artifact in candidate["artifacts"]:
             line = f"{candidate['name']}, {artifact['target']}: {artifact['path']}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for candidate in summary["candidates"]:
+        if candidate["parity"]:
+            line = f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}"
+            console.print(line, markup=False, highlight=False, style="dim")
     console.print("\n" + summary["verdict"]["why"], markup=False, highlight=False, style="bold")
 
 

@@ -71,11 +71,18 @@ def _candidate(
     found["artifacts"] = [
         {
             key: record["results"].get(key)
-            for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note")
+            for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
         }
+        | {"resident_bytes": evaluation["results"].get("resident_bytes") if evaluation is not None else None}
         | {"path": str(store.stage_folder(record["kind"], record["fingerprint"]) / "artifact.pt2")}
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
+    ]
+    found["parity"] = [
+        row
+        for stage, record in stages.items()
+        if record is not None and stage in (name, f"lower/{name}", f"evaluate/{name}")
+        for row in record["results"].get("parity", [])
     ]
     found["latency"] = [
         {key: value for key, value in row.items() if key != "candidate"}

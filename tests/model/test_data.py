@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 
 from raq.errors import UserError
 from raq.experiment import Data
-from raq.model.data import calibration_indices, load_dataset, source_digest
+from raq.model.data import calibration_indices, load_dataset
+from raq.model.user_code import source_digest
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:
@@ -75,7 +76,7 @@ def test_cifar10_by_environment_and_decoded_once(tmp_path: Path, monkeypatch: py
     write_parquet(tmp_path)
     monkeypatch.setenv("RAQ_DATA", str(tmp_path))
     first = load_dataset(Data(name="cifar10"))
-    monkeypatch.setattr("raq.model.data._decode_image", lambda *a: pytest.fail("decoded twice"))
+    monkeypatch.setattr("raq.model.sources._decode_image", lambda *a: pytest.fail("decoded twice"))
     assert load_dataset(Data(name="cifar10")).digest == first.digest
 
 

@@ -24,6 +24,7 @@ def candidate(name: str, top1: float, rounds: list[float], weight_mb: float, dro
     return {
         "name": name, "kind": name, "top1": top1, "top1_interval": [top1 - 0.01, top1 + 0.01], "test_images": 10_000,
         "drop_points": drop[0], "drop_interval": [drop[1], drop[2]], "artifacts": [artifact], "latency": [row],
+        "parity": [],
     }  # fmt: skip
 
 

@@ -1,0 +1,114 @@
+"""The per-user cache of decoded images: arrays that are memory-mapped ever after.
+
+The folder `RAQ_CACHE` (default: ~/.cache/raq) holds one folder a source, named by what the source's files are, and in
+it the arrays and their digest; a change of the source is another folder. Must not import torch or ray.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raq.errors import RaqError, UserError
+
+Array = npt.NDArray[Any]
+SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
+MAX_CLASSES = 100_000
+DECODER = 1  # counts up when decoding changes: arrays of older decoders are not read again
+
+
+def cache_folder() -> Path:
+    """The per-user cache: `RAQ_CACHE`, else ~/.cache/raq."""
+    return Path(os.environ.get("RAQ_CACHE") or Path.home() / ".cache" / "raq")
+
+
+def cached(
+    name: str, identity: Any, decode: Callable[[], dict[str, Array]], source: str
+) -> tuple[dict[str, Array], str, str]:
+    """The arrays of a source, decoded at most once, with their digest.
+
+    The folder appears whole or not at all; a second process that decodes at the same time loses nothing.
+    """
+    key = hashlib.sha256(
+        json.dumps([DECODER, metadata.version("pillow"), name, identity], sort_keys=True).encode()
+    ).hexdigest()[:24]
+    folder = cache_folder() / "arrays" / f"{name.replace(':', '-')}-{key}"
+    if not (folder / "meta.json").is_file():
+        arrays = checked(decode(), source)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as scratch:
+                work = Path(scratch) / "arrays"
+                work.mkdir()
+                for split, array in arrays.items():
+                    np.save(work / f"{split}.npy", array)
+                meta = {"digest": arrays_digest(arrays), "source": source}
+                (work / "meta.json").write_text(json.dumps(meta))
+                if not folder.exists():
+                    work.rename(folder)
+        except OSError as error:
+            raise RaqError(
+                f"{folder}: the decoded images cannot be stored: {error.strerror}",
+                "free some space, or point RAQ_CACHE at another folder",
+            ) from error
+    try:
+        digest = str(json.loads((folder / "meta.json").read_text())["digest"])
+        arrays = {
+            split: np.load(folder / f"{split}.npy", mmap_mode="r" if "images" in split else None) for split in SPLITS
+        }
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise UserError(f"{folder}: this cache of decoded images is damaged: {error}", "delete that folder") from None
+    return arrays, digest, source
+
+
+def arrays_digest(arrays: dict[str, Array]) -> str:
+    """SHA-256 over shapes, types and contents of the four arrays."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        array = np.ascontiguousarray(arrays[split])
+        digest.update(f"{split} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def checked(arrays: dict[str, Array], source: str) -> dict[str, Array]:
+    """The arrays, if they are what a data set is: uint8 [N, 3, H, W] and a label from 0 up for each."""
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{source}: {what}", "images are uint8 [N, 3, H, W], labels whole numbers [N] from 0")
+
+    labels = {}
+    for split in ("train", "test"):
+        images, given = arrays[f"{split}_images"], np.asarray(arrays[f"{split}_labels"])
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise refuse(f"{split} images are {images.dtype} {list(images.shape)}")
+        if given.shape != (len(images),) or given.dtype.kind not in "iu":
+            raise refuse(f"{split} labels are {given.dtype} {list(given.shape)} for {len(images)} images")
+        if len(images) == 0:
+            raise refuse(f"there are no {split} images")
+        labels[f"{split}_labels"] = given.astype(np.int64)
+    if min(arrays["train_images"].shape[2:]) < 1:
+        raise refuse("images have no pixels")
+    if labels["train_labels"].max() >= MAX_CLASSES:
+        raise refuse(
+            f"the largest label is {labels['train_labels'].max()}, and at most {MAX_CLASSES} classes are taken"
+        )
+    if min(values.min() for values in labels.values()) < 0:
+        raise refuse("there is a negative label")
+    if labels["test_labels"].max() > labels["train_labels"].max():
+        raise refuse("the test split has a class that the training split has not")
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        raise refuse("training and test images differ in size")
+    return {**{split: arrays[split] for split in SPLITS if "images" in split}, **labels}
+
+
+def listing(files: list[Path]) -> list[list[Any]]:
+    """What identifies files without reading them: path, size, time of last change."""
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]

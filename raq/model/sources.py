@@ -1,0 +1,212 @@
+"""Where data sets come from: found, read and decoded into uint8 arrays. Must not import torch or ray at its top."""
+
+import os
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from raq.errors import UserError
+from raq.experiment import Data
+from raq.model.cache import SPLITS, Array, arrays_digest, cache_folder, cached, checked, listing
+from raq.model.user_code import import_function, on_path
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def digits(data: Data) -> tuple[dict[str, Array], str, str]:
+    """The 1,797 handwritten digits inside scikit-learn, 8x8 grey (0 to 16), scaled to 3x32x32; every fifth is test."""
+
+    def decode() -> dict[str, Array]:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+        images = np.repeat(np.repeat(grey, 4, axis=1), 4, axis=2)[:, None].repeat(3, axis=1)  # [1797, 3, 32, 32]
+        test = np.arange(len(images)) % 5 == 4
+        return {
+            "train_images": images[~test],
+            "train_labels": bunch.target[~test],
+            "test_images": images[test],
+            "test_labels": bunch.target[test],
+        }
+
+    return cached("digits", [metadata.version("scikit-learn")], decode, "scikit-learn")
+
+
+def cifar10(data: Data) -> tuple[dict[str, Array], str, str]:
+    """CIFAR-10 from a folder (torchvision's official one, or parquet as on the Hugging Face hub), or downloaded."""
+    folder = find_cifar10(data.root)
+    if folder is None:
+        return _download_cifar10(cache_folder() / "data", cifar10_places(data.root))
+    official = folder / "cifar-10-batches-py"
+    if official.is_dir():
+        files = sorted(f for f in official.iterdir() if f.is_file())
+        return cached("cifar10", listing(files), partial(_read_official_cifar10, folder), str(official))
+    parts = _parquet_parts(folder)
+    return cached("cifar10", listing(parts["train"] + parts["test"]), partial(_read_parquet, parts), str(folder))
+
+
+def cifar10_places(root: str | None) -> list[Path]:
+    """Where CIFAR-10 is looked for, in order: below data.root, `RAQ_DATA`, the per-user cache."""
+    places = [Path(p) for p in (root, os.environ.get("RAQ_DATA")) if p] + [cache_folder() / "data"]
+    below = ("", "cifar10", "plain_text", "cifar10/plain_text")
+    return [place / folder for place in places for folder in below]
+
+
+def find_cifar10(root: str | None) -> Path | None:
+    """The first of these places that holds it in one of the two forms; None if none does."""
+    for folder in cifar10_places(root):
+        if (folder / "cifar-10-batches-py").is_dir() or all(_parquet_parts(folder).values()):
+            return folder
+    return None
+
+
+def _parquet_parts(folder: Path) -> dict[str, list[Path]]:
+    return {split: sorted(folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
+
+
+def _download_cifar10(folder: Path, looked: list[Path]) -> tuple[dict[str, Array], str, str]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        CIFAR10(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        reason = _first_line(error)
+        raise UserError(
+            f"cifar10 is in none of {', '.join(map(str, looked))}, and cannot be downloaded ({reason})",
+            "put torchvision's cifar-10-batches-py, or train*.parquet and test*.parquet as on the Hugging "
+            "Face hub, into one of them; or set data.root or RAQ_DATA to where they are",
+        ) from None
+    official = folder / "cifar-10-batches-py"
+    files = sorted(f for f in official.iterdir() if f.is_file())
+    return cached("cifar10", listing(files), partial(_read_official_cifar10, folder), str(official))
+
+
+def _read_official_cifar10(folder: Path) -> dict[str, Array]:
+    """torchvision's folder; its pickles are read only after their MD5 sums are found to be the published ones."""
+    from torchvision.datasets import CIFAR10
+
+    arrays: dict[str, Array] = {}
+    for split in ("train", "test"):
+        try:
+            dataset = CIFAR10(str(folder), train=split == "train", download=False)
+        except RuntimeError:
+            raise UserError(
+                f"{folder / 'cifar-10-batches-py'}: files are missing or do not have the official MD5 sums",
+                "delete that folder and get it again",
+            ) from None
+        arrays[f"{split}_images"] = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
+        arrays[f"{split}_labels"] = np.asarray(dataset.targets, dtype=np.int64)
+    return arrays
+
+
+def _read_parquet(parts: dict[str, list[Path]]) -> dict[str, Array]:
+    """Parquet files with the columns img.bytes (an encoded image) and label."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays: dict[str, Array] = {}
+    for split, files in parts.items():
+        images: list[Array] = []
+        labels: list[int] = []
+        for file in files:
+            try:
+                table = pq.read_table(file, columns=["img", "label"])
+                encoded = [row["bytes"] for row in table.column("img").to_pylist()]
+                labels += [int(label) for label in table.column("label").to_pylist()]
+            except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{file}: not a readable parquet file with img and label: {_first_line(error)}",
+                    "get the file again",
+                ) from None
+            images += [_decode_image(raw, f"{file}, row {n}", None) for n, raw in enumerate(encoded)]
+        arrays[f"{split}_images"] = _stack(images, files[0])
+        arrays[f"{split}_labels"] = np.asarray(labels)
+    return arrays
+
+
+def imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
+    """train/ and test/ with one folder a class; images scaled and centre-cropped to data.image_size."""
+    root = Path(data.root or os.environ.get("RAQ_DATA") or ".")
+    listed: dict[str, list[tuple[Path, str]]] = {}
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            raise UserError(
+                f"data imagefolder: {root / split} is not a folder",
+                "data.root is a folder with train/ and test/, each with one folder a class",
+            )
+        listed[split] = [
+            (file, folder.name)
+            for folder in sorted(f for f in (root / split).iterdir() if f.is_dir())
+            for file in sorted(folder.rglob("*"))
+            if file.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not listed[split]:
+            raise UserError(
+                f"data imagefolder: no images below {root / split}",
+                f"put images ({', '.join(IMAGE_SUFFIXES[:3])}, ...) into one folder a class",
+            )
+    classes = {name: n for n, name in enumerate(sorted({name for _, name in listed["train"]}))}
+    unknown = sorted({name for _, name in listed["test"]} - set(classes))
+    if unknown:
+        raise UserError(
+            f"data imagefolder: {root / 'test'} has the class {unknown[0]!r}, train/ has not", "match the folders"
+        )
+
+    def decode() -> dict[str, Array]:
+        arrays: dict[str, Array] = {}
+        for split, pairs in listed.items():
+            images = [_decode_image(file.read_bytes(), str(file), data.image_size) for file, _ in pairs]
+            arrays[f"{split}_images"] = _stack(images, root)
+            arrays[f"{split}_labels"] = np.asarray([classes[name] for _, name in pairs])
+        return arrays
+
+    identity = [data.image_size, listing([file for pairs in listed.values() for file, _ in pairs])]
+    return cached("imagefolder", identity, decode, str(root))
+
+
+def users_own(data: Data, working_directory: str | None) -> tuple[dict[str, Array], str, str]:
+    """The user's function: (train images, train labels, test images, test labels)."""
+    function = import_function(data.name, working_directory)
+    try:
+        with on_path(working_directory):
+            returned = function()
+        arrays = {split: np.asarray(array) for split, array in zip(SPLITS, returned, strict=True)}
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"data {data.name}: {type(error).__name__}: {error}",
+            "it returns (train images, train labels, test images, test labels)",
+        ) from error
+    arrays = checked(arrays, f"data {data.name}")
+    return arrays, arrays_digest(arrays), data.name
+
+
+def _decode_image(raw: bytes, where: str, side: int | None) -> Array:
+    """One encoded image as uint8 [3, H, W]; scaled and centre-cropped to a square if `side` is given."""
+    import io
+
+    from PIL import Image, ImageOps
+
+    try:
+        image = Image.open(io.BytesIO(raw)).convert("RGB")
+    except Exception as error:  # damaged images raise many kinds
+        raise UserError(f"{where}: not a readable image: {error}", "replace or remove it") from None
+    if side is not None:
+        image = ImageOps.fit(image, (side, side), method=Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _stack(images: list[Array], where: Path) -> Array:
+    if not images:
+        raise UserError(f"{where}: no images in it", "get the file again")
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        raise UserError(f"{where}: images of different sizes: {sorted(shapes)[:3]}", "make them one size")
+    return np.stack(images)

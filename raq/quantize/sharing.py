@@ -1,0 +1,110 @@
+"""Reused stateless modules, each given a copy for every place that calls it.
+
+pt2e's quantizers tell a graph's patterns apart by the module that a node came from: one ReLU called twice (as in every
+torchvision BasicBlock) can be taken for one pattern with two outputs, which is refused or left in float. A copy for
+each call is the same function, and makes two patterns of it.
+"""
+
+import copy
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+
+
+def unshare(network: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of the network in which every call of a module without state goes to an instance of its own.
+
+    example: float32 [n, ...], run once or twice in evaluation mode to see what is called how often. A module whose
+    forward calls a stateless child twice is replaced by its torch.fx trace, children untouched; one that cannot be
+    traced stays as it is. Names of parameters and buffers, modes and outputs are those of `network`, which is not
+    changed.
+    """
+    own = copy.deepcopy(network)
+    _separate_attributes(own)
+    before, calls = _count_calls(own, example)
+    parents = {
+        name.rpartition(".")[0]
+        for name, module in own.named_modules()
+        if name and _is_stateless(module) and calls[name] > max(1, calls[name.rpartition(".")[0]])
+    }
+    for name in sorted(parents, key=len, reverse=True):  # the inner ones first
+        separated = _separate_calls(own.get_submodule(name))
+        if separated is None:
+            continue
+        if not name:
+            own = separated
+            continue
+        owner, _, attribute = name.rpartition(".")
+        setattr(own.get_submodule(owner), attribute, separated)
+    if parents:
+        after, _ = _count_calls(own, example)
+        assert torch.equal(before, after), "un-sharing has changed what the network computes"
+    return own
+
+
+def _is_stateless(module: nn.Module) -> bool:
+    """Whether two copies of it are one function for ever: no parameters, no buffers, no parts."""
+    return not any(True for part in (module.parameters, module.buffers, module.children) for _ in part())
+
+
+def _separate_attributes(network: nn.Module) -> None:
+    """One instance under several names becomes one instance a name."""
+    seen: set[int] = set()
+    for _, owner in list(network.named_modules()):
+        for attribute, child in list(owner.named_children()):
+            if _is_stateless(child) and id(child) in seen:
+                setattr(owner, attribute, copy.deepcopy(child))
+            seen.add(id(child))
+    for _, owner in list(network.named_modules()):  # named_children leaves out a second name within one owner
+        for attribute, child in list(owner._modules.items()):
+            others = [name for name, other in owner._modules.items() if other is child and name != attribute]
+            if child is not None and others and _is_stateless(child):
+                setattr(owner, attribute, copy.deepcopy(child))
+
+
+def _count_calls(network: nn.Module, example: Tensor) -> tuple[Tensor, Counter[str]]:
+    """The output for `example` in evaluation mode, and how often each module was called."""
+    calls: Counter[str] = Counter()
+    modes = {name: module.training for name, module in network.named_modules()}
+    handles = [
+        module.register_forward_hook(lambda m, i, o, name=name: calls.update([name]))
+        for name, module in network.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            output: Tensor = network.eval()(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, module in network.named_modules():
+            module.training = modes[name]
+    return output, calls
+
+
+class _Shallow(fx.Tracer):
+    """Follows one module's own forward; whatever it calls is one node."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Always."""
+        return True
+
+
+def _separate_calls(parent: nn.Module) -> fx.GraphModule | None:
+    """A module as the trace of its forward, in which no stateless child is called twice; None if it has no trace."""
+    try:
+        traced = fx.GraphModule(parent, _Shallow().trace(parent), type(parent).__name__)
+    except Exception:  # control flow, *args: what fx cannot follow raises many kinds; torch.export may yet follow it
+        return None
+    times: Counter[str] = Counter()
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or not _is_stateless(traced.get_submodule(node.target)):
+            continue
+        times[node.target] += 1
+        if times[node.target] > 1:
+            name = f"{node.target}_{times[node.target]}"
+            traced.add_submodule(name, copy.deepcopy(traced.get_submodule(node.target)))
+            node.target = name
+    traced.recompile()
+    traced.training = parent.training
+    return traced

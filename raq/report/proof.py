@@ -1,0 +1,94 @@
+"""The terminal, for what proves: the parity chain, `raq check` and `raq doctor`. Neither torch nor ray."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raq.doctor import Finding
+
+MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}
+
+
+def parity_in_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The parity chain: each step's top-1, and how far its logits are from the step before it."""
+    parts = []
+    for row in rows:
+        distance = "" if row["against"] is None else " (equal)" if row["equal"] else f" ({row['sqnr_db']:.0f} dB)"
+        parts.append(f"{row['step']} {100 * row['top1']:.1f}%{distance}")
+    return f"{' > '.join(parts)}, on {rows[0]['images']} test images"
+
+
+def print_check(console: Console, found: Mapping[str, Any]) -> None:
+    """What `raq check` found of one artifact: layer by layer, byte by byte, and what is wrong."""
+    share = found["int8_mac_share"]
+    known = "unknown" if share is None else f"{100 * share:.1f}%"
+    vouched = {None: "no record beside it", True: "the file of its record", False: "NOT the file of its record"}
+    _say(console, f"\n{found['path']}: int8 {known} of the MACs, {vouched[found['vouched']]}", "bold")
+    if found["layers"]:
+        console.print(_layers(found["layers"]))
+    if found["ledger"]:
+        sizes = found["ledger"]
+        types = ", ".join(f"{dtype} {_mb(count)}" for dtype, count in sizes["by_dtype"].items())
+        _say(
+            console,
+            f"file {_mb(sizes['file_bytes'])}: constants {_mb(sizes['stored_constant_bytes'])} as packed "
+            f"({_mb(sizes['constant_bytes'])} of numbers: {types}), native code {_mb(sizes['code_bytes'])}; "
+            f"weights {_mb(sizes['weight_bytes'])}, scales and biases {_mb(sizes['scale_bytes'])}",
+        )
+    if found["ran"]:
+        resident = found["ran"]["resident_bytes"]
+        memory = "" if resident is None else f", {_mb(resident)} resident"
+        _say(
+            console,
+            f"ran in a fresh process with torch alone: loaded in {found['ran']['load_s']:.2f} s{memory}, "
+            f"{found['ran']['classes']} classes",
+        )
+    for problem in found["problems"]:
+        _say(console, f"PROBLEM: {problem}", "bold red")
+    if not found["problems"]:
+        _say(console, "nothing is wrong with it" if found["ran"] else "nothing is wrong with it; not run", "green")
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """What `raq doctor` found."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for finding in findings:
+        mark, style = MARKS[finding.state]
+        hint = f" - {finding.hint}" if finding.hint else ""
+        table.add_row(Text(mark, style), Text(finding.name), Text(finding.value + hint))
+    console.print(table)
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("layer", "kernel"):
+        table.add_column(name, overflow="fold")
+    table.add_column("million MACs", justify="right", no_wrap=True)
+    table.add_column("int8", no_wrap=True)
+    table.add_column("why not", overflow="fold")
+    for layer in layers:
+        macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1e6:.2f}"
+        kernel = (layer["kernel"] or "none").removeprefix("aoti_torch_cpu_").removeprefix("_")
+        table.add_row(
+            Text(layer["name"]),
+            Text(kernel),
+            Text(macs),
+            Text("yes", "green") if layer["int8"] else Text("no", "red"),
+            Text(layer["reason"]),
+        )
+    return table
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count / 1e3:.2f} kB"

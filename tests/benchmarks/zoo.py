@@ -1,0 +1,204 @@
+"""torchvision's classifiers through export, PTQ, QAT, lower and audit: what works, how much of it is int8, how fast.
+
+    uv run python tests/benchmarks/zoo.py [--only resnet18,vit_b_16] [--work FOLDER] [--time]
+
+Each model has a process of its own; finished ones are not done again. Weights are random (no download), batch
+normalisation has seen a few random images: shares, sizes and speeds do not depend on them, accuracy is not shown. With
+--time the artifacts that are there are measured, in turns, beside the FP32 network in eager mode: run that on an
+otherwise idle machine. The table goes to results/reference/zoo.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from raq.environment import environment
+from raq.errors import RaqError
+from raq.records import now, write_json
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "results" / "reference" / "zoo"
+MODELS = (
+    "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0",
+    "shufflenet_v2_x1_0", "densenet121", "squeezenet1_1", "vgg16_bn", "googlenet", "regnet_y_400mf", "mnasnet1_0",
+    "convnext_tiny", "vit_b_16",
+)  # fmt: skip
+CLASSES, SIDE, CALIBRATION_IMAGES, BATCH, TIMEOUT_S = 1000, 224, 8, 8, 1500
+
+
+def settle(network: Any) -> None:
+    """Let batch normalisation see random images, so that activations have a sensible size in evaluation mode."""
+    import torch
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the mean over all that it sees
+    with torch.no_grad():
+        network.train()(torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+
+
+def one(name: str, folder: Path) -> dict[str, Any]:
+    """Take one model through; what fails is told by its error, and what comes after it is left out."""
+    import torch
+    from torchao.quantization.pt2e import move_exported_model_to_eval
+
+    from raq.experiment import Calibration
+    from raq.model.zoo import build_model
+    from raq.quantize.artifact import load, lower
+    from raq.quantize.audit import audit_artifact, audit_graph
+    from raq.quantize.conversion import convert, tensor_bytes
+    from raq.quantize.parity import sqnr_db
+    from raq.quantize.ptq import prepare
+    from raq.quantize.qat import prepare_qat, set_graph_mode
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    found: dict[str, Any] = {"model": name, "failed": None, "why": None, "seconds": {}}
+    images = torch.randn(CALIBRATION_IMAGES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    example = images[:2]
+    network = build_model(f"torchvision:{name}", CLASSES, None)
+    settle(network)
+    torch.save(network.state_dict(), folder / "weights.pt")
+    step, started = "", time.perf_counter()
+
+    def begin(what: str) -> None:
+        nonlocal step, started
+        if step:
+            found["seconds"][step] = round(time.perf_counter() - started, 1)
+        step, started = what, time.perf_counter()
+
+    try:
+        begin("ptq")
+        network.eval()
+        with torch.no_grad():
+            expected = network(images)
+            prepared = prepare(network, example, "x86", Calibration(), reduce_range=False)
+            move_exported_model_to_eval(prepared)
+            for n in range(0, len(images), 2):
+                prepared(images[n : n + 2])
+            program = convert(prepared, example)
+            simulated = program.module()(images)
+        found["sqnr_db"] = sqnr_db(expected.numpy(), simulated.numpy())
+        fp32_bytes = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+        found |= {"fp32_bytes": fp32_bytes, "weight_bytes": tensor_bytes(program)}
+        graph = audit_graph(program)
+        found["graph_share"] = sum(r.macs for r in graph if r.annotated) / sum(r.macs for r in graph)
+        begin("lower")
+        lower(program, folder / "int8.pt2", {"candidate": "ptq", "input": [3, SIDE, SIDE]})
+        audit = audit_artifact(program, folder / "int8.pt2")
+        found |= {"int8_mac_share": audit.int8_mac_share, "problem": audit.problem, "kernels": audit.kernels}
+        found["float_layers"] = [[r.name, r.macs, r.reason] for r in audit.layers if not r.int8]
+        begin("run")
+        with torch.no_grad():
+            lowered = load(folder / "int8.pt2")(images)
+        found["lowered_sqnr_db"] = sqnr_db(simulated.numpy(), lowered.numpy())
+        begin("qat")
+        graph_module = prepare_qat(network, example, "x86", reduce_range=False)
+        set_graph_mode(graph_module, training=True, norms=True)
+        loss = torch.nn.functional.cross_entropy(graph_module(images[:4]), torch.arange(4))
+        loss.backward()
+        found["qat_loss"] = float(loss)
+        set_graph_mode(graph_module, training=False, norms=False)
+        trained = audit_graph(convert(graph_module, example))
+        found["qat_graph_share"] = sum(r.macs for r in trained if r.annotated) / sum(r.macs for r in trained)
+        begin("")
+    except RaqError as error:
+        found |= {"failed": step, "why": error.message}
+    except Exception as error:  # a failure is what this table is about
+        found |= {"failed": step, "why": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"}
+    return found
+
+
+def measured(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Latency rows of the int8 artifact and the FP32 network in eager mode, in turns."""
+    from raq.bench.latency import ContenderSettings, measure
+    from raq.bench.machine import available_cpus
+    from raq.experiment import Bench
+
+    cpus = available_cpus()
+    shared: dict[str, Any] = {
+        "device": "cpu", "image_shape": (3, SIDE, SIDE), "threads": len(cpus), "model": f"torchvision:{name}",
+        "classes": CLASSES, "working_directory": None,
+    }  # fmt: skip
+    contenders = [
+        ContenderSettings("fp32/eager", "eager", path=str(folder / "weights.pt"), **shared),
+        ContenderSettings("int8/inductor", "inductor", path=str(folder / "int8.pt2"), **shared),
+    ]
+    protocol = Bench(batch_sizes=(1, BATCH), rounds=8, warmup=2, repetitions=2, round_ms=50.0)
+    rows: list[dict[str, Any]] = measure(contenders, protocol, cpus, lambda done: None)["rows"]
+    return [{key: value for key, value in row.items() if key != "samples_ms"} for row in rows]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "| model | PTQ, lowered | int8 share of MACs | QAT, share in the graph | weights, MB | smaller | "
+        f"batch 1, over eager FP32 | batch {BATCH} | float layers, or why not |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        speed = {r["batch_size"]: r for r in row.get("latency", []) if r["runtime"] == "inductor"}
+        speedups = [f"{speed[b]['speedup']:.2f}x" if b in speed else "" for b in (1, BATCH)]
+        share = row.get("int8_mac_share")
+        reasons: dict[str, list[str]] = {}
+        for layer, _, reason in row.get("float_layers", []):
+            reasons.setdefault(reason, []).append(layer)
+        why = "; ".join(f"{len(layers)}: {reason}" for reason, layers in reasons.items())
+        why = f"{row['failed']}: {row['why']}" + (f"; {why}" if why else "") if row["failed"] else why
+        sizes = ["", ""]
+        if "weight_bytes" in row:
+            sizes = [f"{row['weight_bytes'] / 1e6:.1f}", f"{row['fp32_bytes'] / row['weight_bytes']:.2f}x"]
+        qat = f"{row['qat_graph_share']:.3f}" if "qat_graph_share" in row else "no"
+        lines.append(
+            f"| {row['model']} | {'yes' if 'lowered_sqnr_db' in row else 'no'} | "
+            f"{'' if share is None else f'{share:.3f}'} | {qat} | {' | '.join([*sizes, *speedups])} | "
+            f"{row.get('problem') or ''} {why} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only")
+    parser.add_argument("--work", type=Path, default=ROOT / "results" / "zoo")
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--one")
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else MODELS
+    if options.one:
+        folder = options.work / options.one
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "found.json", one(options.one, folder))
+        return
+    rows = []
+    for name in names:
+        folder = options.work / name
+        file = folder / "found.json"
+        if not file.is_file():
+            command = [sys.executable, __file__, "--one", name, "--work", str(options.work)]
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "log").open("w") as log:
+                try:
+                    subprocess.run(command, check=True, timeout=TIMEOUT_S, stdout=log, stderr=log)
+                except (subprocess.SubprocessError, OSError) as error:
+                    write_json(file, {"model": name, "failed": "process", "why": type(error).__name__})
+        row = json.loads(file.read_text())
+        if options.time and "latency" not in row and row.get("lowered_sqnr_db") is not None:
+            row["latency"] = measured(name, folder)
+            write_json(file, row)
+        rows.append(row)
+        share = row.get("int8_mac_share")
+        print(f"{name}: int8 {share}, failed {row['failed']}: {row['why']}", flush=True)
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    about = {"measured_at": now(), "environment": environment(), "side": SIDE, "classes": CLASSES, "models": rows}
+    write_json(REFERENCE / "zoo.json", about)
+    (REFERENCE / "table.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

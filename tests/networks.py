@@ -1,0 +1,23 @@
+"""A small network and its quantized program, for the tests here."""
+
+import torch
+from torch import nn
+
+from raq.experiment import Calibration
+from raq.quantize import conversion, ptq
+
+EXAMPLE = torch.zeros(2, 3, 32, 32)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    ).eval()  # fmt: skip
+
+
+def quantized(network: nn.Module, digits, observer: str = "histogram"):
+    prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(observer=observer), reduce_range=False)
+    ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
+    return conversion.convert(prepared, EXAMPLE)

@@ -1,0 +1,214 @@
+"""Planted faults: each is caught, in the right words, by the part whose duty that is."""
+
+import dataclasses
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import EXAMPLE, quantized, small
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
+
+from raq.errors import StageError
+from raq.experiment import Calibration, Require, Resources
+from raq.plan import Stage
+from raq.quantize import artifact, audit, checking, conversion, ledger, ptq, quantizers
+from raq.quantize.capture import export_program
+from raq.quantize.generated import read_metadata, read_package
+from raq.quantize.parity import compare
+from raq.requirements import check_results
+
+IMAGES = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+LABELS = np.zeros(64, dtype=int)
+
+
+def stage(kind: str, candidate: str = "ptq") -> Stage:
+    return Stage(f"{kind}/{candidate}", kind, "quantize", {"candidate": candidate}, {}, "f", Resources())
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return small()
+
+
+@pytest.fixture(scope="module")
+def program(network, digits):
+    return quantized(network, digits)
+
+
+@pytest.fixture(scope="module")
+def package(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("package") / "a.pt2"
+    artifact.lower(program, path, {"candidate": "ptq", "input": [3, 32, 32]})
+    return path
+
+
+def outputs(network) -> np.ndarray:
+    with torch.no_grad():
+        return network(IMAGES).numpy()
+
+
+def test_the_honest_artifact_has_no_problem(program, package: Path) -> None:
+    found = checking.check(package, run=True, require=0.95)
+    assert found["problems"] == []
+    assert found["int8_mac_share"] == 1.0
+    assert [(layer["macs"], layer["int8"]) for layer in found["layers"]] == [
+        (32 * 32 * 16 * 27, True), (16 * 16 * 32 * 144, True), (320, True),
+    ]  # fmt: skip
+    assert found["ledger"]["by_dtype"]["int8"] == 432 + 4608 + 320
+    assert found["ran"]["largest_difference_between_batches"] < 1e-4
+    row = compare("lowered", outputs(artifact.load(package)), LABELS, "converted", outputs(program.module()))
+    check_results(stage("lower"), {"parity": [row]}, Require())
+
+
+def test_an_fp32_program_offered_as_int8(network, tmp_path: Path) -> None:
+    program = export_program(network, EXAMPLE)
+    artifact.lower(program, tmp_path / "a.pt2", {"candidate": "ptq"})
+    (problem,) = checking.check(tmp_path / "a.pt2", run=False, require=0.95)["problems"]
+    assert problem.startswith("not quantized: offered as ptq, and 0.0% of its MACs is int8")
+    results = {"audit": audit.audit_artifact(program, tmp_path / "a.pt2").as_record()}
+    with pytest.raises(StageError, match=r"not quantized: 0\.000 of the MACs .* 3 \(weights are float"):
+        check_results(stage("lower"), results, Require())
+
+
+def test_freezing_off(program, tmp_path: Path) -> None:
+    path = tmp_path / "unfrozen.pt2"
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": False})
+    found = audit.audit_artifact(program, path)
+    assert {layer.reason for layer in found.layers} == {audit.NOT_FOUND}
+    with pytest.raises(StageError, match=r"calls no integer kernel; the graph has 3 int8 layers"):
+        check_results(stage("lower"), {"audit": found.as_record()}, Require())
+    assert "not quantized" in checking.check(path, run=False, require=0.95)["problems"][0]
+
+
+def test_a_quantizer_that_annotates_nothing(network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(quantizers.QUANTIZERS, "x86", lambda **settings: X86InductorQuantizer())
+    monkeypatch.setattr(ptq, "QUANTIZERS", quantizers.QUANTIZERS)
+    with pytest.raises(StageError, match="the x86 quantizer has annotated none of the model's 3 layers"):
+        ptq.prepare(network, EXAMPLE, "x86", Calibration(), reduce_range=False)
+
+
+def test_float_weights_left_in(network, digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "drop_unused_tensors", lambda module: None)
+    copies = ledger.float_copies(quantized(network, digits))
+    assert len(copies) == 3
+    with pytest.raises(StageError, match="float weights are kept beside the int8 ones"):
+        check_results(stage("lower"), {"float_copies": copies}, Require())
+
+
+def test_an_artifact_compiled_from_other_weights(program, digits, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    artifact.lower(quantized(small(), digits), tmp_path / "other.pt2", {"candidate": "ptq"})
+    given = outputs(artifact.load(tmp_path / "other.pt2"))
+    row = compare("lowered", given, LABELS, "converted", outputs(program.module()))
+    with pytest.raises(StageError, match=r"parity is lost at the step converted -> lowered: -?\d"):
+        check_results(stage("lower"), {"parity": [row]}, Require())
+
+
+def test_scales_off_by_one_layer(network, digits) -> None:
+    """Every activation is quantized with the scale that was measured one layer further on."""
+    prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(), reduce_range=False)
+    ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
+    with ptq.simulated(prepared) as as_integers:
+        expected = outputs(as_integers)
+    module = conversion.convert(prepared, EXAMPLE).module()
+    honest = compare("converted", outputs(module), LABELS, "simulated", expected)
+    nodes = [n for n in module.graph.nodes if "quantize_per_tensor" in str(n.target)]
+    pairs = list(dict.fromkeys((n.args[1], n.args[2]) for n in nodes))
+    following = dict(zip(pairs, [*pairs[1:], pairs[0]], strict=True))
+    for node in nodes:
+        node.args = (node.args[0], *following[node.args[1], node.args[2]], *node.args[3:])
+    module.recompile()
+    row = compare("converted", outputs(module), LABELS, "simulated", expected)
+    print(honest, row)
+    check_results(stage("ptq"), {"parity": [honest]}, Require())
+    with pytest.raises(StageError, match="parity is lost at the step simulated -> converted"):
+        check_results(stage("ptq"), {"parity": [row]}, Require())
+
+
+def test_a_test_set_shuffled_against_its_labels() -> None:
+    known = {"classes": 10, "correct": 1034, "test_images": 10_000, "train_correct": 220, "train_images": 256}
+    with pytest.raises(StageError, match=r"10\.3% on the test split, which is chance, and 85\.9% on 256"):
+        check_results(stage("evaluate", "fp32"), known, Require())
+    check_results(stage("evaluate", "fp32"), {**known, "correct": 1500}, Require())
+    check_results(stage("evaluate", "fp32"), {**known, "train_correct": 30}, Require())  # an untrained network
+
+
+@pytest.mark.parametrize("lost", [1, 1000])
+def test_an_artifact_truncated(package: Path, tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "short.pt2"
+    path.write_bytes(package.read_bytes()[:-lost])
+    (problem,) = checking.check(path, run=True, require=0.95)["problems"]
+    assert "not a readable package" in problem
+
+
+def test_an_artifact_with_a_byte_changed(package: Path, tmp_path: Path) -> None:
+    content = bytearray(package.read_bytes())
+    with zipfile.ZipFile(package) as archive:
+        native = next(entry for entry in archive.infolist() if entry.filename.endswith(".so"))
+    content[native.header_offset + 5000] ^= 1
+    (tmp_path / "a.pt2").write_bytes(content)
+    with pytest.raises(StageError, match=r"does not have its checksum|not a readable package"):
+        read_package(tmp_path / "a.pt2")
+
+
+def test_an_artifact_of_another_torch(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    with pytest.raises(StageError, match=r"made by torch 2\..*, this is torch 9\.9\.9"):
+        artifact.load(package)
+    monkeypatch.setattr(checking, "versions", lambda names: {"torch": "9.9.9"})
+    (problem,) = checking.check(package, run=True, require=0.95)["problems"]
+    assert "made by torch 2." in problem
+    assert "here is torch 9.9.9" in problem
+
+
+def rewritten(package: Path, path: Path, change) -> Path:
+    """A copy of the package with its generated C++ changed."""
+    with zipfile.ZipFile(package) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry.filename)
+            new.writestr(entry, change(content) if entry.filename.endswith(".wrapper.cpp") else content)
+    return path
+
+
+def test_generated_code_that_is_not_the_binarys(network, package: Path, tmp_path: Path) -> None:
+    """A float binary under the C++ of an int8 one: its import table tells."""
+    artifact.lower(export_program(network, EXAMPLE), tmp_path / "float.pt2", {"candidate": "ptq"})
+    with zipfile.ZipFile(package) as archive:
+        source = next(archive.read(n) for n in archive.namelist() if n.endswith(".wrapper.cpp"))
+    fake = rewritten(tmp_path / "float.pt2", tmp_path / "fake.pt2", lambda content: source)
+    with pytest.raises(StageError, match=r"its C\+\+ calls aoti_torch_cpu__q\w+, and its native code does not"):
+        read_package(fake)
+
+
+def test_another_file_beside_the_record(package: Path, tmp_path: Path) -> None:
+    record = {"kind": "lower", "results": {"sha256": "0" * 64}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    shutil.copy(package, tmp_path / "artifact.pt2")
+    found = checking.check(tmp_path / "artifact.pt2", run=False, require=0.95)
+    assert found["vouched"] is False
+    assert "not the file that was evaluated" in found["problems"][0]
+    assert found["ran"] is None, "nobody vouches for it"
+
+
+def test_a_strangers_artifact_is_read_and_not_run(network, tmp_path: Path) -> None:
+    """Made by torch alone, without raq's metadata."""
+    path = tmp_path / "stranger.pt2"
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(export_program(network, EXAMPLE), package_path=str(path))
+    found = checking.check(path, run=False, require=0.95)
+    assert found["ran"] is None
+    assert found["int8_mac_share"] == 0.0
+    assert sum(layer["macs"] for layer in found["layers"]) == 32 * 32 * 16 * 27 + 16 * 16 * 32 * 144 + 320
+    assert "raq" not in read_metadata(path)
+
+
+def test_layers_are_dataclasses_of_plain_values(program, package: Path) -> None:
+    json.dumps(audit.audit_artifact(program, package).as_record())
+    json.dumps(ledger.ledger(read_package(package)).as_record())
+    assert dataclasses.is_dataclass(audit.Between)
