@@ -34,11 +34,14 @@ def settle(network: Any) -> None:
     """Let batch normalisation see random images, so that activations have a sensible size in evaluation mode."""
     import torch
 
-    for module in network.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the mean over all that it sees
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    usual = [module.momentum for module in norms]
+    for module in norms:
+        module.momentum = None  # the mean over all that it sees
     with torch.no_grad():
         network.train()(torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+    for module, momentum in zip(norms, usual, strict=True):
+        module.momentum = momentum
 
 
 def one(name: str, folder: Path) -> dict[str, Any]:
