@@ -257,7 +257,7 @@ class StageResources(Section):
 class Parity(Section):
     """The proof that each step from FP32 to the saved artifact computes what the step before it computed."""
 
-    images: Positive | None = 256
+    images: Positive | None = 100
     """Test images on which the steps are compared (a fixed random sample); null: all of them."""
 
 

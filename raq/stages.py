@@ -5,6 +5,7 @@ inside the functions: the driver reads this module's types without paying for it
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,22 +227,25 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     progress({"text": f"compiling for {settings['device']}"})
     lower(program, path, metadata, settings["device"])
     chain.step("lowered", load(path), settings["device"])
-    results = {
+    started = time.perf_counter()
+    results: Results = {
         "runtime": settings["runtime"],
         "target": settings["device"],
         "size_bytes": path.stat().st_size,
         "weight_bytes": tensor_bytes(program),
         "sha256": file_digest(path),
-        "parity": chain.finish(),
         "ledger": ledger(read_package(path)).as_record(),
         "float_copies": [] if settings["candidate"] == "fp32" else float_copies(program),
     }
     if settings["candidate"] == "fp32":
-        return {**results, "int8_mac_share": 0.0}
-    if settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
-        return {**results, "int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
-    audit = audit_artifact(program, path)
-    return {**results, "int8_mac_share": audit.int8_mac_share, "audit": audit.as_record()}
+        results["int8_mac_share"] = 0.0
+    elif settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
+        results |= {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
+    else:
+        audit = audit_artifact(program, path)
+        results |= {"int8_mac_share": audit.int8_mac_share, "audit": audit.as_record()}
+    chain.seconds += time.perf_counter() - started
+    return results | chain.finish()
 
 
 def evaluate_stage(call: Call, progress: Progress) -> Results:
@@ -257,7 +261,9 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     chain = _Chain(call, _dataset(call, test_limit=None))
     chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
     refuse_other_torch(path)
+    started = time.perf_counter()
     with FreshProcess(path, device, call.cpus) as network:
+        chain.seconds += time.perf_counter() - started - network.told["load_s"]
         chain.step("reloaded", network)
         predicted = predict(network, dataset)
         results: Results = {"load_s": network.told["load_s"], "resident_bytes": network.told["resident_bytes"]}
@@ -276,7 +282,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         "correct": int(right.sum()),
         "test_images": len(right),
         "classes": call.settings["data"]["classes"],
-        "parity": chain.finish(),
+        **chain.finish(),
         **results,
     }
 
@@ -344,6 +350,7 @@ class _Chain:
         self.call, self.dataset = call, dataset
         self.chosen = sample(len(dataset.test_labels), call.settings["parity_images"], call.settings["seed"])
         self.rows: list[Results] = []
+        self.seconds = 0.0  # what the proof costs, in this stage
         self.last: str | None = None
         self.logits: Any = None
 
@@ -358,16 +365,18 @@ class _Chain:
         from raq.model.evaluation import logits
         from raq.quantize.parity import compare
 
+        started = time.perf_counter()
         found = logits(network, self.dataset, self.chosen, device)
         self.rows.append(compare(name, found, self.dataset.test_labels[self.chosen], self.last, self.logits))
         self.last, self.logits = name, found
+        self.seconds += time.perf_counter() - started
 
-    def finish(self) -> list[Results]:
-        """Leave the last step's logits for the next stage; the rows."""
+    def finish(self) -> Results:
+        """Leave the last step's logits for the next stage; the rows, and the seconds that proving took."""
         import numpy as np
 
         np.save(Path(self.call.folder) / LOGITS, self.logits)
-        return self.rows
+        return {"parity": self.rows, "proof_s": round(self.seconds, 3)}
 
 
 def _dataset(call: Call, **other: Any) -> "Dataset":
@@ -422,7 +431,7 @@ def _keep_program(call: Call, program: Any, chain: _Chain) -> Results:
 
     chain.step("converted", program.module())
     save_program(program, Path(call.folder) / PROGRAM)
-    return {"weight_bytes": tensor_bytes(program), "parity": chain.finish()}
+    return {"weight_bytes": tensor_bytes(program), **chain.finish()}
 
 
 def _size_of_weights(model: "nn.Module") -> Results:

@@ -126,6 +126,65 @@ def test_the_records_hold_what_they_stand_on(finished: Workplace) -> None:
     assert not list((finished.folder / "results" / "work").iterdir())
 
 
+# --- raq check and raq doctor ---
+
+
+def artifact_of(finished: Workplace, candidate: str) -> Path:
+    shown = json.loads(finished.raq("show", "--json").stdout)
+    return next(Path(c["artifacts"][0]["path"]) for c in shown["candidates"] if c["name"] == candidate)
+
+
+def test_check_names_layers_kernels_and_bytes(finished: Workplace) -> None:
+    done = finished.raq("check", str(artifact_of(finished, "ptq")))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "int8 100.0% of the MACs, the file of its record" in done.stdout
+    assert "qconv_pointwise" in done.stdout
+    assert "ran in a fresh process with torch alone" in done.stdout
+    assert "nothing is wrong with it" in done.stdout
+
+
+def test_check_as_json_and_of_several(finished: Workplace, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.pt2"
+    shutil.copy(artifact_of(finished, "qat"), moved)
+    done = finished.raq("check", str(artifact_of(finished, "fp32")), str(moved), "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    fp32, qat = json.loads(done.stdout)
+    assert (fp32["int8_mac_share"], qat["int8_mac_share"]) == (0.0, 1.0)
+    assert fp32["vouched"] is True
+    assert qat["vouched"] is None
+    assert qat["ran"] is None, "nobody vouches for a file without its record"
+    assert [layer["name"] for layer in qat["layers"]][:2] == ["0", "3"]
+    moved.write_bytes(moved.read_bytes()[:-1])
+    done = finished.raq("check", str(moved))
+    assert done.returncode == 1
+    assert "PROBLEM: " in done.stdout
+    assert "there is no such file" in clear_error(finished.raq("check", "none.pt2"), 2)
+
+
+def test_the_parity_chain_is_shown(finished: Workplace) -> None:
+    shown = json.loads(finished.raq("show", "--json").stdout)
+    steps = {c["name"]: [row["step"] for row in c["parity"]] for c in shown["candidates"]}
+    assert steps == {
+        "fp32": ["fp32", "lowered", "reloaded"],
+        "ptq": ["fp32", "simulated", "converted", "lowered", "reloaded"],
+        "qat": ["simulated", "converted", "lowered", "reloaded"],
+    }
+    assert all(c["parity"][-1]["equal"] for c in shown["candidates"]), "a saved file computes what was compiled"
+    assert "parity: fp32" in finished.raq("show").stdout
+    ledger = shown["candidates"][1]["artifacts"][0]["ledger"]
+    assert ledger["by_dtype"]["int8"] == 432 + 4608 + 512
+    assert ledger["duplicates"] == []
+
+
+def test_doctor(workplace: Workplace) -> None:
+    done = workplace.raq("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["torch"]["value"].startswith("2.")
+    assert findings["C++ compiler"]["state"] == "ok"
+    assert done.returncode == 0
+    assert "data set digits" in workplace.raq("doctor").stdout
+
+
 # --- what is refused, before anything starts ---
 
 

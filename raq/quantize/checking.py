@@ -67,7 +67,7 @@ def _layers(code: GeneratedCode) -> list[Found]:
     """Kernel calls as layers, by the name of their weight: all that a package tells without its program."""
     return [
         {
-            "name": call.weight or f"call {number}",
+            "name": call.layer or call.weight or f"call {number}",
             "operator": "conv" if "conv" in call.kernel else "linear",
             "macs": call.macs,
             "annotated": None,

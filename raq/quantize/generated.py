@@ -45,13 +45,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A call of a convolution or matrix kernel; macs: multiply-accumulates an image, None if the shapes are not there.
+    """A call of a convolution or matrix kernel. What the code does not tell is None.
 
-    weight: name of the constant, weight_scale: the quantized program's name of its scale; None where not told.
+    macs: multiply-accumulates an image; layer: the module, as its bias tells it; weight: name of the constant;
+    weight_scale: the quantized program's name of its scale.
     """
 
     kernel: str
     integer: bool
+    layer: str | None
     weight: str | None
     weight_scale: str | None
     weight_shape: tuple[int, ...] | None
@@ -166,10 +168,12 @@ def _calls(source: str, constants: dict[str, Constant]) -> list[KernelCall]:
         shape = shapes.get(output) or next((shapes[n] for n in after if n in shapes), None)
         told = WEIGHT_SCALE.search(origins.get(output, ""))
         scale = told.group(1) if told else after[0] if integer and after and after[0] in constants else None
+        modules = [_module(constants[n].source) for n in names if n in constants]
         found.append(
             KernelCall(
                 kernel,
                 integer,
+                next(filter(None, modules), None),
                 weight if weight in constants else None,
                 scale,
                 weights[weight] if weight else None,
@@ -178,6 +182,12 @@ def _calls(source: str, constants: dict[str, Constant]) -> list[KernelCall]:
             )
         )
     return found
+
+
+def _module(source: str) -> str:
+    """The module that a tensor belongs to: "layer1.0.conv1" of "layer1.0.conv1.weight_bias"; "" if it is not told."""
+    module, _, tensor = source.rpartition(".")
+    return module if tensor in ("weight", "bias", "weight_bias") else ""
 
 
 def _without_batch(sizes: str) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("why not", overflow="fold")
     for layer in layers:
         macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1e6:.2f}"
-        kernel = (layer["kernel"] or "none").removeprefix("aoti_torch_cpu_").removeprefix("_")
+        kernel = (layer["kernel"] or "none").removeprefix("aoti_torch_cpu_").removeprefix("_").removesuffix("_tensor")
         table.add_row(
             Text(layer["name"]),
             Text(kernel),
