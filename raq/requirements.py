@@ -13,8 +13,8 @@ from raq.records import Record
 LEAST_SQNR_DB = {
     ("ptq", "converted"): 20.0,
     ("qat", "converted"): 10.0,
-    ("ptq", "lowered"): 15.0,
-    ("qat", "lowered"): 15.0,
+    ("ptq", "lowered"): 10.0,
+    ("qat", "lowered"): 10.0,
     ("fp32", "lowered"): 60.0,
     ("fp32", "reloaded"): 60.0,
     ("ptq", "reloaded"): 60.0,
