@@ -102,17 +102,18 @@ def check(
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8.")
     ] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    results: ResultsFolder = DEFAULT_RESULTS,
 ) -> None:
     """Is it quantized, is it whole, is it the one that was evaluated? Reads the generated code, layer by layer.
 
-    An artifact is native code: it is loaded only with --run, or if the record beside it vouches for its digest.
+    An artifact is native code: it is loaded only with --run, or if a record in the results folder vouches for it.
     """
     import json
 
     from raq.quantize.checking import check as check_artifact
     from raq.report.proof import print_check
 
-    found = [check_artifact(path, run=run, require=require) for path in artifacts]
+    found = [check_artifact(path, results, run=run, require=require) for path in artifacts]
     if as_json:
         _console().print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
     else:
@@ -207,6 +208,7 @@ def _say(message: str, hint: str, code: int, error: BaseException | None = None)
         import traceback
 
         traceback.print_exception(error)
+    message, hint = ("".join(c if c.isprintable() else " " for c in text) for text in (message, hint))
     sys.stderr.write(f"raq: {' '.join(message.split())}\n" + (f"     {' '.join(hint.split())}\n" if hint else ""))
     sys.stderr.flush()
     return code

@@ -6,6 +6,7 @@ Reads files and versions; imports neither torch nor ray, and takes seconds.
 import os
 import re
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -81,10 +82,10 @@ def packages() -> list[Finding]:
 
 def compiler() -> Finding:
     """The C++ compiler that Inductor calls."""
-    name = os.environ.get("CXX", "g++")
-    path = shutil.which(name) or shutil.which("clang++")
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    path = shutil.which(name)
     if path is None:
-        return Finding("C++ compiler", "bad", "none", "install g++: Inductor compiles every artifact with it")
+        return Finding("C++ compiler", "bad", f"no {name}", "install g++: Inductor compiles every artifact with it")
     return Finding("C++ compiler", "ok", path)
 
 

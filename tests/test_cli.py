@@ -152,7 +152,7 @@ def test_check_as_json_and_of_several(finished: Workplace, tmp_path: Path) -> No
     assert (fp32["int8_mac_share"], qat["int8_mac_share"]) == (0.0, 1.0)
     assert fp32["vouched"] is True
     assert qat["vouched"] is None
-    assert qat["ran"] is None, "nobody vouches for a file without its record"
+    assert qat["ran"] is None, "nobody vouches for a file outside the results folder"
     assert [layer["name"] for layer in qat["layers"]][:2] == ["0", "3"]
     moved.write_bytes(moved.read_bytes()[:-1])
     done = finished.raq("check", str(moved))

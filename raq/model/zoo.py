@@ -117,7 +117,9 @@ def put_weights(model: nn.Module, weights: StateDict, name: str, source: str) ->
             raise UserError(f"model.weights: {source}: {key} is not a dense tensor", "save the FP32 state dict")
         if not torch.isfinite(weights[key].float()).all():
             raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
-    model.load_state_dict(dict(weights))
+    state = OrderedDict(weights)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # some modules ask for their version
+    model.load_state_dict(state)
 
 
 def resnet18_cifar(classes: int) -> nn.Module:

@@ -128,7 +128,8 @@ def _take(calls: list[KernelCall], layer: _Meant) -> KernelCall | None:
 
 def _share(found: list[LayerAudit], left: list[KernelCall], code: GeneratedCode) -> tuple[float | None, str]:
     """The share of MACs in int8, and what does not fit together."""
-    total = sum(layer.macs for layer in found)
+    floats = [call for call in left if not call.integer]  # matrix products that are no layer, as in attention
+    total = sum(layer.macs for layer in found) + sum(call.macs or 0 for call in floats)
     expected, matched = sum(layer.annotated for layer in found), sum(layer.int8 for layer in found)
     integer = sum(call.integer for call in code.calls)
     spare = [call.kernel for call in left if call.integer]
@@ -141,6 +142,10 @@ def _share(found: list[LayerAudit], left: list[KernelCall], code: GeneratedCode)
         problem = f"the generated code calls an integer kernel for {matched} of the graph's {expected} int8 layers"
     elif found and not expected:
         problem = f"none of the graph's {len(found)} layers is quantized"
+    if floats:
+        uncounted = sum(call.macs is None for call in floats)
+        beyond = f"{len(floats)} float matrix kernels belong to no layer ({uncounted} of unknown size, not counted)"
+        problem = f"{problem}; {beyond}" if problem else beyond
     return (sum(layer.macs for layer in found if layer.int8) / total if total else None), problem
 
 

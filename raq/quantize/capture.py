@@ -18,6 +18,7 @@ from raq.quantize.sharing import unshare
 
 MAX_BATCH = 65_536
 CONVOLUTIONS = tuple(getattr(torch.ops.aten, name) for name in ("conv1d", "conv2d", "conv3d", "convolution"))
+TRANSPOSED = tuple(getattr(torch.ops.aten, f"conv_transpose{n}") for n in ("1d", "2d", "3d"))
 LINEARS = (torch.ops.aten.linear, torch.ops.aten.addmm, torch.ops.aten.mm)
 
 
@@ -69,7 +70,7 @@ def layers(graph: fx.Graph) -> list[tuple[fx.Node, Layer]]:
     found = []
     for node in graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
-        if packet in CONVOLUTIONS:
+        if packet in (*CONVOLUTIONS, *TRANSPOSED):
             found.append((node, Layer(layer_name(node), "conv", _macs(node, weight_argument=1))))
         elif packet in LINEARS:
             weight = {torch.ops.aten.linear: 1, torch.ops.aten.addmm: 2, torch.ops.aten.mm: 1}[packet]
@@ -79,23 +80,31 @@ def layers(graph: fx.Graph) -> list[tuple[fx.Node, Layer]]:
 
 def is_layer(node: fx.Node) -> bool:
     """Whether a node is a convolution or a linear layer."""
-    return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *LINEARS)
+    return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *TRANSPOSED, *LINEARS)
 
 
 def _macs(node: fx.Node, weight_argument: int) -> int:
-    """Multiply-accumulates an image: outputs without the batch, times the inputs of each."""
-    output = _shape(node)[1:]
-    weight_node = node.args[weight_argument]
+    """Multiply-accumulates an image: all outputs for a batch of one, times the inputs of each."""
+    weight_node, data_node = node.args[weight_argument], node.args[0]
     assert isinstance(weight_node, fx.Node)
     weight = _shape(weight_node)
-    is_matmul = getattr(node.target, "overloadpacket", None) in (torch.ops.aten.addmm, torch.ops.aten.mm)
-    inputs = weight[0] if is_matmul else math.prod(weight[1:])
-    return math.prod(output) * inputs
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in TRANSPOSED:
+        assert isinstance(data_node, fx.Node)
+        return math.prod(_shape(data_node)) * math.prod(weight[1:])  # each input goes into so many outputs
+    inputs = weight[0] if packet in (torch.ops.aten.addmm, torch.ops.aten.mm) else math.prod(weight[1:])
+    return math.prod(_shape(node)) * inputs
 
 
 def _shape(node: fx.Node) -> list[int]:
+    """A shape for a batch of one; the batch may stand anywhere, and in products such as images times windows."""
     value: Any = node.meta["val"]
-    return [size if isinstance(size, int) else 1 for size in value.shape]
+    return [size if isinstance(size, int) else _for_one_image(size) for size in value.shape]
+
+
+def _for_one_image(size: torch.SymInt) -> int:
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
 def layer_name(node: fx.Node) -> str:

@@ -1,64 +1,77 @@
 """`raq check`: is an artifact quantized, is it whole, is it the one that was evaluated? Ours or a stranger's.
 
 An AOTInductor package is native code, which runs when it is loaded. So it is read, not loaded, unless the user asks
-for that, or a record of ours beside it vouches for its digest; and then it runs in a process of its own.
+for that, or a record in the user's own results folder vouches for its digest; and then it runs in a process of its own.
 """
 
+import math
+import platform
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from raq.environment import machine, versions
+from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
 from raq.quantize.generated import METADATA_KEY, GeneratedCode, read_package
 from raq.quantize.ledger import ledger
-from raq.records import read_json
+from raq.quantize.parity import sqnr_db
+from raq.records import Store, read_json
 from raq.stages import file_digest
 
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
-ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8"}
+ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
+                "NEON": "asimd"}  # fmt: skip
+LEAST_DB_BETWEEN_BATCHES = 20.0
+MOST_PIXELS = 4096 * 4096
 Found = dict[str, Any]
 
 
-def check(path: Path, *, run: bool, require: float) -> Found:
+def check(path: Path, results: Path, *, run: bool, require: float) -> Found:
     """What can be said of an artifact, as plain values; `problems` is empty if nothing is wrong with it.
 
-    run: load it even if no record vouches for it; require: the least share of MACs in int8 of one that is to be int8
-    (all but those that raq marked fp32). Raises UserError if there is no such file.
+    results: the folder whose records vouch for artifacts that lie in it; run: load it even if none does; require: the
+    least share of MACs in int8 of one that is to be int8 (all but those that raq marked fp32).
+    Raises UserError if there is no such file.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2)")
-    record = _record_beside(path)
-    digest = file_digest(path)
-    found: Found = {"path": str(path), "sha256": digest, "size_bytes": path.stat().st_size, "vouched": None,
-                    "metadata": None, "int8_mac_share": None, "layers": [], "kernels": {}, "ledger": None,
-                    "ran": None, "problems": []}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "artifact.pt2"  # what is digested is what is read and run
+        shutil.copyfile(path, own)
+        return _check(path, own, _record(path, Store(results.resolve())), run=run, require=require)
+
+
+def _check(path: Path, own: Path, record: Found | None, *, run: bool, require: float) -> Found:
+    digest = file_digest(own)
+    found: Found = {"path": str(path), "sha256": digest, "size_bytes": own.stat().st_size, "vouched": None,
+                    "metadata": None, "int8_mac_share": None, "layers": [], "ledger": None,
+                    "ran": None, "problems": [], "notes": []}  # fmt: skip
     if record is not None:
-        found["vouched"] = record["results"].get("sha256") == digest
+        found["vouched"] = record.get("sha256") == digest
         if not found["vouched"]:
             found["problems"].append("it is not the file that was evaluated: its digest is not the one in its record")
     try:
-        code = read_package(path)
+        code = read_package(own)
     except StageError as error:
-        found["problems"].append(error.message)
+        found["problems"].append(error.message.replace(str(own), str(path)))
         return found
-    ours = code.metadata.get(METADATA_KEY)
-    audit = record["results"].get("audit") if record is not None and found["vouched"] else None
-    found |= {
-        "metadata": code.metadata,
-        "layers": audit["layers"] if audit else _layers(code),
-        "int8_mac_share": audit["int8_mac_share"] if audit else share_of_code(code),
-        "ledger": ledger(code).as_record(),
-    }
-    found["problems"] += _problems(found, ours or {}, require)
-    if run or found["vouched"]:
-        found["ran"] = _run(path, (ours or {}).get("input"), found["problems"])
+    ours: Found = code.metadata.get(METADATA_KEY) or {}
+    audit = record.get("audit") if record is not None and found["vouched"] else None
+    found |= {"metadata": code.metadata, "layers": audit["layers"] if audit else _layers(code),
+              "int8_mac_share": audit["int8_mac_share"] if audit else share_of_code(code),
+              "ledger": ledger(code).as_record()}  # fmt: skip
+    _judge_int8(found, ours, require)
+    runs_here = _judge_machine(found, ours)
+    if (run or found["vouched"]) and runs_here:
+        _run(own, path, ours, found)
     return found
 
 
 def share_of_code(code: GeneratedCode) -> float | None:
     """Integer kernels' share of the MACs of all kernel calls; None if the shapes of one are not in the code."""
     macs = [call.macs for call in code.calls]
-    if not macs or any(count is None for count in macs):
+    if any(count is None for count in macs) or not sum(count or 0 for count in macs):
         return None
     return sum(call.macs or 0 for call in code.calls if call.integer) / sum(count or 0 for count in macs)
 
@@ -79,69 +92,89 @@ def _layers(code: GeneratedCode) -> list[Found]:
     ]
 
 
-def _record_beside(path: Path) -> Found | None:
-    """The record of the stage that made the file, where it lies in a results folder."""
-    try:
-        record = read_json(path.resolve().parent / "record.json")
-    except UserError:
+def _record(path: Path, store: Store) -> Found | None:
+    """The results of the stage that made the file, if it lies in this store."""
+    folder = path.resolve().parent
+    if folder.parent != store.root / "stages":
         return None
-    return record if record.get("kind") == "lower" and isinstance(record.get("results"), dict) else None
+    try:
+        record = read_json(folder / "record.json")
+    except UserError:
+        return {}  # damaged: it vouches for nothing
+    known = store.find(str(record.get("kind")), str(record.get("fingerprint")))
+    results = known["results"] if known is not None and known.get("kind") == "lower" else {}
+    return results if isinstance(results, dict) else {}
 
 
-def _problems(found: Found, ours: Found, require: float) -> list[str]:
-    problems = []
+def _judge_int8(found: Found, ours: Found, require: float) -> None:
     share, floats = found["int8_mac_share"], [layer["name"] for layer in found["layers"] if not layer["int8"]]
-    on_gpu = found["metadata"].get("AOTI_DEVICE_KEY", "cpu") != "cpu"
-    if ours.get("candidate") != "fp32" and not on_gpu and (share is None or share < require):
+    if found["metadata"].get("AOTI_DEVICE_KEY", "cpu") != "cpu":
+        found["notes"].append("made for a GPU: there its arithmetic is float, whatever its weights are")
+    elif ours.get("candidate") == "fp32":
+        found["notes"].append("marked as fp32: nothing is to be int8")
+    elif share is None or share < require:
         said = f"offered as {ours['candidate']}, and " if "candidate" in ours else ""
         known = "an unknown share" if share is None else f"{100 * share:.1f}%"
-        problems.append(
+        found["problems"].append(
             f"not quantized: {said}{known} of its MACs is int8 ({100 * require:g}% is required); "
             f"{len(floats)} of {len(found['layers'])} layers are float"
         )
     if found["ledger"]["duplicates"]:
-        problems.append(f"float copies of int8 weights are kept: {', '.join(found['ledger']['duplicates'][:5])}")
+        named = ", ".join(found["ledger"]["duplicates"][:5])
+        found["problems"].append(f"float copies of int8 weights are kept: {named}")
+
+
+def _judge_machine(found: Found, ours: Found) -> bool:
+    """Whether it can be run here; if not, why is added."""
+    problems: list[str] = []
     here = str(versions(("torch",))["torch"]).split("+")[0]
     if ours.get("torch") not in (None, here):
         problems.append(f"made by torch {ours['torch']}, here is torch {here}: lower it again")
+    made_for = found["metadata"].get("AOTI_MACHINE")
+    if made_for not in (None, "", platform.machine()):
+        problems.append(f"made for {made_for}, and this machine is {platform.machine()}")
     features = machine()["features"]
-    lacking = [
-        isa
-        for isa in str(found["metadata"].get("AOTI_CPU_ISA", "")).split()
-        if isa in ISA_FEATURES and ISA_FEATURES[isa] not in features
-    ]
+    needed = str(found["metadata"].get("AOTI_CPU_ISA", "")).split()
+    lacking = [isa for isa in needed if isa in ISA_FEATURES and ISA_FEATURES[isa] not in features]
     if lacking:
         problems.append(f"made for a CPU with {', '.join(lacking)}, which this one has not: it would crash here")
-    return problems
+    unknown = [isa for isa in needed if isa not in ISA_FEATURES]
+    if unknown:
+        found["notes"].append(f"made for a CPU with {', '.join(unknown)}, which is not known here")
+    found["problems"] += problems
+    if found["metadata"].get("AOTI_DEVICE_KEY", "cpu") != "cpu" and not gpus():
+        found["notes"].append("not run: there is no GPU here")
+        return False
+    return not problems
 
 
-def _run(path: Path, shape: list[int] | None, problems: list[str]) -> Found | None:
-    """Load it in a fresh process and try batches of 1 and 3; what is wrong is added to `problems`."""
+def _run(own: Path, path: Path, ours: Found, found: Found) -> None:
+    """Load it in a fresh process and try batches of 1 and 3; what is wrong is added."""
     import torch
 
     from raq.quantize.fresh import FreshProcess
 
-    if problems and any("crash" in problem or "torch" in problem for problem in problems):
-        return None
-    if shape is None:
-        problems.append("its input is not known (raq did not make it), so that it cannot be tried")
-        return None
-    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    shape = ours.get("input")
+    sizes = [size for size in shape if isinstance(size, int) and size > 0] if isinstance(shape, list) else []
+    if len(sizes) != 3 or len(sizes) != len(shape or []) or math.prod(sizes) > MOST_PIXELS:
+        found["problems"].append("its input is not known (raq did not make it), so that it cannot be tried")
+        return
+    images = torch.randn(3, *sizes, generator=torch.Generator().manual_seed(0))
     try:
-        with FreshProcess(path) as network:
+        with FreshProcess(own, str(found["metadata"].get("AOTI_DEVICE_KEY", "cpu"))) as network:
             three = network(images)
             single = torch.cat([network(images[n : n + 1]) for n in range(3)])
             again = network(images)
+            told = network.told
     except StageError as error:
-        problems.append(error.message)
-        return None
-    if not torch.isfinite(three).all():
-        problems.append("it gives logits that are not finite")
-    if not torch.equal(three, again):
-        problems.append("it gives other logits for the same images when run again")
-    return {
-        "load_s": network.told["load_s"],
-        "resident_bytes": network.told["resident_bytes"],
-        "classes": int(three.shape[1]),
-        "largest_difference_between_batches": float((three - single).abs().max()),
-    }
+        found["problems"].append(error.message.replace(str(own), str(path)))
+        return
+    if not torch.isfinite(three).all() or not torch.isfinite(single).all():
+        found["problems"].append("it gives logits that are not finite")
+    elif not torch.equal(three, again):
+        found["problems"].append("it gives other logits for the same images when run again")
+    between = sqnr_db(three.numpy(), single.numpy())
+    if between is not None and between < LEAST_DB_BETWEEN_BATCHES:
+        found["problems"].append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
+    found["ran"] = {"load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
+                    "classes": int(three.shape[1]), "batches_sqnr_db": between}  # fmt: skip

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -23,6 +24,7 @@ from torch import Tensor
 from raq.errors import StageError
 
 START_TIMEOUT_S, CALL_TIMEOUT_S = 120.0, 600.0
+MOST_CLASSES, MOST_ANSWER_BYTES = 10_000_000, 4_000_000_000
 CHILD = """
 import json, os, struct, sys, time
 answers = os.fdopen(os.dup(1), "wb")
@@ -70,68 +72,81 @@ class FreshProcess:
         self.told: dict[str, Any] = {}
 
     def __enter__(self) -> "FreshProcess":
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
-        self.child = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=tempfile.gettempdir()
-        )
-        assert self.child.stdin is not None
-        assert self.child.stdout is not None
-        self.requests, self.answers = self.child.stdin, self.child.stdout.fileno()
-        self.buffer = b""
-        try:
-            while b"\n" not in self.buffer:
-                self._receive(START_TIMEOUT_S)
-            line, _, self.buffer = self.buffer.partition(b"\n")
-            self.told = json.loads(line)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        self.stack = ExitStack()
+        with ExitStack() as stack:
+            self.errors: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
+            # torch unpacks the package there, and a process that is killed does not tidy up
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="raq-fresh-", ignore_cleanup_errors=True))
+            self.child = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=scratch,
+                env={**os.environ, "TMPDIR": scratch},
+            )  # fmt: skip
+            stack.callback(self._end)
+            assert self.child.stdin is not None
+            assert self.child.stdout is not None
+            self.requests, self.answers = self.child.stdin.fileno(), self.child.stdout.fileno()
+            os.set_blocking(self.requests, False)
+            self.buffer = bytearray()
+            line = self._exchange(b"", lambda got: got.find(b"\n") + 1, START_TIMEOUT_S)
+            try:
+                self.told = json.loads(line)
+            except ValueError:
+                raise self._failure("it gave no sensible answer") from None
+            self.stack = stack.pop_all()
         return self
 
     def __call__(self, images: Tensor) -> Tensor:
         """The logits for a batch."""
         assert images.ndim == 4
         values = images.detach().cpu().contiguous().numpy().astype(np.float32, copy=False)
-        try:
-            self.requests.write(struct.pack("4q", *values.shape) + values.tobytes())
-            self.requests.flush()
-        except BrokenPipeError:
-            raise self._failure("its process ended") from None
-        rows, classes = struct.unpack("2q", self._take(16, CALL_TIMEOUT_S))
-        logits = np.frombuffer(self._take(4 * rows * classes, CALL_TIMEOUT_S), dtype=np.float32)
-        return torch.from_numpy(logits.reshape(rows, classes).copy())
+        request = struct.pack("4q", *values.shape) + values.tobytes()
+        header = self._exchange(request, lambda got: 16 if len(got) >= 16 else 0, CALL_TIMEOUT_S)
+        rows, classes = struct.unpack("2q", header)
+        if rows != len(values) or not 0 < classes <= MOST_CLASSES:
+            raise self._failure(f"it gave [{rows}, {classes}] for {len(values)} images")
+        size = 4 * rows * classes
+        content = self._exchange(b"", lambda got: size if len(got) >= size else 0, CALL_TIMEOUT_S)
+        return torch.from_numpy(np.frombuffer(content, dtype=np.float32).reshape(rows, classes).copy())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stack.close()
+
+    def _end(self) -> None:
         self.child.kill()
         self.child.wait()
-        self.child.stdout.close()  # type: ignore[union-attr]
-        with suppress(BrokenPipeError):
-            self.requests.close()
-        self.errors.close()
+        for pipe in (self.child.stdin, self.child.stdout):
+            with suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
 
-    def _take(self, count: int, timeout_s: float) -> bytes:
-        while len(self.buffer) < count:
-            self._receive(timeout_s)
-        taken, self.buffer = self.buffer[:count], self.buffer[count:]
-        return taken
-
-    def _receive(self, timeout_s: float) -> None:
+    def _exchange(self, request: bytes, complete: Callable[[bytearray], int], timeout_s: float) -> bytes:
+        """Send all of `request` and receive until `complete` tells how many bytes are the answer, within one limit."""
         deadline = time.monotonic() + timeout_s
-        ready, _, _ = select.select([self.answers], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise self._failure(f"no answer within {timeout_s:.0f} s")
-        received = os.read(self.answers, 1 << 20)
-        if not received:
-            raise self._failure("its process ended")
-        self.buffer += received
+        left = memoryview(request)
+        while not (count := 0 if left else complete(self.buffer)):
+            wait = deadline - time.monotonic()
+            readable, writable, _ = select.select([self.answers], [self.requests] if left else [], [], max(0.0, wait))
+            if not readable and not writable:
+                raise self._failure(f"no answer within {timeout_s:.0f} s")
+            try:
+                if writable:
+                    left = left[os.write(self.requests, left[: 1 << 20]) :]
+                received = os.read(self.answers, 1 << 20) if readable else None
+            except OSError:
+                received = b""
+            if received == b"" or len(self.buffer) > MOST_ANSWER_BYTES:
+                raise self._failure("its process ended" if received == b"" else "it does not stop answering")
+            self.buffer += received or b""
+        answer = bytes(self.buffer[:count])
+        del self.buffer[:count]
+        return answer
 
     def _failure(self, what: str) -> StageError:
         self.child.kill()
         self.child.wait()
         self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        lines = self.errors.read()[-100_000:].decode(errors="replace").strip().splitlines()
         last = f": {lines[-1]}" if lines else ""
         return StageError(
             f"{self.path}: the artifact does not run in a fresh process with torch alone: {what}{last}",

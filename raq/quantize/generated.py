@@ -1,14 +1,15 @@
 """What an AOTInductor package really runs, read from the C++ that it carries, without loading or executing any of it.
 
 The package is a zip: native code, the C++ that it was compiled from, and metadata. The C++ names every constant
-with its type and shape, and every call of a library kernel with its weight and output. The names of the kernels must
-also stand in the native code's import table: C++ that does not belong to its binary is found out.
+with its type and shape, and every call of a library kernel with its weight and output. The kernels that it calls must
+be those that the native code imports. That finds mistakes and files that were mixed up, not a determined forger.
 """
 
 import json
 import math
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,30 @@ SIZES = re.compile(r'assert_size_stride\((\w+), \{([^}]*)\}, \{[^}]*\}, ("(?:[^"
 ARRAY = re.compile(r"int64_t (int_array_\d+)\[\] = \{([^}]*)\}")
 ALLOCATION = re.compile(r"aoti_torch_empty_strided\(\d+, (int_array_\d+), .*&(\w+)_handle\)")
 WEIGHT_SCALE = re.compile(r"'w_scale': (\w+)")
+IMPORTED = re.compile(rb"\0(aoti_torch_(?:cpu|cuda|mkldnn)_\w+)(?=\0)")
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+# what no honest package exceeds; a reader of strangers' files must end
+MOST_SOURCE_BYTES, MOST_METADATA_BYTES, LONGEST_LINE, MOST_TIMES_FILE = 64_000_000, 1_000_000, 20_000, 4
+DAMAGE = (
+    OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, RecursionError, ValueError,
+    KeyError, IndexError, TypeError, AttributeError, OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor in the package. stored_bytes: as packed for the kernel, with padding; bytes: its numbers alone."""
+    """A tensor in the package. stored_bytes: as packed for the kernel, with padding; used: the code reads it."""
 
     name: str
     source: str
     dtype: str
     shape: tuple[int, ...]
     stored_bytes: int
+    used: bool
 
     @property
     def bytes(self) -> int:
-        """Elements times the size of one."""
+        """Bytes of its numbers alone: elements times the size of one."""
         return math.prod(self.shape) * ITEM_BYTES.get(self.dtype, 1)
 
 
@@ -80,60 +89,102 @@ def read_package(path: Path) -> GeneratedCode:
 
     Raises StageError if the file is damaged, is no such package, or its C++ and its native code do not belong together.
     """
-    again = "lower it again"
     try:
-        with zipfile.ZipFile(path) as package:
-            damaged = package.testzip()
-            if damaged is not None:
-                raise StageError(f"{path}: damaged: {damaged} does not have its checksum", again)
-            files = {name: package.read(name) for name in package.namelist() if "/aotinductor/" in name}
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise StageError(f"{path}: not a readable package: {error}", again) from None
-    sources = [text.decode(errors="replace") for name, text in files.items() if name.endswith(".wrapper.cpp")]
-    binaries = [content for name, content in files.items() if name.endswith(".so")]
-    if not sources or not binaries:
-        raise StageError(
-            f"{path}: the package holds no generated C++, or no native code", f"it cannot be checked; {again}"
-        )
-    metadata = _metadata(path, files)
-    constants = [constant for source in sources for constant in _constants(source)]
-    calls = [call for source in sources for call in _calls(source, {c.name: c for c in constants})]
-    for call in calls:
-        if not any(b"\0" + call.kernel.encode() + b"\0" in binary for binary in binaries):
-            raise StageError(
-                f"{path}: its C++ calls {call.kernel}, and its native code does not",
-                f"the C++ inside is not what was compiled: do not trust this file; {again}",
-            )
-    return GeneratedCode(constants, calls, metadata, sum(map(len, binaries)), path.stat().st_size)
+        files = _files(path, whole=True)
+        metadata = _metadata(files)
+        sources = {name.removesuffix(".cpp"): text for name, text in files.items() if name.endswith(".wrapper.cpp")}
+        binaries = {name.removesuffix(".so"): content for name, content in files.items() if name.endswith(".so")}
+        if not sources or set(sources) != set(binaries):
+            raise ValueError("it does not hold one binary for each generated C++ file")
+        constants: list[Constant] = []
+        calls: list[KernelCall] = []
+        for name, content in sources.items():
+            if len(content) > MOST_SOURCE_BYTES:
+                raise ValueError(f"{len(content) / 1e6:.0f} MB of C++")
+            lines = _code_lines(content.decode(errors="replace"))
+            own = _constants(lines)
+            called = _calls(lines, {constant.name: constant for constant in own})
+            _match_binary(called, binaries[name])
+            constants += own
+            calls += called
+    except DAMAGE as error:
+        text = str(error) if not isinstance(error, (KeyError, IndexError)) else type(error).__name__
+        raise StageError(f"{path}: not a readable package: {text}", "lower it again") from None
+    return GeneratedCode(constants, calls, metadata, sum(map(len, binaries.values())), path.stat().st_size)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """A package's metadata alone; StageError if it is no package."""
     try:
-        with zipfile.ZipFile(path) as package:
-            files = {n: package.read(n) for n in package.namelist() if n.endswith("wrapper_metadata.json")}
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        return _metadata(_files(path, whole=False))
+    except DAMAGE as error:
         raise StageError(f"{path}: not a readable package: {error}", "lower it again") from None
-    return _metadata(path, files)
 
 
-def _metadata(path: Path, files: dict[str, bytes]) -> dict[str, Any]:
+def _files(path: Path, *, whole: bool) -> dict[str, bytes]:
+    """The package's own files by name, or the metadata alone; checksums are checked by reading."""
+    with zipfile.ZipFile(path) as package:
+        entries = package.infolist()
+        if sum(entry.file_size for entry in entries) > MOST_TIMES_FILE * path.stat().st_size + MOST_METADATA_BYTES:
+            raise ValueError("it unpacks to many times its size")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("it holds two files of one name")
+        if whole:
+            return {entry.filename: package.read(entry) for entry in entries}
+        return {entry.filename: package.read(entry) for entry in entries if _is_metadata(entry.filename)}
+
+
+def _is_metadata(name: str) -> bool:
+    return name.endswith(".wrapper_metadata.json")
+
+
+def _metadata(files: dict[str, bytes]) -> dict[str, Any]:
+    def refuse(text: str) -> Any:
+        raise ValueError(f"{text} in its metadata")
+
     found: dict[str, Any] = {}
-    try:
-        for name, text in files.items():
-            if name.endswith("wrapper_metadata.json"):
-                found = json.loads(text)
-        if METADATA_KEY in found:
-            found[METADATA_KEY] = json.loads(found[METADATA_KEY])
-    except (ValueError, TypeError) as error:
-        raise StageError(f"{path}: its metadata is damaged: {error}", "lower it again") from None
+    for name, text in files.items():
+        if _is_metadata(name):
+            if len(text) > MOST_METADATA_BYTES:
+                raise ValueError("its metadata is too large")
+            found = json.loads(text, parse_constant=refuse)
+    if not isinstance(found, dict):
+        raise ValueError("its metadata is no mapping")
+    if METADATA_KEY in found:
+        found[METADATA_KEY] = json.loads(found[METADATA_KEY], parse_constant=refuse)
+        if not isinstance(found[METADATA_KEY], dict):
+            raise ValueError("its metadata is no mapping")
     return found
 
 
-def _constants(source: str) -> list[Constant]:
+def _code_lines(source: str) -> list[str]:
+    """The lines that are code: no comments, and none longer than the compiler writes but for packed layouts."""
+    return [line for line in source.splitlines() if not line.lstrip().startswith("//") and len(line) <= LONGEST_LINE]
+
+
+def _match_binary(calls: list[KernelCall], binary: bytes) -> None:
+    """ValueError unless the binary imports the kernels that the C++ calls, and no other of their kind."""
+    imported = {name.decode() for name in IMPORTED.findall(binary)}
+    imported = {name for name in imported if INTEGER.search(name) or FLOAT.search(name)}
+    called = {call.kernel for call in calls}
+    if called != imported:
+        raise ValueError(
+            "its C++ is not what its native code was compiled from: "
+            f"only the C++ calls {', '.join(sorted(called - imported)) or 'nothing more'}, "
+            f"only the native code {', '.join(sorted(imported - called)) or 'nothing more'}"
+        )
+
+
+def _constants(lines: list[str]) -> list[Constant]:
     fields: dict[int, dict[str, str]] = {}
-    for number, key, value in CONSTANT.findall(source):
-        fields.setdefault(int(number), {})[key] = value
+    last = 0
+    for number, line in enumerate(lines):
+        match = CONSTANT.search(line) if "constants_info_[" in line else None
+        if match:
+            fields.setdefault(int(match.group(1)), {})[match.group(2)] = match.group(3)
+        if "constants_->at(" in line:
+            last = number
+    read = set(re.findall(r"\w+", "\n".join(lines[last + 1 :])))
     return [
         Constant(
             entry["name"].strip('"'),
@@ -141,28 +192,28 @@ def _constants(source: str) -> list[Constant]:
             entry["dtype"].removeprefix("cached_torch_dtype_"),
             tuple(int(size) for size in re.findall(r"\d+", entry["shape"])),
             int(entry["data_size"]),
+            entry["name"].strip('"') in read,
         )
         for _, entry in sorted(fields.items())
     ]
 
 
-def _calls(source: str, constants: dict[str, Constant]) -> list[KernelCall]:
-    written = {buffer: sizes for buffer, sizes, _ in SIZES.findall(source)}
-    arrays = dict(ARRAY.findall(source))
-    allocated = {buffer: arrays.get(array, "") for array, buffer in ALLOCATION.findall(source)}
+def _calls(lines: list[str], constants: dict[str, Constant]) -> list[KernelCall]:
+    allocated, written, origins = _buffers(lines)
     shapes = {buffer: _without_batch(sizes) for buffer, sizes in {**allocated, **written}.items()}
-    origins = {buffer: origin for buffer, _, origin in SIZES.findall(source)}
+    weights = {name: constant.shape for name, constant in constants.items() if len(constant.shape) > 1}
     # weights that are not frozen are copied into a buffer first: one whose sizes are all numbers
-    weights = {name: constant.shape for name, constant in constants.items()}
-    weights |= {buffer: _numbers(sizes) for buffer, sizes in allocated.items() if re.fullmatch(r"[\dL, ]+", sizes)}
+    copied = {buffer: _numbers(sizes) for buffer, sizes in allocated.items() if re.fullmatch(r"[\dL, ]+", sizes)}
     found = []
-    for kernel, arguments in KERNEL.findall(source):
-        integer = bool(INTEGER.search(kernel))
-        if not integer and not FLOAT.search(kernel):
+    for line in lines:
+        match = KERNEL.search(line) if "aoti_torch_" in line else None
+        if match is None or not (INTEGER.search(match.group(1)) or FLOAT.search(match.group(1))):
             continue
-        names = re.findall(r"\b[A-Za-z_]\w*\b", arguments)
-        weight = next((n for n in names if len(weights.get(n, ())) > 1), None)
-        output = next((n.removesuffix("_handle") for n in reversed(names) if n.endswith("_handle")), names[0])
+        kernel, names = match.group(1), re.findall(r"\b[A-Za-z_]\w*\b", match.group(2))
+        integer = bool(INTEGER.search(kernel))
+        weight = next((n for n in names if n in weights), None) or next((n for n in names[1:] if n in copied), None)
+        weight_shape = weights.get(weight or "") or copied.get(weight or "")
+        output = next((n.removesuffix("_handle") for n in reversed(names) if n.endswith("_handle")), (names or [""])[0])
         after = names[names.index(weight) + 1 :] if weight else []
         # a residual sum is written into the buffer that is added, which has no shape of its own
         shape = shapes.get(output) or next((shapes[n] for n in after if n in shapes), None)
@@ -176,12 +227,29 @@ def _calls(source: str, constants: dict[str, Constant]) -> list[KernelCall]:
                 next(filter(None, modules), None),
                 weight if weight in constants else None,
                 scale,
-                weights[weight] if weight else None,
+                weight_shape,
                 shape,
-                _macs(kernel, weights[weight] if weight else None, shape),
+                _macs(kernel, weight_shape, shape),
             )
         )
     return found
+
+
+def _buffers(lines: list[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Sizes of buffers that are allocated, sizes of those that kernels give, and what those came from."""
+    arrays: dict[str, str] = {}
+    allocated: dict[str, str] = {}
+    written: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    for line in lines:
+        if "int_array_" in line and (match := ARRAY.search(line)):
+            arrays[match.group(1)] = match.group(2)
+        elif "aoti_torch_empty_strided" in line and (match := ALLOCATION.search(line)):
+            allocated[match.group(2)] = arrays.get(match.group(1), "")
+        elif "assert_size_stride" in line and (match := SIZES.search(line)):
+            written.setdefault(match.group(1), match.group(2))
+            origins.setdefault(match.group(1), match.group(3))
+    return allocated, written, origins
 
 
 def _module(source: str) -> str:

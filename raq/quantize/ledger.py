@@ -58,7 +58,7 @@ def ledger(code: GeneratedCode) -> Ledger:
     duplicates = [
         constant.name
         for constant in weights
-        if constant.dtype in FLOATS and constant.name not in kernels and _form(constant.shape) in integers
+        if constant.dtype in FLOATS and not constant.used and _form(constant.shape) in integers
     ]
     return Ledger(
         code.file_bytes,

@@ -58,19 +58,17 @@ class _FakeQuantize(nn.Module):
 def simulated(prepared: fx.GraphModule) -> Iterator[fx.GraphModule]:
     """The calibrated graph, its observers acting as fake quantizers meanwhile: nothing is observed.
 
-    What convert should come to, computed without it.
+    From here on the ranges stand. What convert should come to, computed without it.
     """
     observers = {
         name: module
         for name, module in prepared.named_modules(remove_duplicate=False)
         if isinstance(module, ObserverBase)
     }
-    quantizers: dict[int, _FakeQuantize] = {}
-    for name, observer in observers.items():
-        if id(observer) not in quantizers:
-            quantizers[id(observer)] = _FakeQuantize(observer)
-        _put(prepared, name, quantizers[id(observer)])
+    quantizers = {id(observer): _FakeQuantize(observer) for observer in observers.values()}
     try:
+        for name, observer in observers.items():
+            _put(prepared, name, quantizers[id(observer)])
         yield prepared
     finally:
         for name, observer in observers.items():

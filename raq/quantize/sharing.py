@@ -7,6 +7,7 @@ each call is the same function, and makes two patterns of it.
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,10 +16,10 @@ from torch import Tensor, fx, nn
 def unshare(network: nn.Module, example: Tensor) -> nn.Module:
     """A copy of the network in which every call of a module without state goes to an instance of its own.
 
-    example: float32 [n, ...], run once or twice in evaluation mode to see what is called how often. A module whose
-    forward calls a stateless child twice is replaced by its torch.fx trace, children untouched; one that cannot be
-    traced stays as it is. Names of parameters and buffers, modes and outputs are those of `network`, which is not
-    changed.
+    example: float32 [n, ...], run in evaluation mode to see what is called how often. A module whose forward calls a
+    stateless child twice is replaced by its torch.fx trace, children untouched. Where that cannot be done, or would
+    change the output in evaluation mode or the names of tensors, the copy keeps sharing: torch.export may yet follow
+    it. Modes are kept; `network` itself is not changed.
     """
     own = copy.deepcopy(network)
     _separate_attributes(own)
@@ -28,19 +29,31 @@ def unshare(network: nn.Module, example: Tensor) -> nn.Module:
         for name, module in own.named_modules()
         if name and _is_stateless(module) and calls[name] > max(1, calls[name.rpartition(".")[0]])
     }
-    for name in sorted(parents, key=len, reverse=True):  # the inner ones first
-        separated = _separate_calls(own.get_submodule(name))
+    if not parents:
+        return own
+    trial = _separated(copy.deepcopy(own).eval(), parents)  # a trace holds the mode that it was made in
+    try:
+        with torch.no_grad():
+            after = trial(example)
+    except Exception:  # say, an attribute that another module reads and the trace has not
+        return own
+    same = isinstance(before, Tensor) and isinstance(after, Tensor) and torch.equal(before, after)
+    if not same or list(trial.state_dict()) != list(own.state_dict()):
+        return own
+    return _separated(own, parents)
+
+
+def _separated(network: nn.Module, parents: set[str]) -> nn.Module:
+    """The network with these modules replaced by their traces, the inner ones first, where there is a trace."""
+    for name in sorted(parents, key=len, reverse=True):
+        separated = _separate_calls(network.get_submodule(name))
         if separated is None:
             continue
         if not name:
-            own = separated
-            continue
+            return separated
         owner, _, attribute = name.rpartition(".")
-        setattr(own.get_submodule(owner), attribute, separated)
-    if parents:
-        after, _ = _count_calls(own, example)
-        assert torch.equal(before, after), "un-sharing has changed what the network computes"
-    return own
+        setattr(network.get_submodule(owner), attribute, separated)
+    return network
 
 
 def _is_stateless(module: nn.Module) -> bool:
@@ -63,7 +76,7 @@ def _separate_attributes(network: nn.Module) -> None:
                 setattr(owner, attribute, copy.deepcopy(child))
 
 
-def _count_calls(network: nn.Module, example: Tensor) -> tuple[Tensor, Counter[str]]:
+def _count_calls(network: nn.Module, example: Tensor) -> tuple[Any, Counter[str]]:
     """The output for `example` in evaluation mode, and how often each module was called."""
     calls: Counter[str] = Counter()
     modes = {name: module.training for name, module in network.named_modules()}
@@ -73,7 +86,7 @@ def _count_calls(network: nn.Module, example: Tensor) -> tuple[Tensor, Counter[s
     ]
     try:
         with torch.no_grad():
-            output: Tensor = network.eval()(example)
+            output = network.eval()(example)
     finally:
         for handle in handles:
             handle.remove()
@@ -92,6 +105,8 @@ class _Shallow(fx.Tracer):
 
 def _separate_calls(parent: nn.Module) -> fx.GraphModule | None:
     """A module as the trace of its forward, in which no stateless child is called twice; None if it has no trace."""
+    if parent._forward_hooks or parent._forward_pre_hooks:
+        return None
     try:
         traced = fx.GraphModule(parent, _Shallow().trace(parent), type(parent).__name__)
     except Exception:  # control flow, *args: what fx cannot follow raises many kinds; torch.export may yet follow it

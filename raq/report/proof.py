@@ -26,8 +26,9 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
     """What `raq check` found of one artifact: layer by layer, byte by byte, and what is wrong."""
     share = found["int8_mac_share"]
     known = "unknown" if share is None else f"{100 * share:.1f}%"
-    vouched = {None: "no record beside it", True: "the file of its record", False: "NOT the file of its record"}
-    _say(console, f"\n{found['path']}: int8 {known} of the MACs, {vouched[found['vouched']]}", "bold")
+    vouched = {None: "no record of it", True: "the file of its record", False: "NOT the file of its record"}
+    console.print()
+    _say(console, f"{found['path']}: int8 {known} of the MACs, {vouched[found['vouched']]}", "bold")
     if found["layers"]:
         console.print(_layers(found["layers"]))
     if found["ledger"]:
@@ -47,6 +48,8 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
             f"ran in a fresh process with torch alone: loaded in {found['ran']['load_s']:.2f} s{memory}, "
             f"{found['ran']['classes']} classes",
         )
+    for note in found["notes"]:
+        _say(console, note, "dim")
     for problem in found["problems"]:
         _say(console, f"PROBLEM: {problem}", "bold red")
     if not found["problems"]:
@@ -77,17 +80,22 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
         macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1e6:.2f}"
         kernel = (layer["kernel"] or "none").removeprefix("aoti_torch_cpu_").removeprefix("_").removesuffix("_tensor")
         table.add_row(
-            Text(layer["name"]),
-            Text(kernel),
+            Text(printable(layer["name"])),
+            Text(printable(kernel)),
             Text(macs),
             Text("yes", "green") if layer["int8"] else Text("no", "red"),
-            Text(layer["reason"]),
+            Text(printable(layer["reason"])),
         )
     return table
 
 
+def printable(text: str) -> str:
+    """The text without what moves a terminal's cursor: names in a stranger's file are his."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _mb(count: float) -> str:

@@ -90,3 +90,10 @@ def test_outputs_that_are_no_logits() -> None:
         check_output(torch.nn.Conv2d(3, 4, 8), images, 4, "x")
     with pytest.raises(UserError, match=r"does not take images of \[3, 8, 8\]"):
         check_output(torch.nn.Linear(5, 4), images, 4, "x")
+
+
+def test_a_network_whose_state_dict_has_a_version(tmp_path: Path) -> None:
+    """torchvision's mnasnet refuses a state dict without its module versions."""
+    model = build_model("torchvision:mnasnet0_5", 10)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    put_weights(model, load_weights(tmp_path / "w.pt"), "mnasnet0_5", "w.pt")

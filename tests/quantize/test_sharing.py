@@ -62,6 +62,39 @@ def test_each_call_has_an_instance_of_its_own(build, training: bool) -> None:
     assert max(calls(separate).values()) == 1
 
 
+class Dropping(nn.Module):
+    """A forward that asks for its mode, and an owner that reads an attribute of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.offset = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(nn.functional.dropout(self.relu(x), 0.5, self.training))
+
+
+class Owner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Dropping()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x) + self.block.offset
+
+
+@pytest.mark.parametrize(("build", "separated"), [(Dropping, True), (Owner, False)])
+@pytest.mark.parametrize("training", [False, True])
+def test_modes_and_attributes_are_kept(build, separated: bool, training: bool) -> None:
+    network = build().train(training)
+    separate = unshare(network, IMAGES)
+    torch.manual_seed(0)
+    expected = network(IMAGES)
+    torch.manual_seed(0)
+    assert torch.equal(separate(IMAGES), expected)
+    assert (max(calls(separate).values()) == 1) is separated
+
+
 def test_the_network_itself_is_not_changed() -> None:
     network = Block()
     before = list(network.named_modules(remove_duplicate=False))
