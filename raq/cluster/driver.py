@@ -119,7 +119,7 @@ class Driver:
                 if events not in finished:  # what a stage posted before it ended is shown before its end
                     finished += ray.wait([events], timeout=LAST_EVENTS_S)[0]
                 if events in finished:
-                    self._show(ray.get(events, timeout=TAKE_TIMEOUT_S))
+                    self._show(_taken(events))
                     events = board.take.remote(TAKE_TIMEOUT_S)
                 for reference in [entry for entry in finished if entry in self.running]:
                     self._finish(reference, demands, board)
@@ -260,3 +260,16 @@ class Driver:
             "duration_s": answer["duration_s"],
             "attempts": attempts,
         }
+
+
+def _taken(events: Any) -> list[dict[str, Any]]:
+    """What the board gave; StageError if its process has died."""
+    import ray
+
+    try:
+        taken: list[dict[str, Any]] = ray.get(events, timeout=TAKE_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        raise StageError(
+            f"the process that stages report to died ({type(error).__name__})", "run again: finished stages are kept"
+        ) from error
+    return taken
