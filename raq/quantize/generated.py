@@ -48,8 +48,8 @@ class Constant:
 
     @property
     def bytes(self) -> int:
-        """Bytes of its numbers alone: elements times the size of one."""
-        return math.prod(self.shape) * ITEM_BYTES.get(self.dtype, 1)
+        """Bytes of its numbers alone: elements times the size of one; an expanded one holds each number once."""
+        return min(self.stored_bytes, math.prod(self.shape) * ITEM_BYTES.get(self.dtype, 1))
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def _constants(lines: list[str]) -> list[Constant]:
 
 
 def _calls(lines: list[str], constants: dict[str, Constant]) -> list[KernelCall]:
-    allocated, written, origins = _buffers(lines)
-    shapes = {buffer: _without_batch(sizes) for buffer, sizes in {**allocated, **written}.items()}
+    arrays, allocated, written, origins = _buffers(lines)
+    shapes = {name: _without_batch(sizes) for name, sizes in {**arrays, **allocated, **written}.items()}
     weights = {name: constant.shape for name, constant in constants.items() if len(constant.shape) > 1}
     # weights that are not frozen are copied into a buffer first: one whose sizes are all numbers
     copied = {buffer: _numbers(sizes) for buffer, sizes in allocated.items() if re.fullmatch(r"[\dL, ]+", sizes)}
@@ -235,8 +235,8 @@ def _calls(lines: list[str], constants: dict[str, Constant]) -> list[KernelCall]
     return found
 
 
-def _buffers(lines: list[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Sizes of buffers that are allocated, sizes of those that kernels give, and what those came from."""
+def _buffers(lines: list[str]) -> tuple[dict[str, str], dict[str, str], dict[str, str], dict[str, str]]:
+    """Arrays of sizes, sizes of buffers that are allocated, of those that kernels give, and what those came from."""
     arrays: dict[str, str] = {}
     allocated: dict[str, str] = {}
     written: dict[str, str] = {}
@@ -249,7 +249,7 @@ def _buffers(lines: list[str]) -> tuple[dict[str, str], dict[str, str], dict[str
         elif "assert_size_stride" in line and (match := SIZES.search(line)):
             written.setdefault(match.group(1), match.group(2))
             origins.setdefault(match.group(1), match.group(3))
-    return allocated, written, origins
+    return arrays, allocated, written, origins
 
 
 def _module(source: str) -> str:
@@ -275,4 +275,6 @@ def _macs(kernel: str, weight: tuple[int, ...] | None, output: tuple[int, ...] |
         return None
     if "conv" in kernel:
         return math.prod(output) * math.prod(weight[1:])
+    if "bmm" in kernel:  # its weight is one matrix a batch, expanded or not
+        return math.prod(output) * weight[-2]
     return math.prod(weight) * math.prod(output[:-1])

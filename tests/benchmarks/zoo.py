@@ -190,7 +190,7 @@ def main() -> None:
                 except (subprocess.SubprocessError, OSError) as error:
                     write_json(file, {"model": name, "failed": "process", "why": type(error).__name__})
         row = json.loads(file.read_text())
-        if options.time and "latency" not in row and row.get("lowered_sqnr_db") is not None:
+        if options.time and "latency" not in row and "lowered_sqnr_db" in row:
             row["latency"] = measured(name, folder)
             write_json(file, row)
         rows.append(row)
