@@ -1,6 +1,7 @@
 """Training by several workers: the loop of model/training.py inside Ray Train."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raq.stages import Call, Results, finish_qat, finish_training, train_in
 
 MAX_FAILURES = 2
 FAILED = "failed.json"
+QUIET_S, RELEASE_TIMEOUT_S = 8.0, 60.0
 UNUSED_HELPERS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
@@ -124,12 +126,18 @@ def distributed_stage(call: Call, board: Any) -> Results:
 def release_leaked_places() -> None:
     """Give back the places of a training whose stage actor died: Ray itself does so only when the whole job ends.
 
-    Only for a job in which no other distributed training runs: its groups are known by the job's id at their end.
+    Only for a job in which no other distributed training runs: its groups are known by the job's id at their end. The
+    dead actor's controller lives on for a moment, and may take new places for the workers that it has lost: they are
+    given back until none has appeared for QUIET_S, at most for RELEASE_TIMEOUT_S.
     """
     job = ray.get_runtime_context().get_job_id()
-    for identity, group in placement_group_table().items():
-        if identity.endswith(job) and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+    quiet_since = started = time.monotonic()
+    while time.monotonic() - quiet_since < QUIET_S and time.monotonic() - started < RELEASE_TIMEOUT_S:
+        for identity, group in placement_group_table().items():
+            if identity.endswith(job) and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+                quiet_since = time.monotonic()
+        time.sleep(0.5)
 
 
 def _cause(error: Exception) -> StageError:

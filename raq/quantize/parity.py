@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
-STEPS = ("fp32", "simulated", "converted", "lowered", "reloaded")
 
 
 def sqnr_db(reference: Logits, given: Logits) -> float | None:
