@@ -78,7 +78,7 @@ def epochs_done(events: list[dict]) -> list[int]:
     return [event["epoch_done"]["epoch"] for event in events if "epoch_done" in event]
 
 
-@pytest.mark.parametrize(("workers", "epochs"), [(1, 60), (2, 4)])
+@pytest.mark.parametrize(("workers", "epochs"), [pytest.param(1, 60, marks=pytest.mark.slow), (2, 4)])
 def test_a_killed_process_is_replaced_and_goes_on_with_the_same_losses(
     nodes, workplace, monkeypatch: pytest.MonkeyPatch, workers: int, epochs: int
 ) -> None:
