@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from raq.doctor import before_run
 from raq.environment import environment, machine
 from raq.errors import RaqError, UserError
-from raq.experiment import Experiment, load_experiment
+from raq.experiment import Experiment
+from raq.experiment_file import load_experiment
 from raq.interruption import stop_on_sigterm
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, read_run, write_json

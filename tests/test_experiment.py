@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from raq.errors import UserError
-from raq.experiment import Experiment, load_experiment
+from raq.experiment import Experiment
+from raq.experiment_file import load_experiment
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ import raq
 ROOT = Path(raq.__file__).parent
 FRONT = (
     "cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages",
-    "doctor", "requirements",
+    "doctor", "requirements", "experiment_file",
 )  # fmt: skip
 MAY_IMPORT = {
     "model": {"model"},

@@ -1,0 +1,140 @@
+"""From an experiment's file and overrides to a frozen `Experiment`, or to one line that says what is wrong with them.
+
+That line names the key, its place in the file, what is allowed and what to do next. Imports neither torch nor ray.
+"""
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from raq.errors import UserError
+from raq.experiment import Experiment
+from raq.yaml_text import Location, read_yaml_text, read_yaml_value
+
+PATHS = (("data", "root"), ("model", "weights"))
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in the YAML file `path`, with `--set` overrides such as "train.epochs=1" applied.
+
+    Relative paths (data.root, model.weights) come back absolute: the file's against its folder, an override's against
+    the working directory.
+    Raises UserError for anything that is not a valid experiment.
+    """
+    tree, lines = read_yaml_text(path)
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path}: an experiment is a mapping of keys, this is {_kind(tree)}",
+            "start with 'name: my-experiment'; see experiments/quickstart.yaml",
+        )
+    for override in overrides:
+        _apply_override(tree, lines, override)
+    try:
+        experiment = Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error.errors(include_url=False), tree, lines, path) from None
+    return _with_absolute_paths(experiment, path.resolve().parent)
+
+
+def _with_absolute_paths(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with data.root and model.weights made absolute against `folder`."""
+    data, model = experiment.data, experiment.model
+    if data.root is not None:
+        data = data.model_copy(update={"root": _absolute(data.root, folder, "data.root")})
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": _absolute(model.weights, folder, "model.weights")})
+    return experiment.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(path: str, folder: Path, key: str) -> str:
+    try:
+        return str((folder / Path(path).expanduser()).resolve())
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{key} is {_short(path)}, which is no path: {error}", f"correct {key}") from None
+
+
+def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: str) -> None:
+    """Write one "a.b=value" into the tree; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    parts = tuple(key.strip().split("."))
+    if not equals or not all(parts):
+        raise UserError(f"--set {override!r} is not KEY=VALUE", "write it like --set train.epochs=1")
+    at = tree
+    for part in parts[:-1]:
+        if at.get(part) is None:
+            at[part] = {}
+        if not isinstance(at[part], dict):
+            raise UserError(f"--set {override!r}: {part} is not a section", "see the keys in the experiment's file")
+        at = at[part]
+    value = read_yaml_value(text, f"--set {override}")
+    if parts in PATHS and isinstance(value, str):  # on the command line a path is relative to where one stands
+        value = _absolute(value, Path.cwd(), f"--set {key}")
+    at[parts[-1]] = value
+    lines[parts] = f"--set {override}"
+
+
+def _explain(errors: list[ErrorDetails], tree: dict[str, Any], lines: dict[Location, str], path: Path) -> UserError:
+    """The first problem of a validation, as one line with the place in the file."""
+    error = errors[0]
+    where = _in_tree(error["loc"], tree)
+    key = ".".join(str(part) for part in where) or "the experiment"
+    place = next((lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in lines), str(path))
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "extra_forbidden":
+        allowed = _allowed_keys(where[:-1])
+        near = difflib.get_close_matches(str(where[-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return UserError(f"{place}: unknown key {key!r}", f"{hint}allowed here: {', '.join(allowed)}")
+    if kind == "missing" and not isinstance(value, (tuple, list)):
+        return UserError(f"{place}: {key} is missing", f"add '{key}: ...'")
+    if isinstance(value, float) and not math.isfinite(value):
+        return UserError(f"{place}: {key} is {value}, and must be a finite number", "give a number")
+    if kind == "value_error":
+        message = str(context["error"])
+        section = f"{key}." if where else ""
+        return UserError(f"{place}: {section}{message}", "correct it there")
+    if kind == "string_pattern_mismatch":
+        return UserError(
+            f"{place}: {key} is {_short(value)}; a name is letters, digits, '.', '_' and '-', not a path",
+            "choose another name",
+        )
+    alternatives = [e["msg"] for e in errors if _in_tree(e["loc"], tree)[: len(where)] == where]
+    message = " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in alternatives))
+    return UserError(f"{place}: {key} is {_short(value)}; it should be {message}", f"correct {key}")
+
+
+def _in_tree(location: Sequence[int | str], tree: Any) -> Location:
+    """The part of pydantic's location that stands in the file (it adds the names of union members)."""
+    where: list[int | str] = []
+    at: Any = tree
+    for n, part in enumerate(location):
+        inside = part in at if isinstance(at, dict) else isinstance(at, list) and part in range(len(at))
+        last = n == len(location) - 1
+        if inside or (last and isinstance(at, dict)):
+            where.append(part)
+            at = at[part] if inside else None
+    return tuple(where)
+
+
+def _allowed_keys(where: Sequence[int | str]) -> list[str]:
+    """The keys of the section at `where`."""
+    section: type[BaseModel] = Experiment
+    for part in where:
+        annotation = section.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(section.model_fields)
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value is None else f"a {type(value).__name__}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
