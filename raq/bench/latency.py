@@ -6,9 +6,11 @@ median of the ratios within rounds.
 """
 
 import json
+import os
 import selectors
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -154,11 +156,14 @@ class _Process:
 def _processes(contenders: Sequence[ContenderSettings]) -> Iterator[dict[str, _Process]]:
     """A process for each contender, ended on the way out."""
     running: dict[str, _Process] = {}
+    # torch unpacks packages there, and a process that is killed does not tidy up
+    scratch = tempfile.TemporaryDirectory(prefix="raq-bench-", ignore_cleanup_errors=True)
     try:
         for contender in contenders:
             child = subprocess.Popen(
-                [sys.executable, "-m", "raq.bench.runtimes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
+                [sys.executable, "-m", "raq.bench.runtimes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env={**os.environ, "TMPDIR": scratch.name},
+            )  # fmt: skip
             running[contender.name] = _Process(contender.name, child)
         yield running
     finally:
@@ -166,6 +171,7 @@ def _processes(contenders: Sequence[ContenderSettings]) -> Iterator[dict[str, _P
             process.child.kill()
             process.child.wait()
             _pipe(process.child.stdout).close()
+        scratch.cleanup()
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:
