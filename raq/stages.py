@@ -7,7 +7,7 @@ inside the functions: the driver reads this module's types without paying for it
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from raq.model.data import Dataset
     from raq.model.training import TrainingContext, TrainingResult
+    from raq.quantize.parity import Chain
 
 PLAIN_SIZE = "set train.progressive: [] to train at the full size only"
 Progress = Callable[[dict[str, Any]], None]
@@ -159,7 +160,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         call.settings["seed"],
         lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} images"}),
     )
-    chain = _Chain(call, dataset)
+    chain = _chain(call, dataset)
     chain.step("fp32", network)
     with simulated(prepared) as as_integers:
         chain.step("simulated", as_integers)
@@ -184,7 +185,7 @@ def finish_qat(call: Call, result: "TrainingResult") -> Results:
     prepared.load_state_dict(result.state)
     set_graph_mode(prepared, training=False, norms=False)
     prepared.apply(disable_observer)
-    chain = _Chain(call, _dataset(call))
+    chain = _chain(call, _dataset(call))
     chain.step("simulated", prepared)
     results = _keep_program(call, convert(prepared, _example(call)), chain)
     return {"history": result.history, "best_epoch": result.best_epoch, **results}
@@ -194,7 +195,7 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
     from raq.environment import machine
     from raq.quantize.artifact import load, lower
-    from raq.quantize.audit import audit_artifact
+    from raq.quantize.audit import audit
     from raq.quantize.capture import export_network
     from raq.quantize.conversion import load_program, tensor_bytes
     from raq.quantize.generated import read_package
@@ -207,7 +208,7 @@ def lower_stage(call: Call, progress: Progress) -> Results:
             f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
             "give resources that only nodes of that kind have",
         )
-    chain = _Chain(call, _dataset(call))
+    chain = _chain(call, _dataset(call))
     if "program" in call.inputs:
         program = load_program(Path(call.inputs["program"]) / PROGRAM)
         chain.go_on_from("converted", Path(call.inputs["program"]) / LOGITS)
@@ -228,13 +229,14 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     lower(program, path, metadata, settings["device"])
     chain.step("lowered", load(path), settings["device"])
     started = time.perf_counter()
+    code = read_package(path)
     results: Results = {
         "runtime": settings["runtime"],
         "target": settings["device"],
         "size_bytes": path.stat().st_size,
         "weight_bytes": tensor_bytes(program),
         "sha256": file_digest(path),
-        "ledger": ledger(read_package(path)).as_record(),
+        "ledger": ledger(code).as_record(),
         "float_copies": [] if settings["candidate"] == "fp32" else float_copies(program),
     }
     if settings["candidate"] == "fp32":
@@ -242,10 +244,10 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     elif settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
         results |= {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
     else:
-        audit = audit_artifact(program, path)
-        results |= {"int8_mac_share": audit.int8_mac_share, "audit": audit.as_record()}
+        found = audit(program, code)
+        results |= {"int8_mac_share": found.int8_mac_share, "audit": found.as_record()}
     chain.seconds += time.perf_counter() - started
-    return results | chain.finish()
+    return results | chain.finish(Path(call.folder) / LOGITS)
 
 
 def evaluate_stage(call: Call, progress: Progress) -> Results:
@@ -258,7 +260,8 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
 
     dataset = _dataset(call)
     device, path = call.settings["device"], Path(call.inputs["artifact"]) / ARTIFACT
-    chain = _Chain(call, _dataset(call, test_limit=None))
+    whole = dataset if call.settings["data"]["test_limit"] is None else _dataset(call, test_limit=None)
+    chain = _chain(call, whole)
     chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
     refuse_other_torch(path)
     started = time.perf_counter()
@@ -269,8 +272,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         results: Results = {"load_s": network.told["load_s"], "resident_bytes": network.told["resident_bytes"]}
         if call.settings["candidate"] == "fp32":  # does the test split score like the images trained on?
             chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
-            training = replace(dataset, test_images=dataset.train_images, test_labels=dataset.train_labels)
-            found = logits(network, training, chosen).argmax(1)
+            found = logits(network, dataset, chosen, split="train").argmax(1)
             results |= {
                 "train_correct": int((found == dataset.train_labels[chosen]).sum()),
                 "train_images": len(chosen),
@@ -282,7 +284,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         "correct": int(right.sum()),
         "test_images": len(right),
         "classes": call.settings["data"]["classes"],
-        **chain.finish(),
+        **chain.finish(Path(call.folder) / LOGITS),
         **results,
     }
 
@@ -341,42 +343,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Chain:
-    """The steps of the parity chain that one stage does; each is compared with the one before it."""
+def _chain(call: Call, dataset: "Dataset") -> "Chain":
+    """The parity chain's part of this stage."""
+    from raq.quantize.parity import Chain
 
-    def __init__(self, call: Call, dataset: "Dataset") -> None:
-        from raq.quantize.parity import sample
-
-        self.call, self.dataset = call, dataset
-        self.chosen = sample(len(dataset.test_labels), call.settings["parity_images"], call.settings["seed"])
-        self.rows: list[Results] = []
-        self.seconds = 0.0  # what the proof costs, in this stage
-        self.last: str | None = None
-        self.logits: Any = None
-
-    def go_on_from(self, step: str, path: Path) -> None:
-        """Compare the next step with what an earlier stage left."""
-        import numpy as np
-
-        self.last, self.logits = step, np.load(path, allow_pickle=False)
-
-    def step(self, name: str, network: Any, device: str = "cpu") -> None:
-        """Run the sample through this step's network."""
-        from raq.model.evaluation import logits
-        from raq.quantize.parity import compare
-
-        started = time.perf_counter()
-        found = logits(network, self.dataset, self.chosen, device)
-        self.rows.append(compare(name, found, self.dataset.test_labels[self.chosen], self.last, self.logits))
-        self.last, self.logits = name, found
-        self.seconds += time.perf_counter() - started
-
-    def finish(self) -> Results:
-        """Leave the last step's logits for the next stage; the rows, and the seconds that proving took."""
-        import numpy as np
-
-        np.save(Path(self.call.folder) / LOGITS, self.logits)
-        return {"parity": self.rows, "proof_s": round(self.seconds, 3)}
+    return Chain(dataset, call.settings["parity_images"], call.settings["seed"])
 
 
 def _dataset(call: Call, **other: Any) -> "Dataset":
@@ -426,12 +397,12 @@ def _local_context(call: Call, progress: Progress) -> "TrainingContext":
     return LocalContext(Path(call.folder) / "checkpoint", call.device, progress)
 
 
-def _keep_program(call: Call, program: Any, chain: _Chain) -> Results:
+def _keep_program(call: Call, program: Any, chain: "Chain") -> Results:
     from raq.quantize.conversion import save_program, tensor_bytes
 
     chain.step("converted", program.module())
     save_program(program, Path(call.folder) / PROGRAM)
-    return {"weight_bytes": tensor_bytes(program), **chain.finish()}
+    return {"weight_bytes": tensor_bytes(program), **chain.finish(Path(call.folder) / LOGITS)}
 
 
 def _size_of_weights(model: "nn.Module") -> Results:

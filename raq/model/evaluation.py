@@ -1,6 +1,7 @@
 """Top-1 over a whole split, the last partial batch included."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,18 +31,22 @@ def logits(
     device: str = "cpu",
     batch_size: int = 128,
     keep: Callable[[Tensor], Tensor] = lambda given: given.float(),
+    split: Literal["train", "test"] = "test",
 ) -> Array:
-    """What `keep` makes of the logits [n, classes] of the test images `chosen`; by default they themselves, float32.
+    """What `keep` makes of the logits [n, classes] of the images `chosen`; by default they themselves, float32.
 
     Batches are of `batch_size`, the last one smaller if need be.
     """
     where = torch.device(device)
     mean, std = normalisation_tensors(dataset, where)
+    images_of_split, labels_of_split = (
+        (dataset.train_images, dataset.train_labels) if split == "train" else (dataset.test_images, dataset.test_labels)
+    )
     found = []
     with torch.inference_mode():
         for start in range(0, len(chosen), batch_size):
             part = chosen[start : start + batch_size]
-            images, _ = take_batch(dataset.test_images, dataset.test_labels, part, where)
+            images, _ = take_batch(images_of_split, labels_of_split, part, where)
             found.append(keep(network(normalise(images, mean, std))).cpu())
     kept: Array = torch.cat(found).numpy()
     assert len(kept) == len(chosen)

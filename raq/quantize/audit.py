@@ -6,7 +6,6 @@ graph: what the graph means to be int8 counts only where such a kernel is called
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from raq.quantize.capture import layer_name, layers
-from raq.quantize.generated import GeneratedCode, KernelCall, read_package
+from raq.quantize.generated import GeneratedCode, KernelCall
 
 BETWEEN = {
     "add": "add", "add_": "add", "cat": "concat", "max_pool2d": "pool", "avg_pool2d": "pool",
@@ -81,13 +80,12 @@ class _Meant:
     reason: str
 
 
-def audit_artifact(program: ExportedProgram, artifact: Path) -> Audit:
-    """Match the program's layers with the kernels that the artifact's generated code calls.
+def audit(program: ExportedProgram, code: GeneratedCode) -> Audit:
+    """Match the program's layers with the kernels that an artifact's generated code calls.
 
     A layer in int8 is known in the code by the name of its weight's scale; where the code does not tell it, and for
-    float layers, by its multiply-accumulates. Raises StageError if the artifact cannot be read.
+    float layers, by its multiply-accumulates.
     """
-    code = read_package(artifact)
     meant = _meant(program)
     calls = list(code.calls)
     found: list[LayerAudit] = []

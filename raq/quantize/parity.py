@@ -6,10 +6,16 @@ reference kernels), lowered (the package, as compiled), reloaded (the saved file
 """
 
 import math
-from typing import Any
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from raq.model.data import Dataset
+    from raq.model.evaluation import Network
 
 Logits = NDArray[np.float32]
 
@@ -49,3 +55,38 @@ def sample(test_count: int, images: int | None, seed: int) -> NDArray[np.int64]:
     """Which test images the steps are compared on: a fixed random sample, in order; None: all of them."""
     chosen = np.random.default_rng(seed).permutation(test_count)[:images]
     return np.sort(chosen)
+
+
+class Chain:
+    """The steps that one stage does, each compared with the one before it, on the same sample of test images.
+
+    rows: a row a step (`compare`); seconds: what the proof has cost so far.
+    """
+
+    def __init__(self, dataset: "Dataset", images: int | None, seed: int) -> None:
+        self.dataset = dataset
+        self.chosen = sample(len(dataset.test_labels), images, seed)
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.last: str | None = None
+        self.logits: Logits | None = None
+
+    def go_on_from(self, step: str, path: Path) -> None:
+        """Compare the next step with the logits that an earlier stage left at `path`."""
+        self.last, self.logits = step, np.load(path, allow_pickle=False)
+
+    def step(self, name: str, network: "Network", device: str = "cpu") -> None:
+        """Run the sample through this step's network."""
+        from raq.model.evaluation import logits
+
+        started = time.perf_counter()
+        found = logits(network, self.dataset, self.chosen, device)
+        self.rows.append(compare(name, found, self.dataset.test_labels[self.chosen], self.last, self.logits))
+        self.last, self.logits = name, found
+        self.seconds += time.perf_counter() - started
+
+    def finish(self, path: Path) -> dict[str, Any]:
+        """Leave the last step's logits at `path` for the next stage; the rows and seconds, for this one's results."""
+        assert self.logits is not None
+        np.save(path, self.logits)
+        return {"parity": self.rows, "proof_s": round(self.seconds, 3)}

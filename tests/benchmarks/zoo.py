@@ -52,8 +52,9 @@ def one(name: str, folder: Path) -> dict[str, Any]:
     from raq.experiment import Calibration
     from raq.model.zoo import build_model
     from raq.quantize.artifact import load, lower
-    from raq.quantize.audit import audit_artifact, audit_graph
+    from raq.quantize.audit import audit, audit_graph
     from raq.quantize.conversion import convert, tensor_bytes
+    from raq.quantize.generated import read_package
     from raq.quantize.parity import sqnr_db
     from raq.quantize.ptq import prepare
     from raq.quantize.qat import prepare_qat, set_graph_mode
@@ -92,9 +93,9 @@ def one(name: str, folder: Path) -> dict[str, Any]:
         found["graph_share"] = sum(r.macs for r in graph if r.annotated) / sum(r.macs for r in graph)
         begin("lower")
         lower(program, folder / "int8.pt2", {"candidate": "ptq", "input": [3, SIDE, SIDE]})
-        audit = audit_artifact(program, folder / "int8.pt2")
-        found |= {"int8_mac_share": audit.int8_mac_share, "problem": audit.problem, "kernels": audit.kernels}
-        found["float_layers"] = [[r.name, r.macs, r.reason] for r in audit.layers if not r.int8]
+        audited = audit(program, read_package(folder / "int8.pt2"))
+        found |= {"int8_mac_share": audited.int8_mac_share, "problem": audited.problem, "kernels": audited.kernels}
+        found["float_layers"] = [[r.name, r.macs, r.reason] for r in audited.layers if not r.int8]
         begin("run")
         with torch.no_grad():
             lowered = load(folder / "int8.pt2")(images)

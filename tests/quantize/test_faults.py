@@ -72,7 +72,7 @@ def test_an_fp32_program_offered_as_int8(network, tmp_path: Path) -> None:
     artifact.lower(program, tmp_path / "a.pt2", {"candidate": "ptq"})
     (problem,) = checking.check(tmp_path / "a.pt2", NOWHERE, run=False, require=0.95)["problems"]
     assert problem.startswith("not quantized: offered as ptq, and 0.0% of its MACs is int8")
-    results = {"audit": audit.audit_artifact(program, tmp_path / "a.pt2").as_record()}
+    results = {"audit": audit.audit(program, read_package(tmp_path / "a.pt2")).as_record()}
     with pytest.raises(StageError, match=r"not quantized: 0\.000 of the MACs .* 3 \(weights are float"):
         check_results(stage("lower"), results, Require())
 
@@ -81,7 +81,7 @@ def test_freezing_off(program, tmp_path: Path) -> None:
     path = tmp_path / "unfrozen.pt2"
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": False})
-    found = audit.audit_artifact(program, path)
+    found = audit.audit(program, read_package(path))
     assert {layer.reason for layer in found.layers} == {audit.NOT_FOUND}
     with pytest.raises(StageError, match=r"calls no integer kernel; the graph has 3 int8 layers"):
         check_results(stage("lower"), {"audit": found.as_record()}, Require())
@@ -241,6 +241,6 @@ def test_a_strangers_artifact_is_read_and_not_run(network, tmp_path: Path) -> No
 
 
 def test_layers_are_dataclasses_of_plain_values(program, package: Path) -> None:
-    json.dumps(audit.audit_artifact(program, package).as_record())
+    json.dumps(audit.audit(program, read_package(package)).as_record())
     json.dumps(ledger.ledger(read_package(package)).as_record())
     assert dataclasses.is_dataclass(audit.Between)

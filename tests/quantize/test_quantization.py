@@ -125,7 +125,7 @@ def test_a_quantized_program_survives_its_file(program, tmp_path: Path) -> None:
 
 
 def test_the_artifact_calls_integer_kernels_only(program, package: Path) -> None:
-    found = audit.audit_artifact(program, package)
+    found = audit.audit(program, read_package(package))
     assert found.int8_mac_share == 1.0
     assert sum(found.kernels.values()) == 3
     assert all("_q" in name for name in found.kernels)
