@@ -39,6 +39,7 @@ QUANTIZING = (
     "quantize/quantizers.py",
     "quantize/conversion.py",
     "quantize/parity.py",
+    "model/evaluation.py",
 )
 # What each kind of stage runs, below raq/; a folder means every file in it.
 CODE: dict[str, tuple[str, ...]] = {
@@ -55,6 +56,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "quantize/audit.py",
         "quantize/ledger.py",
         "quantize/parity.py",
+        "model/evaluation.py",
         "quantize/artifact.py",
     ),
     "evaluate": (*TRAINING, "model/evaluation.py", "quantize/artifact.py", "quantize/fresh.py", "quantize/parity.py"),
