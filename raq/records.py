@@ -1,8 +1,8 @@
 """The results store: a folder a stage, named by its fingerprint, and a folder a run. Neither torch nor ray.
 
-    results/stages/<kind>-<fingerprint>/record.json and the stage's files
-    results/runs/<run id>/run.json, logs/
-    results/work/<kind>-<fingerprint>/      what unfinished stages have so far (training checkpoints)
+    stages/<kind>-<fingerprint>/    record.json and the stage's files
+    runs/<run id>/                  run.json, logs/
+    work/<kind>-<fingerprint>/      what unfinished stages have so far (training checkpoints)
 
 A stage's folder appears by one rename, whole or not at all; a JSON file is written beside its place, synced, renamed.
 """

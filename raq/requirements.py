@@ -8,8 +8,8 @@ from raq.experiment import Require
 from raq.plan import Stage
 from raq.records import Record
 
-# Least SQNR in dB of a step against the step before it, by (candidate, step). What inserts observers, compiles or loads
-# changes the order of additions, at most the rounding of single activations; the figures are in results/log.md.
+# Least SQNR in dB of a step against the step before it, by (candidate, step). What converts, compiles or loads changes
+# the order of additions, at most the rounding of single activations; measured figures are in results/log.md.
 LEAST_SQNR_DB = {
     ("ptq", "converted"): 20.0,
     ("qat", "converted"): 10.0,
@@ -21,7 +21,7 @@ LEAST_SQNR_DB = {
     ("qat", "reloaded"): 60.0,
 }
 LEAST_ON_GPU_DB = 10.0
-SIGMAS = 3.0  # of the number of images that a step classifies otherwise, before the loss counts as more than chance
+SIGMAS = 3.0  # standard deviations of chance accuracy within which a top-1 counts as chance
 
 
 def check_results(stage: Stage, results: Record, require: Require) -> None:
@@ -40,8 +40,8 @@ def check_results(stage: Stage, results: Record, require: Require) -> None:
 def _check_step(stage: Stage, row: Record, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
     candidate = stage.settings.get("candidate", stage.kind)
-    least = require.sqnr_db if (candidate, row["step"]) == ("ptq", "simulated") else None
-    least = LEAST_SQNR_DB.get((candidate, row["step"]), least)
+    limits = {**LEAST_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
+    least = limits.get((candidate, row["step"]))
     if least is not None and stage.settings.get("device", "cpu") != "cpu":
         least = min(least, LEAST_ON_GPU_DB)  # its kernels may round products to 10 bits (TF32)
     if least is None or row["equal"] or row["against"] is None:
@@ -75,7 +75,7 @@ def _check_labels(stage: Stage, results: Record) -> None:
 
 
 def _check_quantized(stage: Stage, results: Record, require: Require) -> None:
-    """Naming the float layers, unless a lowered quantized candidate does enough of its MACs in int8.
+    """Raise StageError, naming the float layers, unless a lowered quantized candidate does enough MACs in int8.
 
     Where no int8 kernels exist (a GPU), there is nothing to require: the rows say that the arithmetic is float.
     """

@@ -148,8 +148,9 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
         if stage.name in stale:
             demand_of(stage, nodes)
     compiles = any(stage.kind == "lower" and stage.name in stale for stage in prepared.plan)
-    for finding in before_run(store.root, compiles=compiles):
-        raise RaqError(f"{finding.name}: {finding.value}", finding.hint)
+    wrong = before_run(store.root, compiles=compiles)
+    if wrong:
+        raise RaqError("; ".join(f"{finding.name}: {finding.value}" for finding in wrong), wrong[0].hint)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ each call is the same function, and makes two patterns of it.
 """
 
 import copy
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -18,8 +19,8 @@ def unshare(network: nn.Module, example: Tensor) -> nn.Module:
 
     example: float32 [n, ...], run in evaluation mode to see what is called how often. A module whose forward calls a
     stateless child twice is replaced by its torch.fx trace, children untouched. Where that cannot be done, or would
-    change the output in evaluation mode or the names of tensors, the copy keeps sharing: torch.export may yet follow
-    it. Modes are kept; `network` itself is not changed.
+    change the output in evaluation mode or the names of tensors, the copy keeps sharing and a warning says so:
+    torch.export may yet follow it. Modes are kept; `network` itself is not changed.
     """
     own = copy.deepcopy(network)
     _separate_attributes(own)
@@ -35,12 +36,17 @@ def unshare(network: nn.Module, example: Tensor) -> nn.Module:
     try:
         with torch.no_grad():
             after = trial(example)
-    except Exception:  # say, an attribute that another module reads and the trace has not
-        return own
+    except Exception as error:  # say, an attribute that another module reads and the trace has not
+        return _as_it_is(own, f"{type(error).__name__}: {error}")
     same = isinstance(before, Tensor) and isinstance(after, Tensor) and torch.equal(before, after)
     if not same or list(trial.state_dict()) != list(own.state_dict()):
-        return own
+        return _as_it_is(own, "the output or the names of tensors would change")
     return _separated(own, parents)
+
+
+def _as_it_is(network: nn.Module, why: str) -> nn.Module:
+    warnings.warn(f"modules that are called more than once stay shared: {why}", stacklevel=3)
+    return network
 
 
 def _separated(network: nn.Module, parents: set[str]) -> nn.Module:
@@ -64,16 +70,13 @@ def _is_stateless(module: nn.Module) -> bool:
 def _separate_attributes(network: nn.Module) -> None:
     """One instance under several names becomes one instance a name."""
     seen: set[int] = set()
-    for _, owner in list(network.named_modules()):
-        for attribute, child in list(owner.named_children()):
-            if _is_stateless(child) and id(child) in seen:
+    for owner in list(network.modules()):
+        for attribute, child in list(owner._modules.items()):
+            if child is None or not _is_stateless(child):
+                continue
+            if id(child) in seen:
                 setattr(owner, attribute, copy.deepcopy(child))
             seen.add(id(child))
-    for _, owner in list(network.named_modules()):  # named_children leaves out a second name within one owner
-        for attribute, child in list(owner._modules.items()):
-            others = [name for name, other in owner._modules.items() if other is child and name != attribute]
-            if child is not None and others and _is_stateless(child):
-                setattr(owner, attribute, copy.deepcopy(child))
 
 
 def _count_calls(network: nn.Module, example: Tensor) -> tuple[Any, Counter[str]]:
