@@ -100,6 +100,7 @@ def test_plan_says_what_a_change_makes_stale(finished: Workplace) -> None:
     assert len(stale(finished, "--set", "seed=1")) == 10
 
 
+@pytest.mark.slow
 def test_changing_the_rounds_measures_again_and_nothing_else(finished: Workplace) -> None:
     done = finished.raq("run", "tiny.yaml", "--set", "bench.rounds=7", "--set", "bench.batch_sizes=[2]")
     assert done.returncode == 0, done.stderr

@@ -49,6 +49,14 @@ def package(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def float_package(network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The FP32 network, offered as int8."""
+    path = tmp_path_factory.mktemp("float") / "a.pt2"
+    artifact.lower(export_program(network, EXAMPLE), path, {"candidate": "ptq"})
+    return path
+
+
 def outputs(network) -> np.ndarray:
     with torch.no_grad():
         return network(IMAGES).numpy()
@@ -67,12 +75,11 @@ def test_the_honest_artifact_has_no_problem(program, package: Path) -> None:
     check_results(stage("lower"), {"parity": [row]}, Require())
 
 
-def test_an_fp32_program_offered_as_int8(network, tmp_path: Path) -> None:
+def test_an_fp32_program_offered_as_int8(network, float_package: Path) -> None:
     program = export_program(network, EXAMPLE)
-    artifact.lower(program, tmp_path / "a.pt2", {"candidate": "ptq"})
-    (problem,) = checking.check(tmp_path / "a.pt2", NOWHERE, run=False, require=0.95)["problems"]
+    (problem,) = checking.check(float_package, NOWHERE, run=False, require=0.95)["problems"]
     assert problem.startswith("not quantized: offered as ptq, and 0.0% of its MACs is int8")
-    results = {"audit": audit.audit(program, read_package(tmp_path / "a.pt2")).as_record()}
+    results = {"audit": audit.audit(program, read_package(float_package)).as_record()}
     with pytest.raises(StageError, match=r"not quantized: 0\.000 of the MACs .* 3 \(weights are float"):
         check_results(stage("lower"), results, Require())
 
@@ -169,12 +176,11 @@ def test_an_artifact_of_another_torch(package: Path, tmp_path: Path, monkeypatch
     assert "here is torch 9.9.9" in problem
 
 
-def test_generated_code_that_is_not_the_binarys(network, package: Path, tmp_path: Path) -> None:
+def test_generated_code_that_is_not_the_binarys(float_package: Path, package: Path, tmp_path: Path) -> None:
     """A float binary under the C++ of an int8 one: its import table tells."""
-    artifact.lower(export_program(network, EXAMPLE), tmp_path / "float.pt2", {"candidate": "ptq"})
     with zipfile.ZipFile(package) as archive:
         source = next(archive.read(n) for n in archive.namelist() if n.endswith(".wrapper.cpp"))
-    fake = with_member(tmp_path / "float.pt2", tmp_path / "fake.pt2", ".wrapper.cpp", source)
+    fake = with_member(float_package, tmp_path / "fake.pt2", ".wrapper.cpp", source)
     with pytest.raises(
         StageError,
         match=r"compiled from: only the C\+\+ calls aoti_torch_cpu__q",
