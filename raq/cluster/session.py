@@ -30,6 +30,8 @@ RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # at 0.2 the controller takes 15% of a core from the workers
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # else, under `uv run`, every worker starts through uv, from a packed copy of the working directory: seconds each
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 CONNECT_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
