@@ -124,6 +124,71 @@ def check(
 
 
 @app.command()
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="AOTInductor packages (.pt2).")],
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option("--batch-size", min=1, max=65_536, metavar="N", help="Images a call; repeatable."),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Half width of a speedup's interval to reach, relative; default: 0.02."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Time after which it ends in any case; default: 180.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: all CPUs.")] = None,
+    shape: Annotated[
+        str | None, typer.Option("--input", metavar="3,H,W", help="Shape of an image, where no metadata tells it.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="interleaved, or published.")] = "interleaved",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The latency of artifacts side by side, against the first of them. It loads and runs them: native code."""
+    import json
+
+    from raq.bench.artifacts import bench_artifacts
+    from raq.environment import environment
+    from raq.experiment_file import bench_settings, image_shape
+    from raq.report.bench import BenchDisplay, print_bench
+
+    settings = bench_settings(
+        protocol=protocol, batch_sizes=batch_sizes, precision=precision, budget_s=budget, threads=threads
+    )
+    with BenchDisplay(quiet=as_json) as display:
+        found = bench_artifacts(artifacts, settings, image_shape(shape), display.progress)
+    found["environment"] = environment()
+    if as_json:
+        _console().print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+    else:
+        print_bench(_console(), found)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs' folders or ids, or 'latest'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    results: ResultsFolder = DEFAULT_RESULTS,
+) -> None:
+    """What differs between runs and is real: each against the first, by speedups over the same baseline."""
+    import json
+
+    from raq.errors import UserError
+    from raq.records import Store
+    from raq.report.bench import print_comparison
+    from raq.report.comparison import compare as compare_runs
+
+    if len(runs) < 2:
+        raise UserError("compare takes two runs or more", "see their ids in the results folder, under runs")
+    store = Store(results.resolve())
+    found = compare_runs([store.find_run(run) for run in runs])
+    if as_json:
+        _console().print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+    else:
+        print_comparison(_console(), found)
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     results: ResultsFolder = DEFAULT_RESULTS,

@@ -59,6 +59,31 @@ def gpus() -> list[str]:
     return [line.strip() for line in (listed or "").splitlines() if line.strip()]
 
 
+def gpu_state() -> list[dict[str, Any]] | None:
+    """Each GPU's clock in MHz, temperature in degrees Celsius, throttle reasons (a bit mask) and how many processes
+    compute on it; None without a driver."""
+    if not gpus():
+        return None
+    asked = "index,uuid,clocks.sm,temperature.gpu,clocks_throttle_reasons.active"
+    listed = _output("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits")
+    computing = _output("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader") or ""
+    if listed is None:
+        return None
+    found = []
+    for line in listed.splitlines():
+        index, uuid, clock, temperature, reasons = (field.strip() for field in line.split(","))
+        found.append(
+            {
+                "index": int(index),
+                "mhz": float(clock) if clock.replace(".", "").isdigit() else None,
+                "celsius": float(temperature) if temperature.replace(".", "").isdigit() else None,
+                "throttle_reasons": reasons,
+                "processes": computing.count(uuid),
+            }
+        )
+    return found
+
+
 def has_vnni(features: list[str]) -> bool:
     """Whether int8 products are added in 32 bits, so that 8-bit activations cannot saturate."""
     return any(feature in features for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))

@@ -42,6 +42,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "progressive": (0.5, 0.75, 1.0),
     },
 }
+# What `bench.protocol: published` sets, where it is not written.
+PUBLISHED_PROTOCOL: dict[str, Any] = {"warmup": 5, "repetitions": 50, "round_ms": 0.0, "rounds": 1, "precision": None}
 
 
 class Section(BaseModel):
@@ -203,25 +205,41 @@ class Lower(Section):
 class Bench(Section):
     """How latency is measured."""
 
+    protocol: Literal["interleaved", "published"] = "interleaved"
+    """interleaved: contenders take turns, round by round, in fresh processes, until the speedups are known to
+    `precision`. published: one contender after the other, `warmup` calls, then `repetitions` (50), mean and standard
+    deviation; no intervals."""
     devices: Literal["auto"] | Annotated[tuple[Literal["cpu", "cuda"], ...], Field(strict=False, min_length=1)] = "auto"
     """auto: those that the cluster has."""
     batch_sizes: Annotated[tuple[BatchSize, ...], Field(strict=False, min_length=1)] = (1, 128)
     """Images a call, each size once; artifacts take at most 65,536."""
     threads: Positive | None = None
     """Intra-op threads; null: the CPUs of the bench actor."""
-    warmup: Natural = 5
-    """Calls a contender and batch size before the first timed one; the very first is reported apart."""
+    precision: Annotated[float, Field(gt=0, le=1)] | None = 0.02
+    """Half width of a speedup's 95% interval, relative to it, at which rounds end; null: after `rounds`."""
+    budget_s: Annotated[float, Field(gt=0, le=86_400)] = 180.0
+    """Seconds after which rounds end in any case; the record says which of the two it was."""
     rounds: Positive = 12
-    """Rounds; in each, every contender is timed once, in alternating order."""
+    """Rounds, at least; in each, every contender is timed once, in alternating order."""
+    warmup: Natural = 5
+    """Calls before the first timed one, at least; more until times are stable. The very first is reported apart."""
     repetitions: Positive = 3
-    """Timed calls a contender and round, at least."""
-    round_ms: Annotated[float, Field(ge=0, le=60_000)] = 100.0
+    """Timed calls a contender and round, at least; published: in all."""
+    round_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
     """Milliseconds of timed calls a contender and round, at least."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_protocol(cls, given: Any) -> Any:
+        published = isinstance(given, dict) and given.get("protocol") == "published"
+        return {**PUBLISHED_PROTOCOL, **given} if published else given
 
     @model_validator(mode="after")
     def _check(self) -> "Bench":
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise ValueError(f"batch_sizes: {list(self.batch_sizes)} names a size twice")
+        if self.protocol == "published" and (self.precision, self.rounds, self.round_ms) != (None, 1, 0.0):
+            raise ValueError("protocol published takes no precision, rounds or round_ms: it is repetitions in one go")
         return self
 
 

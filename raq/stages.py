@@ -291,8 +291,9 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
 
 def bench_stage(call: Call, progress: Progress) -> Results:
     """Latency of every candidate's artifact beside the FP32 network in eager mode."""
-    from raq.bench.latency import ContenderSettings, measure
+    from raq.bench.latency import measure
     from raq.bench.machine import available_cpus
+    from raq.bench.processes import ContenderSettings
     from raq.records import write_json
 
     settings = call.settings
@@ -313,16 +314,8 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         for role, folder in call.inputs.items()
         if role != "weights"
     ]
-    results = measure(
-        contenders,
-        protocol,
-        cpus,
-        lambda done: progress({"share": done / protocol.rounds, "text": f"round {done} of {protocol.rounds}"}),
-    )
-    samples = {
-        f"{row['candidate']}/{row['runtime']}/{row['batch_size']}": row.pop("samples_ms") for row in results["rows"]
-    }
-    write_json(Path(call.folder) / SAMPLES, samples)
+    results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
+    write_json(Path(call.folder) / SAMPLES, results.pop("samples"))
     return results
 
 

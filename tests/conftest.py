@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from workplace import Workplace, make_workplace
 
+LONGEST_FIRST = ("test_cli.py", "test_cli_errors.py", "test_stages_on_ray.py", "test_faults.py", "test_quantization.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run what takes more than half a minute each")
@@ -15,6 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
+    # two workers take whole files in turn: the longest first
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.name) if item.path.name in LONGEST_FIRST else 99)
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))

@@ -1,35 +1,20 @@
 """The verbs as people use them: one real run, then everything that stands on its records."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from workplace import Workplace
+from workplace import Workplace, clear_error
 
-from raq.model.zoo import build_model
-
-
-def clear_error(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The error of a command that ended with `code`: two lines on standard error, no traceback."""
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) <= 2
-    assert lines[0].startswith("raq: ")
-    return done.stderr
+from raq.records import Store, read_json, write_json
+from raq.report.comparison import compare
 
 
 def test_help_names_the_verbs(workplace: Workplace) -> None:
     done = workplace.raq("--help")
     assert done.returncode == 0
-    assert all(verb in done.stdout for verb in ("run", "plan", "show"))
+    assert all(verb in done.stdout for verb in ("run", "plan", "show", "compare", "check", "bench", "doctor"))
 
 
 def test_unknown_verbs_and_options(workplace: Workplace) -> None:
@@ -77,6 +62,9 @@ def test_show_json_is_the_contract(finished: Workplace) -> None:
     assert ptq["drop_points"] == pytest.approx(100 * (fp32["top1"] - ptq["top1"]))
     assert shown["verdict"]["choice"] in ("fp32", "ptq", "qat")
     assert "/tmp" not in json.dumps(shown["environment"])
+    (measurement,) = shown["measurement"]
+    assert (measurement["protocol"], measurement["stopped_by"], measurement["launches"]) == ("interleaved", "rounds", 6)
+    assert measurement["noise"]["slots"] >= 6 * 4 * 2, "four contenders, two sizes, six rounds"
 
 
 def test_a_second_run_does_nothing(finished: Workplace) -> None:
@@ -177,6 +165,93 @@ def test_the_parity_chain_is_shown(finished: Workplace) -> None:
     assert ledger["duplicates"] == []
 
 
+def test_bench_of_artifacts(finished: Workplace, tmp_path: Path) -> None:
+    """Two artifacts side by side, the first the baseline; and what is no artifact, or has no known input."""
+    ours = [str(artifact_of(finished, name)) for name in ("fp32", "ptq")]
+    few = ["--batch-size", "2", "--precision", "1", "--budget", "30"]
+    done = finished.raq("bench", *ours, *few, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert [artifact["name"] for artifact in found["artifacts"]] == ["fp32", "ptq"]
+    assert [(row["batch_size"], row["baseline"]) for row in found["rows"]] == [(2, "fp32/inductor")] * 2
+    assert found["stopped_by"] in ("precision", "budget")
+    assert found["samples"]["ptq/inductor/2"][0]["samples_ms"]
+    published = finished.raq("bench", *ours, "--batch-size", "2", "--protocol", "published")
+    assert published.returncode == 0, published.stderr
+    assert "ptq at batch 2 on cpu: " in published.stdout
+    assert "one contender after the other: no intervals" in published.stdout
+    assert "there is no such file" in clear_error(finished.raq("bench", "none.pt2"), 2)
+    assert "--precision" in clear_error(finished.raq("bench", *ours, "--precision", "0"), 2)
+    assert "not the shape of an image" in clear_error(finished.raq("bench", *ours, "--input", "3,²,3"), 2)
+    assert "says that its input is" in clear_error(finished.raq("bench", *ours, "--input", "3,64,64"), 2)
+    assert "names a size twice" in clear_error(
+        finished.raq("bench", *ours, "--batch-size", "1", "--batch-size", "1"), 2
+    )
+    assert "takes no precision" in clear_error(
+        finished.raq("bench", *ours, "--protocol", "published", "--precision", "0.1"), 2
+    )
+    (tmp_path / "text.pt2").write_text("no package")
+    assert "not a readable package" in clear_error(finished.raq("bench", str(tmp_path / "text.pt2")), 1)
+
+
+def test_compare(finished: Workplace) -> None:
+    done = finished.raq("compare", "latest", "latest")
+    assert done.returncode == 0, done.stderr
+    assert "ptq: top-1 +0.00 points" in done.stdout
+    assert "cpu, inductor, batch 8, over fp32/eager: " in done.stdout
+    assert json.loads(finished.raq("compare", "latest", "latest", "--json").stdout)["comparisons"]
+    assert "two runs or more" in clear_error(finished.raq("compare", "latest"), 2)
+
+
+# --- two runs ---
+
+
+@pytest.fixture
+def two_runs(finished, tmp_path: Path) -> tuple[Store, list[Path]]:
+    """The finished run, and a copy of it elsewhere."""
+    folders = []
+    for name in ("one", "other"):
+        shutil.copytree(finished.folder / "results", tmp_path / name)
+        folders.append(Store(tmp_path / name).run_folders()[0])
+    return Store(tmp_path / "other"), folders
+
+
+def change_bench(store: Store, factor: float) -> None:
+    """Make every artifact's times `factor` times as long, eager ones as they were."""
+    (path,) = (store.root / "stages").glob("bench-*/record.json")
+    record = read_json(path)
+    for row in record["results"]["rows"]:
+        if row["runtime"] != "eager":
+            row["round_p50_ms"] = [factor * value for value in row["round_p50_ms"]]
+            row["speedup"] /= factor
+    write_json(path, record)
+
+
+def test_a_run_against_itself(two_runs) -> None:
+    (compared,) = compare(two_runs[1])["comparisons"]
+    assert compared["environment"] == []
+    assert [c["name"] for c in compared["candidates"]] == ["fp32", "ptq", "qat"]
+    for candidate in compared["candidates"]:
+        assert candidate["top1"]["points"] == 0.0
+        assert "no detectable difference" in candidate["top1"]["said"]
+        assert [row["batch_size"] for row in candidate["latency"] if row["runtime"] == "inductor"] == [1, 8]
+        for row in candidate["latency"]:
+            assert row["ratio"] == pytest.approx(1.0)
+            assert "no detectable difference" in row["said"]
+    json.dumps(compared, allow_nan=False)
+
+
+def test_a_thousandth_of_the_speed_is_seen(two_runs) -> None:
+    store, folders = two_runs
+    change_bench(store, 1000.0)
+    (compared,) = compare(folders)["comparisons"]
+    for candidate in compared["candidates"]:
+        for row in candidate["latency"]:
+            assert row["ratio"] == pytest.approx(0.001)
+            assert row["interval"][1] < 1
+            assert row["said"].endswith("different")
+
+
 def test_doctor(workplace: Workplace) -> None:
     done = workplace.raq("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
@@ -184,108 +259,3 @@ def test_doctor(workplace: Workplace) -> None:
     assert findings["C++ compiler"]["state"] == "ok"
     assert done.returncode == 0
     assert "data set digits" in workplace.raq("doctor").stdout
-
-
-# --- what is refused, before anything starts ---
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["resources.train.cpus=1000"], "resources.train.cpus is 1000, and the largest node has"),
-        (["resources.train.gpus=1"], "needs a node with 1 GPU, and the cluster has none"),
-        (["bench.devices=[cuda]"], "needs a node with 1 GPU, and the cluster has none"),
-        (["train.workers=64", "resources.train.cpus=1"], "asks for 64 workers of 1 CPUs"),
-        (["bench.threads=1000"], "bench.threads is 1000"),
-        (["ptq.calibration.size=1000"], "ptq.calibration.size is 1000, and there are 486 training images"),
-        (["data.name='tiny_user:bad_data'"], "images are float32"),
-        (["model.weights=none.pt"], "none.pt cannot be read: No such file"),
-    ],
-)
-def test_what_cannot_be_is_refused_at_once(workplace: Workplace, overrides: list[str], message: str) -> None:
-    if torch.cuda.is_available() and "GPU" in message:
-        pytest.skip("this machine has a GPU")
-    arguments = [part for override in overrides for part in ("--set", override)]
-    error = clear_error(workplace.raq("run", "tiny.yaml", *arguments, timeout=60), 2)
-    assert message in error
-    assert not list((workplace.folder / "results").glob("runs/*"))
-
-
-def test_results_that_cannot_be_written(workplace: Workplace) -> None:
-    (workplace.folder / "results").write_text("a file")
-    assert "results cannot be written there" in clear_error(workplace.raq("run", "tiny.yaml"), 2)
-
-
-def test_no_cluster_at_the_address(workplace: Workplace) -> None:
-    error = clear_error(workplace.raq("run", "tiny.yaml", "--address", "127.0.0.1:6", timeout=120), 2)
-    assert "--address 127.0.0.1:6: no Ray cluster answers" in error
-
-
-# --- what fails on Ray ---
-
-
-@pytest.mark.cluster
-def test_errors_of_stages_come_back_as_one_line(workplace: Workplace) -> None:
-    torch.save(build_model("resnet20-cifar", 4).state_dict(), workplace.folder / "other.pt")
-    error = clear_error(workplace.raq("run", "tiny.yaml", "--set", "model.weights=other.pt"), 2)
-    assert "does not fit tiny_user:model" in error
-    assert "log:" in error
-    run = workplace.raq("show")
-    assert "the run is not complete" in run.stdout
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Processes whose environment or command names this folder."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-            except OSError:
-                continue
-            if str(folder).encode() in text:
-                found.append(f"{process.name}: {(process / 'cmdline').read_bytes()[:100]!r}")
-    return found
-
-
-@pytest.mark.cluster
-@pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, "epoch 3:"), (signal.SIGTERM, "train: starting")])
-def test_interrupted_and_continued(workplace: Workplace, number: int, moment: str) -> None:
-    """A signal at that moment: 130, no process left; the next run goes on after the last finished epoch."""
-    temporary = Path(tempfile.mkdtemp(prefix="raq-", dir="/tmp"))
-    settings = ["--set", "train.epochs=120", "--set", "qat=null", "--set", "ptq=null", "--set", "bench.rounds=1"]
-    process = subprocess.Popen(
-        workplace.command("run", "tiny.yaml", *settings), cwd=workplace.folder, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if moment in line:
-            break
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert error.startswith("raq: interrupted")
-    deadline = time.monotonic() + 20
-    while processes_of(temporary) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert processes_of(temporary) == []
-    assert list(temporary.glob("raq-ray-*")) == []
-    assert not list((workplace.folder / "results" / "stages").glob("*")), "nothing half-written"
-    assert "the run is not complete" in workplace.raq("show").stdout
-    shutil.rmtree(temporary)
-    if number == signal.SIGTERM:
-        return
-    again = subprocess.Popen(
-        workplace.command("run", "tiny.yaml", *settings), cwd=workplace.folder, stdout=subprocess.PIPE, text=True
-    )
-    assert again.stdout is not None
-    lines = []
-    for line in again.stdout:
-        lines.append(line)
-        if "train: done" in line:
-            break
-    again.send_signal(signal.SIGTERM)
-    again.communicate(timeout=60)
-    assert "train: done: 120 epochs" in lines[-1]
-    assert not any("epoch 1:" in line for line in lines)

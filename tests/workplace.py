@@ -63,8 +63,8 @@ data: {name: "tiny_user:data"}
 model: {name: "tiny_user:model"}
 train: {epochs: 4, lr: 0.05, augment: false, progressive: [], batch_size: 32}
 ptq: {calibration: {size: 64}}
-qat: {epochs: 2, augment: false, batch_size: 32, workers: 2}
-bench: {batch_sizes: [1, 8], rounds: 6, round_ms: 5, warmup: 1}
+qat: {epochs: 2, augment: false, batch_size: 32}
+bench: {batch_sizes: [1, 8], rounds: 6, precision: null, round_ms: 5, warmup: 1}
 """
 
 
@@ -87,6 +87,16 @@ class Workplace:
         return subprocess.run(
             self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=timeout, check=False
         )
+
+
+def clear_error(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The error of a command that ended with `code`: two lines on standard error, no traceback."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) <= 2
+    assert lines[0].startswith("raq: ")
+    return done.stderr
 
 
 def make_workplace(folder: Path, cache: Path) -> Workplace:

@@ -1,105 +1,272 @@
 """Latency of several contenders, side by side: each in a process of its own, rounds interleaved, one at a time.
 
-Two runtimes in one process disturb one another by up to 40% (spinning thread pools), and a shared machine drifts by
-tens of percent within a minute: so contenders take turns round by round, in alternating order, and a speedup is the
-median of the ratios within rounds.
+Two runtimes in one process disturb one another by up to 40% (spinning thread pools), a shared machine drifts by tens
+of percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies):
+so contenders take turns round by round, in alternating order, every few rounds in fresh processes, and a speedup is
+the median of the ratios within rounds.
 """
 
-import json
-import os
-import selectors
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import IO, Any
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from raq.bench.machine import load_average, pinned
-from raq.bench.statistics import median_interval, quantile
-from raq.errors import StageError
+from raq.bench.machine import clock, cpu_times, pinned
+from raq.bench.noise import Slot, judged, summary
+from raq.bench.processes import ContenderProcess, ContenderSettings, Nursery, nursery
+from raq.bench.statistics import (
+    LEAST_CALM_ROUNDS,
+    LEAST_LAUNCHES,
+    Ratios,
+    calm_ratios,
+    paired_ratio,
+    quantile,
+    relative_half_width,
+    samples_needed,
+)
 from raq.experiment import Bench
 
-ANSWER_TIMEOUT_S = 600.0
-BASELINE = "fp32/eager"
+LEAST_ROUNDS_A_LAUNCH, MOST_ROUNDS_A_LAUNCH = 2, 20
+TIMING_OVER_LAUNCHING = 1.5  # how long the rounds of a launch may take, over what starting its processes took
+WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.5  # of the first launch, and of the others
+MOST_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
+REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
+PAUSE_S = 0.05  # before a second attempt; doubled before each one after it
 
 
-@dataclass(frozen=True)
-class ContenderSettings:
-    """What is measured. name: candidate/runtime; path: artifact, or weights for eager; image_shape: [3, H, W]."""
+@dataclass
+class Round:
+    """One turn of all contenders at one batch size. attempts: every slot by contender, the accepted one last."""
 
-    name: str
-    runtime: str
-    device: str
-    path: str
-    image_shape: tuple[int, ...]
-    threads: int
-    model: str
-    classes: int
-    working_directory: str | None
+    launch: int
+    attempts: dict[str, list[Slot]] = field(default_factory=dict)
+
+    def slot(self, name: str) -> Slot:
+        """The slot that counts."""
+        return self.attempts[name][-1]
+
+    def median_ms(self, name: str) -> float:
+        """Of the slot that counts."""
+        return float(np.median(self.slot(name).samples_ms))
 
 
-Samples = dict[tuple[str, int], list[list[float]]]
+@dataclass
+class Measurement:
+    """All that was measured, as it grows."""
+
+    contenders: Sequence[ContenderSettings]
+    protocol: Bench
+    cpus: Sequence[int]
+    progress: Callable[[float, str], None]
+    started: float = 0.0
+    rounds: dict[int, list[Round]] = field(default_factory=dict)
+    launches: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    clocks: list[dict[str, Any]] = field(default_factory=list)
+    repeating_s: float = 0.0
+    stopped_by: str = ""
+
+    @property
+    def baseline(self) -> str:
+        """The contender that the others are compared with: the first."""
+        return self.contenders[0].name
+
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def speedup(self, name: str, size: int) -> Ratios:
+        """The baseline's time over the contender's, by round."""
+        return ratios(self.rounds[size], self.baseline, name)
+
+    def half_width(self, size: int) -> float | None:
+        """The widest relative half width of a speedup's interval at this batch size; None if one has no interval."""
+        widths = [
+            relative_half_width(paired_ratio(self.speedup(c.name, size))[1])
+            for c in self.contenders
+            if c.name != self.baseline
+        ]
+        return None if None in widths else max((width for width in widths if width is not None), default=0.0)
+
+    def open_sizes(self) -> list[int]:
+        """The batch sizes that need more rounds."""
+        precision = self.protocol.precision
+        undone = []
+        for size in self.protocol.batch_sizes:
+            width = 0.0 if precision is None else self.half_width(size)
+            precise = width is not None and (precision is None or width <= precision)
+            if len(self.rounds[size]) < self.protocol.rounds or not precise:
+                undone.append(size)
+        return undone
+
+    def spent(self) -> bool:
+        """Whether the time is up."""
+        return self.elapsed_s() > self.protocol.budget_s
+
+    def run(self, own: Nursery) -> None:
+        """Launch after launch, until the speedups are known to the precision asked for, or the time is up."""
+        self.started = time.perf_counter()
+        self.rounds = {size: [] for size in self.protocol.batch_sizes}
+        sizes = list(self.protocol.batch_sizes)
+        while sizes and not (self.launches and self.spent()):
+            self._launch(own, sizes)
+            sizes = self.open_sizes()
+        alone = len(self.contenders) == 1 or self.protocol.precision is None
+        self.stopped_by = "budget" if sizes else "rounds" if alone else "precision"
+
+    def _launch(self, own: Nursery, sizes: Sequence[int]) -> None:
+        """Fresh processes for all contenders, loaded and warmed up one after the other, and rounds for as long."""
+        number, began = len(self.launches), time.perf_counter()
+        cap_s = LATER_WARM_UP_CAP_S if number else WARM_UP_CAP_S
+        # the time goes to as many launches as an interval needs, before any of them gets more of it
+        due_s = self.protocol.budget_s * min(1.0, (number + 1) / LEAST_LAUNCHES)
+        with ExitStack() as stack:
+            processes = {c.name: stack.enter_context(own.launch(c, self.cpus)) for c in self.contenders}
+            told: dict[str, dict[str, Any]] = {name: dict(process.told) for name, process in processes.items()}
+            for size in sorted(sizes):  # so that the peak of memory is each size's own
+                for name, process in processes.items():
+                    told[name][str(size)] = process.ask(
+                        do="warm_up", batch_size=size, calls=self.protocol.warmup, cap_s=cap_s
+                    )
+            self.launches.append(told)
+            ready = time.perf_counter()
+            for done in range(self._rounds_left(sizes)):
+                timing, launching = time.perf_counter() - ready, ready - began
+                enough = timing > TIMING_OVER_LAUNCHING * launching or self.elapsed_s() > due_s
+                if done >= LEAST_ROUNDS_A_LAUNCH and enough:
+                    break
+                self.clocks.append(clock(self.cpus, self.contenders[0].device))
+                for size in sizes:
+                    self.rounds[size].append(self._round(number, size, processes))
+                self._tell()
+                if self.spent():
+                    break
+
+    def _rounds_left(self, sizes: Sequence[int]) -> int:
+        """How many rounds a launch may have: with no precision asked for, no more than `rounds` in all."""
+        if self.protocol.precision is not None:
+            return MOST_ROUNDS_A_LAUNCH
+        left = self.protocol.rounds - min(len(self.rounds[size]) for size in sizes)
+        return min(left, max(1, self.protocol.rounds // LEAST_LAUNCHES))
+
+    def _round(self, launch: int, size: int, processes: dict[str, ContenderProcess]) -> Round:
+        """Every contender once, in the order opposite to the last round's."""
+        found = Round(launch)
+        names = list(processes)
+        for name in names if len(self.rounds[size]) % 2 == 0 else reversed(names):
+            found.attempts[name] = self._slot(processes[name], size)
+        return found
+
+    def _slot(self, process: ContenderProcess, size: int) -> list[Slot]:
+        """Time one contender, again while it is disturbed and repetitions are within their share of the time."""
+        slots: list[Slot] = []
+        for attempt in range(MOST_ATTEMPTS):
+            began = time.perf_counter()
+            if attempt:
+                time.sleep(PAUSE_S * 2 ** (attempt - 1))
+            before = cpu_times(self.cpus)
+            reply = process.ask(
+                do="round",
+                batch_size=size,
+                repetitions=self.protocol.repetitions,
+                round_ms=self.protocol.round_ms,
+            )
+            slots.append(judged(reply, before, cpu_times(self.cpus), attempt))
+            if attempt:
+                self.repeating_s += time.perf_counter() - began
+            if not slots[-1].disturbed or self.repeating_s > REPEATING_SHARE * max(self.elapsed_s(), AT_FIRST_S):
+                break
+        return slots
+
+    def _tell(self) -> None:
+        done = min(len(rounds) for rounds in self.rounds.values())
+        by_time = self.elapsed_s() / self.protocol.budget_s
+        share = by_time if self.protocol.precision is not None else max(by_time, done / self.protocol.rounds)
+        self.progress(min(1.0, share), f"round {done}, launch {len(self.launches)}")
 
 
 def measure(
     contenders: Sequence[ContenderSettings],
     protocol: Bench,
     cpus: Sequence[int],
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[float, str], None] = lambda share, text: None,
+    started: Nursery | None = None,
 ) -> dict[str, Any]:
-    """Measure all contenders on these CPUs; times in milliseconds, all samples kept.
+    """Measure all contenders on these CPUs, against the first of them; times in milliseconds, all samples kept.
 
-    Returns rows (one a contender and batch size), the load average before and after, and what each process said when
-    it loaded. Raises StageError if a contender fails, or does not answer within ten minutes.
+    Returns plain values: rows (one a contender and batch size); samples (by contender and batch size, every slot, the
+    disturbed ones too); why the rounds ended; what is known of the noise. Raises StageError if a contender fails, or
+    does not answer within ten minutes. started: the process to fork contenders from, if one on these CPUs is there.
     """
-    before = load_average()
-    with pinned(cpus), _processes(contenders) as processes:
-        loaded = {}
-        for contender in contenders:  # one after the other: loading two at a time would slow both
-            reply = processes[contender.name].ask(do="load", contender=asdict(contender))
-            if reply["threads"] != contender.threads:
-                raise StageError(
-                    f"{contender.name} runs {reply['threads']} threads, not {contender.threads}", "set bench.threads"
-                )
-            loaded[contender.name] = reply
-        first = {
-            (contender.name, size): processes[contender.name].ask(do="warm_up", batch_size=size, calls=protocol.warmup)[
-                "first_ms"
-            ]
-            for size in protocol.batch_sizes
-            for contender in contenders
-        }
-        samples: Samples = {key: [] for key in first}
-        for number in range(protocol.rounds):
-            for size in protocol.batch_sizes:
-                for contender in contenders if number % 2 == 0 else reversed(contenders):
-                    reply = processes[contender.name].ask(
-                        do="round", batch_size=size, repetitions=protocol.repetitions, round_ms=protocol.round_ms
-                    )
-                    samples[contender.name, size].append(reply["samples_ms"])
-            progress(number + 1)
-    rows = [
-        _row(contender, size, samples, first[contender.name, size], loaded[contender.name]["load_ms"])
-        for size in protocol.batch_sizes
-        for contender in contenders
-    ]
-    return {"rows": rows, "load_average": [before, load_average()], "cpus": list(cpus)}
+    assert len({c.name for c in contenders}) == len(contenders)
+    found = Measurement(contenders, protocol, cpus, progress)
+    with pinned(cpus), nullcontext(started) if started else nursery() as own:
+        if protocol.protocol == "published":
+            _published(found, own)
+        else:
+            found.run(own)
+    keys = [(c, size) for size in protocol.batch_sizes for c in contenders]
+    every_round = [r for rounds in found.rounds.values() for r in rounds]
+    slots = [slot for r in every_round for tries in r.attempts.values() for slot in tries]
+    return {
+        "rows": [_row(found, contender, size) for contender, size in keys],
+        "samples": {f"{c.name}/{size}": _samples(found.rounds[size], c.name) for c, size in keys},
+        "protocol": protocol.protocol,
+        "stopped_by": found.stopped_by,
+        "elapsed_s": round(found.elapsed_s(), 3),
+        "launches": len(found.launches),
+        "noise": {
+            **summary(slots),
+            "repeating_s": round(found.repeating_s, 3),
+            "clocks": found.clocks,
+        },
+        "cpus": list(cpus),
+    }
 
 
-def _row(contender: ContenderSettings, size: int, samples: Samples, first_ms: float, load_ms: float) -> dict[str, Any]:
-    """The summary of one contender and batch size, with its raw samples by round."""
-    rounds = samples[contender.name, size]
-    values = [value for one_round in rounds for value in one_round]
-    speedup, interval = None, None
-    if (BASELINE, size) in samples:
-        ratios = [float(np.median(b) / np.median(c)) for b, c in zip(samples[BASELINE, size], rounds, strict=True)]
-        speedup = float(np.median(ratios))
-        interval = median_interval(ratios) if contender.name != BASELINE else (1.0, 1.0)
-    candidate, _, runtime = contender.name.partition("/")
+def _published(found: Measurement, own: Nursery) -> None:
+    """One contender after the other: `warmup` calls, `repetitions` timed ones; the protocol of published tables."""
+    protocol = found.protocol
+    found.started = time.perf_counter()
+    found.rounds = {size: [Round(0)] for size in protocol.batch_sizes}
+    found.launches.append({})
+    for number, contender in enumerate(found.contenders):
+        with own.launch(contender, found.cpus) as process:
+            told = found.launches[0].setdefault(contender.name, dict(process.told))
+            for size in sorted(protocol.batch_sizes):
+                calls = protocol.warmup - 1  # the one before a round's timed ones is a warm-up too
+                told[str(size)] = process.ask(do="warm_up", batch_size=size, calls=calls, cap_s=0.0)
+                found.clocks.append(clock(found.cpus, contender.device))
+                before = cpu_times(found.cpus)
+                reply = process.ask(do="round", batch_size=size, repetitions=protocol.repetitions, round_ms=0.0)
+                slot = judged(reply, before, cpu_times(found.cpus), 0)
+                found.rounds[size][0].attempts[contender.name] = [slot]
+        found.progress((number + 1) / len(found.contenders), f"{contender.name} done")
+    found.stopped_by = "repetitions"
+
+
+def ratios(rounds: Sequence[Round], one: str, other: str) -> Ratios:
+    """The time of `one` over that of `other` in every round, a list a launch; calm rounds only, if there are enough."""
+    spoilt = [r.slot(one).disturbed or r.slot(other).disturbed for r in rounds]
+    one_ms, other_ms = ([r.median_ms(name) for r in rounds] for name in (one, other))
+    return calm_ratios([r.launch for r in rounds], one_ms, other_ms, spoilt)
+
+
+def _row(found: Measurement, contender: ContenderSettings, size: int) -> dict[str, Any]:
+    """The summary of one contender and batch size."""
+    rounds, name = found.rounds[size], contender.name
+    disturbed = [r.slot(name).disturbed or r.slot(found.baseline).disturbed for r in rounds]
+    enough = sum(not spoilt for spoilt in disturbed) >= LEAST_CALM_ROUNDS
+    calm = None if not all(r.slot(name).known for r in rounds) else enough or not any(disturbed)
+    used = [r for r in rounds if not (enough and r.slot(name).disturbed)]
+    values = [value for r in used for value in r.slot(name).samples_ms]
+    speedup, interval = paired_ratio(found.speedup(name, size))
+    if name == found.baseline:
+        speedup, interval = 1.0, None if interval is None else (1.0, 1.0)
+    told = [launch[name] for launch in found.launches if str(size) in launch[name]]
+    candidate, _, runtime = name.partition("/")
     return {
         "candidate": candidate,
         "runtime": runtime,
@@ -107,73 +274,33 @@ def _row(contender: ContenderSettings, size: int, samples: Samples, first_ms: fl
         "batch_size": size,
         "threads": contender.threads,
         "rounds": len(rounds),
+        "disturbed_rounds": sum(disturbed),
+        "calm": calm if found.protocol.protocol == "interleaved" else None,
         "mean_ms": float(np.mean(values)),
         "std_ms": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "p50_ms": float(np.median(values)),
         "p90_ms": quantile(values, 0.9),
         "p99_ms": quantile(values, 0.99),
         "samples": len(values),
-        "first_ms": first_ms,
-        "load_ms": load_ms,
+        "samples_needed": {"p90": samples_needed(0.9), "p99": samples_needed(0.99)},
+        "first_ms": told[0][str(size)]["first_ms"],
+        "load_ms": float(np.median([one["load_ms"] for one in told])),
+        "peak_bytes": max(one[str(size)]["peak_bytes"] for one in told),
+        "warmup_calls": max(one[str(size)]["calls"] for one in told),
+        "warmup_stable": all(one[str(size)]["stable"] for one in told),
         "speedup": speedup,
         "speedup_interval": list(interval) if interval else None,
-        "baseline": BASELINE,
-        "round_p50_ms": [float(np.median(one_round)) for one_round in rounds],
-        "samples_ms": rounds,
+        "baseline": found.baseline,
+        "round_p50_ms": [r.median_ms(name) for r in rounds],
+        "round_launch": [r.launch for r in rounds],
+        "round_disturbed": [r.slot(name).disturbed for r in rounds],
     }
 
 
-class _Process:
-    """The parent's end of one contender's process."""
-
-    def __init__(self, name: str, child: "subprocess.Popen[str]") -> None:
-        self.name = name
-        self.child = child
-
-    def ask(self, **command: Any) -> dict[str, Any]:
-        """Send a command and sleep until its answer is there."""
-        try:
-            _pipe(self.child.stdin).write(json.dumps(command) + "\n")
-            _pipe(self.child.stdin).flush()
-        except BrokenPipeError:
-            raise StageError(f"{self.name}: its process ended (exit code {self.child.wait()})", "see the log") from None
-        with selectors.DefaultSelector() as selector:
-            selector.register(_pipe(self.child.stdout), selectors.EVENT_READ)
-            if not selector.select(ANSWER_TIMEOUT_S):
-                raise StageError(
-                    f"{self.name}: no answer in {ANSWER_TIMEOUT_S:.0f} s", "lower bench.round_ms or repetitions"
-                )
-        line = _pipe(self.child.stdout).readline()
-        if not line:
-            raise StageError(f"{self.name}: its process ended (exit code {self.child.wait()})", "see the log")
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise StageError(f"{self.name}: {reply['error']}", reply["hint"])
-        return reply
-
-
-@contextmanager
-def _processes(contenders: Sequence[ContenderSettings]) -> Iterator[dict[str, _Process]]:
-    """A process for each contender, ended on the way out."""
-    running: dict[str, _Process] = {}
-    # torch unpacks packages there, and a process that is killed does not tidy up
-    scratch = tempfile.TemporaryDirectory(prefix="raq-bench-", ignore_cleanup_errors=True)
-    try:
-        for contender in contenders:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "raq.bench.runtimes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env={**os.environ, "TMPDIR": scratch.name},
-            )  # fmt: skip
-            running[contender.name] = _Process(contender.name, child)
-        yield running
-    finally:
-        for process in running.values():
-            process.child.kill()
-            process.child.wait()
-            _pipe(process.child.stdout).close()
-        scratch.cleanup()
-
-
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None
-    return pipe
+def _samples(rounds: Sequence[Round], name: str) -> list[dict[str, Any]]:
+    """Every slot of one contender, in order."""
+    return [
+        {"round": number, "launch": r.launch, **asdict(slot)}
+        for number, r in enumerate(rounds)
+        for slot in r.attempts[name]
+    ]

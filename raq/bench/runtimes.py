@@ -1,11 +1,16 @@
-"""One contender in a process of its own: `python -m raq.bench.runtimes`.
+"""Contenders, each in a process of its own: `python -m raq.bench.runtimes FD`.
 
-The parent writes one JSON command a line and reads one JSON answer a line; between commands the process sleeps in a
-read, so that it takes nothing from the contender whose turn it is. It ends when its input ends.
+This process imports torch once and forks for every contender: all start from the same libraries at the same addresses,
+and a new launch costs what loading the artifact costs. It takes one socket for each contender over the Unix socket FD;
+the child answers one JSON command a line there, sleeps in a read between commands, so that it takes nothing from the
+contender whose turn it is, and ends with its socket.
 """
 
 import json
 import os
+import resource
+import signal
+import socket
 import sys
 import time
 import traceback
@@ -16,17 +21,20 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from raq.bench.machine import own_times
 from raq.errors import RaqError
+from raq.model.zoo import build_model, load_weights, put_weights
+from raq.quantize.artifact import load
 
 Network = Callable[[Tensor], Tensor]
 ROTATED_INPUTS = 4
+STABLE_CALLS, STABLE_WITHIN = 5, 0.02
+SETTLED_NS, SETTLE_STEP_S, SETTLE_CAP_S = 200_000, 0.002, 0.25
 Command = dict[str, Any]
 
 
 def load_eager(contender: Command) -> Network:
     """The FP32 network as PyTorch runs it without a compiler."""
-    from raq.model.zoo import build_model, load_weights, put_weights
-
     model = build_model(contender["model"], contender["classes"], contender["working_directory"])
     put_weights(model, load_weights(Path(contender["path"])), contender["model"], contender["path"])
     return model.eval().to(contender["device"])
@@ -34,8 +42,6 @@ def load_eager(contender: Command) -> Network:
 
 def load_inductor(contender: Command) -> Network:
     """An AOTInductor package."""
-    from raq.quantize.artifact import load
-
     return load(Path(contender["path"]))
 
 
@@ -54,20 +60,31 @@ class Contender:
         self.load_ms = (time.perf_counter_ns() - started) / 1e6
         self.inputs: dict[int, list[Tensor]] = {}
 
-    def warm_up(self, batch_size: int, calls: int) -> float:
-        """Make the inputs for a batch size and warm up; the milliseconds of the very first call."""
+    def warm_up(self, batch_size: int, calls: int, cap_s: float) -> dict[str, Any]:
+        """Make the inputs for a batch size and call until times are stable.
+
+        Stable: the median of the last 5 calls is within 2% of that of the 5 before, after at least `calls` calls, the
+        first one among them. Ends after `cap_s` seconds in any case (never before `calls`, or one).
+        """
         generator = torch.Generator().manual_seed(batch_size)
         # several inputs, taken in turn, so that the caches do not hold the answer's input
         self.inputs[batch_size] = [
             torch.randn(batch_size, *self.shape, generator=generator).to(self.device) for _ in range(ROTATED_INPUTS)
         ]
-        first = self._call(self.inputs[batch_size][0])
-        for n in range(calls):
-            self._call(self.inputs[batch_size][n % ROTATED_INPUTS])
-        return first
+        begun = time.perf_counter()
+        times = [self._call(self.inputs[batch_size][0])]
+        while not (stable := _stable(times[1:])) or len(times) < calls:
+            if len(times) >= calls and time.perf_counter() - begun > cap_s:
+                break
+            times.append(self._call(self.inputs[batch_size][len(times) % ROTATED_INPUTS]))
+        return {"first_ms": times[0], "calls": len(times), "stable": stable}
 
     def round(self, batch_size: int, repetitions: int, round_ms: float) -> list[float]:
-        """Milliseconds of each call: at least `repetitions` calls and `round_ms` milliseconds of them."""
+        """Milliseconds of each call: at least `repetitions` calls and `round_ms` milliseconds of them.
+
+        One call before is not timed: it wakes threads that sleep since the last round, and finds the caches cold.
+        """
+        self._call(self.inputs[batch_size][-1])
         samples: list[float] = []
         while len(samples) < repetitions or sum(samples) < round_ms:
             samples.append(self._call(self.inputs[batch_size][len(samples) % ROTATED_INPUTS]))
@@ -86,17 +103,50 @@ class Contender:
         return (time.perf_counter_ns() - started) / 1e6
 
 
+def _stable(times: list[float]) -> bool:
+    if len(times) < 2 * STABLE_CALLS:
+        return False
+    last, before = (sorted(part)[STABLE_CALLS // 2] for part in (times[-STABLE_CALLS:], times[-2 * STABLE_CALLS :][:5]))
+    return abs(last / before - 1) < STABLE_WITHIN
+
+
+def settle() -> None:
+    """Wait until this process's threads no longer spin: pools wait actively for a while after a call."""
+    deadline = time.perf_counter() + SETTLE_CAP_S
+    while time.perf_counter() < deadline:
+        before = time.process_time_ns()
+        time.sleep(SETTLE_STEP_S)
+        if time.process_time_ns() - before < SETTLED_NS:
+            return
+
+
 def answer(contender: Contender | None, command: Command) -> tuple[Contender, Command]:
     """Carry out one command; the contender and the answer."""
     if command["do"] == "load":
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, command["cpus"])
         contender = Contender(command["contender"])
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        return contender, {"load_ms": contender.load_ms, "threads": torch.get_num_threads(), "cpus": cpus}
+        told = {"load_ms": contender.load_ms, "threads": torch.get_num_threads(), "cpus": cpus, "pid": os.getpid()}
+        return contender, told
     assert contender is not None
     if command["do"] == "warm_up":
-        return contender, {"first_ms": contender.warm_up(command["batch_size"], command["calls"])}
+        warmed = contender.warm_up(command["batch_size"], command["calls"], command["cap_s"])
+        settle()
+        return contender, {**warmed, "peak_bytes": _peak_bytes(contender.device)}
+    before = own_times()
     samples = contender.round(command["batch_size"], command["repetitions"], command["round_ms"])
-    return contender, {"samples_ms": samples}
+    after = own_times()
+    settle()
+    return contender, {"samples_ms": samples, "timed": after.since(before), "cpu_s": own_times().since(before)["cpu_s"]}
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Peak resident memory of this process, torch included; on a GPU, the peak that torch allocated there."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def serve(commands: IO[str], answers: IO[str]) -> None:
@@ -109,14 +159,44 @@ def serve(commands: IO[str], answers: IO[str]) -> None:
             except RaqError as error:
                 reply = {"error": error.message, "hint": error.hint}
             except Exception as error:
-                traceback.print_exc()
-                reply = {"error": f"{type(error).__name__}: {error}", "hint": "--debug and the log show more"}
+                first = next(iter(str(error).strip().splitlines()), "")
+                reply = {"error": f"{type(error).__name__}: {first}", "hint": "--debug and the log show more"}
+                reply["trace"] = traceback.format_exc()
             answers.write(json.dumps(reply) + "\n")
             answers.flush()
 
 
+def fork_contenders(control: socket.socket) -> None:
+    """Fork a child for each socket that arrives, until there are no more."""
+    while True:
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not descriptors:
+            return
+        sys.stdout.flush()
+        if os.fork() == 0:
+            code = 1
+            try:
+                control.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                with socket.socket(fileno=descriptors[0]) as own, own.makefile("rw") as stream:
+                    serve(stream, stream)
+                code = 0
+            except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+                code = 0  # the parent is gone
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(descriptors[0])
+
+
 if __name__ == "__main__":
-    # answers go to the real standard output; whatever libraries print goes to standard error
-    with os.fdopen(os.dup(1), "w") as real_output:
-        os.dup2(2, 1)
-        serve(sys.stdin, real_output)
+    # what loading a package imports, once for all launches
+    import torch._inductor.codecache
+    import torch._inductor.package
+    import torch.utils.cpp_extension
+
+    os.dup2(2, 1)  # whatever libraries print goes to standard error
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
+    with socket.socket(fileno=int(sys.argv[1])) as given:
+        fork_contenders(given)

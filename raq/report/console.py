@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.plan import Stage
+from raq.report.bench import measurement_in_words, not_calm
 from raq.report.proof import parity_in_words
 from raq.report.summary import Summary
 
@@ -201,6 +202,14 @@ def print_summary(console: Console, summary: Summary) -> None:
     notes = {a["note"] for c in summary["candidates"] for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):
         console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
+    for measurement in summary["measurement"]:
+        for line in measurement_in_words(measurement):
+            console.print(
+                f"{measurement['device']}: {line}", markup=False, highlight=False, style="dim", soft_wrap=True
+            )
+    warning = not_calm([row | {"candidate": c["name"]} for c in summary["candidates"] for row in c["latency"]])
+    if warning:
+        console.print(warning, markup=False, highlight=False, style="bold yellow", soft_wrap=True)
     machine = summary["environment"]["machine"]
     console.print(
         f"measured on {machine['cpu']}, {machine['cpus']} CPUs{''.join(', ' + gpu for gpu in machine['gpus'])}",

@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from raq.bench.statistics import median_interval, paired_drop, proportion_interval, same_accuracy_p
+from raq.bench.statistics import (
+    SIGNIFICANT,
+    Ratios,
+    calm_ratios,
+    paired_drop,
+    paired_ratio,
+    proportion_interval,
+    same_accuracy_p,
+)
 from raq.errors import UserError
 from raq.records import Record, Store, read_run
 
@@ -23,9 +31,10 @@ def summarise(run_folder: Path) -> Summary:
     stages = {name: store.find(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     settings = run["settings"]
     names = ["fp32", *(kind for kind in ("ptq", "qat") if settings.get(kind))]
-    right = {name: _right(store, stages.get(f"evaluate/{name}")) for name in names}
+    predicted = predictions_of(run_folder)
+    right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
     candidates = [_candidate(name, settings, stages, right, store) for name in names]
-    benches = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
+    benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     complete = bool(run["complete"]) and all(stages.values())
     return {
         "run": run["id"],
@@ -35,6 +44,11 @@ def summarise(run_folder: Path) -> Summary:
         "environment": benches[0]["environment"] if benches else run["environment"],  # of where it was measured
         "data": run["data"],
         "candidates": candidates,
+        "measurement": [
+            {key: r["results"].get(key) for key in ("protocol", "stopped_by", "elapsed_s", "launches")}
+            | {"device": r["settings"]["device"], "noise": _noise(r["results"].get("noise") or {})}
+            for r in benches
+        ],
         "verdict": _verdict(candidates, settings["require"]["max_drop"])
         if complete
         else {"choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}"},
@@ -94,18 +108,32 @@ def _candidate(
     return found
 
 
-def _right(store: Store, record: Record | None) -> Any:
-    """Which test images an evaluation got right, bool [N]; None if it has not run."""
+def _noise(noise: Record) -> Record:
+    """What is known of the disturbances, without the clocks of every round."""
+    return {key: value for key, value in noise.items() if key != "clocks"}
+
+
+def predictions_of(run_folder: Path) -> dict[str, Any]:
+    """By candidate, int32 [2, N]: the predicted classes of the test images, and their labels; None if not evaluated."""
+    run, store = read_run(run_folder), Store(run_folder.parent.parent)
+    return {
+        name.removeprefix("evaluate/"): _predictions(store, store.find(stage["kind"], stage["fingerprint"]))
+        for name, stage in run["stages"].items()
+        if name.startswith("evaluate/")
+    }
+
+
+def _predictions(store: Store, record: Record | None) -> Any:
     if record is None:
         return None
     path = store.stage_folder(record["kind"], record["fingerprint"]) / PREDICTIONS
     try:
-        predictions = np.load(path, allow_pickle=False)  # [2, N]: predicted classes, labels
+        predictions = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not readable predictions: {error}", "delete its folder and run again") from None
     if predictions.shape != (2, record["results"]["test_images"]):
         raise UserError(f"{path}: predictions of shape {list(predictions.shape)}", "delete its folder and run again")
-    return predictions[0] == predictions[1]
+    return predictions
 
 
 def deployment_latency(candidate: Summary) -> Summary | None:
@@ -126,6 +154,8 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     assert row is not None
     rivals = [c for c in eligible if c is not fastest and _as_fast(deployment_latency(c) or {}, row)]
     doubt = "" if row["speedup_interval"] else f" (no interval: {row['rounds']} rounds are too few for one)"
+    if row.get("calm") is False:
+        doubt += f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"
     chosen = max([fastest, *rivals], key=lambda c: c["top1"])
     row = deployment_latency(chosen)
     assert row is not None
@@ -148,7 +178,7 @@ def _drop_in_words(candidate: Summary, max_drop: float) -> str:
     low, high = candidate["drop_interval"]
     points = candidate["drop_points"]
     lost = f"{points:.2f} points of top-1 lost" if points >= 0 else f"{-points:.2f} points of top-1 gained"
-    detectable = "" if low > 0 or high < 0 else "no detectable difference, "
+    detectable = "" if candidate["same_accuracy_p"] < SIGNIFICANT else "no detectable difference, "
     proven = (
         "" if high <= max_drop else f"; {candidate['test_images']} test images cannot exclude a drop above {max_drop:g}"
     )
@@ -157,6 +187,13 @@ def _drop_in_words(candidate: Summary, max_drop: float) -> str:
 
 def _as_fast(one: Summary, other: Summary) -> bool:
     """Whether two latencies cannot be told apart: the interval of their ratios within rounds is known and holds 1."""
-    ratios = [a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]
-    interval = median_interval(ratios)
+    _, interval = paired_ratio(row_ratios(one, other))
     return interval is not None and interval[0] <= 1 <= interval[1]
+
+
+def row_ratios(one: Summary, other: Summary) -> Ratios:
+    """The time of one row over that of another of the same measurement, by round."""
+    if "round_launch" not in one or "round_launch" not in other:  # older records: nothing tells launches apart
+        return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
+    spoilt = [a or b for a, b in zip(one["round_disturbed"], other["round_disturbed"], strict=True)]
+    return calm_ratios(one["round_launch"], one["round_p50_ms"], other["round_p50_ms"], spoilt)

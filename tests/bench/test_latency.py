@@ -1,64 +1,208 @@
-"""The measurement: processes of their own, taking turns; and the arithmetic of a row."""
+"""The measurement: processes of their own, taking turns; when it ends; and the arithmetic of a row."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from raq.bench.latency import ContenderSettings, _row, measure
+from raq.bench.latency import Measurement, Round, _row, measure
 from raq.bench.machine import available_cpus
+from raq.bench.noise import Slot
+from raq.bench.processes import ContenderSettings, nursery
 from raq.errors import StageError
 from raq.experiment import Bench
 from raq.model.zoo import build_model
 
-PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, repetitions=2, round_ms=0.0, warmup=1)
+PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
+ONE_CPU = available_cpus()[:1]
+
+
+MODULE = """
+from torch import nn
+
+def model(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+"""
 
 
 @pytest.fixture(scope="module")
 def contender(tmp_path_factory: pytest.TempPathFactory) -> ContenderSettings:
-    path = tmp_path_factory.mktemp("weights") / "w.pt"
-    torch.save(build_model("resnet20-cifar", 10).state_dict(), path)
-    return ContenderSettings("fp32/eager", "eager", "cpu", str(path), (3, 16, 16), 1, "resnet20-cifar", 10, None)
+    folder = tmp_path_factory.mktemp("contender")
+    (folder / "bench_user.py").write_text(MODULE)
+    name = "bench_user:model"
+    torch.save(build_model(name, 10, str(folder)).state_dict(), folder / "w.pt")
+    return ContenderSettings("fp32/eager", "eager", "cpu", str(folder / "w.pt"), (3, 16, 16), 1, name, 10, str(folder))
 
 
-def test_two_contenders_measured(contender: ContenderSettings) -> None:
+@pytest.fixture(scope="module")
+def started():
+    """One process to fork contenders from, for all tests here: it imports torch once."""
+    with nursery() as own:
+        yield own
+
+
+def test_two_contenders_measured(contender: ContenderSettings, started) -> None:
     before = os.sched_getaffinity(0)
-    seen: list[int] = []
-    found = measure([contender, replace(contender, name="ptq/eager")], PROTOCOL, available_cpus()[:1], seen.append)
-    assert seen == [1, 2, 3, 4, 5, 6]
+    told: list[tuple[float, str]] = []
+    twin = replace(contender, name="ptq/eager")
+    found = measure([contender, twin], PROTOCOL, ONE_CPU, lambda share, text: told.append((share, text)), started)
+    assert told[-1] == (1.0, "round 6, launch 6")
     assert os.sched_getaffinity(0) == before
+    assert (found["stopped_by"], found["launches"]) == ("rounds", 6)
     assert [(row["candidate"], row["batch_size"]) for row in found["rows"]] == [
         ("fp32", 1), ("ptq", 1), ("fp32", 4), ("ptq", 4),
     ]  # fmt: skip
     for row in found["rows"]:
-        assert [len(samples) for samples in row["samples_ms"]] == [2] * 6
+        assert row["round_launch"] == [0, 1, 2, 3, 4, 5]
         assert row["first_ms"] > 0
         assert row["p99_ms"] is None, "12 samples bear no p99"
+        assert row["samples_needed"] == {"p90": 29, "p99": 299}
         assert row["threads"] == 1
+        assert row["peak_bytes"] > 1e8, "torch alone is that large"
+        assert row["baseline"] == "fp32/eager"
     assert found["rows"][0]["speedup"] == 1.0
+    assert set(found["samples"]) == {"fp32/eager/1", "ptq/eager/1", "fp32/eager/4", "ptq/eager/4"}
+    for slots in found["samples"].values():
+        assert [slot["round"] for slot in slots if slot["attempt"] == 0] == list(range(6))
+        assert all(len(slot["samples_ms"]) == 2 for slot in slots)
 
 
-def test_the_published_protocol_is_one_round_without_an_interval(contender: ContenderSettings) -> None:
-    published = Bench(batch_sizes=(2,), rounds=1, repetitions=5, round_ms=0.0, warmup=2)
-    row = measure([contender], published, available_cpus()[:1])["rows"][0]
-    assert (row["samples"], row["rounds"]) == (5, 1)
+def test_a_fresh_process_for_every_launch(contender: ContenderSettings, started) -> None:
+    processes = []
+    for _ in range(2):
+        with started.launch(contender, ONE_CPU) as process:
+            processes.append(process.pid)
+            assert process.told["cpus"] == ONE_CPU
+    assert len(set(processes)) == 2
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
+        assert time.monotonic() < deadline, "they end with their sockets"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("rounds", [6, 7, 10, 20])
+def test_any_number_of_rounds_has_an_interval(contender: ContenderSettings, started, rounds: int) -> None:
+    protocol = Bench(batch_sizes=(1,), rounds=rounds, precision=None, repetitions=1, round_ms=0.0, warmup=1)
+    found = measure([contender, replace(contender, name="ptq/eager")], protocol, ONE_CPU, started=started)
+    assert found["rows"][1]["rounds"] == rounds
+    assert found["rows"][1]["speedup_interval"] is not None
+
+
+def test_rounds_end_with_the_precision_or_with_the_time(contender: ContenderSettings, started) -> None:
+    twin = replace(contender, name="ptq/eager")
+    small = {"batch_sizes": (1,), "rounds": 6, "round_ms": 0.0, "warmup": 1}
+    loose = measure([contender, twin], Bench(**small, precision=1.0), ONE_CPU, started=started)
+    assert loose["stopped_by"] == "precision"
+    assert loose["launches"] >= 6, "as many as an interval needs"
+    low, high = loose["rows"][1]["speedup_interval"]
+    assert low <= loose["rows"][1]["speedup"] <= high
+    hurried = measure([contender, twin], Bench(**small, precision=1e-9, budget_s=0.5), ONE_CPU, started=started)
+    assert hurried["stopped_by"] == "budget"
+
+
+def test_the_published_protocol_is_one_contender_after_the_other(contender: ContenderSettings, started) -> None:
+    published = Bench(protocol="published", batch_sizes=(2,), repetitions=5, warmup=2)
+    found = measure([contender, replace(contender, name="ptq/eager")], published, ONE_CPU, started=started)
+    assert (published.rounds, published.precision, found["stopped_by"]) == (1, None, "repetitions")
+    for row in found["rows"]:
+        assert (row["samples"], row["rounds"], row["speedup_interval"], row["calm"]) == (5, 1, None, None)
+
+
+def test_published_fills_in_what_is_not_written() -> None:
+    assert Bench(protocol="published").repetitions == 50
+    assert Bench(protocol="published", repetitions=7).repetitions == 7
+    assert Bench().repetitions == 3
+
+
+def slot(milliseconds: float, disturbed: bool = False) -> Slot:
+    return Slot([milliseconds] * 2, 0.0, 0.0, 0.0, 0, disturbed)
+
+
+def measured(contender: ContenderSettings, times: list[tuple[float, float, bool]]) -> Measurement:
+    """A measurement with a round a launch: baseline's time, candidate's time, whether the candidate was disturbed."""
+    names = ("fp32/eager", "ptq/eager")
+    warmed = {"load_ms": 2.0, "1": {"first_ms": 1.0, "calls": 5, "stable": True, "peak_bytes": 7}}
+    found = Measurement([replace(contender, name=n) for n in names], PROTOCOL, ONE_CPU, lambda share, text: None)
+    found.launches = [dict.fromkeys(names, warmed) for _ in times]
+    found.rounds = {
+        1: [Round(n, {names[0]: [slot(a)], names[1]: [slot(b, spoilt)]}) for n, (a, b, spoilt) in enumerate(times)]
+    }
+    return found
 
 
 def test_a_row_from_known_samples(contender: ContenderSettings) -> None:
-    samples = {
-        ("fp32/eager", 1): [[10.0, 10.0], [30.0, 30.0], [20.0, 20.0]] * 2,
-        ("ptq/eager", 1): [[5.0, 5.0], [10.0, 10.0], [10.0, 10.0]] * 2,
-    }
-    row = _row(replace(contender, name="ptq/eager"), 1, samples, 1.0, 2.0)
+    found = measured(contender, [(10.0, 5.0, False), (30.0, 10.0, False), (20.0, 10.0, False)] * 3)
+    row = _row(found, found.contenders[1], 1)
     assert row["speedup"] == 2.0  # ratios within rounds: 2, 3, 2
     assert row["p50_ms"] == 10.0
-    assert row["mean_ms"] == pytest.approx(50 / 6)
-    assert row["std_ms"] == pytest.approx(2.4618, abs=1e-4)
+    assert row["mean_ms"] == pytest.approx(25 / 3)
+    assert row["std_ms"] == pytest.approx(2.4254, abs=1e-4)
     assert row["speedup_interval"] == [2.0, 3.0]
+    assert (row["calm"], row["disturbed_rounds"]) == (True, 0)
 
 
-def test_a_contender_that_cannot_load(contender: ContenderSettings, tmp_path: Path) -> None:
+def test_disturbed_rounds_do_not_count_while_there_are_enough_others(contender: ContenderSettings) -> None:
+    found = measured(contender, [(10.0, 5.0, False)] * 7 + [(10.0, 50.0, True)] * 9)
+    row = _row(found, found.contenders[1], 1)
+    assert (row["speedup"], row["p50_ms"], row["calm"], row["disturbed_rounds"]) == (2.0, 5.0, True, 9)
+
+
+def test_a_machine_that_is_never_calm_is_told(contender: ContenderSettings) -> None:
+    found = measured(contender, [(10.0, 5.0, False)] * 3 + [(10.0, 50.0, True)] * 9)
+    row = _row(found, found.contenders[1], 1)
+    assert (row["calm"], row["disturbed_rounds"], row["rounds"]) == (False, 9, 12)
+    assert row["speedup"] == pytest.approx(0.2), "all rounds are used, and the interval is as wide as they are apart"
+    assert row["speedup_interval"][0] == pytest.approx(0.2)
+    assert row["speedup_interval"][1] == pytest.approx(2.0)
+
+
+def test_few_rounds_are_not_a_noisy_machine(contender: ContenderSettings) -> None:
+    found = measured(contender, [(10.0, 5.0, False)] * 3)
+    assert _row(found, found.contenders[1], 1)["calm"] is True
+
+
+def test_a_system_that_tells_nothing_is_not_called_calm(contender: ContenderSettings) -> None:
+    found = measured(contender, [(10.0, 5.0, False)] * 8)
+    for entry in found.rounds[1]:
+        entry.attempts["ptq/eager"] = [replace(slot(5.0), waited=None, foreign_cpus=None, stolen_cpus=None)]
+    assert _row(found, found.contenders[1], 1)["calm"] is None
+
+
+class Scripted:
+    """A contender's process that is disturbed the first `spoilt` times, and remembers whose turn it was."""
+
+    def __init__(self, name: str, turns: list[str], spoilt: int = 0) -> None:
+        self.name, self.turns, self.spoilt = name, turns, spoilt
+
+    def ask(self, **command):
+        self.turns.append(self.name)
+        self.spoilt -= 1
+        waited = 0.5 if self.spoilt >= 0 else 0.0
+        return {"samples_ms": [1.0], "timed": {"wall_s": 1.0, "cpu_s": 1.0, "waited_s": waited}, "cpu_s": 10.0}
+
+
+def test_turns_alternate_and_disturbed_ones_are_done_again(contender: ContenderSettings) -> None:
+    found = measured(contender, [])
+    found.started = time.perf_counter()
+    turns: list[str] = []
+    processes = {"fp32/eager": Scripted("fp32", turns), "ptq/eager": Scripted("ptq", turns, spoilt=2)}
+    for _ in range(3):
+        found.rounds[1].append(found._round(0, 1, processes))
+    assert turns == ["fp32", "ptq", "ptq", "ptq", "ptq", "fp32", "fp32", "ptq"]
+    assert [s.disturbed for s in found.rounds[1][0].attempts["ptq/eager"]] == [True, True, False]
+    assert found.repeating_s > 0
+
+
+def test_a_contender_that_cannot_load(contender: ContenderSettings, tmp_path: Path, started) -> None:
     with pytest.raises(StageError, match=r"fp32/eager: .*none\.pt cannot be read"):
-        measure([replace(contender, path=str(tmp_path / "none.pt"))], PROTOCOL, available_cpus()[:1])
+        measure([replace(contender, path=str(tmp_path / "none.pt"))], PROTOCOL, ONE_CPU, started=started)
+
+
+def test_a_contender_whose_process_dies(contender: ContenderSettings, started) -> None:
+    with started.launch(contender, ONE_CPU) as process:
+        os.kill(process.pid, 9)
+        with pytest.raises(StageError, match="its process ended"):
+            process.ask(do="warm_up", batch_size=1, calls=1, cap_s=1.0)

@@ -5,10 +5,13 @@ import pytest
 from scipy import stats
 
 from raq.bench.statistics import (
-    median_interval,
+    calm_ratios,
     paired_drop,
+    paired_ratio,
     proportion_interval,
     quantile,
+    ratio_of_ratios,
+    relative_half_width,
     same_accuracy_p,
     samples_needed,
 )
@@ -45,18 +48,67 @@ def test_the_drops_interval_covers_the_truth() -> None:
     assert 0.93 <= covered / 600 <= 0.98
 
 
-def test_the_medians_interval_covers_the_truth() -> None:
+def launches_of(rng, count: int, between: float, rounds: int = 8) -> list[list[float]]:
+    """Ratios around 1 with the spread of real rounds: heavy tails, and a shift that each launch keeps."""
+    return [list(np.exp(0.035 * rng.standard_t(3, rounds) + rng.normal(0, between))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("between", [0.0, 0.01])
+def test_a_speedups_interval_covers_the_truth(between: float) -> None:
+    """Known distributions; measured until the interval is narrow, which is what makes coverage hard."""
     rng = np.random.default_rng(2)
-    covered = 0
-    for _ in range(200):
-        low, high = median_interval(np.exp(rng.normal(0, 0.3, 15)))
+    runs, covered, slower = 150, 0, 0
+    for _ in range(runs):
+        launches = launches_of(rng, 6, between)
+        while relative_half_width((found := paired_ratio(launches))[1]) > 0.02 and len(launches) < 40:
+            launches += launches_of(rng, 1, between)
+        low, high = found[1]
         covered += low <= 1.0 <= high
-    assert covered / 200 >= 0.90
+        slower += 0.97 * high < 1
+    assert covered / runs >= 0.93
+    assert slower / runs >= 0.90, "and 3% are found"
+
+
+def test_rounds_of_a_launch_are_not_taken_for_independent() -> None:
+    rng = np.random.default_rng(3)
+    same = [[float(shift)] * 8 for shift in np.exp(rng.normal(0, 0.05, 8))]  # nothing but the launch's own shift
+    alone = [[ratio] for launch in same for ratio in launch]
+    assert relative_half_width(paired_ratio(same)[1]) > 1.5 * relative_half_width(paired_ratio(alone)[1])
+
+
+def test_the_bootstrap_of_single_rounds_is_scipys() -> None:
+    """Against SciPy's percentile bootstrap of the median, but for the expansion for few values."""
+    values = np.random.default_rng(4).normal(1.0, 0.02, 400)
+    low, high = paired_ratio([[v] for v in values])[1]
+    expected = stats.bootstrap((values,), np.median, method="percentile", rng=np.random.default_rng(1))
+    assert low == pytest.approx(expected.confidence_interval.low, abs=5e-4)
+    assert high == pytest.approx(expected.confidence_interval.high, abs=5e-4)
+    assert paired_ratio([[v] for v in values])[0] == np.median(values)
+
+
+def test_a_ratio_of_independent_ratios_covers_the_truth() -> None:
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(100):
+        ratio, (low, high) = ratio_of_ratios(launches_of(rng, 8, 0.0), launches_of(rng, 8, 0.0))
+        assert low <= ratio <= high
+        covered += low <= 1.0 <= high
+    assert covered >= 93
+    assert ratio_of_ratios([[2.0]] * 8, [[1.0]] * 3) == (2.0, None)
 
 
 def test_too_few_values_have_no_interval() -> None:
-    assert median_interval([1.0] * 5) is None
-    assert median_interval([2.0] * 6) == (2.0, 2.0)
+    assert paired_ratio([[1.0] * 9] * 5) == (1.0, None)
+    assert paired_ratio([[2.0]] * 6) == (2.0, (2.0, 2.0))
+    assert relative_half_width((0.98, 1.02)) == pytest.approx(0.0202, abs=1e-4)
+
+
+def test_disturbed_rounds_are_left_out_if_enough_remain() -> None:
+    spoilt = [False, True] * 6
+    kept = calm_ratios([0, 0, 1, 1] * 3, [2.0, 9.0] * 6, [1.0] * 12, spoilt)
+    assert kept == [[2.0] * 3, [2.0] * 3]
+    few = calm_ratios([0] * 8, [2.0, 9.0] * 4, [1.0] * 8, [False, True] * 4)
+    assert few == [[2.0, 9.0] * 4]
 
 
 def test_quantiles_are_given_only_where_samples_bear_them() -> None:

@@ -119,8 +119,9 @@ def one(name: str, folder: Path) -> dict[str, Any]:
 
 def measured(name: str, folder: Path) -> list[dict[str, Any]]:
     """Latency rows of the int8 artifact and the FP32 network in eager mode, in turns."""
-    from raq.bench.latency import ContenderSettings, measure
+    from raq.bench.latency import measure
     from raq.bench.machine import available_cpus
+    from raq.bench.processes import ContenderSettings
     from raq.experiment import Bench
 
     cpus = available_cpus()
@@ -132,9 +133,9 @@ def measured(name: str, folder: Path) -> list[dict[str, Any]]:
         ContenderSettings("fp32/eager", "eager", path=str(folder / "weights.pt"), **shared),
         ContenderSettings("int8/inductor", "inductor", path=str(folder / "int8.pt2"), **shared),
     ]
-    protocol = Bench(batch_sizes=(1, BATCH), rounds=8, warmup=2, repetitions=2, round_ms=50.0)
-    rows: list[dict[str, Any]] = measure(contenders, protocol, cpus, lambda done: None)["rows"]
-    return [{key: value for key, value in row.items() if key != "samples_ms"} for row in rows]
+    protocol = Bench(batch_sizes=(1, BATCH), rounds=8, warmup=2, repetitions=2, precision=0.05, budget_s=60.0)
+    rows: list[dict[str, Any]] = measure(contenders, protocol, cpus)["rows"]
+    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:

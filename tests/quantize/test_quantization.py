@@ -171,6 +171,7 @@ def test_a_model_that_cannot_be_exported_names_its_line(workplace) -> None:
 # --- quantization-aware training ---
 
 
+@pytest.mark.slow
 def test_qat_prepares_trains_and_converts(digits, tmp_path: Path) -> None:
     graph = qat.prepare_qat(small().train(), EXAMPLE, "x86", reduce_range=False)
     settings = Qat(epochs=2, batch_size=64, lr=0.02, augment=False)

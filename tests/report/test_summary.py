@@ -17,12 +17,14 @@ def candidate(name: str, top1: float, rounds: list[float], weight_mb: float, dro
         "mean_ms": rounds[0], "std_ms": 1.0, "p50_ms": rounds[0], "p90_ms": None, "p99_ms": None,
         "speedup": speedup[len(speedup) // 2],
         "speedup_interval": [speedup[0], speedup[-1]] if len(rounds) > 5 else None,
-        "baseline": "fp32/eager", "round_p50_ms": rounds,
+        "baseline": "fp32/eager", "round_p50_ms": rounds, "round_launch": list(range(len(rounds))),
+        "round_disturbed": [False] * len(rounds), "disturbed_rounds": 0, "calm": True,
     }  # fmt: skip
     artifact = {"target": "cpu", "path": "a.pt2", "weight_bytes": weight_mb * 1e6, "size_bytes": weight_mb * 1e6 + 2e6,
                 "int8_mac_share": 1.0, "note": None}  # fmt: skip
     return {
         "name": name, "kind": name, "top1": top1, "top1_interval": [top1 - 0.01, top1 + 0.01], "test_images": 10_000,
+        "same_accuracy_p": 0.001 if drop[1] > 0 else 0.5,
         "drop_points": drop[0], "drop_interval": [drop[1], drop[2]], "artifacts": [artifact], "latency": [row],
         "parity": [],
     }  # fmt: skip
@@ -65,9 +67,36 @@ def test_too_few_rounds_are_said_and_are_no_equality(rounds: int) -> None:
     assert "too few" in verdict["why"]
 
 
+def test_a_machine_that_was_not_calm_is_said() -> None:
+    ptq = candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))
+    ptq["latency"][0] |= {"calm": False, "disturbed_rounds": 5}
+    verdict = _verdict([FP32, ptq], 1.0)
+    assert "the machine was not calm: 5 of 6 rounds were disturbed" in verdict["why"]
+
+
 def test_a_drop_that_the_images_cannot_exclude_is_said() -> None:
     verdict = _verdict([FP32, candidate("ptq", 0.899, FAST, 11.2, (0.5, -0.4, 1.4))], 1.0)
     assert "cannot exclude a drop above 1" in verdict["why"]
+
+
+def test_how_the_measurement_went_is_under_the_table() -> None:
+    ptq = candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))
+    ptq["latency"][0] |= {"calm": False, "disturbed_rounds": 5}
+    noise = {"disturbed_slots": 7, "repeated_slots": 5, "slots": 20, "repeating_s": 1.0, "stolen_cpus": None,
+             "waited": {"mean": 0.01, "max": 0.21}, "foreign_cpus": {"mean": 0.01, "max": 0.4}}  # fmt: skip
+    measurement = {"device": "cpu", "protocol": "interleaved", "stopped_by": "budget", "elapsed_s": 61.0,
+                   "launches": 6, "noise": noise}  # fmt: skip
+    summary = {
+        "run": "r", "experiment": "e", "candidates": [FP32, ptq], "verdict": _verdict([FP32, ptq], 1.0),
+        "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}}, "measurement": [measurement],
+    }  # fmt: skip
+    text = io.StringIO()
+    print_summary(Console(file=text, width=100), summary)
+    shown = " ".join(text.getvalue().split())
+    assert "cpu: 6 launches, 61 s: the time was up (budget) before all asked for was reached" in shown
+    assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
+    assert "5 turns were done again" in shown
+    assert "NOT CALM: 5 of 6 rounds of ptq/inductor at batch 128" in shown
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -78,7 +107,7 @@ def test_no_cell_is_cut_off(width: int) -> None:
         c["latency"] = [row, *c["latency"]]
     summary = {
         "run": "r", "experiment": "e", "candidates": candidates, "verdict": _verdict(candidates, 1.0),
-        "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}},
+        "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}}, "measurement": [],
     }  # fmt: skip
     text = io.StringIO()
     print_summary(Console(file=text, width=width), summary)

@@ -1,0 +1,71 @@
+"""Who else was at work while a contender was timed, and whether that spoils the times.
+
+A slot is one contender's timed calls in one round. Three signs: how long the thread that waited longest could have run
+and did not; how many CPUs others kept busy; how many the hypervisor gave to others. Of the whole CPUs they are no
+shares: one slow thread delays all, however many there are.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from raq.bench.machine import CpuTimes
+
+# Above these a slot is disturbed. On an idle machine threads of a pool wait for some percent of the time (they wake one
+# another); beside a process that burns a CPU of theirs, for a quarter to a half.
+MOST_WAITED, MOST_FOREIGN_CPUS, MOST_STOLEN_CPUS = 0.15, 0.3, 0.1
+TICKS_OF_DOUBT = 3  # /proc/stat counts in ticks: so many may be the count's own error, not somebody's work
+SIGNS = ("waited", "foreign_cpus", "stolen_cpus")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Milliseconds of each call, and the signs of disturbance.
+
+    waited: share of the time that the thread that waited longest waited; foreign_cpus, stolen_cpus: CPU seconds a
+    second; None where the system does not tell.
+    """
+
+    samples_ms: list[float]
+    waited: float | None
+    foreign_cpus: float | None
+    stolen_cpus: float | None
+    attempt: int
+    disturbed: bool
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of disturbances."""
+        return any(getattr(self, sign) is not None for sign in SIGNS)
+
+
+def judged(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: int) -> Slot:
+    """A slot from what its process told and the clocks of its CPUs around it."""
+    timed, wall_s = reply["timed"], after.wall_s - before.wall_s
+    waited = None if timed["waited_s"] is None else timed["waited_s"] / timed["wall_s"]
+    foreign = stolen = None
+    if before.busy_s is not None and after.busy_s is not None:
+        foreign = max(0.0, after.busy_s - before.busy_s - reply["cpu_s"]) / wall_s
+    if before.stolen_s is not None and after.stolen_s is not None:
+        stolen = (after.stolen_s - before.stolen_s) / wall_s
+    doubt = TICKS_OF_DOUBT / os.sysconf("SC_CLK_TCK") / wall_s
+    disturbed = (
+        (waited is not None and waited > MOST_WAITED)
+        or (foreign is not None and foreign > max(MOST_FOREIGN_CPUS, doubt))
+        or (stolen is not None and stolen > max(MOST_STOLEN_CPUS, doubt))
+    )
+    return Slot(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed)
+
+
+def summary(slots: list[Slot]) -> dict[str, Any]:
+    """The mean and largest of each sign over these slots (None where nothing is known), and how many were disturbed."""
+    found: dict[str, Any] = {}
+    for sign in SIGNS:
+        known = [value for slot in slots if (value := getattr(slot, sign)) is not None]
+        found[sign] = {"mean": sum(known) / len(known), "max": max(known)} if known else None
+    return {
+        **found,
+        "slots": len(slots),
+        "disturbed_slots": sum(slot.disturbed for slot in slots),
+        "repeated_slots": sum(slot.attempt > 0 for slot in slots),
+    }

@@ -1,0 +1,158 @@
+"""The terminal, for what is measured: `raq bench`, `raq compare`, how calm the machine was. Neither torch nor ray."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from raq.report.proof import printable
+
+ENDED = {
+    "precision": "the precision asked for was reached",
+    "budget": "the time was up (budget) before all asked for was reached",
+    "rounds": "the rounds asked for were done",
+    "repetitions": "the repetitions asked for were done, one contender after the other: no intervals",
+}
+
+
+class BenchDisplay:
+    """How far a measurement is, on a terminal's standard error; nothing elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+        # drawn when told: a thread that draws by itself would work on the CPUs that are measured
+        shown = {"transient": True, "auto_refresh": False, "disable": quiet or not console.is_terminal}
+        self.bar = Progress(*columns, console=console, **shown)  # type: ignore[arg-type]
+        self.task = self.bar.add_task("", total=1.0, text="")
+
+    def progress(self, share: float, text: str) -> None:
+        """Take in how far it is."""
+        self.bar.update(self.task, completed=share, text=text, refresh=True)
+
+    def __enter__(self) -> "BenchDisplay":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+
+def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
+    """How a measurement ended, and what disturbed it; one line each."""
+    if found.get("stopped_by") is None:
+        return []
+    lines = [f"{found['launches']} launches, {found['elapsed_s']:.0f} s: {ENDED[found['stopped_by']]}"]
+    noise = found["noise"]
+    if noise.get("disturbed_slots"):
+        told = []
+        if noise["waited"]:
+            told.append(f"a thread waited {100 * noise['waited']['max']:.0f}% of the time")
+        for key, words in (("foreign_cpus", "others took"), ("stolen_cpus", "the hypervisor took")):
+            if noise[key]:
+                told.append(f"{words} {noise[key]['max']:.1f} CPUs")
+        lines.append(
+            f"{noise['disturbed_slots']} of {noise['slots']} turns were disturbed (at worst {', '.join(told)}); "
+            f"{noise['repeated_slots']} turns were done again"
+        )
+    return lines
+
+
+def not_calm(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """A warning, if too few rounds of one of these rows were undisturbed."""
+    spoilt = [row for row in rows if row.get("calm") is False]
+    if not spoilt:
+        return None
+    row = max(spoilt, key=lambda r: r["disturbed_rounds"] / r["rounds"])
+    return (
+        f"NOT CALM: {row['disturbed_rounds']} of {row['rounds']} rounds of {row['candidate']}/{row['runtime']} at "
+        f"batch {row['batch_size']} were disturbed, so that all of them are used; measure again on a quiet machine"
+    )
+
+
+COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  # heading, also on 80 columns, cell
+    ("batch", True, lambda row: str(row["batch_size"])),
+    ("p50 ms", True, lambda row: f"{row['p50_ms']:.3f}"),
+    ("mean ± std", False, lambda row: f"{row['mean_ms']:.3f} ± {_or_needs(row, 'std')}"),
+    ("p90", True, lambda row: _or_needs(row, "p90")),
+    ("p99", False, lambda row: _or_needs(row, "p99")),
+    ("load ms", False, lambda row: f"{row['load_ms']:.0f}"),
+    ("peak MB", False, lambda row: f"{row['peak_bytes'] / 1e6:.0f}"),
+    ("speedup", True, lambda row: f"{row['speedup']:.3f}"),
+    ("95% interval", True, lambda row: _interval(row["speedup_interval"])),
+)
+WIDE = 120
+
+
+def print_bench(console: Console, found: Mapping[str, Any]) -> None:
+    """The table of `raq bench`, and for each artifact whether it is different from the first."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("artifact", overflow="fold")
+    shown = [(name, cell) for name, narrow, cell in COLUMNS if narrow or console.width >= WIDE]
+    for name, _ in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found["rows"]:
+        table.add_row(Text(printable(row["candidate"])), *(cell(row) for _, cell in shown))
+    console.print(table)
+    for row in found["rows"]:
+        if f"{row['candidate']}/{row['runtime']}" != row["baseline"]:
+            _say(console, difference_in_words(row))
+    for line in measurement_in_words(found):
+        _say(console, line, "dim")
+    warning = not_calm(found["rows"])
+    if warning:
+        _say(console, warning, "bold yellow")
+
+
+def _or_needs(row: Mapping[str, Any], name: str) -> str:
+    """A figure of a row; how many samples it would need, where there are too few."""
+    value = row[f"{name}_ms"]
+    return f"{value:.3f}" if value is not None else f"of {row['samples_needed'].get(name, 2)}+"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "" if interval is None or interval[0] == interval[1] else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def difference_in_words(row: Mapping[str, Any]) -> str:
+    """Whether a row's time is different from its baseline's."""
+    place = f"{row['candidate']} at batch {row['batch_size']} on {row['device']}"
+    baseline, interval = row["baseline"].partition("/")[0], row["speedup_interval"]
+    if interval is None:
+        return f"{place}: {row['speedup']:.3f} times the speed of {baseline}, without an interval"
+    bounds = f"{interval[0]:.3f} to {interval[1]:.3f}"
+    if interval[0] <= 1 <= interval[1]:
+        return f"{place}: no detectable difference to {baseline} ({bounds} times its speed)"
+    word = "faster" if interval[0] > 1 else "slower"
+    return f"{place}: {word} than {baseline}, {row['speedup']:.3f} times its speed ({bounds})"
+
+
+def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
+    """What `raq compare` found: the machines first."""
+    for one in found["comparisons"]:
+        _say(console, f"{one['runs'][1]} against {one['runs'][0]}", "bold")
+        if one["environment"]:
+            _say(console, f"NOT THE SAME MACHINE OR LIBRARIES: {'; '.join(one['environment'])}", "bold yellow")
+        for line in one["conditions"]:
+            _say(console, f"  NOT THE SAME: {line}", "yellow")
+        for candidate in one["candidates"]:
+            _say(console, f"  {candidate['name']}: top-1 {candidate['top1']['said']}")
+            before, after = candidate["weight_bytes"]
+            if before != after and None not in (before, after):
+                _say(console, f"    weights {before / 1e6:.2f} MB and {after / 1e6:.2f} MB")
+            for row in candidate["latency"]:
+                place = f"{row['device']}, {row['runtime']}, batch {row['batch_size']}"
+                _say(console, f"    {place}, over {row['baseline']}: {row['said']}")
+        if one["only_in_one"]:
+            _say(console, f"  only in one of the two: {', '.join(one['only_in_one'])}", "dim")
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)

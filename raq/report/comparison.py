@@ -1,0 +1,149 @@
+"""`raq compare`: what differs between runs, and whether it is real. From records alone: neither torch nor ray.
+
+Milliseconds of different days are never compared: speedups over the baseline, measured in the same run, are.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raq.bench.statistics import SIGNIFICANT, paired_drop, ratio_of_ratios, same_accuracy_p
+from raq.report.summary import Summary, predictions_of, row_ratios, summarise
+
+PLACE = ("device", "runtime", "batch_size")
+MACHINE = ("cpu", "features", "cpus", "gpus")
+Found = dict[str, Any]
+SAME = "no detectable difference"
+
+
+def compare(folders: Sequence[Path]) -> Found:
+    """Every run against the first: machines and libraries, then by candidate top-1, size and speedup, as plain values.
+
+    A speedup is different if the 95% interval of the two runs' ratio leaves out 1; top-1 by McNemar's test at 5%.
+    `said` puts it in words; `conditions` lists what else is not the same.
+    """
+    summaries = [summarise(folder) for folder in folders]
+    predictions = [predictions_of(folder) for folder in folders]
+    return {
+        "runs": [{key: s[key] for key in ("run", "experiment", "complete")} for s in summaries],
+        "comparisons": [
+            _compared(summaries[0], other, predictions[0], predicted)
+            for other, predicted in zip(summaries[1:], predictions[1:], strict=True)
+        ],
+    }
+
+
+def _compared(first: Summary, second: Summary, before: dict[str, Any], after: dict[str, Any]) -> Found:
+    names = [c["name"] for c in first["candidates"]]
+    others = {c["name"]: c for c in second["candidates"]}
+    return {
+        "runs": [first["run"], second["run"]],
+        "environment": _environment(first["environment"], second["environment"]),
+        "conditions": _conditions(first, second),
+        "candidates": [
+            {
+                "name": c["name"],
+                "top1": _top1(c["name"], before, after),
+                "weight_bytes": [_weight_bytes(c), _weight_bytes(others[c["name"]])],
+                "latency": _latency(first, second, c["name"]),
+            }
+            for c in first["candidates"]
+            if c["name"] in others
+        ],
+        "only_in_one": sorted(set(names) ^ set(others)),
+    }
+
+
+def _environment(first: Found, second: Found) -> list[str]:
+    """What of machine and libraries differs, a line each."""
+    lines = [
+        f"{key}: {first['machine'][key]} and {second['machine'][key]}"
+        for key in MACHINE
+        if first["machine"][key] != second["machine"][key]
+    ]
+    libraries = sorted({*first["versions"], *second["versions"]})
+    return lines + [
+        f"{name}: {first['versions'].get(name)} and {second['versions'].get(name)}"
+        for name in libraries
+        if first["versions"].get(name) != second["versions"].get(name)
+    ]
+
+
+def _conditions(first: Summary, second: Summary) -> list[str]:
+    """What of the two runs themselves differs or is in doubt, a line each."""
+    lines = [f"{s['run']} is not complete: {s['error']}" for s in (first, second) if not s["complete"]]
+    if first["experiment"] != second["experiment"]:
+        lines.append(f"experiment: {first['experiment']} and {second['experiment']}")
+    if first["data"]["digest"] != second["data"]["digest"]:
+        lines.append("the data are not the same")
+    for what, name in (("protocols", "protocol"), ("numbers of threads", "threads")):
+        used = [_used(summary, name) for summary in (first, second)]
+        if used[0] != used[1]:
+            lines.append(f"{what}: {used[0]} and {used[1]}")
+    for summary in (first, second):
+        if any(row.get("calm") is False for c in summary["candidates"] for row in c["latency"]):
+            lines.append(f"{summary['run']} was measured on a machine that was not calm")
+    return lines
+
+
+def _used(summary: Summary, name: str) -> str:
+    """The values of one setting of a run's measurements."""
+    of = summary["measurement"] if name == "protocol" else [r for c in summary["candidates"] for r in c["latency"]]
+    return ", ".join(sorted({str(entry.get(name)) for entry in of})) or "none"
+
+
+def _weight_bytes(candidate: Summary) -> int | None:
+    return candidate["artifacts"][0]["weight_bytes"] if candidate["artifacts"] else None
+
+
+def _top1(name: str, before: dict[str, Any], after: dict[str, Any]) -> Found:
+    """The change in points of top-1 of one candidate, where the same images were evaluated."""
+    one, other = before.get(name), after.get(name)
+    if one is None or other is None or one.shape != other.shape or not np.array_equal(one[1], other[1]):
+        return {"points": None, "interval": None, "p": None, "said": "not evaluated on the same images"}
+    right, then = one[0] == one[1], other[0] == other[1]
+    gain, (low, high) = paired_drop(then, right)
+    p = same_accuracy_p(right, then)
+    said = f"{gain:+.2f} points ({low:.2f} to {high:.2f}): {'different' if p < SIGNIFICANT else SAME}"
+    return {"points": gain, "interval": [low, high], "p": p, "said": said}
+
+
+def _latency(first: Summary, second: Summary, name: str) -> list[Found]:
+    """By device, runtime and batch size, the second run's speedup over the first one's."""
+    found = []
+    for row in _rows(first, name):
+        other = next((r for r in _rows(second, name) if all(r[part] == row[part] for part in PLACE)), None)
+        before, after = (_baseline(summary, row) for summary in (first, second))
+        if other is None or before is None or after is None or f"{name}/{row['runtime']}" == row["baseline"]:
+            continue
+        ratio, interval = ratio_of_ratios(row_ratios(after, other), row_ratios(before, row))
+        real = interval is not None and not interval[0] <= 1 <= interval[1]
+        doubt = "too few rounds to tell" if interval is None else "different" if real else SAME
+        bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+        found.append(
+            {
+                **{part: row[part] for part in PLACE},
+                "baseline": row["baseline"],
+                "speedups": [row["speedup"], other["speedup"]],
+                "ratio": ratio,
+                "interval": list(interval) if interval else None,
+                "said": f"{row['speedup']:.2f}x and {other['speedup']:.2f}x: {ratio:.3f} times{bounds}: {doubt}",
+            }
+        )
+    return found
+
+
+def _rows(summary: Summary, name: str) -> list[Summary]:
+    return [row for c in summary["candidates"] if c["name"] == name for row in c["latency"]]
+
+
+def _baseline(summary: Summary, like: Summary) -> Summary | None:
+    """The baseline's row for the same device and batch size."""
+    name, _, runtime = like["baseline"].partition("/")
+    wanted = (like["device"], like["batch_size"], runtime)
+    return next(
+        (r for r in _rows(summary, name) if (r["device"], r["batch_size"], r["runtime"]) == wanted),
+        None,
+    )

@@ -1,0 +1,68 @@
+"""What disturbs a measurement: judged from known clocks, and seen on a real neighbour."""
+
+import subprocess
+import sys
+
+import pytest
+
+from raq.bench.machine import CpuTimes, available_cpus, cpu_times, own_times, pinned
+from raq.bench.noise import judged, summary
+
+
+def reply(waited_s: float | None = 0.0, cpu_s: float = 0.2):
+    return {"samples_ms": [1.0], "timed": {"wall_s": 0.1, "cpu_s": 0.2, "waited_s": waited_s}, "cpu_s": cpu_s}
+
+
+@pytest.mark.parametrize(
+    ("given", "busy_s", "stolen_s", "disturbed"),
+    [
+        (reply(), 0.2, 0.0, False),
+        (reply(waited_s=0.006), 0.2, 0.0, False),  # 6% of the time: a pool that wakes its threads
+        (reply(waited_s=0.04), 0.2, 0.0, True),  # a thread shared its CPU with somebody
+        (reply(cpu_s=0.1), 0.2, 0.0, True),  # others kept a whole CPU busy
+        (reply(cpu_s=0.18), 0.2, 0.0, False),  # two ticks: it may be the count's own error
+        (reply(), 0.2, 0.08, True),
+        (reply(waited_s=None), None, None, False),  # a system that tells nothing
+        (reply(cpu_s=1.5), 1.6, 0.0, True),  # on sixteen CPUs as on two
+    ],
+)
+def test_judged(given, busy_s, stolen_s, disturbed) -> None:
+    before = CpuTimes(0.0, None if busy_s is None else 0.0, None if stolen_s is None else 0.0)
+    assert judged(given, before, CpuTimes(0.1, busy_s, stolen_s), 0).disturbed is disturbed
+
+
+def test_what_is_not_known_is_none() -> None:
+    slot = judged(reply(waited_s=None), CpuTimes(0.0, None, None), CpuTimes(0.1, None, None), 0)
+    assert (slot.waited, slot.foreign_cpus, slot.stolen_cpus, slot.known) == (None, None, None, False)
+    found = summary([slot])
+    assert (found["waited"], found["foreign_cpus"], found["slots"]) == (None, None, 1)
+    assert cpu_times([10_000]).busy_s is None, "a CPU that the system does not list"
+
+
+def busy(seconds: float) -> None:
+    end = own_times().wall_s + seconds
+    while own_times().wall_s < end:
+        pass
+
+
+def burning(cpus: list[int]):
+    """A slot of this process burning a CPU for a third of a second."""
+    before, own = cpu_times(cpus), own_times()
+    busy(0.33)
+    timed = own_times().since(own)
+    return judged({"samples_ms": [], "timed": timed, "cpu_s": timed["cpu_s"]}, before, cpu_times(cpus), 0)
+
+
+def test_a_real_neighbour_on_the_same_cpu_is_noticed() -> None:
+    cpus = available_cpus()[:1]
+    with pinned(cpus):
+        neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            busy(0.5)  # it has started
+            beside = burning(cpus)
+        finally:
+            neighbour.kill()
+            neighbour.wait()
+    assert beside.disturbed
+    assert beside.waited > 0.3, "the scheduler gives each of the two about half"
+    assert beside.foreign_cpus > 0.3

@@ -1,0 +1,277 @@
+"""Can raq's latencies be trusted? The measurement, measured.
+
+    uv run python tests/benchmarks/trust.py [--runs 100] [--only quiet,neighbour,overlap,bias] [--work FOLDER]
+
+quiet: an artifact against its twin, and against one that sleeps 3% longer, again and again on the idle machine: how
+often is a difference found where there is none, and where there is one? neighbour: the sleepy one beside a process that
+burns one core for random half seconds: does the interval hold the true ratio? overlap: the quickstart's bench, again
+and again: do intervals of independent runs overlap? bias: contenders in one process against processes of their own.
+
+Run it on an idle machine; every finished run is kept in the work folder, so that it can be interrupted (it also waits
+while a file named `pause` lies there). Records go to results/reference/trust.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from trust_contenders import SHARE
+
+from raq.bench.latency import measure
+from raq.bench.machine import available_cpus
+from raq.bench.processes import ContenderSettings, Nursery, nursery
+from raq.bench.statistics import proportion_interval
+from raq.environment import commit, environment
+from raq.experiment import Bench
+from raq.experiment_file import load_experiment
+from raq.records import Store, now, read_run, write_json
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "results" / "reference" / "trust"
+QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
+SHAPE, BATCH = (3, 32, 32), 32
+RUNS_A_NURSERY = 10  # runs whose contenders are forked from one process; starting it takes seconds
+QUIET = Bench(batch_sizes=(BATCH,), budget_s=60.0)
+NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=12.0)
+BURNER = """
+import random, sys, time
+random.seed(int(sys.argv[1]))
+while True:
+    end = time.perf_counter() + random.uniform(0, 0.5)
+    while time.perf_counter() < end:
+        pass
+    time.sleep(random.uniform(0, 1.0))
+"""
+Found = dict[str, Any]
+
+
+def contender(name: str, function: str, weights: Path) -> ContenderSettings:
+    model = f"trust_contenders:{function}"
+    threads, folder = len(available_cpus()), str(Path(__file__).parent)
+    return ContenderSettings(f"{name}/eager", "eager", "cpu", str(weights), SHAPE, threads, model, 10, folder)
+
+
+def summary(found: Found) -> Found:
+    """What is kept of one run: its rows without the rounds, how it ended, what disturbed it."""
+    left_out = ("round_p50_ms", "round_launch", "round_disturbed")
+    rows = [{key: value for key, value in row.items() if key not in left_out} for row in found["rows"]]
+    noise = {key: value for key, value in found["noise"].items() if key != "clocks"}
+    kept = {key: found[key] for key in ("stopped_by", "elapsed_s", "launches")}
+    return {**kept, "commit": commit(), "noise": noise, "rows": rows}
+
+
+def quiet(own: Nursery, weights: Path) -> Found:
+    entrants = [contender("one", "plain", weights), contender("twin", "plain", weights)]
+    return summary(measure([*entrants, contender("sleepy", "sleepy", weights)], QUIET, available_cpus(), started=own))
+
+
+def neighbour(own: Nursery, weights: Path, number: int) -> Found:
+    burner = subprocess.Popen([sys.executable, "-c", BURNER, str(number)])
+    try:
+        entrants = [contender("one", "plain", weights), contender("sleepy", "sleepy", weights)]
+        return summary(measure(entrants, NEIGHBOUR, available_cpus(), started=own))
+    finally:
+        burner.kill()
+        burner.wait()
+
+
+def quickstart_contenders(results: Path) -> tuple[list[ContenderSettings], Bench]:
+    """The contenders of the newest run of the quickstart in this results folder, as its bench stage has them."""
+    store = Store(results.resolve())
+    run = read_run(store.find_run("latest"))
+    stages = {name: store.stage_folder(s["kind"], s["fingerprint"]) for name, s in run["stages"].items()}
+    threads = len(available_cpus())
+    model = run["settings"]["model"]["name"]
+    weights = str(stages["train"] / "weights.pt")
+    found = [ContenderSettings("fp32/eager", "eager", "cpu", weights, SHAPE, threads, model, 10, None)]
+    for name in ("fp32", "ptq", "qat"):
+        path = str(stages[f"lower/{name}"] / "artifact.pt2")
+        found.append(ContenderSettings(f"{name}/inductor", "inductor", "cpu", path, SHAPE, threads, model, 10, None))
+    return found, load_experiment(QUICKSTART).bench
+
+
+def overlap(results: Path) -> Found:
+    """The bench as a run does it, from a process of its own on."""
+    contenders, protocol = quickstart_contenders(results)
+    return summary(measure(contenders, protocol, available_cpus()))
+
+
+def in_one_process(contenders: list[ContenderSettings], batch: int, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds by round and contender, all of them loaded into this process and called in turns."""
+    from dataclasses import asdict
+
+    from raq.bench.runtimes import Contender
+
+    with torch.inference_mode():
+        loaded = {c.name: Contender(asdict(c)) for c in contenders}
+        for entrant in loaded.values():
+            entrant.warm_up(batch, 5, 2.0)
+        found: dict[str, list[float]] = {name: [] for name in loaded}
+        for number in range(rounds):
+            for name in loaded if number % 2 == 0 else reversed(loaded):
+                found[name].append(statistics.median(loaded[name].round(batch, 3, 50.0)))
+    return found
+
+
+def bias(own: Nursery, results: Path) -> Found:
+    """Speedups over eager FP32 of the quickstart's artifacts, measured in three ways in one go."""
+    contenders, _ = quickstart_contenders(results)
+    found: Found = {}
+    for batch in (1, 128):
+        code = (
+            "import sys, json; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import trust; "
+            "c, _ = trust.quickstart_contenders(Path(sys.argv[2])); "
+            f"print(json.dumps(trust.in_one_process(c, {batch}, 24)))"
+        )
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), str(results)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        shared = json.loads(done.stdout.splitlines()[-1])
+        one_by_one = measure(
+            contenders, Bench(protocol="published", batch_sizes=(batch,)), available_cpus(), started=own
+        )
+        turns = measure(contenders, Bench(batch_sizes=(batch,), budget_s=90.0), available_cpus(), started=own)
+        base = "fp32/eager"
+        for row, published in zip(turns["rows"], one_by_one["rows"], strict=True):
+            name = f"{row['candidate']}/{row['runtime']}"
+            together = statistics.median(b / c for b, c in zip(shared[base], shared[name], strict=True))
+            found[f"{name} at batch {batch}"] = {
+                "interleaved": row["speedup"],
+                "interval": row["speedup_interval"],
+                "one process": together,
+                "published": published["speedup"],
+            }
+    return found
+
+
+def kept(folder: Path, name: str, runs: int, do: Callable[[int], Found]) -> list[Found]:
+    """The results of `runs` runs, those in the folder not done again."""
+    file = folder / f"{name}.jsonl"
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    for number in range(len(found), runs):
+        while (folder / "pause").exists():
+            time.sleep(1)
+        found.append(do(number))
+        with file.open("a") as out:
+            out.write(json.dumps(found[-1]) + "\n")
+        print(f"{name} {number + 1} of {runs}: {words(found[-1])}", flush=True)
+    return found[:runs]
+
+
+def words(run: Found) -> str:
+    if "rows" not in run:
+        return json.dumps(run)
+    rows = [
+        f"{r['candidate']} {r['batch_size']}: {r['speedup']:.3f} {r['speedup_interval']} calm {r['calm']} "
+        f"{r['disturbed_rounds']}/{r['rounds']}"
+        for r in run["rows"][1:]
+    ]
+    return f"{run['elapsed_s']:.0f} s, {run['stopped_by']}, {run['launches']} launches; {'; '.join(rows)}"
+
+
+def interval_of(run: Found, name: str) -> tuple[float, float]:
+    """The interval of a speedup; one that holds everything, where the run had too few rounds for one."""
+    low, high = next(r["speedup_interval"] for r in run["rows"] if r["candidate"] == name) or (0.0, math.inf)
+    return low, high
+
+
+def share(count: int, total: int) -> Found:
+    low, high = proportion_interval(count, total)
+    return {"count": count, "of": total, "interval": [low, high]}
+
+
+def judged(found: dict[str, list[Found]]) -> Found:
+    """The figures of the table."""
+    truth = 1 / (1 + SHARE)
+    table: Found = {"true_ratio": truth}
+    if "quiet" in found:
+        twins = [interval_of(run, "twin") for run in found["quiet"]]
+        sleepy = [interval_of(run, "sleepy") for run in found["quiet"]]
+        table["A/A called different"] = share(sum(not low <= 1 <= high for low, high in twins), len(twins))
+        table["3% slower called slower"] = share(sum(high < 1 for _, high in sleepy), len(sleepy))
+        table["quiet: interval holds the true ratio"] = share(sum(a <= truth <= b for a, b in sleepy), len(sleepy))
+    if "neighbour" in found:
+        pairs = [interval_of(run, "sleepy") for run in found["neighbour"]]
+        table["neighbour: interval holds the true ratio"] = share(sum(a <= truth <= b for a, b in pairs), len(pairs))
+        table["neighbour: called slower"] = share(sum(b < 1 for _, b in pairs), len(pairs))
+        widths = [math.sqrt(b / a) - 1 if a else math.inf for a, b in pairs]
+        table["neighbour: without an interval"] = share(sum(not a for a, _ in pairs), len(pairs))
+        table["neighbour: median half width"] = statistics.median(widths)
+    if "overlap" in found:
+        rows = [
+            {(r["candidate"], r["batch_size"]): r["speedup_interval"] for r in run["rows"] if r["runtime"] != "eager"}
+            for run in found["overlap"]
+        ]
+        table["overlap: runs"] = len(rows)
+        table["overlap: intervals missing"] = sum(interval is None for run in rows for interval in run.values())
+        agree = [
+            [bool(a[key] and b[key]) and a[key][0] <= b[key][1] and b[key][0] <= a[key][1] for key in a]
+            for a, b in itertools.combinations(rows, 2)
+        ]
+        table["overlap: pairs of runs, all speedups"] = share(sum(map(all, agree)), len(agree))
+        table["overlap: single speedups"] = share(sum(map(sum, agree)), sum(map(len, agree)))
+    if "bias" in found:
+        table["bias"] = found["bias"][0]
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--only", default="quiet,neighbour,overlap,bias")
+    parser.add_argument("--work", type=Path, default=ROOT / "results" / "trust")
+    options = parser.parse_args()
+    phases = options.only.split(",")
+    options.work.mkdir(parents=True, exist_ok=True)
+    results = options.work / "quickstart"
+    command = [
+        sys.executable,
+        "-c",
+        "from raq.cli import main; main()",
+        "run",
+        str(QUICKSTART),
+        "--results",
+        str(results),
+    ]
+    subprocess.run(command, check=True)
+    contenders, _ = quickstart_contenders(results)
+    os.environ["TRUST_PACKAGE"] = next(c.path for c in contenders if c.name == "ptq/inductor")
+    weights = options.work / "anchor.pt"
+    torch.save({"anchor": torch.zeros(1)}, weights)
+    runs = options.runs
+    found: dict[str, list[Found]] = {}
+    functions = {
+        "quiet": lambda own, number: quiet(own, weights),
+        "neighbour": lambda own, number: neighbour(own, weights, number),
+    }
+    for name, function in functions.items():
+        if name in phases:
+            for until in range(RUNS_A_NURSERY, runs + RUNS_A_NURSERY, RUNS_A_NURSERY):
+                with nursery() as own:
+                    found[name] = kept(options.work, name, min(until, runs), partial(function, own))
+    with nursery() as own:
+        if "overlap" in phases:  # 7 runs are 21 pairs, each of two independent runs
+            found["overlap"] = kept(options.work, "overlap", min(7, runs), lambda n: overlap(results))
+        if "bias" in phases:
+            found["bias"] = kept(options.work, "bias", 1, lambda n: bias(own, results))
+    table = judged(found)
+    settings = {"quiet": QUIET.model_dump(mode="json"), "neighbour": NEIGHBOUR.model_dump(mode="json")}
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    about = {"measured_at": now(), "environment": environment(), "protocols": settings, "table": table}
+    write_json(REFERENCE / "trust.json", about)
+    write_json(REFERENCE / "runs.json", found)
+    print(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Two runs side by side: what is real, what is not, and what cannot be compared."""
+
+import numpy as np
+import pytest
+
+from raq.report.comparison import _environment, _top1
+
+
+def environment(cpu: str, torch: str) -> dict:
+    return {"machine": {"cpu": cpu, "features": [], "cpus": 2, "gpus": []}, "versions": {"torch": torch, "ray": "2"}}
+
+
+def test_a_change_of_machine_is_told() -> None:
+    assert _environment(environment("a", "2.14"), environment("a", "2.14")) == []
+    assert _environment(environment("a", "2.14"), environment("b", "2.15")) == ["cpu: a and b", "torch: 2.14 and 2.15"]
+
+
+def test_top1_is_compared_on_the_same_images_only() -> None:
+    labels = np.arange(1000) % 10
+    right = np.stack([labels, labels])
+    worse = np.stack([np.where(np.arange(1000) < 50, (labels + 1) % 10, labels), labels])
+    found = _top1("ptq", {"ptq": right}, {"ptq": worse})
+    assert found["points"] == pytest.approx(-5.0)
+    assert found["interval"][1] < 0
+    assert found["said"].endswith("different")
+    assert found["p"] < 1e-9
+    assert _top1("ptq", {"ptq": right}, {"ptq": right})["said"].endswith("no detectable difference")
+    for other in (None, right[:, :900], np.stack([labels, (labels + 1) % 10])):
+        assert _top1("ptq", {"ptq": right}, {"ptq": other})["points"] is None
