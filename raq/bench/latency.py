@@ -134,8 +134,8 @@ class Measurement:
             ready = time.perf_counter()
             for done in range(self._rounds_left(sizes)):
                 timing, launching = time.perf_counter() - ready, ready - began
-                enough = timing > TIMING_OVER_LAUNCHING * launching or self.elapsed_s() > due_s
-                if done >= LEAST_ROUNDS_A_LAUNCH and enough:
+                long_enough = done >= LEAST_ROUNDS_A_LAUNCH and timing > TIMING_OVER_LAUNCHING * launching
+                if long_enough or (done and self.elapsed_s() > due_s):
                     break
                 self.clocks.append(clock(self.cpus, self.contenders[0].device))
                 for size in sizes:

@@ -42,8 +42,8 @@ REFERENCE = ROOT / "results" / "reference" / "trust"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 SHAPE, BATCH = (3, 32, 32), 32
 RUNS_A_NURSERY = 10  # runs whose contenders are forked from one process; starting it takes seconds
-QUIET = Bench(batch_sizes=(BATCH,), budget_s=60.0)
-NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=12.0)
+QUIET = Bench(batch_sizes=(BATCH,), budget_s=20.0)
+NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=10.0)
 BURNER = """
 import random, sys, time
 random.seed(int(sys.argv[1]))
@@ -128,7 +128,7 @@ def bias(own: Nursery, results: Path) -> Found:
     """Speedups over eager FP32 of the quickstart's artifacts, measured in three ways in one go."""
     contenders, _ = quickstart_contenders(results)
     found: Found = {}
-    for batch in (1, 128):
+    for batch in (1, 32):
         code = (
             "import sys, json; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import trust; "
             "c, _ = trust.quickstart_contenders(Path(sys.argv[2])); "
