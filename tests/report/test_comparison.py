@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raq.report.comparison import _environment, _top1
+from raq.report.comparison import _conditions, _environment, _top1
 
 
 def environment(cpu: str, torch: str) -> dict:
@@ -13,6 +13,30 @@ def environment(cpu: str, torch: str) -> dict:
 def test_a_change_of_machine_is_told() -> None:
     assert _environment(environment("a", "2.14"), environment("a", "2.14")) == []
     assert _environment(environment("a", "2.14"), environment("b", "2.15")) == ["cpu: a and b", "torch: 2.14 and 2.15"]
+
+
+def run_of(name: str, **changes) -> dict:
+    row = {"threads": 2, "calm": True}
+    return {
+        "run": name, "experiment": "e", "complete": True, "error": None, "data": {"digest": "d"},
+        "measurement": [{"protocol": "interleaved"}], "candidates": [{"latency": [row]}], **changes,
+    }  # fmt: skip
+
+
+def test_what_is_not_the_same_besides_is_told() -> None:
+    assert _conditions(run_of("a"), run_of("b")) == []
+    other = run_of(
+        "b", experiment="f", complete=False, error="interrupted", data={"digest": "x"},
+        measurement=[{"protocol": "published"}], candidates=[{"latency": [{"threads": 1, "calm": False}]}],
+    )  # fmt: skip
+    assert _conditions(run_of("a"), other) == [
+        "b is not complete: interrupted",
+        "experiment: e and f",
+        "the data are not the same",
+        "protocols: interleaved and published",
+        "numbers of threads: 2 and 1",
+        "b was measured on a machine that was not calm",
+    ]
 
 
 def test_top1_is_compared_on_the_same_images_only() -> None:
