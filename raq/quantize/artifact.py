@@ -28,7 +28,11 @@ def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device
 
         program = move_to_device_pass(program, device)
     told = json.dumps({**metadata, "torch": _torch_version()}, sort_keys=True)
-    configuration = {"freezing": True, "aot_inductor.metadata": {METADATA_KEY: told}}
+    configuration = {
+        "freezing": True,
+        "cpp.dynamic_threads": True,  # else the loops have, for ever, the number of threads of this process
+        "aot_inductor.metadata": {METADATA_KEY: told},
+    }
     try:
         with torch.no_grad():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)

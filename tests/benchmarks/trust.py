@@ -42,8 +42,8 @@ REFERENCE = ROOT / "results" / "reference" / "trust"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 SHAPE, BATCH = (3, 32, 32), 32
 RUNS_A_NURSERY = 10  # runs whose contenders are forked from one process; starting it takes seconds
-QUIET = Bench(batch_sizes=(BATCH,), budget_s=20.0)
-NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=10.0)
+QUIET = Bench(batch_sizes=(BATCH,), budget_s=15.0)
+NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=8.0)
 BURNER = """
 import random, sys, time
 random.seed(int(sys.argv[1]))

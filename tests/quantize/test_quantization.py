@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +132,25 @@ def test_the_artifact_calls_integer_kernels_only(program, package: Path) -> None
     assert all("_q" in name for name in found.kernels)
     assert [layer.kernel is not None and layer.int8 for layer in found.layers] == [True, True, True]
     assert [(entry.operator, entry.int8) for entry in found.between] == [("pool", True)]
+
+
+def test_an_artifact_has_the_threads_of_who_runs_it(tmp_path: Path) -> None:
+    """Compiled in a process with one thread, its own loops are parallel all the same."""
+
+    class Pointwise(nn.Module):
+        def forward(self, x):
+            return (torch.sigmoid(x) * x).mean((2, 3))
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        artifact.lower(export_program(Pointwise().eval(), EXAMPLE), tmp_path / "a.pt2", {})
+    finally:
+        torch.set_num_threads(threads)
+    with zipfile.ZipFile(tmp_path / "a.pt2") as package:
+        code = "".join(package.read(n).decode() for n in package.namelist() if n.endswith(".cpp"))
+    assert "#pragma omp parallel" in code
+    assert "num_threads(" not in code
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 128])
