@@ -31,7 +31,7 @@ from raq.experiment import Bench
 
 LEAST_ROUNDS_A_LAUNCH, MOST_ROUNDS_A_LAUNCH = 2, 20
 TIMING_OVER_LAUNCHING = 1.5  # how long the rounds of a launch may take, over what starting its processes took
-WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.5  # of the first launch, and of the others
+WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.2  # of the first launch, and of the others
 MOST_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
 REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
 PAUSE_S = 0.05  # before a second attempt; doubled before each one after it

@@ -196,6 +196,16 @@ def test_turns_alternate_and_disturbed_ones_are_done_again(contender: ContenderS
     assert found.repeating_s > 0
 
 
+@pytest.mark.gpu
+def test_a_contender_forked_on_a_gpu(contender: ContenderSettings, started) -> None:
+    """CUDA must not have been started in the process that forks."""
+    protocol = Bench(batch_sizes=(2,), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
+    names = ("fp32/eager", "twin/eager")
+    found = measure([replace(contender, name=n, device="cuda") for n in names], protocol, ONE_CPU, started=started)
+    assert all(row["device"] == "cuda" and row["p50_ms"] > 0 for row in found["rows"])
+    assert found["noise"]["clocks"][0]["gpus"]
+
+
 def test_a_contender_that_cannot_load(contender: ContenderSettings, tmp_path: Path, started) -> None:
     with pytest.raises(StageError, match=r"fp32/eager: .*none\.pt cannot be read"):
         measure([replace(contender, path=str(tmp_path / "none.pt"))], PROTOCOL, ONE_CPU, started=started)

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from raq.report.bench import print_bench
 from raq.report.console import print_summary
 from raq.report.summary import _verdict
 
@@ -97,6 +98,27 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
     assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
     assert "5 turns were done again" in shown
     assert "NOT CALM: 5 of 6 rounds of ptq/inductor at batch 128" in shown
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_of_raq_bench(width: int) -> None:
+    first = {**FP32["latency"][0], "candidate": "a[int8]", "baseline": "a[int8]/inductor", "speedup": 1.0,
+             "samples_needed": {"p90": 29, "p99": 299}, "load_ms": 12.0, "peak_bytes": 4e8,
+             "speedup_interval": [1.0, 1.0]}  # fmt: skip
+    slower = {**first, "candidate": "b", "speedup": 0.97, "speedup_interval": [0.96, 0.98]}
+    same = {**first, "candidate": "c", "speedup": 1.001, "speedup_interval": [0.99, 1.01]}
+    noise = {"disturbed_slots": 0}
+    found = {"rows": [first, slower, same], "stopped_by": "precision", "launches": 6, "elapsed_s": 9.0, "noise": noise}
+    text = io.StringIO()
+    print_bench(Console(file=text, width=width), found)
+    shown = text.getvalue()
+    assert "…" not in shown
+    assert "a[int8]" in shown, "names are no markup"
+    assert "of 29+" in shown
+    assert ("peak MB" in shown) is (width == 160)
+    assert "b at batch 128 on cpu: slower than a[int8], 0.970 times its speed (0.960 to 0.980)" in shown
+    assert "c at batch 128 on cpu: no detectable difference to a[int8]" in shown
+    assert "6 launches, 9 s: the precision asked for was reached" in shown
 
 
 @pytest.mark.parametrize("width", [80, 160])
