@@ -199,6 +199,12 @@ def print_summary(console: Console, summary: Summary) -> None:
         style="dim",
         highlight=False,
     )
+    narrow = [c["name"] for c in summary["candidates"] if c.get("reduce_range")]
+    if narrow:
+        said = (
+            f"{', '.join(narrow)}: activations have 7 bits (reduce_range): without VNNI 8-bit kernels could saturate."
+        )
+        console.print(said, markup=False, highlight=False, style="yellow")
     notes = {a["note"] for c in summary["candidates"] for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):
         console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)

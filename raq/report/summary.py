@@ -92,6 +92,8 @@ def _candidate(
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
     ]
+    program = stages.get(name)
+    found["reduce_range"] = program["settings"].get("reduce_range") if program is not None else None
     found["parity"] = [
         row
         for stage, record in stages.items()

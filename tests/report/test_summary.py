@@ -80,6 +80,19 @@ def test_a_drop_that_the_images_cannot_exclude_is_said() -> None:
     assert "cannot exclude a drop above 1" in verdict["why"]
 
 
+def test_seven_bits_are_said() -> None:
+    ptq = candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))
+    summary = {
+        "run": "r", "experiment": "e", "candidates": [FP32, ptq], "verdict": _verdict([FP32, ptq], 1.0),
+        "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}}, "measurement": [],
+    }  # fmt: skip
+    for narrow, said in ((True, True), (False, False), (None, False)):
+        ptq["reduce_range"] = narrow
+        text = io.StringIO()
+        print_summary(Console(file=text, width=120), summary)
+        assert ("ptq: activations have 7 bits (reduce_range)" in text.getvalue()) is said
+
+
 def test_how_the_measurement_went_is_under_the_table() -> None:
     ptq = candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))
     ptq["latency"][0] |= {"calm": False, "disturbed_rounds": 5}
