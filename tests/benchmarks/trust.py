@@ -42,7 +42,7 @@ REFERENCE = ROOT / "results" / "reference" / "trust"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 SHAPE, BATCH = (3, 32, 32), 32
 RUNS_A_NURSERY = 10  # runs whose contenders are forked from one process; starting it takes seconds
-QUIET = Bench(batch_sizes=(BATCH,), budget_s=15.0)
+QUIET = Bench(batch_sizes=(BATCH,), precision=0.015, budget_s=60.0)  # half of what is to be told apart
 NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=8.0)
 BURNER = """
 import random, sys, time
