@@ -23,6 +23,27 @@ def stop_on_sigterm() -> None:
 
 
 @contextmanager
+def interruption_kept() -> Iterator[None]:
+    """Raise a Ctrl-C that arrived inside at the end, if what it interrupted has swallowed it (as ray.init can)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Put away what must be put away, whatever further signals arrive."""
     if threading.current_thread() is not threading.main_thread():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, TextIO
 from raq.bench.machine import available_cpus
 from raq.environment import gpus
 from raq.errors import RaqError, UserError
-from raq.interruption import uninterrupted
+from raq.interruption import interruption_kept, uninterrupted
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,7 +37,9 @@ RAY_SETTINGS = {
 CONNECT_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 LONGEST_TEMPORARY_FOLDER = 30
+MOST_LOOKS, CLEAN_LOOKS = 25, 4
 BENCH_RESOURCE = "bench"
+OWN_CLUSTER = "RAQ_OWN_CLUSTER"  # in the environment of all processes of a cluster that raq started: its folder
 OWN_CLUSTER_RESOURCE = "raq_own_cluster"  # marks a cluster that raq started
 
 
@@ -67,8 +70,11 @@ def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
     if address is not None:
         _refuse_silence(address)
     scratch = None if address else _scratch_folder()
+    if scratch is not None:
+        os.environ[OWN_CLUSTER] = str(scratch)  # inherited by all that Ray starts: some rename themselves
     try:
-        _start(ray, address, scratch)
+        with interruption_kept():
+            _start(ray, address, scratch)
         yield _nodes(ray)
     except Exception:
         if scratch is not None:
@@ -153,17 +159,27 @@ def _nodes(ray: Any) -> list[Node]:
 def _end_stragglers(scratch: Path) -> None:
     """Kill what this cluster started and left: workers that were just starting look for their raylet for a minute.
 
-    They are known by the cluster's own temporary folder in their command or environment, and by nothing else.
+    They are known by the cluster's own temporary folder in their command or environment, and by nothing else. Looked
+    for until none is found several times running: one that is killed may just have started another.
     """
+    os.environ.pop(OWN_CLUSTER, None)
     mark = str(scratch).encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) == os.getpid():
-            continue
-        try:
-            if mark in (process / "cmdline").read_bytes() or mark in (process / "environ").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
-        except OSError:
-            continue  # it has ended, or is not ours
+    clean = 0
+    for _ in range(MOST_LOOKS):
+        found = False
+        for process in Path("/proc").glob("[0-9]*"):
+            if int(process.name) == os.getpid():
+                continue
+            try:
+                if mark in (process / "cmdline").read_bytes() or mark in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    found = True
+            except OSError:
+                continue  # it has ended, or is not ours
+        clean = 0 if found else clean + 1
+        if clean == CLEAN_LOOKS:
+            return
+        time.sleep(0.2)
 
 
 def _keep_logs(scratch: Path, logs: Path) -> None:
