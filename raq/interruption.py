@@ -24,17 +24,13 @@ def stop_on_sigterm() -> None:
 
 @contextmanager
 def interruption_kept() -> Iterator[None]:
-    """Raise a Ctrl-C that arrived inside at the end, if what it interrupted has swallowed it (as ray.init can)."""
+    """Keep a Ctrl-C that arrives inside until the end: ray.init, interrupted, can swallow it, hang or crash."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     seen: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        signal.default_int_handler(number, frame)
-
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
         yield
     finally:
