@@ -41,7 +41,7 @@ QUANTIZING = (
     "quantize/parity.py",
     "model/evaluation.py",
 )
-# What each kind of stage runs, below raq/; a folder means every file in it.
+# What each kind of stage runs, below raq/.
 CODE: dict[str, tuple[str, ...]] = {
     "weights": ("stages.py", "model/zoo.py", "model/user_code.py"),
     "train": (*TRAINING, "cluster/training.py"),
@@ -60,7 +60,20 @@ CODE: dict[str, tuple[str, ...]] = {
         "quantize/artifact.py",
     ),
     "evaluate": (*TRAINING, "model/evaluation.py", "quantize/artifact.py", "quantize/fresh.py", "quantize/parity.py"),
-    "bench": ("stages.py", "model/zoo.py", "model/user_code.py", "quantize/artifact.py", "bench"),
+    "bench": (
+        "stages.py",
+        "model/zoo.py",
+        "model/user_code.py",
+        "quantize/artifact.py",
+        "quantize/generated.py",
+        "bench/latency.py",
+        "bench/machine.py",
+        "bench/noise.py",
+        "bench/processes.py",
+        "bench/rows.py",
+        "bench/runtimes.py",
+        "bench/statistics.py",
+    ),
 }
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "weights": ("torch", "torchvision"),
@@ -240,23 +253,18 @@ def code_digest(paths: Iterable[str]) -> str:
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in paths:
-        files = sorted((root / path).glob("*.py")) if (root / path).is_dir() else [root / path]
-        for file in files:
-            tree = ast.parse(file.read_text())
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list):
-                    node.body = [  # type: ignore[attr-defined]
-                        child
-                        for child in body
-                        if not (
-                            isinstance(child, ast.Expr)
-                            and isinstance(child.value, ast.Constant)
-                            and isinstance(child.value.value, str)
-                        )
-                    ]
-            digest.update(ast.dump(tree).encode())
+        tree = ast.parse((root / path).read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [child for child in body if not _is_text(child)]  # type: ignore[attr-defined]
+        digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
+
+
+def _is_text(node: ast.AST) -> bool:
+    """Whether a statement is nothing but a string."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[str, str]:

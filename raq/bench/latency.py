@@ -9,24 +9,14 @@ the median of the ratios within rounds.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from raq.bench.machine import clock, cpu_times, pinned
 from raq.bench.noise import Slot, judged, summary
 from raq.bench.processes import ContenderProcess, ContenderSettings, Nursery, nursery
-from raq.bench.statistics import (
-    LEAST_CALM_ROUNDS,
-    LEAST_LAUNCHES,
-    Ratios,
-    calm_ratios,
-    paired_ratio,
-    quantile,
-    relative_half_width,
-    samples_needed,
-)
+from raq.bench.rows import Round, contender_row, ratios, samples
+from raq.bench.statistics import LEAST_LAUNCHES, paired_ratio, relative_half_width
 from raq.experiment import Bench
 
 LEAST_ROUNDS_A_LAUNCH, MOST_ROUNDS_A_LAUNCH = 2, 20
@@ -35,22 +25,6 @@ WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.2  # of the first launch, and of the
 MOST_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
 REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
 PAUSE_S = 0.05  # before a second attempt; doubled before each one after it
-
-
-@dataclass
-class Round:
-    """One turn of all contenders at one batch size. attempts: every slot by contender, the accepted one last."""
-
-    launch: int
-    attempts: dict[str, list[Slot]] = field(default_factory=dict)
-
-    def slot(self, name: str) -> Slot:
-        """The slot that counts."""
-        return self.attempts[name][-1]
-
-    def median_ms(self, name: str) -> float:
-        """Of the slot that counts."""
-        return float(np.median(self.slot(name).samples_ms))
 
 
 @dataclass
@@ -77,14 +51,10 @@ class Measurement:
         """Seconds since the start."""
         return time.perf_counter() - self.started
 
-    def speedup(self, name: str, size: int) -> Ratios:
-        """The baseline's time over the contender's, by round."""
-        return ratios(self.rounds[size], self.baseline, name)
-
     def half_width(self, size: int) -> float | None:
         """The widest relative half width of a speedup's interval at this batch size; None if one has no interval."""
         widths = [
-            relative_half_width(paired_ratio(self.speedup(c.name, size))[1])
+            relative_half_width(paired_ratio(ratios(self.rounds[size], self.baseline, c.name))[1])
             for c in self.contenders
             if c.name != self.baseline
         ]
@@ -211,8 +181,11 @@ def measure(
     every_round = [r for rounds in found.rounds.values() for r in rounds]
     slots = [slot for r in every_round for tries in r.attempts.values() for slot in tries]
     return {
-        "rows": [_row(found, contender, size) for contender, size in keys],
-        "samples": {f"{c.name}/{size}": _samples(found.rounds[size], c.name) for c, size in keys},
+        "rows": [
+            contender_row(contender, found.baseline, size, found.rounds[size], found.launches)
+            for contender, size in keys
+        ],
+        "samples": {f"{c.name}/{size}": samples(found.rounds[size], c.name) for c, size in keys},
         "protocol": protocol.protocol,
         "stopped_by": found.stopped_by,
         "elapsed_s": round(found.elapsed_s(), 3),
@@ -245,62 +218,3 @@ def _published(found: Measurement, own: Nursery) -> None:
                 found.rounds[size][0].attempts[contender.name] = [slot]
         found.progress((number + 1) / len(found.contenders), f"{contender.name} done")
     found.stopped_by = "repetitions"
-
-
-def ratios(rounds: Sequence[Round], one: str, other: str) -> Ratios:
-    """The time of `one` over that of `other` in every round, a list a launch; calm rounds only, if there are enough."""
-    spoilt = [r.slot(one).disturbed or r.slot(other).disturbed for r in rounds]
-    one_ms, other_ms = ([r.median_ms(name) for r in rounds] for name in (one, other))
-    return calm_ratios([r.launch for r in rounds], one_ms, other_ms, spoilt)
-
-
-def _row(found: Measurement, contender: ContenderSettings, size: int) -> dict[str, Any]:
-    """The summary of one contender and batch size."""
-    rounds, name = found.rounds[size], contender.name
-    disturbed = [r.slot(name).disturbed or r.slot(found.baseline).disturbed for r in rounds]
-    enough = sum(not spoilt for spoilt in disturbed) >= LEAST_CALM_ROUNDS
-    calm = None if not all(r.slot(name).known for r in rounds) else enough or not any(disturbed)
-    used = [r for r in rounds if not (enough and r.slot(name).disturbed)]
-    values = [value for r in used for value in r.slot(name).samples_ms]
-    speedup, interval = paired_ratio(found.speedup(name, size))
-    if name == found.baseline:
-        speedup, interval = 1.0, None if interval is None else (1.0, 1.0)
-    told = [launch[name] for launch in found.launches if str(size) in launch[name]]
-    candidate, _, runtime = name.partition("/")
-    return {
-        "candidate": candidate,
-        "runtime": runtime,
-        "device": contender.device,
-        "batch_size": size,
-        "threads": contender.threads,
-        "rounds": len(rounds),
-        "disturbed_rounds": sum(disturbed),
-        "calm": calm if found.protocol.protocol == "interleaved" else None,
-        "mean_ms": float(np.mean(values)),
-        "std_ms": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "p50_ms": float(np.median(values)),
-        "p90_ms": quantile(values, 0.9),
-        "p99_ms": quantile(values, 0.99),
-        "samples": len(values),
-        "samples_needed": {"p90": samples_needed(0.9), "p99": samples_needed(0.99)},
-        "first_ms": told[0][str(size)]["first_ms"],
-        "load_ms": float(np.median([one["load_ms"] for one in told])),
-        "peak_bytes": max(one[str(size)]["peak_bytes"] for one in told),
-        "warmup_calls": max(one[str(size)]["calls"] for one in told),
-        "warmup_stable": all(one[str(size)]["stable"] for one in told),
-        "speedup": speedup,
-        "speedup_interval": list(interval) if interval else None,
-        "baseline": found.baseline,
-        "round_p50_ms": [r.median_ms(name) for r in rounds],
-        "round_launch": [r.launch for r in rounds],
-        "round_disturbed": [r.slot(name).disturbed for r in rounds],
-    }
-
-
-def _samples(rounds: Sequence[Round], name: str) -> list[dict[str, Any]]:
-    """Every slot of one contender, in order."""
-    return [
-        {"round": number, "launch": r.launch, **asdict(slot)}
-        for number, r in enumerate(rounds)
-        for slot in r.attempts[name]
-    ]

@@ -12,7 +12,7 @@ Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
 CONFIDENCE, SIGNIFICANT = 0.95, 0.05
 MOST_DRAWN = 2_000_000
-RESAMPLES, LEAST_LAUNCHES, LEAST_RATIOS, LEAST_CALM_ROUNDS = 4000, 6, 6, 6
+RESAMPLES, LEAST_LAUNCHES, LEAST_CALM_ROUNDS = 4000, 6, 6
 
 
 def proportion_interval(successes: int, trials: int) -> Interval:
@@ -56,11 +56,11 @@ def paired_ratio(launches: Ratios) -> tuple[float, Interval | None]:
     The interval holds two bootstrap intervals (4,000 seeded resamples each): of launches with all their rounds, as
     rounds of one launch share where their processes' memory lies; and of rounds, as the spread between few launches is
     itself uncertain, and measuring ends when the interval is narrow. Either alone covers too rarely then: simulated in
-    tests/bench/test_statistics.py. None below six launches or six ratios.
+    tests/bench/test_statistics.py. None below six launches.
     """
     every = [[ratio] for launch in launches for ratio in launch]
     estimate = float(np.median([ratio for (ratio,) in every]))
-    if len(launches) < LEAST_LAUNCHES or len(every) < LEAST_RATIOS:
+    if len(launches) < LEAST_LAUNCHES:
         return estimate, None
     (low, high), (other_low, other_high) = _bootstrap_median(launches), _bootstrap_median(every)
     return estimate, (min(low, other_low), max(high, other_high))
@@ -97,19 +97,28 @@ def _pooled_medians(clusters: Ratios, chosen: npt.NDArray[np.int64]) -> npt.NDAr
     return (lower + upper) / 2
 
 
+def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int]:
+    """Which rounds count, by position: the undisturbed ones, unless too few of them or of their launches remain.
+
+    launch: of each round, whose processes it used; disturbed: whether something spoilt it.
+    """
+    calm = [n for n, spoilt in enumerate(disturbed) if not spoilt]
+    launches, calm_launches = len(set(launch)), len({launch[n] for n in calm})
+    enough = len(calm) >= LEAST_CALM_ROUNDS and calm_launches >= min(launches, LEAST_LAUNCHES)
+    return calm if enough else list(range(len(launch)))
+
+
 def calm_ratios(
     launch: Sequence[int], one_ms: Sequence[float], other_ms: Sequence[float], disturbed: Sequence[bool]
 ) -> Ratios:
-    """The time of one contender over that of another in every round, a list a launch.
+    """The time of one contender over that of another in every round that counts, a list a launch.
 
-    disturbed: whether either of the two was; those rounds are left out, unless too few others remain.
+    disturbed: whether either of the two was.
     """
-    rounds = list(zip(launch, one_ms, other_ms, disturbed, strict=True))
-    calm = [r for r in rounds if not r[3]]
-    launches, calm_launches = len(set(launch)), len({r[0] for r in calm})
-    enough = len(calm) >= LEAST_CALM_ROUNDS and calm_launches >= min(launches, LEAST_LAUNCHES)
-    chosen = calm if enough else rounds
-    return [[r[1] / r[2] for r in chosen if r[0] == number] for number in dict.fromkeys(r[0] for r in chosen)]
+    found: dict[int, list[float]] = {}
+    for n in counted_rounds(launch, disturbed):
+        found.setdefault(launch[n], []).append(one_ms[n] / other_ms[n])
+    return list(found.values())
 
 
 def ratio_of_ratios(one: Ratios, other: Ratios) -> tuple[float, Interval | None]:

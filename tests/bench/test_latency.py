@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from raq.bench.latency import Measurement, Round, _row, measure
+from raq.bench.latency import Measurement, measure
 from raq.bench.machine import available_cpus
 from raq.bench.noise import Slot
 from raq.bench.processes import ContenderSettings, nursery
+from raq.bench.rows import Round, contender_row
 from raq.errors import StageError
 from raq.experiment import Bench
 from raq.model.zoo import build_model
@@ -108,7 +109,7 @@ def test_the_published_protocol_is_one_contender_after_the_other(contender: Cont
     found = measure([contender, replace(contender, name="ptq/eager")], published, ONE_CPU, started=started)
     assert (published.rounds, published.precision, found["stopped_by"]) == (1, None, "repetitions")
     for row in found["rows"]:
-        assert (row["samples"], row["rounds"], row["speedup_interval"], row["calm"]) == (5, 1, None, None)
+        assert (row["samples"], row["rounds"], row["speedup_interval"]) == (5, 1, None)
 
 
 def test_published_fills_in_what_is_not_written() -> None:
@@ -133,42 +134,47 @@ def measured(contender: ContenderSettings, times: list[tuple[float, float, bool]
     return found
 
 
+def row_of(found: Measurement) -> dict:
+    """The candidate's row."""
+    return contender_row(found.contenders[1], found.baseline, 1, found.rounds[1], found.launches)
+
+
 def test_a_row_from_known_samples(contender: ContenderSettings) -> None:
     found = measured(contender, [(10.0, 5.0, False), (30.0, 10.0, False), (20.0, 10.0, False)] * 3)
-    row = _row(found, found.contenders[1], 1)
-    assert row["speedup"] == 2.0  # ratios within rounds: 2, 3, 2
-    assert row["p50_ms"] == 10.0
-    assert row["mean_ms"] == pytest.approx(25 / 3)
-    assert row["std_ms"] == pytest.approx(2.4254, abs=1e-4)
-    assert row["speedup_interval"] == [2.0, 3.0]
-    assert (row["calm"], row["disturbed_rounds"]) == (True, 0)
+    summary = row_of(found)
+    assert summary["speedup"] == 2.0  # ratios within rounds: 2, 3, 2
+    assert summary["p50_ms"] == 10.0
+    assert summary["mean_ms"] == pytest.approx(25 / 3)
+    assert summary["std_ms"] == pytest.approx(2.4254, abs=1e-4)
+    assert summary["speedup_interval"] == [2.0, 3.0]
+    assert (summary["calm"], summary["disturbed_rounds"]) == (True, 0)
 
 
 def test_disturbed_rounds_do_not_count_while_there_are_enough_others(contender: ContenderSettings) -> None:
     found = measured(contender, [(10.0, 5.0, False)] * 7 + [(10.0, 50.0, True)] * 9)
-    row = _row(found, found.contenders[1], 1)
-    assert (row["speedup"], row["p50_ms"], row["calm"], row["disturbed_rounds"]) == (2.0, 5.0, True, 9)
+    summary = row_of(found)
+    assert (summary["speedup"], summary["p50_ms"], summary["calm"], summary["disturbed_rounds"]) == (2.0, 5.0, True, 9)
 
 
 def test_a_machine_that_is_never_calm_is_told(contender: ContenderSettings) -> None:
     found = measured(contender, [(10.0, 5.0, False)] * 3 + [(10.0, 50.0, True)] * 9)
-    row = _row(found, found.contenders[1], 1)
-    assert (row["calm"], row["disturbed_rounds"], row["rounds"]) == (False, 9, 12)
-    assert row["speedup"] == pytest.approx(0.2), "all rounds are used, and the interval is as wide as they are apart"
-    assert row["speedup_interval"][0] == pytest.approx(0.2)
-    assert row["speedup_interval"][1] == pytest.approx(2.0)
+    summary = row_of(found)
+    assert (summary["calm"], summary["disturbed_rounds"], summary["rounds"]) == (False, 9, 12)
+    assert summary["speedup"] == pytest.approx(0.2), "all rounds count: the interval is as wide as they are apart"
+    assert summary["speedup_interval"][0] == pytest.approx(0.2)
+    assert summary["speedup_interval"][1] == pytest.approx(2.0)
 
 
 def test_few_rounds_are_not_a_noisy_machine(contender: ContenderSettings) -> None:
     found = measured(contender, [(10.0, 5.0, False)] * 3)
-    assert _row(found, found.contenders[1], 1)["calm"] is True
+    assert row_of(found)["calm"] is True
 
 
 def test_a_system_that_tells_nothing_is_not_called_calm(contender: ContenderSettings) -> None:
     found = measured(contender, [(10.0, 5.0, False)] * 8)
     for entry in found.rounds[1]:
         entry.attempts["ptq/eager"] = [replace(slot(5.0), waited=None, foreign_cpus=None, stolen_cpus=None)]
-    assert _row(found, found.contenders[1], 1)["calm"] is None
+    assert row_of(found)["calm"] is None
 
 
 class Scripted:

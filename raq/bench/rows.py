@@ -1,0 +1,101 @@
+"""What a measurement comes to: a row a contender and batch size, from its rounds. Times in milliseconds."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raq.bench.noise import Slot
+from raq.bench.processes import ContenderSettings
+from raq.bench.statistics import Ratios, calm_ratios, counted_rounds, paired_ratio, quantile, samples_needed
+
+
+@dataclass
+class Round:
+    """One turn of all contenders at one batch size. attempts: every slot by contender, the accepted one last."""
+
+    launch: int
+    attempts: dict[str, list[Slot]] = field(default_factory=dict)
+
+    def slot(self, name: str) -> Slot:
+        """The slot that counts."""
+        return self.attempts[name][-1]
+
+    def median_ms(self, name: str) -> float:
+        """Of the slot that counts."""
+        return float(np.median(self.slot(name).samples_ms))
+
+
+def ratios(rounds: Sequence[Round], one: str, other: str) -> Ratios:
+    """The time of `one` over that of `other` in every round that counts, a list a launch."""
+    spoilt = [r.slot(one).disturbed or r.slot(other).disturbed for r in rounds]
+    one_ms, other_ms = ([r.median_ms(name) for r in rounds] for name in (one, other))
+    return calm_ratios([r.launch for r in rounds], one_ms, other_ms, spoilt)
+
+
+def contender_row(
+    contender: ContenderSettings,
+    baseline: str,
+    size: int,
+    rounds: Sequence[Round],
+    launches: Sequence[dict[str, dict[str, Any]]],
+) -> dict[str, Any]:
+    """The summary of one contender at one batch size, against the baseline.
+
+    launches: by contender, what its process told when it was loaded and warmed up. calm: whether all rounds that count
+    for the speedup were undisturbed; None where the system does not tell.
+    """
+    name = contender.name
+    launch = [r.launch for r in rounds]
+    spoilt = [r.slot(name).disturbed or r.slot(baseline).disturbed for r in rounds]
+    own = counted_rounds(launch, [r.slot(name).disturbed for r in rounds])
+    speedup, interval = paired_ratio(ratios(rounds, baseline, name))
+    told = [one[name] for one in launches if str(size) in one[name]]
+    warmed = [one[str(size)] for one in told]
+    known = all(r.slot(name).known for r in rounds)
+    candidate, _, runtime = name.partition("/")
+    return {
+        "candidate": candidate,
+        "runtime": runtime,
+        "device": contender.device,
+        "batch_size": size,
+        "threads": contender.threads,
+        "rounds": len(rounds),
+        "disturbed_rounds": sum(spoilt),
+        "calm": not any(spoilt[n] for n in counted_rounds(launch, spoilt)) if known else None,
+        **_times([value for n in own for value in rounds[n].slot(name).samples_ms]),
+        "first_ms": warmed[0]["first_ms"],
+        "load_ms": float(np.median([one["load_ms"] for one in told])),
+        "peak_bytes": max(one["peak_bytes"] for one in warmed),
+        "warmup_calls": max(one["calls"] for one in warmed),
+        "warmup_stable": all(one["stable"] for one in warmed),
+        "speedup": speedup,
+        "speedup_interval": list(interval) if interval else None,
+        "baseline": baseline,
+        "round_p50_ms": [r.median_ms(name) for r in rounds],
+        "round_launch": launch,
+        "round_disturbed": [r.slot(name).disturbed for r in rounds],
+    }
+
+
+def _times(values: list[float]) -> dict[str, Any]:
+    """Mean, deviation and quantiles of single calls; None, with how many it takes, where there are too few."""
+    return {
+        "mean_ms": float(np.mean(values)),
+        "std_ms": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "p50_ms": float(np.median(values)),
+        "p90_ms": quantile(values, 0.9),
+        "p99_ms": quantile(values, 0.99),
+        "samples": len(values),
+        "samples_needed": {"p90": samples_needed(0.9), "p99": samples_needed(0.99)},
+    }
+
+
+def samples(rounds: Sequence[Round], name: str) -> list[dict[str, Any]]:
+    """Every slot of one contender, in order, the disturbed ones too."""
+    return [
+        {"round": number, "launch": r.launch, **asdict(slot)}
+        for number, r in enumerate(rounds)
+        for slot in r.attempts[name]
+    ]
