@@ -24,30 +24,33 @@ def stop_on_sigterm() -> None:
 
 @contextmanager
 def interruption_kept() -> Iterator[None]:
-    """Keep a Ctrl-C that arrives inside until the end: ray.init, interrupted, can swallow it, hang or crash."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
+    """Keep a Ctrl-C or SIGTERM that arrives inside until the end: ray.init, interrupted, can swallow it, hang or crash.
 
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
+    The handlers of before stand again afterwards, whatever was installed inside.
+    """
+    seen: list[int] = []
+    with _handling(lambda number, frame: seen.append(number)):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
     if seen:
-        raise KeyboardInterrupt
+        raise Terminated if signal.SIGTERM in seen else KeyboardInterrupt
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Put away what must be put away, whatever further signals arrive."""
+    with _handling(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    """Handle both signals so; other threads than the main one get no signals, and may not say how."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

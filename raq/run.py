@@ -14,7 +14,6 @@ from raq.environment import environment, machine
 from raq.errors import RaqError, UserError
 from raq.experiment import Experiment
 from raq.experiment_file import load_experiment
-from raq.interruption import stop_on_sigterm
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, read_run, write_json
 from raq.requirements import check_results
@@ -134,7 +133,6 @@ def _complete(
         nodes = joined[0] if joined else stack.enter_context(cluster(None, folder / "logs"))
         from raq.cluster.driver import Driver
 
-        stop_on_sigterm()  # again: ray.init installs a handler of its own
         driver = Driver(prepared.experiment, prepared.plan, store, folder, nodes, listener.stage, str(Path.cwd()))
         driver.run(stale)
     return Outcome(folder, list(stale))
