@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -81,15 +81,13 @@ def show(
     results: ResultsFolder = DEFAULT_RESULTS,
 ) -> None:
     """The table of a run, from its records."""
-    import json
-
     from raq.records import Store
     from raq.report.console import print_summary
     from raq.report.summary import summarise
 
     summary = summarise(Store(results.resolve()).find_run(run))
     if as_json:
-        _console().print(json.dumps(summary, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+        _print_json(summary)
     else:
         print_summary(_console(), summary)
 
@@ -108,14 +106,12 @@ def check(
 
     An artifact is native code: it is loaded only with --run, or if a record in the results folder vouches for it.
     """
-    import json
-
     from raq.quantize.checking import check as check_artifact
     from raq.report.proof import print_check
 
     found = [check_artifact(path, results, run=run, require=require) for path in artifacts]
     if as_json:
-        _console().print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+        _print_json(found)
     else:
         for one in found:
             print_check(_console(), one)
@@ -145,11 +141,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The latency of artifacts side by side, against the first of them. It loads and runs them: native code."""
-    import json
-
-    from raq.bench.artifacts import bench_artifacts
+    from raq.bench.artifacts import bench_artifacts, bench_settings, image_shape
     from raq.environment import environment
-    from raq.experiment_file import bench_settings, image_shape
     from raq.report.bench import BenchDisplay, print_bench
 
     settings = bench_settings(
@@ -159,7 +152,7 @@ def bench(
         found = bench_artifacts(artifacts, settings, image_shape(shape), display.progress)
     found["environment"] = environment()
     if as_json:
-        _console().print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+        _print_json(found)
     else:
         print_bench(_console(), found)
 
@@ -171,8 +164,6 @@ def compare(
     results: ResultsFolder = DEFAULT_RESULTS,
 ) -> None:
     """What differs between runs and is real: each against the first, by speedups over the same baseline."""
-    import json
-
     from raq.errors import UserError
     from raq.records import Store
     from raq.report.bench import print_comparison
@@ -183,7 +174,7 @@ def compare(
     store = Store(results.resolve())
     found = compare_runs([store.find_run(run) for run in runs])
     if as_json:
-        _console().print(json.dumps(found, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
+        _print_json(found)
     else:
         print_comparison(_console(), found)
 
@@ -194,20 +185,23 @@ def doctor(
     results: ResultsFolder = DEFAULT_RESULTS,
 ) -> None:
     """This machine: what it means for int8, and what would go wrong in a run."""
-    import json
-
     from raq.doctor import as_json as plain
     from raq.doctor import examine
     from raq.report.proof import print_findings
 
     findings = examine(results)
     if as_json:
-        text = json.dumps({"findings": plain(findings)}, indent=1)
-        _console().print(text, markup=False, highlight=False, soft_wrap=True)
+        _print_json({"findings": plain(findings)})
     else:
         print_findings(_console(), findings)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    _console().print(json.dumps(value, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
 
 
 def _console() -> "Console":

@@ -13,13 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from raq.errors import UserError
-from raq.experiment import Bench, Experiment
+from raq.experiment import Experiment
 from raq.yaml_text import Location, read_yaml_text, read_yaml_value
 
-BENCH_OPTIONS = {
-    "protocol": "--protocol", "batch_sizes": "--batch-size", "precision": "--precision", "budget_s": "--budget",
-    "threads": "--threads",
-}  # fmt: skip
 PATHS = (("data", "root"), ("model", "weights"))
 
 
@@ -43,31 +39,6 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), tree, lines, path) from None
     return _with_absolute_paths(experiment, path.resolve().parent)
-
-
-def bench_settings(**given: Any) -> Bench:
-    """The protocol of `raq bench` from its options, None where one was not given; UserError for a wrong one."""
-    named = {key: value for key, value in given.items() if value is not None}
-    if "batch_sizes" in named:
-        named["batch_sizes"] = tuple(named["batch_sizes"])
-    try:
-        return Bench.model_validate(named)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = BENCH_OPTIONS.get(str(next(iter(first["loc"]), "")), "")
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{option}: {message}" if option else message, "see 'raq bench --help'") from None
-
-
-def image_shape(text: str | None) -> tuple[int, ...] | None:
-    """[3, H, W] from "3,H,W"; UserError if it is something else."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    sizes = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6)
-    if len(parts) != 3 or len(sizes) != 3 or not all(0 < size <= 4096 for size in sizes):
-        raise UserError(f"--input {text!r}: not the shape of an image", "write it like --input 3,224,224")
-    return sizes
 
 
 def _with_absolute_paths(experiment: Experiment, folder: Path) -> Experiment:

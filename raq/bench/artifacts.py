@@ -1,23 +1,51 @@
-"""`raq bench`: the latency of any artifacts side by side, against the first of them.
+"""`raq bench`: its options, and the latency of any artifacts side by side, against the first of them.
 
 An artifact is native code: measuring it loads and runs it.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from raq.bench.latency import measure
 from raq.bench.machine import available_cpus
 from raq.bench.processes import ContenderSettings
 from raq.errors import UserError
 from raq.experiment import Bench
-from raq.quantize.generated import METADATA_KEY, read_metadata
+from raq.quantize.generated import LONGEST_SIDE, METADATA_KEY, input_shape, read_metadata
 
-MOST_PIXELS = 4096 * 4096
-NO_INPUT = "give it with --input 3,HEIGHT,WIDTH"
+BENCH_OPTIONS = {
+    "protocol": "--protocol", "batch_sizes": "--batch-size", "precision": "--precision", "budget_s": "--budget",
+    "threads": "--threads",
+}  # fmt: skip
+
+
+def bench_settings(**given: Any) -> Bench:
+    """The protocol of `raq bench` from its options, None where one was not given; UserError for a wrong one."""
+    named = {key: value for key, value in given.items() if value is not None}
+    if "batch_sizes" in named:
+        named["batch_sizes"] = tuple(named["batch_sizes"])
+    try:
+        return Bench.model_validate(named)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = BENCH_OPTIONS.get(str(next(iter(first["loc"]), "")), "")
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{option}: {message}" if option else message, "see 'raq bench --help'") from None
+
+
+def image_shape(text: str | None) -> tuple[int, ...] | None:
+    """[3, H, W] from "3,H,W"; UserError if it is something else."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    sizes = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6)
+    if len(parts) != 3 or len(sizes) != 3 or not all(0 < size <= LONGEST_SIDE for size in sizes):
+        raise UserError(f"--input {text!r}: not the shape of an image", "write it like --input 3,224,224")
+    return sizes
 
 
 def bench_artifacts(
@@ -61,14 +89,15 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _shape(path: Path, metadata: dict[str, Any], asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    told = (metadata.get(METADATA_KEY) or {}).get("input")
-    sizes = tuple(size for size in told if isinstance(size, int) and size > 0) if isinstance(told, list) else ()
-    if len(sizes) == 3 and math.prod(sizes) <= MOST_PIXELS:
-        if asked not in (None, sizes):
-            raise UserError(f"--input {asked}, and {path} says that its input is {sizes}", "leave --input out")
-        return sizes
+    told = input_shape(metadata)
+    if told is not None:
+        if asked not in (None, told):
+            raise UserError(f"--input {asked}, and {path} says that its input is {told}", "leave --input out")
+        return told
     if asked is None:
-        raise UserError(f"{path}: the size of its input is not known (raq did not make it)", NO_INPUT)
+        raise UserError(
+            f"{path}: the size of its input is not known (raq did not make it)", "give it with --input 3,H,W"
+        )
     return asked
 
 

@@ -56,10 +56,10 @@ class ContenderProcess:
         self.pid = self.told["pid"]
         if self.told["threads"] != self.settings.threads:
             raise StageError(
-                f"{self.name} runs {self.told['threads']} threads, not {self.settings.threads}", "set bench.threads"
+                f"{self.name} runs {self.told['threads']} threads, not {self.settings.threads}", "lower the threads"
             )
         if self.told["cpus"] not in (None, sorted(cpus)):
-            raise StageError(f"{self.name} runs on the CPUs {self.told['cpus']}, not {sorted(cpus)}", "see the log")
+            raise StageError(f"{self.name} runs on the CPUs {self.told['cpus']}, not {sorted(cpus)}", "give it those")
 
     def ask(self, **command: Any) -> dict[str, Any]:
         """Send a command and sleep until its answer is there."""
@@ -76,7 +76,9 @@ class ContenderProcess:
         except (BrokenPipeError, ConnectionResetError):
             line = ""
         if not line:
-            raise StageError(f"{self.name}: its process ended{_last_line(self.errors)}", "was there enough memory?")
+            raise StageError(
+                f"{self.name}: its process ended{_last_line(self.errors)}", "run it again; was there enough memory?"
+            )
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             cause = ContenderError(reply["trace"]) if reply.get("trace") else None
@@ -123,7 +125,8 @@ class Nursery:
                     socket.send_fds(self.control, [b"+"], [theirs.fileno()])
                 except OSError as error:
                     raise StageError(
-                        f"{settings.name}: no process can be started{_last_line(self.errors)}", "see the log"
+                        f"{settings.name}: no process can be started{_last_line(self.errors)}",
+                        "run it again; was there enough memory?",
                     ) from error
             process.load(cpus)
             yield process

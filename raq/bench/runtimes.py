@@ -160,7 +160,7 @@ def serve(commands: IO[str], answers: IO[str]) -> None:
                 reply = {"error": error.message, "hint": error.hint}
             except Exception as error:
                 first = next(iter(str(error).strip().splitlines()), "")
-                reply = {"error": f"{type(error).__name__}: {first}", "hint": "--debug and the log show more"}
+                reply = {"error": f"{type(error).__name__}: {first}", "hint": "--debug shows where in its own process"}
                 reply["trace"] = traceback.format_exc()
             answers.write(json.dumps(reply) + "\n")
             answers.flush()

@@ -4,7 +4,6 @@ An AOTInductor package is native code, which runs when it is loaded. So it is re
 for that, or a record in the user's own results folder vouches for its digest; and then it runs in a process of its own.
 """
 
-import math
 import platform
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from typing import Any
 
 from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
-from raq.quantize.generated import METADATA_KEY, GeneratedCode, read_package
+from raq.quantize.generated import METADATA_KEY, GeneratedCode, input_shape, read_package
 from raq.quantize.ledger import ledger
 from raq.quantize.parity import sqnr_db
 from raq.records import Store, read_json
@@ -23,7 +22,6 @@ from raq.stages import file_digest
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
                 "NEON": "asimd"}  # fmt: skip
 LEAST_DB_BETWEEN_BATCHES = 20.0
-MOST_PIXELS = 4096 * 4096
 Found = dict[str, Any]
 
 
@@ -64,7 +62,7 @@ def _check(path: Path, own: Path, record: Found | None, *, run: bool, require: f
     _judge_int8(found, ours, require)
     runs_here = _judge_machine(found, ours)
     if (run or found["vouched"]) and runs_here:
-        _run(own, path, ours, found)
+        _run(own, path, found)
     return found
 
 
@@ -148,15 +146,14 @@ def _judge_machine(found: Found, ours: Found) -> bool:
     return not problems
 
 
-def _run(own: Path, path: Path, ours: Found, found: Found) -> None:
+def _run(own: Path, path: Path, found: Found) -> None:
     """Load it in a fresh process and try batches of 1 and 3; what is wrong is added."""
     import torch
 
     from raq.quantize.fresh import FreshProcess
 
-    shape = ours.get("input")
-    sizes = [size for size in shape if isinstance(size, int) and size > 0] if isinstance(shape, list) else []
-    if len(sizes) != 3 or len(sizes) != len(shape or []) or math.prod(sizes) > MOST_PIXELS:
+    sizes = input_shape(found["metadata"])
+    if sizes is None:
         found["problems"].append("its input is not known (raq did not make it), so that it cannot be tried")
         return
     images = torch.randn(3, *sizes, generator=torch.Generator().manual_seed(0))

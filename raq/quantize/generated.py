@@ -28,6 +28,7 @@ WEIGHT_SCALE = re.compile(r"'w_scale': (\w+)")
 IMPORTED = re.compile(rb"\0(aoti_torch_(?:cpu|cuda|mkldnn)_\w+)(?=\0)")
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 # what no honest package exceeds; a reader of strangers' files must end
+LONGEST_SIDE = 4096  # pixels of an image that is still one
 MOST_SOURCE_BYTES, MOST_METADATA_BYTES, LONGEST_LINE, MOST_TIMES_FILE = 64_000_000, 1_000_000, 20_000, 4
 DAMAGE = (
     OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, RecursionError, ValueError,
@@ -132,6 +133,13 @@ def _files(path: Path, *, whole: bool) -> dict[str, bytes]:
         if whole:
             return {entry.filename: package.read(entry) for entry in entries}
         return {entry.filename: package.read(entry) for entry in entries if _is_metadata(entry.filename)}
+
+
+def input_shape(metadata: dict[str, Any]) -> tuple[int, ...] | None:
+    """[3, H, W] of a package's input, as raq wrote it there; None if it does not tell, or nothing that makes sense."""
+    told = (metadata.get(METADATA_KEY) or {}).get("input")
+    sizes = tuple(told) if isinstance(told, list) and all(type(size) is int for size in told) else ()
+    return sizes if len(sizes) == 3 and all(0 < size <= LONGEST_SIDE for size in sizes) else None
 
 
 def _is_metadata(name: str) -> bool:
