@@ -60,28 +60,39 @@ def gpus() -> list[str]:
 
 
 def gpu_state() -> list[dict[str, Any]] | None:
-    """Each GPU's clock in MHz, temperature in degrees Celsius, throttle reasons (a bit mask) and how many processes
-    compute on it; None without a driver."""
+    """Each GPU now: its index, clock in MHz, temperature in degrees Celsius, throttle reasons (a bit mask in
+    hexadecimal), and how many processes compute on it. None without a driver, or if it does not answer."""
     if not gpus():
         return None
     asked = "index,uuid,clocks.sm,temperature.gpu,clocks_throttle_reasons.active"
     listed = _output("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits")
-    computing = _output("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader") or ""
-    if listed is None:
-        return None
+    computing = _output("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
+    return None if listed is None else read_gpu_state(listed, computing)
+
+
+def read_gpu_state(listed: str, computing: str | None) -> list[dict[str, Any]]:
+    """`gpu_state` from what nvidia-smi printed; processes are None if it did not list them."""
     found = []
     for line in listed.splitlines():
         index, uuid, clock, temperature, reasons = (field.strip() for field in line.split(","))
         found.append(
             {
                 "index": int(index),
-                "mhz": float(clock) if clock.replace(".", "").isdigit() else None,
-                "celsius": float(temperature) if temperature.replace(".", "").isdigit() else None,
-                "throttle_reasons": reasons,
-                "processes": computing.count(uuid),
+                "mhz": _number(clock),
+                "celsius": _number(temperature),
+                "throttle_reasons": reasons if reasons.startswith("0x") else None,
+                "processes": None if computing is None else computing.count(uuid),
             }
         )
     return found
+
+
+def _number(text: str) -> float | None:
+    """A number, or None for what nvidia-smi prints instead of one ("[N/A]")."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def has_vnni(features: list[str]) -> bool:

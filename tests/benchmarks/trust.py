@@ -7,8 +7,8 @@ often is a difference found where there is none, and where there is one? neighbo
 burns one core for random half seconds: does the interval hold the true ratio? overlap: the quickstart's bench, again
 and again: do intervals of independent runs overlap? bias: contenders in one process against processes of their own.
 
-Run it on an idle machine; every finished run is kept in the work folder, so that it can be interrupted (it also waits
-while a file named `pause` lies there). Records go to results/reference/trust.
+Run it on an idle machine; every finished run is kept in the work folder, so that it goes on where it was interrupted.
+Records go to results/reference/trust.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -159,8 +158,6 @@ def kept(folder: Path, name: str, runs: int, do: Callable[[int], Found]) -> list
     file = folder / f"{name}.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     for number in range(len(found), runs):
-        while (folder / "pause").exists():
-            time.sleep(1)
         found.append(do(number))
         with file.open("a") as out:
             out.write(json.dumps(found[-1]) + "\n")
