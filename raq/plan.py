@@ -23,7 +23,8 @@ Settings = dict[str, Any]
 Pool = Literal["train", "quantize", "bench"]
 
 TRAINING = (
-    "stages.py",
+    "stages/call.py",
+    "stages/training.py",
     "model/zoo.py",
     "model/data.py",
     "model/sources.py",
@@ -34,6 +35,7 @@ TRAINING = (
     "model/training.py",
 )
 QUANTIZING = (
+    "stages/quantizing.py",
     "quantize/capture.py",
     "quantize/sharing.py",
     "quantize/quantizers.py",
@@ -43,12 +45,13 @@ QUANTIZING = (
 )
 # What each kind of stage runs, below raq/.
 CODE: dict[str, tuple[str, ...]] = {
-    "weights": ("stages.py", "model/zoo.py", "model/user_code.py"),
+    "weights": ("stages/call.py", "stages/training.py", "model/zoo.py", "model/user_code.py"),
     "train": (*TRAINING, "cluster/training.py"),
     "ptq": (*TRAINING, *QUANTIZING, "quantize/ptq.py"),
     "qat": (*TRAINING, *QUANTIZING, "quantize/qat.py", "cluster/training.py"),
     "lower": (
         *TRAINING,
+        "stages/deployment.py",
         "quantize/capture.py",
         "quantize/sharing.py",
         "quantize/conversion.py",
@@ -59,9 +62,17 @@ CODE: dict[str, tuple[str, ...]] = {
         "model/evaluation.py",
         "quantize/artifact.py",
     ),
-    "evaluate": (*TRAINING, "model/evaluation.py", "quantize/artifact.py", "quantize/fresh.py", "quantize/parity.py"),
+    "evaluate": (
+        *TRAINING,
+        "stages/deployment.py",
+        "model/evaluation.py",
+        "quantize/artifact.py",
+        "quantize/fresh.py",
+        "quantize/parity.py",
+    ),
     "bench": (
-        "stages.py",
+        "stages/call.py",
+        "stages/deployment.py",
         "model/zoo.py",
         "model/user_code.py",
         "quantize/artifact.py",

@@ -206,7 +206,7 @@ def _same_run(store: Store, prepared: Prepared) -> Path | None:
 
 
 def _weights_digest(experiment: Experiment) -> str | None:
-    from raq.stages import file_digest
+    from raq.stages.call import file_digest
 
     if experiment.model.weights is None:
         return None

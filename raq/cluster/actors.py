@@ -14,7 +14,8 @@ from raq.environment import environment
 from raq.errors import RaqError, UserError
 from raq.plan import Pool
 from raq.records import now
-from raq.stages import Call, run_stage
+from raq.stages.call import Call
+from raq.stages.table import run_stage
 
 
 @ray.remote(max_restarts=0)

@@ -12,7 +12,7 @@ from raq.experiment import Experiment
 from raq.plan import Stage
 from raq.records import Record, Store
 from raq.requirements import check_results
-from raq.stages import Call
+from raq.stages.call import Call
 
 START_TIMEOUT_S = 180.0
 TAKE_TIMEOUT_S = 5.0

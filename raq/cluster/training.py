@@ -16,7 +16,8 @@ from raq.cluster.session import OWN_CLUSTER_RESOURCE
 from raq.errors import RaqError, StageError, UserError
 from raq.model.training import Metrics, read_result
 from raq.records import read_json, write_json
-from raq.stages import Call, Results, finish_qat, finish_training, train_in
+from raq.stages.call import Call, Results
+from raq.stages.training import finish_qat, finish_training, train_in
 
 MAX_FAILURES = 2
 FAILED = "failed.json"

@@ -16,7 +16,7 @@ from raq.quantize.generated import METADATA_KEY, GeneratedCode, input_shape, rea
 from raq.quantize.ledger import ledger
 from raq.quantize.parity import sqnr_db
 from raq.records import Store, read_json
-from raq.stages import file_digest
+from raq.stages.call import file_digest
 
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",

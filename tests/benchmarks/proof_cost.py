@@ -14,7 +14,8 @@ from pathlib import Path
 from raq.environment import environment
 from raq.records import now, write_json
 from raq.run import prepare
-from raq.stages import Call, run_stage
+from raq.stages.call import Call
+from raq.stages.table import run_stage
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "proof_cost.json"
 OF_PTQ = ("train", "ptq", "lower/ptq", "evaluate/ptq")

@@ -22,14 +22,14 @@ from raq.environment import environment
 from raq.plan import Stage
 from raq.records import now, write_json
 from raq.run import prepare
-from raq.stages import Call
+from raq.stages.call import Call
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments" / "quickstart.yaml"
 SETTINGS = ["model.name=resnet18-cifar", "data.train_limit=700", "train.epochs=3", "train.progressive=[]"]
 BARE = """
 import json, pickle, sys
-from raq.stages import run_stage
+from raq.stages.table import run_stage
 print(json.dumps(run_stage(pickle.load(sys.stdin.buffer), lambda metrics: None)["history"]))
 """
 BARE_RANK = """
@@ -37,7 +37,7 @@ import json, pickle, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from raq.model.training import LocalContext
-from raq.stages import train_in
+from raq.stages.training import train_in
 
 call = pickle.load(sys.stdin.buffer)
 context = LocalContext(Path(call.folder) / f"rank{sys.argv[1]}")

@@ -17,7 +17,8 @@ from raq.experiment import Resources
 from raq.plan import Stage
 from raq.records import Store
 from raq.run import Prepared, prepare
-from raq.stages import Call, run_stage
+from raq.stages.call import Call
+from raq.stages.table import run_stage
 
 pytestmark = pytest.mark.cluster
 

@@ -1,0 +1,60 @@
+"""The stage that quantizes after training, and what every quantized program leaves.
+
+Plain torch, never ray; torch is imported inside the functions.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raq.experiment import Ptq
+from raq.stages.call import (
+    LOGITS,
+    PROGRAM,
+    Call,
+    Progress,
+    Results,
+    dataset_of,
+    example_of,
+    parity_chain,
+    trained_network,
+)
+
+if TYPE_CHECKING:
+    from raq.quantize.parity import Chain
+
+
+def ptq_stage(call: Call, progress: Progress) -> Results:
+    """Export, prepare, calibrate, convert."""
+    from raq.quantize.conversion import convert
+    from raq.quantize.ptq import calibrate, prepare, simulated
+
+    settings = Ptq.model_validate(call.settings["ptq"])
+    dataset = dataset_of(call)
+    network = trained_network(call)
+    example = example_of(call)
+    prepared = prepare(
+        network, example, settings.backend, settings.calibration, reduce_range=call.settings["reduce_range"]
+    )
+    size = settings.calibration.size
+    calibrate(
+        prepared,
+        dataset,
+        settings.calibration,
+        call.settings["seed"],
+        lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} images"}),
+    )
+    chain = parity_chain(call, dataset)
+    chain.step("fp32", network)
+    with simulated(prepared) as as_integers:
+        chain.step("simulated", as_integers)
+    program = convert(prepared, example)
+    return keep_program(call, program, chain)
+
+
+def keep_program(call: Call, program: Any, chain: "Chain") -> Results:
+    """Save a quantized program, the last step of this stage's part of the chain."""
+    from raq.quantize.conversion import save_program, tensor_bytes
+
+    chain.step("converted", program.module())
+    save_program(program, Path(call.folder) / PROGRAM)
+    return {"weight_bytes": tensor_bytes(program), **chain.finish(Path(call.folder) / LOGITS)}
