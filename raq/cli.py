@@ -94,7 +94,7 @@ def show(
 
 @app.command()
 def check(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="AOTInductor packages (.pt2).")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), or .pte.")],
     run: Annotated[bool, typer.Option("--run", help="Load it, in a process of its own, whoever made it.")] = False,
     require: Annotated[
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8.")
@@ -121,7 +121,7 @@ def check(
 
 @app.command()
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="AOTInductor packages (.pt2).")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), or .pte.")],
     batch_sizes: Annotated[
         list[int] | None,
         typer.Option("--batch-size", min=1, max=65_536, metavar="N", help="Images a call; repeatable."),

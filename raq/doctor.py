@@ -63,6 +63,11 @@ def packages() -> list[Finding]:
     missing = [name for name, version in found.items() if version is None]
     findings = [Finding(name, "ok", version) for name, version in found.items() if version is not None]
     findings += [Finding(name, "bad", "not installed", "uv sync") for name in missing]
+    executorch = versions(("executorch",))["executorch"]
+    if executorch is None:
+        findings.append(Finding("executorch", "note", "not installed", "only the xnnpack backend needs it"))
+    else:
+        findings.append(Finding("executorch", "ok", executorch))
     if "torch" in missing or "torchvision" in missing:
         return findings
     wanted = next((r for r in metadata.requires("torchvision") or [] if re.match(r"torch\s*\(?==", r)), None)

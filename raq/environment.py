@@ -105,7 +105,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.system(),
-        "versions": versions((*LIBRARIES, "raq")),
+        "versions": versions((*LIBRARIES, "executorch", "raq")),
         "commit": commit(),
         "machine": machine(),
     }

@@ -17,6 +17,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
 
 
+Backend = Literal["x86", "arm", "xnnpack"]
+# What executes the artifacts of a backend: inductor (an AOTInductor package, .pt2) or executorch (a .pte for phones).
+RUNTIME_OF_BACKEND: dict[str, str] = {"x86": "inductor", "arm": "inductor", "xnnpack": "executorch"}
+FILE_OF_RUNTIME: dict[str, str] = {"inductor": "artifact.pt2", "executorch": "artifact.pte"}
+EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
+ARM_ARCHITECTURES = ("aarch64", "arm64")
+
+
 # What a recipe sets; any key written in the experiment wins over its recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {
@@ -167,16 +175,16 @@ class Calibration(Section):
 class Ptq(Section):
     """Quantization after training."""
 
-    backend: Literal["x86"] = "x86"
-    """Whose int8 kernels the graph is annotated for."""
+    backend: Backend = "x86"
+    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     calibration: Calibration = Calibration()
 
 
 class Qat(Optimisation):
     """Quantization-aware training, from the FP32 weights."""
 
-    backend: Literal["x86"] = "x86"
-    """Whose int8 kernels the graph is annotated for."""
+    backend: Backend = "x86"
+    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     epochs: Positive = 3
     lr: Annotated[float, Field(gt=0, le=100)] = 0.0005
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -200,6 +208,8 @@ class Lower(Section):
 
     runtimes: Annotated[tuple[Literal["inductor"], ...], Field(strict=False, min_length=1)] = ("inductor",)
     """inductor: an AOTInductor package that runs with torch alone."""
+    max_batch: BatchSize = 128
+    """xnnpack: the largest batch that the .pte takes, as its memory is planned for it; packages take any."""
 
 
 class Bench(Section):
@@ -296,6 +306,21 @@ class Experiment(Section):
     bench: Bench = Bench()
     resources: StageResources = StageResources()
     require: Require = Require()
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> "Experiment":
+        largest = max(self.bench.batch_sizes)
+        if any(part and part.backend == "xnnpack" for part in (self.ptq, self.qat)) and largest > self.lower.max_batch:
+            raise ValueError(
+                f"lower.max_batch is {self.lower.max_batch}, and bench.batch_sizes has {largest}: "
+                "a .pte takes no more than it was made for"
+            )
+        return self
+
+    def backend(self, candidate: str) -> str | None:
+        """The backend of a quantized candidate; None for fp32."""
+        part = {"ptq": self.ptq, "qat": self.qat}.get(candidate)
+        return part.backend if part else None
 
     @property
     def candidates(self) -> tuple[str, ...]:

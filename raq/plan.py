@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from raq.environment import has_vnni, versions
 from raq.errors import UserError
-from raq.experiment import Experiment, Resources
+from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Resources
 from raq.records import Record, Store, read_run
 
 Settings = dict[str, Any]
@@ -56,6 +56,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "quantize/sharing.py",
         "quantize/conversion.py",
         "quantize/generated.py",
+        "quantize/pte.py",
         "quantize/audit.py",
         "quantize/ledger.py",
         "quantize/parity.py",
@@ -67,6 +68,9 @@ CODE: dict[str, tuple[str, ...]] = {
         "stages/deployment.py",
         "model/evaluation.py",
         "quantize/artifact.py",
+        "quantize/audit.py",
+        "quantize/conversion.py",
+        "quantize/pte.py",
         "quantize/fresh.py",
         "quantize/parity.py",
     ),
@@ -77,6 +81,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "model/user_code.py",
         "quantize/artifact.py",
         "quantize/generated.py",
+        "quantize/pte.py",
         "bench/latency.py",
         "bench/machine.py",
         "bench/noise.py",
@@ -173,7 +178,7 @@ class _Plan:
             "settings": settings,
             "inputs": {role: self.stages[stage].fingerprint for role, stage in inputs.items()},
             "code": code_digest(CODE[kind]),
-            "libraries": versions(LIBRARIES[kind]),
+            "libraries": versions((*LIBRARIES[kind], *_executorch(settings))),
         }
         fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         resources: Resources = getattr(self.experiment.resources, pool)
@@ -182,38 +187,56 @@ class _Plan:
 
     def add_candidates(self) -> None:
         """The stages that make quantized programs."""
-        shared = {**self.common, **self.parity, "reduce_range": not has_vnni(self.facts.machine["features"])}
-        if self.experiment.ptq is not None:
-            settings = self.experiment.ptq.model_dump(mode="json")
-            self.add("ptq", "ptq", "quantize", {**shared, "ptq": settings}, {"weights": "train"})
-        if self.experiment.qat is not None:
-            settings = self.experiment.qat.model_dump(mode="json")
-            device = self.training_device
-            self.add("qat", "qat", "train", {**shared, "qat": settings, "device": device}, {"weights": "train"})
+        saturates = not has_vnni(self.facts.machine["features"])
+        for name, part in (("ptq", self.experiment.ptq), ("qat", self.experiment.qat)):
+            if part is None:
+                continue
+            settings = {
+                **self.common,
+                **self.parity,
+                "reduce_range": part.backend == "x86" and saturates,
+                name: part.model_dump(mode="json"),
+            }
+            if name == "qat":
+                settings["device"] = self.training_device
+            self.add(name, name, "train" if name == "qat" else "quantize", settings, {"weights": "train"})
 
     def add_deployment(self) -> None:
         """The stages that lower, evaluate and measure every candidate on every device."""
         where = devices(self.experiment, len(self.facts.machine["gpus"]))
         for candidate in self.experiment.candidates:
-            for device in where:
+            for device in self._targets(candidate, where):
                 self._add_lower(candidate, device)
-            data = {**self.common["data"], "test_limit": self.experiment.data.test_limit}
-            settings = {
-                **self.parity,
-                "data": data,
-                "candidate": candidate,
-                "device": where[0],
-                "seed": self.experiment.seed,
-            }
-            self.add(
-                f"evaluate/{candidate}",
-                "evaluate",
-                _pool(where[0]),
-                settings,
-                {"artifact": _lowered(candidate, where[0])},
-            )
+            self._add_evaluate(candidate, where)
         for device in where:
-            self._add_bench(device)
+            self._add_bench(device, [c for c in self.experiment.candidates if device in self._targets(c, where)])
+
+    def _targets(self, candidate: str, where: Iterable[str]) -> list[str]:
+        """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""
+        backend = self.experiment.backend(candidate)
+        if why_not_lowered(backend, self.facts.machine):
+            return []
+        return [device for device in where if device == "cpu" or backend in (None, "x86")]
+
+    def _runtime(self, candidate: str) -> Settings:
+        """What executes a candidate's artifact, and the largest batch that it takes, if there is a limit."""
+        runtime = RUNTIME_OF_BACKEND[self.experiment.backend(candidate) or "x86"]
+        limit = {"max_batch": self.experiment.lower.max_batch} if runtime == "executorch" else {}
+        return {"runtime": runtime, **limit}
+
+    def _add_evaluate(self, candidate: str, where: Iterable[str]) -> None:
+        targets = self._targets(candidate, where)
+        device = targets[0] if targets else "cpu"
+        settings = {
+            **self.parity,
+            "data": {**self.common["data"], "test_limit": self.experiment.data.test_limit},
+            "candidate": candidate,
+            "device": device,
+            "seed": self.experiment.seed,
+            **(self._runtime(candidate) if targets else {}),
+        }
+        source = {"artifact": _lowered(candidate, device)} if targets else {"program": candidate}
+        self.add(f"evaluate/{candidate}", "evaluate", _pool(device), settings, source)
 
     def _add_lower(self, candidate: str, device: str) -> None:
         machine = {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")}
@@ -222,13 +245,13 @@ class _Plan:
             **self.parity,
             "candidate": candidate,
             "device": device,
-            "runtime": self.experiment.lower.runtimes[0],
+            **self._runtime(candidate),
             "machine": {**machine, "gpus": self.facts.machine["gpus"] if device == "cuda" else []},
         }
         source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
         self.add(_lowered(candidate, device), "lower", _pool(device), settings, source)
 
-    def _add_bench(self, device: str) -> None:
+    def _add_bench(self, device: str, candidates: list[str]) -> None:
         settings = {
             "bench": self.experiment.bench.model_dump(mode="json", exclude={"devices"}),
             "device": device,
@@ -238,9 +261,24 @@ class _Plan:
             "image_shape": self.facts.data["image_shape"],
             "cpus": self.experiment.resources.bench.cpus,
             "sources": self.facts.sources,
+            "runtimes": {c: self._runtime(c)["runtime"] for c in candidates},
         }
-        inputs = {"weights": "train", **{c: _lowered(c, device) for c in self.experiment.candidates}}
+        inputs = {"weights": "train", **{c: _lowered(c, device) for c in candidates}}
         self.add(f"bench/{device}", "bench", "bench", settings, inputs)
+
+
+def why_not_lowered(backend: str | None, machine: Settings) -> str | None:
+    """Why a candidate of this backend is not compiled for this machine; None if it is (fp32 has no backend)."""
+    if backend == "arm" and machine["architecture"] not in ARM_ARCHITECTURES:
+        return f"its int8 kernels are compiled on an Arm machine, and this one is {machine['architecture']}"
+    return None
+
+
+def _executorch(settings: Settings) -> tuple[str, ...]:
+    """ExecuTorch, as a library that counts, for stages that use it."""
+    backends = [settings.get(part, {}).get("backend") for part in ("ptq", "qat")]
+    uses = "executorch" in (settings.get("runtime"), *settings.get("runtimes", {}).values()) or "xnnpack" in backends
+    return ("executorch",) if uses else ()
 
 
 def _lowered(candidate: str, device: str) -> str:

@@ -27,6 +27,7 @@ SIGMAS = 3.0  # standard deviations of chance accuracy within which a top-1 coun
 def check_results(stage: Stage, results: Record, require: Require) -> None:
     """Raise StageError for a stage whose results do not prove what they must: quantized, whole, the same throughout."""
     _check_quantized(stage, results, require)
+    _check_meant(stage, results, require)
     if results.get("float_copies"):
         raise StageError(
             f"{stage.name}: float weights are kept beside the int8 ones: {', '.join(results['float_copies'][:10])}",
@@ -72,6 +73,19 @@ def _check_labels(stage: Stage, results: Record) -> None:
             "images: the test split's labels do not belong to its images",
             "see in what order the data set's function returns test images and labels",
         )
+
+
+def _check_meant(stage: Stage, results: Record, require: Require) -> None:
+    """The graph's share of int8, where the candidate is not lowered on this machine: all that is known of it."""
+    share = results.get("graph_int8_mac_share")
+    if share is None or share >= require.int8_mac_share:
+        return
+    named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in results["float_layers"][:10])
+    raise StageError(
+        f"{stage.name}: not quantized: the graph means {share:.3f} of the MACs to be int8, required is "
+        f"{require.int8_mac_share:g}; float layers: {named}",
+        "see the layers named; require.int8_mac_share sets the limit",
+    )
 
 
 def _check_quantized(stage: Stage, results: Record, require: Require) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.doctor import before_run
-from raq.environment import environment, machine
+from raq.environment import environment, machine, versions
 from raq.errors import RaqError, UserError
-from raq.experiment import Experiment
+from raq.experiment import EXECUTORCH_HINT, Experiment
 from raq.experiment_file import load_experiment
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, read_run, write_json
@@ -145,6 +145,9 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
     for stage in prepared.plan:
         if stage.name in stale:
             demand_of(stage, nodes)
+    for name in prepared.experiment.candidates:
+        if prepared.experiment.backend(name) == "xnnpack" and versions(("executorch",))["executorch"] is None:
+            raise UserError(f"{name}.backend: xnnpack needs ExecuTorch, which is not installed", EXECUTORCH_HINT)
     compiles = any(stage.kind == "lower" and stage.name in stale for stage in prepared.plan)
     wrong = before_run(store.root, compiles=compiles)
     if wrong:

@@ -97,6 +97,26 @@ def test_candidates_left_out_and_a_gpu() -> None:
     assert set(planned(Facts(DATA, {**MACHINE, "gpus": ["H200"]}), bench={"devices": ["cpu"]})) == EVERYTHING
 
 
+def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """arm is lowered on Arm alone; xnnpack's .pte is made anywhere, has no GPU, and depends on ExecuTorch's version."""
+    given = {"ptq": {"backend": "arm"}, "qat": {"backend": "xnnpack"}}
+    here = planned(Facts(DATA, {**MACHINE, "features": [], "gpus": ["H200"]}), **given)
+    assert {"lower/ptq", "lower/ptq/cuda", "lower/qat/cuda"} & set(here) == set()
+    assert here["evaluate/ptq"].inputs == {"program": "ptq"}
+    assert here["bench/cpu"].settings["runtimes"] == {"fp32": "inductor", "qat": "executorch"}
+    assert set(here["bench/cuda"].inputs) == {"weights", "fp32"}
+    assert [here[name].settings["reduce_range"] for name in ("ptq", "qat")] == [False, False]
+    on_arm = planned(Facts(DATA, {**MACHINE, "architecture": "aarch64"}), **given)
+    assert on_arm["evaluate/ptq"].inputs == {"artifact": "lower/ptq"}
+    before = planned(**given)
+    real = planning.versions
+    monkeypatch.setattr(
+        planning, "versions", lambda names: {**real(names), **({"executorch": "9"} if "executorch" in names else {})}
+    )
+    assert changed(before, planned(**given)) == QAT
+    assert changed(planned(), planned(ptq={"backend": "arm"})) == PTQ
+
+
 def test_comments_and_docstrings_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = []
     for n, text in enumerate(("x = 1\n", '"""Said."""\n# why\nx  =  1\n', "x = 2\n")):

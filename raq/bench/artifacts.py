@@ -15,7 +15,9 @@ from raq.bench.machine import available_cpus
 from raq.bench.processes import ContenderSettings
 from raq.errors import UserError
 from raq.experiment import Bench
-from raq.quantize.generated import LONGEST_SIDE, METADATA_KEY, input_shape, read_metadata
+from raq.quantize.artifact import metadata_of
+from raq.quantize.generated import LONGEST_SIDE, METADATA_KEY, input_shape
+from raq.quantize.pte import is_pte
 
 BENCH_OPTIONS = {
     "protocol": "--protocol", "batch_sizes": "--batch-size", "precision": "--precision", "budget_s": "--budget",
@@ -70,11 +72,17 @@ def bench_artifacts(
         if len(found) > 1:
             named = " and ".join(sorted(map(str, found)))
             raise UserError(f"the artifacts have different {what}: {named}", "measure those that belong together")
+    for path, told in zip(paths, metadata, strict=True):
+        most = (told.get(METADATA_KEY) or {}).get("max_batch")
+        if type(most) is int and max(protocol.batch_sizes) > most:
+            raise UserError(f"{path} takes at most {most} images a call", f"give --batch-size {most}, or less")
     names = _names(paths, metadata)
-    contenders = [
-        ContenderSettings(f"{name}/inductor", "inductor", min(devices), str(path), min(shapes), threads, "", 0, None)
-        for name, path in zip(names, paths, strict=True)
-    ]
+    contenders = []
+    for name, path in zip(names, paths, strict=True):
+        runtime = "executorch" if is_pte(path) else "inductor"
+        contenders.append(
+            ContenderSettings(f"{name}/{runtime}", runtime, min(devices), str(path), min(shapes), threads, "", 0, None)
+        )
     artifacts = [
         {"name": name, "path": str(path), "size_bytes": path.stat().st_size}
         for name, path in zip(names, paths, strict=True)
@@ -84,8 +92,8 @@ def bench_artifacts(
 
 def _metadata(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2)")
-    return read_metadata(path)
+        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
+    return metadata_of(path)
 
 
 def _shape(path: Path, metadata: dict[str, Any], asked: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from raq.bench.machine import own_times
 from raq.errors import RaqError
 from raq.model.zoo import build_model, load_weights, put_weights
 from raq.quantize.artifact import load
+from raq.quantize.pte import load_pte
 
 Network = Callable[[Tensor], Tensor]
 ROTATED_INPUTS = 4
@@ -45,7 +46,12 @@ def load_inductor(contender: Command) -> Network:
     return load(Path(contender["path"]))
 
 
-LOADERS = {"eager": load_eager, "inductor": load_inductor}
+def load_executorch(contender: Command) -> Network:
+    """An ExecuTorch program."""
+    return load_pte(Path(contender["path"]), contender["threads"])
+
+
+LOADERS = {"eager": load_eager, "inductor": load_inductor, "executorch": load_executorch}
 
 
 class Contender:
@@ -55,6 +61,8 @@ class Contender:
         torch.set_num_threads(settings["threads"])
         self.device = torch.device(settings["device"])
         self.shape = settings["image_shape"]
+        if settings["runtime"] == "executorch":
+            import executorch.runtime  # noqa: F401  which takes seconds that loading the artifact does not
         started = time.perf_counter_ns()
         self.network = LOADERS[settings["runtime"]](settings)
         self.load_ms = (time.perf_counter_ns() - started) / 1e6

@@ -1,4 +1,7 @@
-"""What is deployed: an AOTInductor package that torch alone loads and runs."""
+"""What is deployed: an AOTInductor package that torch alone loads and runs; and artifacts of either kind, read.
+
+The other kind is an ExecuTorch program (pte.py). A file's content says which of the two it is, not its name.
+"""
 
 import json
 from collections.abc import Callable
@@ -10,7 +13,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.errors import StageError
-from raq.quantize.generated import METADATA_KEY, read_metadata
+from raq.quantize.generated import METADATA_KEY, GeneratedCode, read_metadata, read_package
+from raq.quantize.pte import is_pte, read_pte
 
 
 def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu") -> None:
@@ -20,7 +24,7 @@ def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device
     possible Inductor does not freeze, and unfrozen int8 graphs run as dequantize, float kernel, quantize.
     Raises StageError if the compiler fails.
     """
-    # registers the int8 fusions of Inductor
+    # registers the int8 fusions of Inductor, on x86 and on Arm
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
 
     if device != "cpu":
@@ -42,6 +46,16 @@ def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device
             f"Inductor cannot compile the program for {device}: {first}",
             "a C++ compiler (g++) and free disk are needed; --debug shows all of it",
         ) from error
+
+
+def read(path: Path) -> GeneratedCode:
+    """What is in an artifact of either kind; nothing of it is loaded as code. StageError if it is damaged."""
+    return read_pte(path) if is_pte(path) else read_package(path)
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """The metadata of an artifact of either kind; StageError if it is damaged."""
+    return read_pte(path).metadata if is_pte(path) else read_metadata(path)
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:

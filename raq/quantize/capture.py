@@ -36,17 +36,17 @@ def export_network(network: nn.Module, example: Tensor) -> ExportedProgram:
     return export_program(unshare(network, example), example)
 
 
-def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
-    """Export for any batch size from 1 to 65,536.
+def export_program(network: nn.Module, example: Tensor, max_batch: int = MAX_BATCH) -> ExportedProgram:
+    """Export for any batch size from 1 to `max_batch`.
 
     example: float32 [n, 3, H, W] with n at least 2 (1 would be taken for a constant). Keeps the network's mode.
     Raises UserError, naming the line of the network's code, if the network cannot be exported that way.
     """
     assert len(example) > 1
+    batch = Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
+    example = example if max_batch > 1 else example[:1]
     try:
-        return torch.export.export(
-            network, (example,), strict=True, dynamic_shapes=({0: Dim("batch", min=1, max=MAX_BATCH)},)
-        )
+        return torch.export.export(network, (example,), strict=True, dynamic_shapes=({0: batch},))
     except Exception as error:  # dynamo raises many kinds; each becomes one line
         raise UserError(
             f"the model cannot be exported: {_reason(error)}",

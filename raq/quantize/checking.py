@@ -1,6 +1,7 @@
 """`raq check`: is an artifact quantized, is it whole, is it the one that was evaluated? Ours or a stranger's.
 
-An AOTInductor package is native code, which runs when it is loaded. So it is read, not loaded, unless the user asks
+An AOTInductor package is native code, which runs when it is loaded; a .pte is instructions for a runtime that was not
+written to withstand a malicious one. So it is read, not loaded, unless the user asks
 for that, or a record in the user's own results folder vouches for its digest; and then it runs in a process of its own.
 """
 
@@ -12,7 +13,8 @@ from typing import Any
 
 from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
-from raq.quantize.generated import METADATA_KEY, GeneratedCode, input_shape, read_package
+from raq.quantize.artifact import read
+from raq.quantize.generated import METADATA_KEY, GeneratedCode, input_shape
 from raq.quantize.ledger import ledger
 from raq.quantize.parity import sqnr_db
 from raq.records import Store, read_json
@@ -33,9 +35,9 @@ def check(path: Path, results: Path, *, run: bool, require: float) -> Found:
     Raises UserError if there is no such file.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2)")
+        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder) / "artifact.pt2"  # what is digested is what is read and run
+        own = Path(folder) / "artifact"  # what is digested is what is read and run
         shutil.copyfile(path, own)
         return _check(path, own, _record(path, Store(results.resolve())), run=run, require=require)
 
@@ -50,7 +52,7 @@ def _check(path: Path, own: Path, record: Found | None, *, run: bool, require: f
         if not found["vouched"]:
             found["problems"].append("it is not the file that was evaluated: its digest is not the one in its record")
     try:
-        code = read_package(own)
+        code = read(own)
     except StageError as error:
         found["problems"].append(error.message.replace(str(own), str(path)))
         return found
@@ -126,7 +128,8 @@ def _judge_machine(found: Found, ours: Found) -> bool:
     """Whether it can be run here; if not, why is added."""
     problems: list[str] = []
     here = str(versions(("torch",))["torch"]).split("+")[0]
-    if ours.get("torch") not in (None, here):
+    native = "executorch" not in ours  # a .pte is data for its runtime, whatever torch made it
+    if native and ours.get("torch") not in (None, here):
         problems.append(f"made by torch {ours['torch']}, here is torch {here}: lower it again")
     made_for = found["metadata"].get("AOTI_MACHINE")
     if made_for not in (None, "", platform.machine()):
@@ -151,18 +154,21 @@ def _run(own: Path, path: Path, found: Found) -> None:
     import torch
 
     from raq.quantize.fresh import FreshProcess
+    from raq.quantize.pte import in_parts
 
     sizes = input_shape(found["metadata"])
     if sizes is None:
         found["problems"].append("its input is not known (raq did not make it), so that it cannot be tried")
         return
     images = torch.randn(3, *sizes, generator=torch.Generator().manual_seed(0))
+    most = (found["metadata"].get(METADATA_KEY) or {}).get("max_batch")
     try:
-        with FreshProcess(own, str(found["metadata"].get("AOTI_DEVICE_KEY", "cpu"))) as network:
+        with FreshProcess(own, str(found["metadata"].get("AOTI_DEVICE_KEY", "cpu"))) as process:
+            network = in_parts(process, most if type(most) is int and 0 < most < len(images) else len(images))
             three = network(images)
             single = torch.cat([network(images[n : n + 1]) for n in range(3)])
             again = network(images)
-            told = network.told
+            told = process.told
     except StageError as error:
         found["problems"].append(error.message.replace(str(own), str(path)))
         return
@@ -173,5 +179,5 @@ def _run(own: Path, path: Path, found: Found) -> None:
     between = sqnr_db(three.numpy(), single.numpy())
     if between is not None and between < LEAST_DB_BETWEEN_BATCHES:
         found["problems"].append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
-    found["ran"] = {"load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
+    found["ran"] = {"runtime": process.runtime, "load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
                     "classes": int(three.shape[1]), "batches_sqnr_db": between}  # fmt: skip

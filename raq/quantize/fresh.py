@@ -1,6 +1,7 @@
-"""An artifact in a fresh process with torch alone: what a user who deploys it will get.
+"""An artifact in a fresh process with torch alone: what a user who deploys it will get. A .pte: with ExecuTorch alone.
 
-The child imports neither raq nor torchao. Batches go to its standard input as raw float32, logits come back.
+The child does not import raq, nor for a package torchao. Batches go to its standard input as raw float32, logits come
+back.
 """
 
 import json
@@ -22,26 +23,37 @@ import torch
 from torch import Tensor
 
 from raq.errors import StageError
+from raq.quantize.pte import is_pte
 
 START_TIMEOUT_S, CALL_TIMEOUT_S = 120.0, 600.0
 MOST_CLASSES, MOST_ANSWER_BYTES = 10_000_000, 4_000_000_000
+ALONE = {"inductor": "torch", "executorch": "ExecuTorch"}
 CHILD = """
 import json, os, struct, sys, time
 answers = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
 import numpy, torch
-path, device, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, device, threads, runtime = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 torch.set_num_threads(threads)
+if runtime == "executorch":
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+    portable_lib._unsafe_reset_threadpool(threads)
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 on_linux = os.path.exists("/proc/self/statm")
 before = resident() if on_linux else None
 started = time.perf_counter()
-network = torch._inductor.aoti_load_package(path)
+if runtime == "executorch":
+    method = Runtime.get().load_program(path).load_method("forward")
+    network = lambda images: method.execute([images])[0]
+else:
+    network = torch._inductor.aoti_load_package(path)
 told = {"load_s": time.perf_counter() - started, "torch": torch.__version__}
 told["resident_bytes"] = resident() - before if on_linux else None
-told["foreign"] = sorted({"raq", "torchao", "torchvision"} & set(sys.modules))
+ours = {"raq", "torchvision"} | ({"torchao"} if runtime == "inductor" else set())  # ExecuTorch imports it itself
+told["foreign"] = sorted(ours & set(sys.modules))
 answers.write(json.dumps(told).encode() + b"\\n")
 answers.flush()
 with torch.inference_mode():
@@ -68,7 +80,8 @@ class FreshProcess:
 
     def __init__(self, path: Path, device: str = "cpu", threads: int = 1) -> None:
         self.path = path
-        self.command = [sys.executable, "-I", "-c", CHILD, str(path.resolve()), device, str(threads)]
+        self.runtime = "executorch" if is_pte(path) else "inductor"
+        self.command = [sys.executable, "-I", "-c", CHILD, str(path.resolve()), device, str(threads), self.runtime]
         self.told: dict[str, Any] = {}
 
     def __enter__(self) -> "FreshProcess":
@@ -149,6 +162,6 @@ class FreshProcess:
         lines = self.errors.read()[-100_000:].decode(errors="replace").strip().splitlines()
         last = f": {lines[-1]}" if lines else ""
         return StageError(
-            f"{self.path}: the artifact does not run in a fresh process with torch alone: {what}{last}",
+            f"{self.path}: the artifact does not run in a fresh process with {ALONE[self.runtime]} alone: {what}{last}",
             "lower it again on this machine",
         )

@@ -1,8 +1,8 @@
 """Quantizers by backend: what is annotated, with which observers.
 
-x86: int8 kernels of oneDNN through Inductor; activations uint8 per tensor, weights int8 per channel, symmetric.
-Importing torchao's quantizer is also what registers Inductor's int8 fusions; without it a converted graph compiles to
-float kernels in silence.
+x86: int8 kernels of oneDNN through Inductor. Importing torchao's quantizer is also what registers Inductor's int8
+fusions; without it a converted graph compiles to float kernels in silence. arm: the same on Arm. xnnpack: the kernels
+of XNNPACK through ExecuTorch, for phones; its quantizer comes with that package.
 """
 
 from typing import Any
@@ -25,6 +25,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import Quantizat
 from raq.errors import StageError
 from raq.experiment import Calibration
 from raq.quantize.capture import is_layer, layer_name
+from raq.quantize.pte import require_executorch
 
 SMALLEST_SCALE = 2**-12
 
@@ -60,41 +61,85 @@ OBSERVERS = {
 
 
 def x86_quantizer(*, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False) -> Quantizer:
-    """The quantizer for Inductor on x86.
+    """The quantizer for Inductor on x86: activations uint8 per tensor, weights int8 per channel.
 
     calibration: which observer watches the activations, after training only (QAT has its own fake quantizers with
     moving averages). reduce_range: 7-bit activations, for CPUs without VNNI, whose int8 kernels add pairs of products
     in 16 bits and can saturate.
     """
-    activation: Any = FusedMovingAvgObsFakeQuantize
-    arguments: dict[str, Any] = {}
-    if not qat:
-        calibration = calibration or Calibration()
-        activation = OBSERVERS[calibration.observer]
-        arguments = {"percentile": calibration.percentile} if calibration.observer == "percentile" else {}
-    weight: Any = FusedMovingAvgObsFakeQuantize if qat else PerChannelMinMaxObserver
-    weight_arguments = {"observer": MovingAveragePerChannelMinMaxObserver} if qat else {}
-    activations = QuantizationSpec(
-        dtype=torch.uint8,
-        quant_min=0,
-        quant_max=127 if reduce_range else 255,
-        qscheme=torch.per_tensor_affine,
-        is_dynamic=False,
-        observer_or_fake_quant_ctr=activation.with_args(eps=SMALLEST_SCALE, **arguments),
-    )
-    weights = QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=-128,
-        quant_max=127,
-        qscheme=torch.per_channel_symmetric,
-        ch_axis=0,
-        is_dynamic=False,
-        observer_or_fake_quant_ctr=weight.with_args(eps=SMALLEST_SCALE, **weight_arguments),
-    )
+    activations = _activations(torch.uint8, (0, 127 if reduce_range else 255), None if qat else calibration, qat=qat)
+    weights = _weights(qat=qat, per_channel=True, lowest=-128)
     return X86InductorQuantizer().set_global(QuantizationConfig(activations, activations, weights, None, qat))
 
 
-QUANTIZERS = {"x86": x86_quantizer}
+def arm_quantizer(*, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False) -> Quantizer:
+    """The quantizer for Inductor on Arm: activations int8 per tensor, and weights int8 per tensor too.
+
+    Arguments as for x86, but that kernels of Arm add in 32 bits. Weights have one scale a tensor, as in torchao's own
+    configuration for this quantizer.
+    """
+    from torchao.quantization.pt2e.quantizer.arm_inductor_quantizer import ArmInductorQuantizer
+
+    assert not reduce_range
+    activations = _activations(torch.int8, (-128, 127), None if qat else calibration, qat=qat)
+    weights = _weights(qat=qat, per_channel=False, lowest=-128)
+    return ArmInductorQuantizer().set_global(QuantizationConfig(activations, activations, weights, None, qat))
+
+
+def xnnpack_quantizer(*, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False) -> Quantizer:
+    """The quantizer for XNNPACK: activations int8 per tensor, weights int8 per channel, -127 to 127.
+
+    Arguments as for x86; its kernels do not saturate. UserError if ExecuTorch, which has it, is not installed.
+    """
+    assert not reduce_range
+    require_executorch()
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig as XnnpackConfig
+
+    activations = _activations(torch.int8, (-128, 127), None if qat else calibration, qat=qat)
+    weights = _weights(qat=qat, per_channel=True, lowest=-127)
+    quantizer: Quantizer = XNNPACKQuantizer().set_global(XnnpackConfig(activations, activations, weights, None, qat))
+    return quantizer
+
+
+def _activations(
+    dtype: torch.dtype, bounds: tuple[int, int], calibration: Calibration | None, *, qat: bool
+) -> QuantizationSpec:
+    """Activations in one range a tensor, with the observer that `calibration` names, or QAT's fake quantizer."""
+    constructor: Any = FusedMovingAvgObsFakeQuantize
+    arguments: dict[str, Any] = {}
+    if not qat:
+        calibration = calibration or Calibration()
+        constructor = OBSERVERS[calibration.observer]
+        arguments = {"percentile": calibration.percentile} if calibration.observer == "percentile" else {}
+    return QuantizationSpec(
+        dtype=dtype,
+        quant_min=bounds[0],
+        quant_max=bounds[1],
+        qscheme=torch.per_tensor_affine,
+        is_dynamic=False,
+        observer_or_fake_quant_ctr=constructor.with_args(eps=SMALLEST_SCALE, **arguments),
+    )
+
+
+def _weights(*, qat: bool, per_channel: bool, lowest: int) -> QuantizationSpec:
+    """Symmetric int8 weights, with one scale a channel or one a tensor."""
+    after_training: Any = PerChannelMinMaxObserver if per_channel else MinMaxObserver
+    moving: Any = MovingAveragePerChannelMinMaxObserver if per_channel else MovingAverageMinMaxObserver
+    constructor: Any = FusedMovingAvgObsFakeQuantize if qat else after_training
+    arguments = {"observer": moving} if qat else {}
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=lowest,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric,
+        ch_axis=0 if per_channel else None,
+        is_dynamic=False,
+        observer_or_fake_quant_ctr=constructor.with_args(eps=SMALLEST_SCALE, **arguments),
+    )
+
+
+QUANTIZERS = {"x86": x86_quantizer, "arm": arm_quantizer, "xnnpack": xnnpack_quantizer}
 
 
 def refuse_unannotated(prepared: fx.GraphModule, backend: str) -> None:

@@ -205,6 +205,12 @@ def print_summary(console: Console, summary: Summary) -> None:
             f"{', '.join(narrow)}: activations have 7 bits (reduce_range): without VNNI 8-bit kernels could saturate."
         )
         console.print(said, markup=False, highlight=False, style="yellow")
+    for candidate in summary["candidates"]:
+        if candidate["not_lowered"]:
+            share = candidate["graph_int8_mac_share"]
+            meant = "" if share is None else f"; its graph means {100 * share:.1f}% of the MACs to be int8"
+            said = f"{candidate['name']} is not lowered: {candidate['not_lowered']}. top-1 is the program's own{meant}."
+            console.print(said, markup=False, highlight=False, style="yellow", soft_wrap=True)
     notes = {a["note"] for c in summary["candidates"] for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):
         console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)

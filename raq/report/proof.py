@@ -10,6 +10,7 @@ from rich.text import Text
 
 from raq.doctor import Finding
 
+ALONE = {"inductor": "torch", "executorch": "ExecuTorch"}
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}
 
 
@@ -41,11 +42,11 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
             f"weights {_mb(sizes['weight_bytes'])}, scales and biases {_mb(sizes['scale_bytes'])}",
         )
     if found["ran"]:
-        resident = found["ran"]["resident_bytes"]
+        resident, alone = found["ran"]["resident_bytes"], ALONE[found["ran"]["runtime"]]
         memory = "" if resident is None else f", {_mb(resident)} resident"
         _say(
             console,
-            f"ran in a fresh process with torch alone: loaded in {found['ran']['load_s']:.2f} s{memory}, "
+            f"ran in a fresh process with {alone} alone: loaded in {found['ran']['load_s']:.2f} s{memory}, "
             f"{found['ran']['classes']} classes",
         )
     for note in found["notes"]:

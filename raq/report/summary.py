@@ -15,6 +15,8 @@ from raq.bench.statistics import (
     same_accuracy_p,
 )
 from raq.errors import UserError
+from raq.experiment import FILE_OF_RUNTIME
+from raq.plan import why_not_lowered
 from raq.records import Record, Store, read_run
 
 Summary = dict[str, Any]
@@ -33,15 +35,16 @@ def summarise(run_folder: Path) -> Summary:
     names = ["fp32", *(kind for kind in ("ptq", "qat") if settings.get(kind))]
     predicted = predictions_of(run_folder)
     right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
-    candidates = [_candidate(name, settings, stages, right, store) for name in names]
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
+    environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
+    candidates = [_candidate(name, settings, stages, right, store, environment["machine"]) for name in names]
     complete = bool(run["complete"]) and all(stages.values())
     return {
         "run": run["id"],
         "experiment": run["experiment"],
         "complete": complete,
         "error": run["error"],
-        "environment": benches[0]["environment"] if benches else run["environment"],  # of where it was measured
+        "environment": environment,
         "data": run["data"],
         "candidates": candidates,
         "measurement": [
@@ -56,7 +59,12 @@ def summarise(run_folder: Path) -> Summary:
 
 
 def _candidate(
-    name: str, settings: Record, stages: dict[str, Record | None], right: dict[str, Any], store: Store
+    name: str,
+    settings: Record,
+    stages: dict[str, Record | None],
+    right: dict[str, Any],
+    store: Store,
+    machine: Record,
 ) -> Summary:
     evaluation, mine, baseline = stages.get(f"evaluate/{name}"), right[name], right["fp32"]
     found: Summary = {
@@ -88,10 +96,14 @@ def _candidate(
             for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
         }
         | {"resident_bytes": evaluation["results"].get("resident_bytes") if evaluation is not None else None}
-        | {"path": str(store.stage_folder(record["kind"], record["fingerprint"]) / "artifact.pt2")}
+        | {"path": str(store.stage_folder(record["kind"], record["fingerprint"]) / _file_of(record))}
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
     ]
+    backend = found["config"].get("backend")
+    found["backend"] = backend
+    found["not_lowered"] = why_not_lowered(backend, machine) if f"lower/{name}" not in stages else None
+    found["graph_int8_mac_share"] = evaluation["results"].get("graph_int8_mac_share") if evaluation else None
     program = stages.get(name)
     found["reduce_range"] = program["settings"].get("reduce_range") if program is not None else None
     found["parity"] = [
@@ -108,6 +120,11 @@ def _candidate(
         if row["candidate"] == name
     ]
     return found
+
+
+def _file_of(lowered: Record) -> str:
+    """The artifact's file in the folder of this lower stage."""
+    return FILE_OF_RUNTIME[lowered["results"].get("runtime", "inductor")]
 
 
 def _noise(noise: Record) -> Record:
@@ -163,8 +180,10 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     assert row is not None
     smaller = 1 - chosen["artifacts"][0]["weight_bytes"] / candidates[0]["artifacts"][0]["weight_bytes"]
     size = f"{100 * smaller:.0f}% smaller in weights, " if chosen["kind"] != "fp32" else ""
-    refused = [c["name"] for c in candidates if c not in eligible]
+    unknown = [c["name"] for c in candidates if c["not_lowered"]]
+    refused = [c["name"] for c in candidates if c not in eligible and c["name"] not in unknown]
     others = f"; {', '.join(refused)} lost more than {max_drop:g} points" if refused else ""
+    others += f"; {', '.join(unknown)} not lowered here, so not measured" if unknown else ""
     equals = [c["name"] for c in [fastest, *rivals] if c is not chosen]
     as_fast = f"; no detectable difference in speed to {', '.join(equals)}" if equals else ""
     why = (

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
-WEIGHTS, PROGRAM, ARTIFACT, PREDICTIONS, SAMPLES, LOGITS = (
+WEIGHTS, PROGRAM, PREDICTIONS, SAMPLES, LOGITS = (
     "weights.pt",
     "program.pt2",
-    "artifact.pt2",
     "predictions.npy",
     "samples.json",
     "logits.npy",  # of the last step of the parity chain that a stage did

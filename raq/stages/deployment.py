@@ -5,11 +5,11 @@ Plain torch, never ray; torch is imported inside the functions.
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raq.errors import StageError
-from raq.experiment import Bench
+from raq.experiment import FILE_OF_RUNTIME, Bench
 from raq.stages.call import (
-    ARTIFACT,
     LOGITS,
     PREDICTIONS,
     PROGRAM,
@@ -25,22 +25,28 @@ from raq.stages.call import (
     trained_network,
 )
 
+if TYPE_CHECKING:
+    from raq.model.cache import Array
+    from raq.model.data import Dataset
+    from raq.quantize.parity import Chain
+
 TRAIN_SAMPLE = 256
 
 
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
     from raq.environment import machine
-    from raq.quantize.artifact import load, lower
+    from raq.quantize import pte
+    from raq.quantize.artifact import load, lower, read
     from raq.quantize.audit import audit
     from raq.quantize.capture import export_network
     from raq.quantize.conversion import load_program, tensor_bytes
-    from raq.quantize.generated import read_package
     from raq.quantize.ledger import float_copies, ledger
 
-    settings, path = call.settings, Path(call.folder) / ARTIFACT
+    settings, path = call.settings, Path(call.folder) / FILE_OF_RUNTIME[call.settings["runtime"]]
+    portable = settings["runtime"] == "executorch"
     here, planned = machine(), settings["machine"]
-    if (here["cpu"], here["features"]) != (planned["cpu"], planned["features"]):
+    if not portable and (here["cpu"], here["features"]) != (planned["cpu"], planned["features"]):
         raise StageError(
             f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
             "give resources that only nodes of that kind have",
@@ -63,10 +69,15 @@ def lower_stage(call: Call, progress: Progress) -> Results:
         "classes": data["classes"],
     }
     progress({"text": f"compiling for {settings['device']}"})
-    lower(program, path, metadata, settings["device"])
-    chain.step("lowered", load(path), settings["device"])
+    if portable:
+        most = settings["max_batch"]
+        pte.lower_pte(program, path, metadata, most)
+        chain.step("lowered", pte.in_parts(pte.load_pte(path, call.cpus), most))
+    else:
+        lower(program, path, metadata, settings["device"])
+        chain.step("lowered", load(path), settings["device"])
     started = time.perf_counter()
-    code = read_package(path)
+    code = pte.name_scales(read(path), program) if portable else read(path)
     results: Results = {
         "runtime": settings["runtime"],
         "target": settings["device"],
@@ -88,25 +99,34 @@ def lower_stage(call: Call, progress: Progress) -> Results:
 
 
 def evaluate_stage(call: Call, progress: Progress) -> Results:
-    """Top-1 of the saved artifact on every test image, in a fresh process with torch alone."""
+    """Top-1 of the saved artifact on every test image, in a fresh process with torch (or ExecuTorch) alone.
+
+    Of a candidate that cannot be lowered on this machine, the quantized program is evaluated, by torch's own kernels.
+    """
     import numpy as np
 
-    from raq.model.evaluation import logits, predict, top1
+    from raq.model.evaluation import logits, predict
     from raq.quantize.artifact import refuse_other_torch
     from raq.quantize.fresh import FreshProcess
+    from raq.quantize.pte import in_parts
 
     dataset = dataset_of(call)
-    device, path = call.settings["device"], Path(call.inputs["artifact"]) / ARTIFACT
     whole = dataset if call.settings["data"]["test_limit"] is None else dataset_of(call, test_limit=None)
     chain = parity_chain(call, whole)
+    if "program" in call.inputs:
+        return _evaluate_program(call, dataset, chain)
+    runtime, device = call.settings["runtime"], call.settings["device"]
+    path = Path(call.inputs["artifact"]) / FILE_OF_RUNTIME[runtime]
     chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
-    refuse_other_torch(path)
+    if runtime == "inductor":
+        refuse_other_torch(path)
     started = time.perf_counter()
-    with FreshProcess(path, device, call.cpus) as network:
-        chain.seconds += time.perf_counter() - started - network.told["load_s"]
+    with FreshProcess(path, device, call.cpus) as process:
+        chain.seconds += time.perf_counter() - started - process.told["load_s"]
+        network = in_parts(process, call.settings["max_batch"]) if runtime == "executorch" else process
         chain.step("reloaded", network)
         predicted = predict(network, dataset)
-        results: Results = {"load_s": network.told["load_s"], "resident_bytes": network.told["resident_bytes"]}
+        results: Results = {"load_s": process.told["load_s"], "resident_bytes": process.told["resident_bytes"]}
         if call.settings["candidate"] == "fp32":  # does the test split score like the images trained on?
             chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
             found = logits(network, dataset, chosen, split="train").argmax(1)
@@ -114,6 +134,35 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
                 "train_correct": int((found == dataset.train_labels[chosen]).sum()),
                 "train_images": len(chosen),
             }
+    return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
+
+
+def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results:
+    """Top-1 of a quantized program, and what its graph means to be int8, as no kernels are known."""
+    from raq.model.evaluation import predict
+    from raq.quantize.audit import audit_graph
+    from raq.quantize.conversion import load_program
+
+    folder = Path(call.inputs["program"])
+    program = load_program(folder / PROGRAM)
+    chain.go_on_from("converted", folder / LOGITS)
+    layers = audit_graph(program)
+    results: Results = {
+        "load_s": None,
+        "resident_bytes": None,
+        "graph_int8_mac_share": sum(x.macs for x in layers if x.annotated) / max(1, sum(x.macs for x in layers)),
+        "float_layers": [{"name": x.name, "reason": x.reason} for x in layers if not x.annotated],
+    }
+    predicted = predict(program.module(), dataset)
+    return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
+
+
+def _accuracy(call: Call, dataset: "Dataset", predicted: "Array") -> Results:
+    """Top-1 of the predicted classes, which are kept."""
+    import numpy as np
+
+    from raq.model.evaluation import top1
+
     right = predicted == dataset.test_labels
     np.save(Path(call.folder) / PREDICTIONS, np.stack([predicted, dataset.test_labels]).astype(np.int32))
     return {
@@ -121,8 +170,6 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         "correct": int(right.sum()),
         "test_images": len(right),
         "classes": call.settings["data"]["classes"],
-        **chain.finish(Path(call.folder) / LOGITS),
-        **results,
     }
 
 
@@ -146,11 +193,9 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         "working_directory": call.working_directory,
     }
     contenders = [ContenderSettings("fp32/eager", "eager", path=str(Path(call.inputs["weights"]) / WEIGHTS), **shared)]
-    contenders += [
-        ContenderSettings(f"{role}/inductor", "inductor", path=str(Path(folder) / ARTIFACT), **shared)
-        for role, folder in call.inputs.items()
-        if role != "weights"
-    ]
+    for name, runtime in settings["runtimes"].items():
+        path = str(Path(call.inputs[name]) / FILE_OF_RUNTIME[runtime])
+        contenders.append(ContenderSettings(f"{name}/{runtime}", runtime, path=path, **shared))
     results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
     write_json(Path(call.folder) / SAMPLES, results.pop("samples"))
     return results
