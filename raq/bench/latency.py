@@ -172,7 +172,7 @@ def measure(
     """
     assert len({c.name for c in contenders}) == len(contenders)
     found = Measurement(contenders, protocol, cpus, progress)
-    with pinned(cpus), nullcontext(started) if started else nursery() as own:
+    with pinned(cpus), nullcontext(started) if started else nursery({c.runtime for c in contenders}) as own:
         if protocol.protocol == "published":
             _published(found, own)
         else:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,8 +135,11 @@ class Nursery:
 
 
 @contextmanager
-def nursery() -> Iterator[Nursery]:
-    """Start the process that contenders are forked from; it and all of them are ended on the way out."""
+def nursery(runtimes: Collection[str] = ()) -> Iterator[Nursery]:
+    """Start the process that contenders are forked from; it and all of them are ended on the way out.
+
+    runtimes: of the contenders to come, whose libraries are then imported once for all launches.
+    """
     ours, theirs = socket.socketpair()
     # torch unpacks packages there, and a process that is killed does not tidy up
     with ours, tempfile.TemporaryDirectory(prefix="raq-bench-", ignore_cleanup_errors=True) as scratch:
@@ -145,7 +148,7 @@ def nursery() -> Iterator[Nursery]:
         environment = {**os.environ, "TMPDIR": scratch, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         with theirs, errors.open("w") as file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "raq.bench.runtimes", str(theirs.fileno())],
+                [sys.executable, "-m", "raq.bench.runtimes", str(theirs.fileno()), *sorted(runtimes)],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=file, start_new_session=True,
                 env=environment,
             )  # fmt: skip

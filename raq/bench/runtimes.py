@@ -1,4 +1,4 @@
-"""Contenders, each in a process of its own: `python -m raq.bench.runtimes FD`.
+"""Contenders, each in a process of its own: `python -m raq.bench.runtimes FD [RUNTIME...]`.
 
 This process imports torch once and forks for every contender: all start from the same libraries at the same addresses,
 and a new launch costs what loading the artifact costs. It takes one socket for each contender over the Unix socket FD;
@@ -25,7 +25,7 @@ from raq.bench.machine import own_times
 from raq.errors import RaqError
 from raq.model.zoo import build_model, load_weights, put_weights
 from raq.quantize.artifact import load
-from raq.quantize.pte import load_pte
+from raq.quantize.pte import load_pte, require_executorch
 
 Network = Callable[[Tensor], Tensor]
 ROTATED_INPUTS = 4
@@ -62,7 +62,7 @@ class Contender:
         self.device = torch.device(settings["device"])
         self.shape = settings["image_shape"]
         if settings["runtime"] == "executorch":
-            import executorch.runtime  # noqa: F401  which takes seconds that loading the artifact does not
+            require_executorch()  # importing it takes seconds that are not the loading of the artifact's
         started = time.perf_counter_ns()
         self.network = LOADERS[settings["runtime"]](settings)
         self.load_ms = (time.perf_counter_ns() - started) / 1e6
@@ -204,6 +204,8 @@ if __name__ == "__main__":
     import torch._inductor.package
     import torch.utils.cpp_extension
 
+    if "executorch" in sys.argv[2:]:
+        require_executorch()
     os.dup2(2, 1)  # whatever libraries print goes to standard error
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
     with socket.socket(fileno=int(sys.argv[1])) as given:

@@ -7,6 +7,7 @@ read there. Formats: executorch's schema/program.fbs and backends/xnnpack/serial
 
 import hashlib
 import json
+import logging
 import math
 import re
 import tempfile
@@ -27,6 +28,7 @@ from raq.quantize.generated import METADATA_KEY, Constant, GeneratedCode, Kernel
 
 MAGIC, MAGIC_AT = b"ET", 4
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none
+DIGEST = re.compile(r"[0-9a-f]{64}")
 ITEM_TYPES = {"qint8": "int8", "qcint8": "int8", "quint8": "uint8", "qint32": "int32", "qcint32": "int32",
               "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "qcint4": "int4"}  # fmt: skip
 INTEGERS = ("qint8", "qcint8", "quint8")
@@ -47,11 +49,17 @@ def is_pte(path: Path) -> bool:
 
 
 def require_executorch() -> None:
-    """UserError unless ExecuTorch is installed."""
+    """Import ExecuTorch, without the warnings of its libraries; UserError if it is not installed."""
+    talkative = logging.getLogger("torch.utils._pytree")
+    usual = talkative.level
     try:
-        import executorch.exir  # noqa: F401
+        talkative.setLevel(logging.ERROR)
+        import executorch.exir
+        import executorch.runtime  # noqa: F401
     except ImportError as error:
         raise UserError(f"a .pte needs ExecuTorch: {error}", EXECUTORCH_HINT) from None
+    finally:
+        talkative.setLevel(usual)
 
 
 def lower_pte(program: ExportedProgram, path: Path, metadata: dict[str, Any], max_batch: int) -> None:
@@ -260,7 +268,8 @@ class _Reader:
 
 
 def _name(buffer: Graph, index: int) -> str:
-    return str(buffer.get("named_key") or f"constant {index}")
+    """What a constant is called: ExecuTorch names them by their SHA-256, of which twelve digits do."""
+    return DIGEST.sub(lambda match: match[0][:12], str(buffer.get("named_key") or f"constant {index}"))
 
 
 def _tensor(value: Graph) -> Graph:

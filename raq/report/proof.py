@@ -38,7 +38,7 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
         _say(
             console,
             f"file {_mb(sizes['file_bytes'])}: constants {_mb(sizes['stored_constant_bytes'])} as packed "
-            f"({_mb(sizes['constant_bytes'])} of numbers: {types}), native code {_mb(sizes['code_bytes'])}; "
+            f"({_mb(sizes['constant_bytes'])} of numbers: {types}), code {_mb(sizes['code_bytes'])}; "
             f"weights {_mb(sizes['weight_bytes'])}, scales and biases {_mb(sizes['scale_bytes'])}",
         )
     if found["ran"]:
