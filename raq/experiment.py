@@ -159,12 +159,15 @@ class Train(Optimisation):
         return {**RECIPES[named], **given}
 
 
+Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
+
+
 class Calibration(Section):
     """How activation ranges are found."""
 
     size: Positive = 256
     """Images of the training split."""
-    observer: Literal["histogram", "minmax", "moving-average", "percentile"] = "histogram"
+    observer: Observer = "histogram"
     """What watches the activations. percentile: clips to `percentile` of them."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Of the percentile observer: the share in percent of activations that the range covers, on either side."""
@@ -201,6 +204,45 @@ class Qat(Optimisation):
     """Epochs after which batch normalisation uses its running statistics; null: half of the epochs."""
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Data-parallel workers; one trains in one actor, more through Ray Train."""
+
+
+class PtqSweep(Section):
+    """Which calibrations are tried: every combination, each on the validation images."""
+
+    sizes: Annotated[tuple[Positive, ...], Field(strict=False, alias="calibration.size")] = ()
+    """Values of ptq.calibration.size; []: the one of `ptq`."""
+    observers: Annotated[tuple[Observer, ...], Field(strict=False, alias="calibration.observer")] = ()
+    """Values of ptq.calibration.observer."""
+    percentiles: Annotated[
+        tuple[Annotated[float, Field(gt=50, le=100)], ...], Field(strict=False, alias="calibration.percentile")
+    ] = ()
+    """Values of ptq.calibration.percentile, for the percentile observer."""
+    seeds: Annotated[tuple[Natural, ...], Field(strict=False, alias="seed", min_length=1)] = (0, 1, 2)
+    """Seeds of the calibration's sample: what one size gives by chance."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, given: Any) -> Any:
+        """`calibration: {size: ...}` is `calibration.size: ...`."""
+        if not isinstance(given, dict) or not isinstance(given.get("calibration"), dict):
+            return given
+        nested = {f"calibration.{key}": value for key, value in given["calibration"].items()}
+        return {**{key: value for key, value in given.items() if key != "calibration"}, **nested}
+
+    @model_validator(mode="after")
+    def _check(self) -> "PtqSweep":
+        for name in ("sizes", "observers", "percentiles", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{type(self).model_fields[name].alias}: {list(values)} names a value twice")
+        return self
+
+
+class Sweep(Section):
+    """What is tried before a candidate is made."""
+
+    ptq: PtqSweep | None = None
+    """Calibrations; the ptq candidate is the smallest that is not detectably worse than the largest."""
 
 
 class Lower(Section):
@@ -301,6 +343,7 @@ class Experiment(Section):
     train: Train = Field(default_factory=lambda: Train.model_validate({}))
     ptq: Ptq | None = Ptq()
     qat: Qat | None = Qat()
+    sweep: Sweep | None = None
     lower: Lower = Lower()
     parity: Parity = Parity()
     bench: Bench = Bench()
@@ -315,6 +358,15 @@ class Experiment(Section):
                 f"lower.max_batch is {self.lower.max_batch}, and bench.batch_sizes has {largest}: "
                 "a .pte takes no more than it was made for"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sweep(self) -> "Experiment":
+        if self.sweep is not None and self.sweep.ptq is not None:
+            if self.ptq is None:
+                raise ValueError("sweep.ptq tries calibrations, and ptq is null: leave one of the two out")
+            if self.data.validation == 0:
+                raise ValueError("data.validation is 0, and sweep compares its trials on validation images")
         return self
 
     def backend(self, candidate: str) -> str | None:

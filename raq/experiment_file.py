@@ -125,10 +125,10 @@ def _allowed_keys(where: Sequence[int | str]) -> list[str]:
     """The keys of the section at `where`."""
     section: type[BaseModel] = Experiment
     for part in where:
-        annotation = section.model_fields[str(part)].annotation
+        annotation = next(f for n, f in section.model_fields.items() if str(part) in (n, f.alias)).annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _kind(value: Any) -> str:

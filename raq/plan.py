@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from raq.environment import has_vnni, versions
 from raq.errors import UserError
-from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Resources
+from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, PtqSweep, Resources
 from raq.records import Record, Store, read_run
 
 Settings = dict[str, Any]
@@ -48,6 +48,16 @@ CODE: dict[str, tuple[str, ...]] = {
     "weights": ("stages/call.py", "stages/training.py", "model/zoo.py", "model/user_code.py"),
     "train": (*TRAINING, "cluster/training.py"),
     "ptq": (*TRAINING, *QUANTIZING, "quantize/ptq.py"),
+    "sweep": (
+        *TRAINING,
+        *QUANTIZING,
+        "quantize/ptq.py",
+        "quantize/calibrations.py",
+        "quantize/artifact.py",
+        "stages/sweeping.py",
+        "sweeps.py",
+        "cluster/sweep.py",
+    ),
     "qat": (*TRAINING, *QUANTIZING, "quantize/qat.py", "cluster/training.py"),
     "lower": (
         *TRAINING,
@@ -95,6 +105,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "weights": ("torch", "torchvision"),
     "train": ("torch", "torchvision", "numpy"),
     "ptq": ("torch", "torchvision", "torchao", "numpy"),
+    "sweep": ("torch", "torchvision", "torchao", "numpy"),
     "qat": ("torch", "torchvision", "torchao", "numpy"),
     "lower": ("torch", "torchvision", "torchao"),
     "evaluate": ("torch", "numpy"),
@@ -197,9 +208,30 @@ class _Plan:
                 "reduce_range": part.backend == "x86" and saturates,
                 name: part.model_dump(mode="json"),
             }
+            inputs = {"weights": "train"}
             if name == "qat":
                 settings["device"] = self.training_device
-            self.add(name, name, "train" if name == "qat" else "quantize", settings, {"weights": "train"})
+            elif self.experiment.sweep is not None and self.experiment.sweep.ptq is not None:
+                self._add_sweep(settings, self.experiment.sweep.ptq)
+                inputs["sweep"] = "sweep/ptq"
+            self.add(name, name, "train" if name == "qat" else "quantize", settings, inputs)
+
+    def _add_sweep(self, settings: Settings, sweep: PtqSweep) -> None:
+        """The trials before PTQ. `trials` names what they depend on, whichever of them are asked for."""
+        ptq = {key: value for key, value in settings["ptq"].items() if key != "calibration"}
+        batch_size = settings["ptq"]["calibration"]["batch_size"]
+        content = {
+            **{key: value for key, value in settings.items() if key not in ("ptq", "seed", "parity_images")},
+            **ptq,
+            "batch_size": batch_size,
+            "weights": self.stages["train"].fingerprint,
+            "code": code_digest(CODE["sweep"]),
+            "libraries": versions((*LIBRARIES["sweep"], *_executorch(settings))),
+        }
+        trials = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        own = {key: value for key, value in settings.items() if key != "parity_images"}
+        wanted = {**own, "sweep": sweep.model_dump(mode="json"), "trials": trials}
+        self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})
 
     def add_deployment(self) -> None:
         """The stages that lower, evaluate and measure every candidate on every device."""

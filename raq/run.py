@@ -68,6 +68,12 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
             f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} training images",
             f"lower it to at most {available}",
         )
+    tried = experiment.sweep.ptq.sizes if experiment.sweep is not None and experiment.sweep.ptq is not None else ()
+    if max(tried, default=0) > available:
+        raise UserError(
+            f"sweep.ptq.calibration.size has {max(tried)}, and there are {available} training images",
+            f"lower it to at most {available}",
+        )
     facts = Facts(described, dict(where or machine()), _weights_digest(experiment), _source_digests(experiment))
     return Prepared(experiment, described, make_plan(experiment, facts))
 

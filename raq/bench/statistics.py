@@ -42,6 +42,20 @@ def paired_drop(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> tupl
     return 100 * drop, (100 * (centre - half), 100 * (centre + half))
 
 
+def mean_drop(baseline: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) -> tuple[float, Interval]:
+    """Points of top-1 lost by the candidate, over several seeds: what each got right, bool [seeds, images].
+
+    The mean over seeds is taken image by image; the 95% interval is Student's over images, as the images are the sample
+    and the seeds are those that were chosen. Equal answers give an interval of no width.
+    """
+    from scipy.stats import t
+
+    lost = (baseline.astype(np.float64) - candidate).mean(axis=0)
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(lost) - 1)) * float(lost.std(ddof=1)) / math.sqrt(len(lost))
+    mean = float(lost.mean())
+    return 100 * mean, (100 * (mean - half), 100 * (mean + half))
+
+
 def same_accuracy_p(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> float:
     """p of McNemar's exact test (McNemar 1947) that both are right equally often, on the same images."""
     from scipy.stats import binomtest

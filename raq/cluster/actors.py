@@ -59,6 +59,10 @@ class StageActor:
 
 
 def _do(call: Call, board: Any) -> dict[str, Any]:
+    if call.kind == "sweep":
+        from raq.cluster.sweep import distributed_sweep
+
+        return distributed_sweep(call, board)
     if call.workers > 1:
         from raq.cluster.training import distributed_stage
 
@@ -66,12 +70,12 @@ def _do(call: Call, board: Any) -> dict[str, Any]:
     return run_stage(call, progress_to(board, call.name))
 
 
-def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, workers: int) -> Any:
+def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, *, waits: bool) -> Any:
     """An actor with the resources of a kind of stage; for bench, those of a whole node, marked as taken.
 
-    With several workers the actor only waits for Ray Train, whose workers have the resources.
+    waits: the actor only waits for the workers of Ray Train or the trials of Ray Tune, which have the resources.
     """
-    own_cpus, own_gpus = (0, 0) if workers > 1 else (cpus, gpus)
+    own_cpus, own_gpus = (0, 0) if waits else (cpus, gpus)
     resources = {BENCH_RESOURCE: 1} if pool == "bench" else {}
     options = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
     actor: Any = StageActor  # ray.remote made it an actor class

@@ -13,6 +13,7 @@ from raq.plan import Stage
 from raq.records import Record, Store
 from raq.requirements import check_results
 from raq.stages.call import Call
+from raq.sweeps import grid
 
 START_TIMEOUT_S = 180.0
 TAKE_TIMEOUT_S = 5.0
@@ -28,6 +29,7 @@ class Demand:
     cpus: int
     gpus: int
     workers: int
+    waits: bool = False  # the stage's actor only waits for its workers, which have the resources
 
     @property
     def all_cpus(self) -> int:
@@ -56,6 +58,8 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             """--resources='{"bench": 1}')""",
         )
     total = sum(node.cpus for node in able)
+    if stage.kind == "sweep":
+        return _demand_of_sweep(stage, able, wants_gpu)
     cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
     threads = stage.settings.get("bench", {}).get("threads")
     if threads is not None and threads > cpus:
@@ -75,7 +79,19 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             f"cluster has room for {places}",
             "lower workers, or resources of each",
         )
-    return Demand(cpus, wants_gpu, stage.workers)
+    return Demand(cpus, wants_gpu, stage.workers, waits=stage.workers > 1)
+
+
+def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
+    """As many trials at a time as there is room for, and trials; a trial has one CPU if nothing else is asked for."""
+    cpus = stage.resources.cpus or 1
+    places = sum(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus) for node in able)
+    if places == 0:
+        raise UserError(
+            f"resources.{stage.pool}: a trial of {stage.name} wants {cpus} CPUs and {gpus} GPUs, and no node has them",
+            "lower them, or leave them out",
+        )
+    return Demand(cpus, gpus, min(places, len(grid(stage.settings["ptq"], stage.settings["sweep"]))), waits=True)
 
 
 @dataclass
@@ -165,7 +181,7 @@ class Driver:
             for other, _ in self.idle:  # what they hold may be what the new one needs
                 ray.kill(other)
             self.idle.clear()
-            actor = start_actor(board, stage.pool, demand.cpus, demand.gpus, demand.workers)
+            actor = start_actor(board, stage.pool, demand.cpus, demand.gpus, waits=demand.waits)
         else:
             self.idle.remove((actor, key))
         log = self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
@@ -208,7 +224,8 @@ class Driver:
                 raise StageError(
                     f"{stage.name}: its process died {MAX_ATTEMPTS} times ({type(error).__name__})", f"see {log}"
                 ) from error
-            if stage.workers > 1 and not any(other.stage.workers > 1 for other in self.running.values()):
+            waiting = [demands[other.stage.name].waits for other in self.running.values()]
+            if demands[stage.name].waits and not any(waiting):
                 from raq.cluster.training import release_leaked_places
 
                 release_leaked_places()

@@ -15,13 +15,19 @@ from raq.model.training import normalisation_tensors, take_batch
 Network = Callable[[Tensor], Tensor]
 
 
-def predict(network: Network, dataset: Dataset, device: str = "cpu", batch_size: int = 128) -> Array:
-    """The class predicted for every test image, int64 [N].
+def predict(
+    network: Network,
+    dataset: Dataset,
+    device: str = "cpu",
+    batch_size: int = 128,
+    split: Literal["validation", "test"] = "test",
+) -> Array:
+    """The class predicted for every image of the split, int64 [N].
 
     `network` takes normalised float32 [n, 3, H, W], any n, and gives logits [n, classes].
     """
-    everything = np.arange(len(dataset.test_labels))
-    return logits(network, dataset, everything, device, batch_size, lambda given: given.argmax(1))
+    everything = np.arange(len(dataset.test_labels if split == "test" else dataset.validation_labels))
+    return logits(network, dataset, everything, device, batch_size, lambda given: given.argmax(1), split)
 
 
 def logits(
@@ -31,7 +37,7 @@ def logits(
     device: str = "cpu",
     batch_size: int = 128,
     keep: Callable[[Tensor], Tensor] = lambda given: given.float(),
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "validation", "test"] = "test",
 ) -> Array:
     """What `keep` makes of the logits [n, classes] of the images `chosen`; by default they themselves, float32.
 
@@ -39,9 +45,11 @@ def logits(
     """
     where = torch.device(device)
     mean, std = normalisation_tensors(dataset, where)
-    images_of_split, labels_of_split = (
-        (dataset.train_images, dataset.train_labels) if split == "train" else (dataset.test_images, dataset.test_labels)
-    )
+    images_of_split, labels_of_split = {
+        "train": (dataset.train_images, dataset.train_labels),
+        "validation": (dataset.validation_images, dataset.validation_labels),
+        "test": (dataset.test_images, dataset.test_labels),
+    }[split]
     found = []
     with torch.inference_mode():
         for start in range(0, len(chosen), batch_size):

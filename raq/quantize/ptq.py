@@ -1,6 +1,6 @@
 """Quantization after training: export, insert observers, calibrate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,14 +25,20 @@ def prepare(
 
     Raises StageError if the quantizer has annotated nothing, which is no error of its own.
     """
-    graph = export_network(network.eval(), example).module()
+    return prepare_graph(
+        export_network(network.eval(), example).module(), backend, calibration, reduce_range=reduce_range
+    )
+
+
+def prepare_graph(graph: nn.Module, backend: str, calibration: Calibration, *, reduce_range: bool) -> fx.GraphModule:
+    """`prepare` for a network that is exported already."""
     quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, reduce_range=reduce_range)
     prepared: fx.GraphModule = prepare_pt2e(graph, quantizer)
     refuse_unannotated(prepared, backend)
     return prepared
 
 
-class _FakeQuantize(nn.Module):
+class FixedFakeQuantize(nn.Module):
     """What an observer stands for: rounding to its range's integers, and back."""
 
     def __init__(self, observer: Any) -> None:
@@ -65,7 +71,7 @@ def simulated(prepared: fx.GraphModule) -> Iterator[fx.GraphModule]:
         for name, module in prepared.named_modules(remove_duplicate=False)
         if isinstance(module, ObserverBase)
     }
-    quantizers = {id(observer): _FakeQuantize(observer) for observer in observers.values()}
+    quantizers = {id(observer): FixedFakeQuantize(observer) for observer in observers.values()}
     try:
         for name, observer in observers.items():
             _put(prepared, name, quantizers[id(observer)])
@@ -86,9 +92,12 @@ def calibrate(
     settings: Calibration,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
+    stops: Sequence[int] = (),
+    at_stop: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Run a seeded sample of the training images through the observers, in place.
 
+    stops: numbers of images at which a batch ends and `at_stop` is called, in ascending order.
     Raises UserError if more images are asked for than there are training images.
     """
     available = len(dataset.train_labels)
@@ -102,8 +111,13 @@ def calibrate(
     device = torch.device("cpu")
     mean, std = normalisation_tensors(dataset, device)
     with torch.no_grad():
-        for start in range(0, len(chosen), settings.batch_size):
-            part = chosen[start : start + settings.batch_size]
+        start = 0
+        while start < len(chosen):
+            end = min([start + settings.batch_size, len(chosen), *(stop for stop in stops if stop > start)])
+            part = chosen[start:end]
             images, _ = take_batch(dataset.train_images, dataset.train_labels, part, device)
             prepared(normalise(images, mean, std))
-            progress(start + len(part))
+            start = end
+            progress(start)
+            if start in stops:
+                at_stop(start)

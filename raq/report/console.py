@@ -17,6 +17,7 @@ from raq.plan import Stage
 from raq.report.bench import measurement_in_words, not_calm
 from raq.report.proof import parity_in_words
 from raq.report.summary import Summary
+from raq.report.sweep import print_sweep
 
 FIXED_WIDTH, LATENCY_WIDTH = 44, 17  # columns of the table that every candidate has, and of each latency
 Event = Mapping[str, Any]
@@ -155,6 +156,9 @@ def epoch_in_words(row: Event) -> str:
 
 def result_in_words(results: Mapping[str, Any]) -> str:
     """What a finished stage found, in a few words."""
+    if "choice" in results:
+        failed = f", {len(results['failed'])} failed" if results["failed"] else ""
+        return f"{len(results['trials'])} trials{failed}; {results['choice']['why']}"
     if results.get("history"):
         last = results["history"][-1]
         return f"{len(results['history'])} epochs, loss {last['loss']:.3f}, {last['images_per_s']:.0f} images/s"
@@ -190,6 +194,9 @@ def print_summary(console: Console, summary: Summary) -> None:
         else [[k for k in keys if k[0] == d] for d in devices]
     )
     console.print(f"\n{summary['experiment']}, run {summary['run']}", markup=False, highlight=False, style="bold")
+    if summary.get("sweep"):
+        print_sweep(console, summary["sweep"])
+        console.print()
     for group in groups:
         console.print(_table(summary, group))
         console.print()
@@ -199,21 +206,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         style="dim",
         highlight=False,
     )
-    narrow = [c["name"] for c in summary["candidates"] if c.get("reduce_range")]
-    if narrow:
-        said = (
-            f"{', '.join(narrow)}: activations have 7 bits (reduce_range): without VNNI 8-bit kernels could saturate."
-        )
-        console.print(said, markup=False, highlight=False, style="yellow")
-    for candidate in summary["candidates"]:
-        if candidate["not_lowered"]:
-            share = candidate["graph_int8_mac_share"]
-            meant = "" if share is None else f"; its graph means {100 * share:.1f}% of the MACs to be int8"
-            said = f"{candidate['name']} is not lowered: {candidate['not_lowered']}. top-1 is the program's own{meant}."
-            console.print(said, markup=False, highlight=False, style="yellow", soft_wrap=True)
-    notes = {a["note"] for c in summary["candidates"] for a in c["artifacts"] if a["note"]}
-    for note in sorted(notes):
-        console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
+    _say_what_is_special(console, summary["candidates"])
     for measurement in summary["measurement"]:
         for line in measurement_in_words(measurement):
             console.print(
@@ -238,6 +231,25 @@ def print_summary(console: Console, summary: Summary) -> None:
             line = f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}"
             console.print(line, markup=False, highlight=False, style="dim")
     console.print("\n" + summary["verdict"]["why"], markup=False, highlight=False, style="bold")
+
+
+def _say_what_is_special(console: Console, candidates: Sequence[Summary]) -> None:
+    """Activations of 7 bits, candidates that are not lowered here, int8 that is float on a GPU."""
+    narrow = [c["name"] for c in candidates if c.get("reduce_range")]
+    if narrow:
+        said = (
+            f"{', '.join(narrow)}: activations have 7 bits (reduce_range): without VNNI 8-bit kernels could saturate."
+        )
+        console.print(said, markup=False, highlight=False, style="yellow")
+    for candidate in candidates:
+        if candidate.get("not_lowered"):
+            share = candidate["graph_int8_mac_share"]
+            meant = "" if share is None else f"; its graph means {100 * share:.1f}% of the MACs to be int8"
+            said = f"{candidate['name']} is not lowered: {candidate['not_lowered']}. top-1 is the program's own{meant}."
+            console.print(said, markup=False, highlight=False, style="yellow", soft_wrap=True)
+    notes = {a["note"] for c in candidates for a in c["artifacts"] if a["note"]}
+    for note in sorted(notes):
+        console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
 
 
 def _table(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:

@@ -47,6 +47,7 @@ def summarise(run_folder: Path) -> Summary:
         "environment": environment,
         "data": run["data"],
         "candidates": candidates,
+        "sweep": _sweep(stages.get("sweep/ptq")),
         "measurement": [
             {key: r["results"].get(key) for key in ("protocol", "stopped_by", "elapsed_s", "launches")}
             | {"device": r["settings"]["device"], "noise": _noise(r["results"].get("noise") or {})}
@@ -101,6 +102,8 @@ def _candidate(
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
     ]
     backend = found["config"].get("backend")
+    if stages.get(name) is not None and "calibration" in (stages[name] or {})["results"]:
+        found["config"] = {**found["config"], "calibration": (stages[name] or {})["results"]["calibration"]}
     found["backend"] = backend
     found["not_lowered"] = why_not_lowered(backend, machine) if f"lower/{name}" not in stages else None
     found["graph_int8_mac_share"] = evaluation["results"].get("graph_int8_mac_share") if evaluation else None
@@ -125,6 +128,11 @@ def _candidate(
 def _file_of(lowered: Record) -> str:
     """The artifact's file in the folder of this lower stage."""
     return FILE_OF_RUNTIME[lowered["results"].get("runtime", "inductor")]
+
+
+def _sweep(record: Record | None) -> Record | None:
+    """What the trials before PTQ came to; None without a sweep."""
+    return None if record is None else dict(record["results"])
 
 
 def _noise(noise: Record) -> Record:
@@ -180,7 +188,7 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     assert row is not None
     smaller = 1 - chosen["artifacts"][0]["weight_bytes"] / candidates[0]["artifacts"][0]["weight_bytes"]
     size = f"{100 * smaller:.0f}% smaller in weights, " if chosen["kind"] != "fp32" else ""
-    unknown = [c["name"] for c in candidates if c["not_lowered"]]
+    unknown = [c["name"] for c in candidates if c.get("not_lowered")]
     refused = [c["name"] for c in candidates if c not in eligible and c["name"] not in unknown]
     others = f"; {', '.join(refused)} lost more than {max_drop:g} points" if refused else ""
     others += f"; {', '.join(unknown)} not lowered here, so not measured" if unknown else ""

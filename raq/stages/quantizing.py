@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raq.experiment import Ptq
+from raq.records import read_json
 from raq.stages.call import (
     LOGITS,
     PROGRAM,
@@ -18,6 +19,7 @@ from raq.stages.call import (
     parity_chain,
     trained_network,
 )
+from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE
 
 if TYPE_CHECKING:
     from raq.quantize.parity import Chain
@@ -28,7 +30,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     from raq.quantize.conversion import convert
     from raq.quantize.ptq import calibrate, prepare, simulated
 
-    settings = Ptq.model_validate(call.settings["ptq"])
+    settings, seed = _chosen(call)
     dataset = dataset_of(call)
     network = trained_network(call)
     example = example_of(call)
@@ -40,7 +42,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         prepared,
         dataset,
         settings.calibration,
-        call.settings["seed"],
+        seed,
         lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} images"}),
     )
     chain = parity_chain(call, dataset)
@@ -48,7 +50,21 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     with simulated(prepared) as as_integers:
         chain.step("simulated", as_integers)
     program = convert(prepared, example)
-    return keep_program(call, program, chain)
+    used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
+    return {"calibration": used, **keep_program(call, program, chain)}
+
+
+def _chosen(call: Call) -> tuple[Ptq, int]:
+    """How to quantize, and the seed of the calibration's sample: as written, or as the sweep before has chosen."""
+    settings = Ptq.model_validate(call.settings["ptq"])
+    if "sweep" not in call.inputs:
+        return settings, call.settings["seed"]
+    config = read_json(Path(call.inputs["sweep"]) / "record.json")["results"]["choice"]["config"]
+    changed = {"size": config[SIZE], "observer": config[OBSERVER]}
+    if config[PERCENTILE] is not None:
+        changed["percentile"] = config[PERCENTILE]
+    calibration = settings.calibration.model_copy(update=changed)
+    return settings.model_copy(update={"calibration": calibration}), config[SEED]
 
 
 def keep_program(call: Call, program: Any, chain: "Chain") -> Results:

@@ -6,12 +6,14 @@ from pathlib import Path
 from raq.stages.call import Call, Progress, Results
 from raq.stages.deployment import bench_stage, evaluate_stage, lower_stage
 from raq.stages.quantizing import ptq_stage
+from raq.stages.sweeping import sweep_stage
 from raq.stages.training import load_weights_stage, qat_stage, train_stage
 
 STAGES: dict[str, Callable[[Call, Progress], Results]] = {
     "weights": load_weights_stage,
     "train": train_stage,
     "ptq": ptq_stage,
+    "sweep": sweep_stage,
     "qat": qat_stage,
     "lower": lower_stage,
     "evaluate": evaluate_stage,

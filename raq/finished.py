@@ -1,0 +1,42 @@
+"""A run that is there, for notebooks and scripts: `raq.open_run(folder)`. From records alone: neither torch nor ray."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raq.errors import UserError
+from raq.records import Store, read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRIALS = "trials.parquet"
+
+
+class Run:
+    """A run's records."""
+
+    def __init__(self, path: "str | os.PathLike[str]") -> None:
+        self.folder = Path(path).resolve()
+        self.record = read_run(self.folder)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `raq show --json` prints."""
+        from raq.report.summary import summarise
+
+        return summarise(self.folder)
+
+    def trials(self) -> "pd.DataFrame":
+        """A row a trial of the run's sweep: columns config/<key>, top1, correct, images, error.
+
+        Raises UserError if the run has no finished sweep.
+        """
+        import pandas as pd
+
+        store = Store(self.folder.parent.parent)
+        for name, stage in self.record["stages"].items():
+            if name.startswith("sweep/") and store.find(stage["kind"], stage["fingerprint"]) is not None:
+                return pd.read_parquet(store.stage_folder(stage["kind"], stage["fingerprint"]) / TRIALS)
+        raise UserError(f"{self.folder.name} has no finished sweep", "its experiment names none, or it did not end")

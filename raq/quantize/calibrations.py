@@ -1,0 +1,151 @@
+"""Many calibrations of one network: each image read once for all sizes, one compiled program for all ranges.
+
+What differs between two calibrations are the ranges of the activations, and nothing else of the graph. So the graph
+that stands for them all takes the scales and zero points as inputs, with the weights as their integers hold them, and
+is compiled once: fake quantization in float, which is what `convert` comes to (the parity chain of the chosen candidate
+shows by how much). Runs through plain torch; sweeps over a cluster are cluster/sweep.py's.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+from torchao.quantization.pt2e import ObserverBase
+
+from raq.errors import StageError
+from raq.experiment import Calibration
+from raq.model.data import Dataset
+from raq.quantize.artifact import lower
+from raq.quantize.capture import MAX_BATCH
+from raq.quantize.ptq import FixedFakeQuantize, calibrate, prepare_graph
+
+Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]  # scales [K], zero points [K], in the order of `_slots`
+
+
+def prepared_from(program: ExportedProgram, backend: str, calibration: Calibration, *, reduce_range: bool) -> Any:
+    """A fresh graph with observers, of a network that was exported once."""
+    return prepare_graph(program.module(), backend, calibration, reduce_range=reduce_range)
+
+
+def calibrate_nested(
+    prepared: fx.GraphModule,
+    dataset: Dataset,
+    settings: Calibration,
+    seed: int,
+    sizes: Sequence[int],
+    keep: Callable[[int, Ranges], None],
+    progress: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Calibrate with the largest of `sizes`, handing the ranges to `keep` whenever one of them is reached.
+
+    A smaller sample is the beginning of a larger one (`calibration_indices`), so that each image is read once. Batches
+    end where a size does. Returns the number of images read.
+    """
+    largest = settings.model_copy(update={"size": max(sizes)})
+    calibrate(prepared, dataset, largest, seed, progress, sizes, lambda size: keep(size, ranges(prepared)))
+    return max(sizes)
+
+
+def ranges(prepared: fx.GraphModule) -> Ranges:
+    """The scale and zero point of every activation that is observed, as seen so far. StageError if one is several."""
+    scales, zero_points = [], []
+    for observer in _slots(prepared):
+        scale, zero_point = observer.calculate_qparams()
+        if scale.numel() != 1:
+            raise StageError("an activation has a range for each channel", "sweeps need one range an activation")
+        scales.append(float(scale))
+        zero_points.append(int(zero_point))
+    return np.array(scales, dtype=np.float32), np.array(zero_points, dtype=np.int32)
+
+
+def compile_for_all_ranges(prepared: fx.GraphModule, example: Tensor, path: Path) -> None:
+    """The program (images [n, 3, H, W], scales [K], zero points [K]) -> logits, compiled, as a package at `path`."""
+    graph = _with_ranges_as_inputs(prepared)
+    count = len(_slots(prepared))
+    inputs = (example, torch.ones(count), torch.zeros(count, dtype=torch.int32))
+    shapes = ({0: Dim("batch", min=1, max=MAX_BATCH)}, None, None)
+    program = torch.export.export(graph, inputs, strict=True, dynamic_shapes=shapes)
+    lower(program, path, {"candidate": "simulated"})
+
+
+def with_ranges(network: Callable[..., Any], found: Ranges) -> Callable[[Tensor], Tensor]:
+    """The compiled program as a network with these ranges."""
+    scales, zero_points = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+    def run(images: Tensor) -> Tensor:
+        logits = network(images, scales, zero_points)
+        return logits[0] if isinstance(logits, (tuple, list)) else logits
+
+    return run
+
+
+def _observer_nodes(prepared: fx.GraphModule) -> list[tuple[fx.Node, Any]]:
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    return [
+        (node, modules[str(node.target)])
+        for node in prepared.graph.nodes
+        if node.op == "call_module" and isinstance(modules.get(str(node.target)), ObserverBase)
+    ]
+
+
+def _weighs(node: fx.Node) -> bool:
+    """Whether what is observed is a parameter."""
+    source = node.args[0]
+    return isinstance(source, fx.Node) and source.op == "get_attr"
+
+
+def _slots(prepared: fx.GraphModule) -> list[Any]:
+    """The observers of activations, each once, in the graph's order."""
+    return list({id(observer): observer for node, observer in _observer_nodes(prepared) if not _weighs(node)}.values())
+
+
+def _with_ranges_as_inputs(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose observers of activations are arithmetic on two further inputs, and whose weights are rounded."""
+    own = copy.deepcopy(prepared)
+    graph = own.graph
+    slots = {id(observer): n for n, observer in enumerate(_slots(own))}
+    for node in [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("_guards")]:
+        graph.erase_node(node)  # checks of the one input that the graph was exported with
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        scales = graph.placeholder("scales")
+    with graph.inserting_after(scales):
+        zero_points = graph.placeholder("zero_points")
+    for number, (node, observer) in enumerate(_observer_nodes(own)):
+        with graph.inserting_before(node):
+            if _weighs(node):
+                weight = _attribute(own, str(node.args[0].target))  # type: ignore[union-attr]
+                observer(weight)
+                own.register_buffer(f"_rounded_{number}", FixedFakeQuantize(observer)(weight).detach())
+                new = graph.get_attr(f"_rounded_{number}")
+            else:
+                slot = slots[id(observer)]
+                scale = graph.call_function(torch.ops.aten.select.int, (scales, 0, slot))
+                zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, slot))
+                bounds = (observer.quant_min, observer.quant_max)
+                new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    graph.set_codegen(fx.graph.CodeGen())  # the exported one knows a single input
+    own.delete_all_unused_submodules()
+    graph.lint()
+    own.recompile()
+    return own
+
+
+def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """Rounding to the integers of a scale and back, as torch.fake_quantize_per_tensor_affine does it, fusible."""
+    integers = torch.clamp(torch.round(values * (1.0 / scale)) + zero_point, low, high)
+    return (integers - zero_point) * scale
+
+
+def _attribute(module: fx.GraphModule, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(owner), leaf)
+    return tensor.detach()

@@ -1,0 +1,203 @@
+"""The stage that tries calibrations: what is shared by its trials, one trial, and what they come to.
+
+Plain torch, never ray; torch is imported inside the functions. Trials are kept by what they depend on, outside the
+stage's own folder: a sweep that is extended, or was interrupted, finds those that are there.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raq.errors import StageError
+from raq.experiment import Calibration, Ptq
+from raq.records import read_json, write_json
+from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
+from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE, Config, choose, config_digest, curve, grid
+
+if TYPE_CHECKING:
+    from raq.quantize.calibrations import Ranges
+
+NETWORK, SIMULATED, BASELINE = "network.pt2", "simulated.pt2", "baseline.npy"
+TABLE = "trials"
+Loaded = dict[str, Any]
+_loaded: Loaded = {}  # what this process has read for the trials of one call: it does many of them
+
+
+def sweep_stage(call: Call, progress: Progress) -> Results:
+    """All trials in this process, one after the other."""
+    prepare_sweep(call, progress)
+    configs = grid(call.settings["ptq"], call.settings["sweep"])
+    for number, config in enumerate(configs):
+        run_trial(call, config)
+        progress({"share": (number + 1) / len(configs), "text": f"trial {number + 1} of {len(configs)}"})
+    return finish_sweep(call, configs, {})
+
+
+def trials_folder(call: Call) -> Path:
+    """Where the trials are kept that depend on the same network, data and code."""
+    return Path(call.folder).parents[1] / "trials" / str(call.settings["trials"])[:16]
+
+
+def prepare_sweep(call: Call, progress: Progress = lambda metrics: None) -> None:
+    """Export the network, compile the program that stands for all calibrations, evaluate FP32; what is there stays."""
+    import torch
+
+    from raq.model.evaluation import predict
+    from raq.quantize.calibrations import compile_for_all_ranges, prepared_from
+    from raq.quantize.capture import export_network
+    from raq.quantize.conversion import load_program, save_program
+
+    folder = trials_folder(call)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(call.cpus * call.workers)  # no trial runs yet
+    network, example = trained_network(call), example_of(call)
+    if not (folder / NETWORK).is_file():
+        progress({"text": "exporting the network"})
+        with _in_place(folder / NETWORK) as scratch:
+            save_program(export_network(network, example), scratch)
+    if not (folder / SIMULATED).is_file():
+        progress({"text": "compiling one program for all calibrations"})
+        ptq = Ptq.model_validate(call.settings["ptq"])
+        prepared = prepared_from(
+            load_program(folder / NETWORK),
+            ptq.backend,
+            Calibration(observer="minmax"),
+            reduce_range=call.settings["reduce_range"],
+        )
+        with _in_place(folder / SIMULATED) as scratch:
+            compile_for_all_ranges(prepared, example, scratch)
+    if not (folder / BASELINE).is_file():
+        progress({"text": "evaluating FP32"})
+        with _in_place(folder / BASELINE) as scratch:
+            np.save(scratch, predict(network, dataset_of(call), split="validation").astype(np.int32))
+
+
+def run_trial(call: Call, config: Config) -> Results:
+    """One calibration on the validation images, its record kept; the record that is there, if there is one.
+
+    The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
+    """
+    record = trials_folder(call) / f"{config_digest(config)}.json"
+    if record.is_file():
+        return read_json(record)
+    import torch
+
+    from raq.model.evaluation import predict
+    from raq.quantize.artifact import load
+    from raq.quantize.calibrations import with_ranges
+
+    torch.set_num_threads(call.cpus)
+    folder = trials_folder(call)
+    if _loaded.get("folder") != folder:
+        _loaded.clear()
+        _loaded.update(folder=folder, dataset=dataset_of(call), program=load(folder / SIMULATED))
+    dataset = _loaded["dataset"]
+    network = with_ranges(_loaded["program"], _ranges(call, config, dataset))
+    predicted = predict(network, dataset, split="validation")
+    with _in_place(record.with_suffix(".npy")) as scratch:
+        np.save(scratch, predicted.astype(np.int32))
+    correct = int((predicted == dataset.validation_labels).sum())
+    found = {"config": config, "correct": correct, "images": len(predicted), "top1": correct / len(predicted)}
+    write_json(record, found)
+    return found
+
+
+def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
+    """The ranges of this calibration; found for all sizes of its seed and observer in one pass, if they are not there.
+
+    One process at a time does that, the others wait for it.
+    """
+    from raq.quantize.calibrations import calibrate_nested, prepared_from
+    from raq.quantize.conversion import load_program
+
+    folder = trials_folder(call)
+    configs = grid(call.settings["ptq"], call.settings["sweep"])
+    shared = {key: config[key] for key in (OBSERVER, PERCENTILE, SEED)}
+    sizes = sorted({c[SIZE] for c in configs if all(c[key] == value for key, value in shared.items())})
+    pass_folder = folder / f"ranges-{config_digest(shared)}"
+    wanted = pass_folder / f"{config[SIZE]}.npz"
+    pass_folder.mkdir(exist_ok=True)
+    with (pass_folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = [size for size in sizes if not (pass_folder / f"{size}.npz").is_file()]
+        if config[SIZE] in missing:
+
+            def keep(size: int, found: "Ranges") -> None:
+                if size in missing:
+                    with _in_place(pass_folder / f"{size}.npz") as scratch:
+                        np.savez(scratch, scales=found[0], zero_points=found[1])
+
+            ptq = Ptq.model_validate(call.settings["ptq"])
+            percentile = {} if config[PERCENTILE] is None else {"percentile": config[PERCENTILE]}
+            settings = ptq.calibration.model_copy(update={"observer": config[OBSERVER], **percentile})
+            prepared = prepared_from(
+                load_program(folder / NETWORK), ptq.backend, settings, reduce_range=call.settings["reduce_range"]
+            )
+            read = calibrate_nested(prepared, dataset, settings, config[SEED], missing, keep)
+            with (pass_folder / "images").open("a") as counted:
+                counted.write(f"{read}\n")
+    with np.load(wanted, allow_pickle=False) as found:
+        return found["scales"], found["zero_points"]
+
+
+def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
+    """The table of all trials, the curve and the choice. failed: by a trial's digest, what went wrong.
+
+    Raises StageError if no trial finished.
+    """
+    folder = trials_folder(call)
+    dataset = dataset_of(call)
+    labels = dataset.validation_labels
+    records = {config_digest(c): folder / f"{config_digest(c)}.json" for c in configs}
+    done = [{"digest": name, **read_json(path)} for name, path in records.items() if path.is_file()]
+    if not done:
+        raise StageError(
+            f"none of the {len(configs)} trials finished: {next(iter(failed.values()), '')}", "see the log"
+        )
+    predicted = {t["digest"]: np.load(records[t["digest"]].with_suffix(".npy"), allow_pickle=False) for t in done}
+    right = {name: classes == labels for name, classes in predicted.items()}
+    baseline = np.load(folder / BASELINE, allow_pickle=False) == labels
+    rows = curve(done, right, baseline)
+    passes = [int(line) for path in folder.glob("ranges-*/images") for line in path.read_text().split()]
+    results: Results = {
+        "trials": done,
+        "failed": [{"config": c, "error": failed[config_digest(c)]} for c in configs if config_digest(c) in failed],
+        "validation_images": len(labels),
+        "baseline_top1": float(baseline.mean()),
+        "curve": rows,
+        "choice": choose(rows, call.settings["seed"]),
+        "calibration_images": sum(passes),
+        "calibration_passes": len(passes),
+    }
+    _write_table(Path(call.folder), results)
+    return results
+
+
+def _write_table(folder: Path, results: Results) -> None:
+    """trials.csv and trials.parquet: a row a trial, config columns `config/<key>`."""
+    import pandas as pd
+
+    rows = [
+        {f"config/{key}": value for key, value in t["config"].items()}
+        | {"top1": t.get("top1"), "correct": t.get("correct"), "images": t.get("images"), "error": t.get("error")}
+        for t in [*results["trials"], *results["failed"]]
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / f"{TABLE}.csv", index=False)
+    table.to_parquet(folder / f"{TABLE}.parquet", index=False)
+
+
+@contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path`, of the same suffix, renamed to it at the end: whole or not at all."""
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield scratch
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""What trials come to: the grid, the statistics over seeds, the choice."""
+
+import numpy as np
+import pytest
+
+from raq.bench.statistics import mean_drop
+from raq.experiment import Experiment
+from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE, choose, config_digest, curve, grid
+
+PTQ = {"calibration": {"size": 256, "observer": "histogram", "percentile": 99.9}}
+
+
+def swept(**given: object) -> list[dict]:
+    experiment = Experiment.model_validate({"name": "x", "sweep": {"ptq": given}})
+    assert experiment.sweep is not None
+    assert experiment.sweep.ptq is not None
+    return grid(PTQ, experiment.sweep.ptq.model_dump(mode="json"))
+
+
+def test_the_grid() -> None:
+    """The largest size first, seeds fastest; percentiles multiply their own observer only; nested keys are the same."""
+    both = {"observer": ["percentile", "minmax"], "percentile": [99.0, 99.9]}
+    found = swept(**{"calibration.size": [16, 64], "seed": [3, 5], "calibration": both})
+    assert [(c[SIZE], c[SEED]) for c in found[:4]] == [(64, 3), (64, 5), (16, 3), (16, 5)]
+    assert len(found) == 4 * 3
+    assert {(c[OBSERVER], c[PERCENTILE]) for c in found} == {
+        ("percentile", 99.0),
+        ("percentile", 99.9),
+        ("minmax", None),
+    }
+    assert swept(seed=[1]) == [{SIZE: 256, OBSERVER: "histogram", PERCENTILE: None, SEED: 1}]
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.02])
+def test_the_interval_of_a_mean_drop_covers(drop: float) -> None:
+    """Simulated: images of different difficulty, answers that differ by `drop` on average; 300 data sets."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        easy = rng.beta(8, 1, 800)
+        first = rng.random((3, 800)) < easy
+        second = rng.random((3, 800)) < np.clip(easy - drop, 0, 1)
+        _, (low, high) = mean_drop(first, second)
+        true = 100 * float((easy - np.clip(easy - drop, 0, 1)).mean())
+        covered += low <= true <= high
+    assert 0.91 <= covered / 300 <= 0.99
+
+
+def trials_of(top1: dict[tuple[str, int], float], seeds: int = 3, images: int = 4000) -> tuple[list[dict], dict]:
+    rng = np.random.default_rng(1)
+    draw = rng.random(images)
+    trials, right = [], {}
+    for (observer, size), share in top1.items():
+        for seed in range(seeds):
+            config = {SIZE: size, OBSERVER: observer, PERCENTILE: None, SEED: seed}
+            flipped = rng.random(images) < 0.002
+            trials.append({"config": config, "digest": config_digest(config)})
+            right[config_digest(config)] = (draw < share) ^ flipped
+    return trials, right
+
+
+def test_the_smallest_that_is_not_detectably_worse_is_chosen() -> None:
+    found = {("minmax", 16): 0.70, ("minmax", 64): 0.90, ("minmax", 256): 0.90, ("histogram", 256): 0.85}
+    trials, right = trials_of(found)
+    rows = curve(trials, right, np.ones(4000, dtype=bool))
+    assert [(r["observer"], r["size"]) for r in rows] == [
+        ("minmax", 16), ("minmax", 64), ("minmax", 256), ("histogram", 256),
+    ]  # fmt: skip
+    assert rows[0]["against_largest"] == pytest.approx(20, abs=1)
+    assert rows[0]["against_largest_interval"][0] > 15
+    chosen = choose(rows, seed=2)
+    assert chosen["config"] == {SIZE: 64, OBSERVER: "minmax", PERCENTILE: None, SEED: 2}
+    assert "not detectably worse than 256" in chosen["why"]
+    assert choose(rows, seed=9)["config"][SEED] == 0, "a seed that was not tried is not taken"
+    worse, right = trials_of({("minmax", 16): 0.7, ("minmax", 256): 0.9})
+    assert choose(curve(worse, right, np.ones(4000, dtype=bool)), 0)["config"][SIZE] == 256
