@@ -8,8 +8,8 @@ import pytest
 from workplace import Workplace, make_workplace
 
 LONGEST_FIRST = (
-    "test_cli.py", "test_backends_run.py", "test_cli_errors.py", "test_stages_on_ray.py", "test_backends.py",
-    "test_faults.py", "test_quantization.py",
+    "test_cli.py", "test_backends_run.py", "test_sweep_on_ray.py", "test_cli_errors.py", "test_stages_on_ray.py",
+    "test_backends.py", "test_faults.py", "test_quantization.py",
 )  # fmt: skip
 
 

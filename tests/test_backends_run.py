@@ -11,7 +11,16 @@ pytestmark = pytest.mark.cluster
 @pytest.mark.skipif(__import__("platform").machine() != "x86_64", reason="on Arm the candidate would be lowered")
 def test_a_run_for_phones_and_for_arm(workplace: Workplace) -> None:
     pytest.importorskip("executorch")
-    given = ["--set", "ptq.backend=arm", "--set", "qat.backend=xnnpack", "--set", "qat.epochs=1"]
+    given = [
+        "--set",
+        "ptq.backend=arm",
+        "--set",
+        "qat.backend=xnnpack",
+        "--set",
+        "qat.epochs=1",
+        "--set",
+        "bench.rounds=1",
+    ]
     done = workplace.raq("run", "tiny.yaml", *given)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ptq is not lowered" in done.stdout

@@ -3,16 +3,20 @@
 import json
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from ray import tune
 from workplace import Workplace, make_workplace
 
 import raq
+from raq.cluster.driver import Driver, demand_of
+from raq.cluster.session import Node, cluster
 from raq.errors import UserError
+from raq.records import Store
+from raq.run import prepare
+from raq.sweeps import config_digest
 
 pytestmark = pytest.mark.cluster
 SWEEP = """
@@ -20,82 +24,105 @@ sweep: {ptq: {calibration.size: [16, 128], calibration.observer: [minmax], seed:
 """
 
 
-def sweep_record(place: Workplace) -> dict:
-    newest = sorted((place.folder / "results" / "runs").iterdir())[-1]
-    stage = json.loads((newest / "run.json").read_text())["stages"]["sweep/ptq"]
-    folder = place.folder / "results" / "stages" / f"sweep-{stage['fingerprint'][:16]}"
-    return {"folder": folder, "run": newest, **json.loads((folder / "record.json").read_text())["results"]}
+class Sweeper:
+    """The tiny experiment as far as its sweep, on one cluster."""
 
+    def __init__(self, place: Workplace, nodes: list[Node]) -> None:
+        self.place, self.nodes = place, nodes
+        self.store = Store(place.folder / "results")
+        self.kill_after_a_trial = False
 
-def tables(place: Workplace) -> pd.DataFrame:
-    return pd.read_csv(sweep_record(place)["folder"] / "trials.csv")
+    def run(self, *overrides: str) -> dict:
+        """Train and sweep; the sweep's results with its folder."""
+        prepared = prepare(self.place.experiment, list(overrides))
+        plan = [stage for stage in prepared.plan if stage.name in ("train", "sweep/ptq")]
+        stale = {s.name: "test" for s in plan if self.store.find(s.kind, s.fingerprint) is None}
+        folder = self.store.new_run("x")
+        (folder / "logs").mkdir()
+        where = str(self.place.folder)
+        Driver(prepared.experiment, plan, self.store, folder, self.nodes, self._listen, where).run(stale)
+        sweep = plan[-1]
+        record = self.store.find(sweep.kind, sweep.fingerprint)
+        assert record is not None
+        return {"folder": self.store.stage_folder(sweep.kind, sweep.fingerprint), **record["results"], "record": record}
+
+    def trials(self) -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in self.place.folder.glob("results/trials/*/*.json")}
+
+    def _listen(self, stage: str, event: dict) -> None:
+        if self.kill_after_a_trial and str(event.get("text", "")).startswith("trial 1 "):
+            self.kill_after_a_trial = False
+            for process in Path("/proc").glob("[0-9]*/cmdline"):
+                if process.read_bytes().startswith(b"ray::StageActor.run"):
+                    os.kill(int(process.parent.name), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Workplace:
-    """The tiny experiment with a sweep, killed while its trials run, then finished."""
+def sweeper(tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
     place = make_workplace(tmp_path_factory.mktemp("swept"), own_cache)
-    text = place.experiment.read_text().replace("qat: {epochs: 2, augment: false, batch_size: 32}", "qat: null")
-    place.experiment.write_text(text.replace("rounds: 6", "rounds: 1") + SWEEP)
-    first = subprocess.Popen(
-        place.command("run", "tiny.yaml"), cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not list(place.folder.glob("results/trials/*/*.npy")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    done = place.raq("run", "tiny.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "chosen: minmax" in done.stdout
-    return place
+    place.experiment.write_text(place.experiment.read_text() + SWEEP)
+    before = Path.cwd()
+    os.chdir(place.folder)
+    try:
+        with cluster(None, tmp_path_factory.mktemp("logs")) as nodes:
+            yield Sweeper(place, nodes)
+    finally:
+        os.chdir(before)
 
 
-def test_the_table_and_the_candidate_that_was_chosen(swept: Workplace) -> None:
-    found = sweep_record(swept)
+def test_a_sweep_whose_actor_is_killed_ends_with_the_same_table(sweeper: Sweeper) -> None:
+    """Killed after its first trial, it goes on; nothing is done twice, and Tune can read what Tune wrote."""
+    sweeper.kill_after_a_trial = True
+    found = sweeper.run()
+    assert found["record"]["attempts"] == 2
     assert [(t["config"]["calibration.size"], t["config"]["seed"]) for t in found["trials"]] == [
         (128, 0), (128, 1), (16, 0), (16, 1),
     ]  # fmt: skip
     assert found["failed"] == []
-    assert found["calibration_images"] <= 2 * 2 * 128, "each seed read the largest size once, or twice if killed in it"
-    run = raq.open_run(found["run"])
-    assert list(run.trials()["config/calibration.size"]) == [128, 128, 16, 16]
-    chosen = run.summary["candidates"][1]["config"]["calibration"]
-    assert chosen["size"] == found["choice"]["config"]["calibration.size"]
-    from ray import tune
-
+    assert found["calibration_images"] == 2 * 128, "the largest size of each seed, once"
     grid = tune.ResultGrid(tune.ExperimentAnalysis(str(found["folder"] / "tune")))
     assert sorted(grid.get_dataframe()["config/calibration.size"]) == [16, 16, 128, 128]
+    table = pd.read_parquet(found["folder"] / "trials.parquet")
+    assert list(table["config/calibration.size"]) == [128, 128, 16, 16]
+    assert list(table["top1"]) == [t["top1"] for t in found["trials"]]
 
 
-def test_an_extended_sweep_does_the_new_trials_alone(swept: Workplace) -> None:
-    before = {path: path.stat().st_mtime_ns for path in swept.folder.glob("results/trials/*/*.json")}
-    done = swept.raq("run", "tiny.yaml", "--set", "sweep.ptq.seed=[0, 1, 2]")
-    assert done.returncode == 0, done.stdout + done.stderr
-    after = {path: path.stat().st_mtime_ns for path in swept.folder.glob("results/trials/*/*.json")}
+def test_an_extended_sweep_does_the_new_trials_alone_and_a_broken_one_ends_no_other(sweeper: Sweeper) -> None:
+    sweeper.run()
+    before = sweeper.trials()
+    folder = next(sweeper.place.folder.glob("results/trials/*"))
+    name = config_digest({"calibration.observer": "minmax", "calibration.percentile": None, "seed": 7})
+    (folder / f"ranges-{name}").write_text("a file where the trial wants a folder")
+    found = sweeper.run("sweep.ptq.seed=[0, 1, 2, 7]")
+    after = sweeper.trials()
+    assert len(found["trials"]) == 6
     assert len(after) == len(before) + 2
     assert all(after[path] == time_ns for path, time_ns in before.items())
-    assert len(tables(swept)) == 6
+    assert {f["config"]["seed"] for f in found["failed"]} == {7}
+    assert pd.read_csv(found["folder"] / "trials.csv")["error"].notna().sum() == 2
 
 
-def test_a_broken_trial_does_not_end_the_others(swept: Workplace) -> None:
-    folder = next(swept.folder.glob("results/trials/*"))
-    text = json.dumps({"calibration.observer": "minmax", "calibration.percentile": None, "seed": 7}, sort_keys=True)
-    from raq.sweeps import config_digest
-
-    blocked = folder / f"ranges-{config_digest(json.loads(text))}"
-    blocked.write_text("a file where the trial wants a folder")
-    done = swept.raq("run", "tiny.yaml", "--set", "sweep.ptq.seed=[0, 7]")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "FAILED: calibration.size 128, calibration.observer minmax, seed 7" in done.stdout
-    found = sweep_record(swept)
-    assert len(found["trials"]) == 2
-    assert len(found["failed"]) == 2
-    assert tables(swept)["error"].notna().sum() == 2
+def test_trials_share_the_cpus_that_there_are(sweeper: Sweeper) -> None:
+    stage = next(s for s in prepare(sweeper.place.experiment, []).plan if s.kind == "sweep")
+    demand = demand_of(stage, [Node(3, 0, True), Node(2, 0, False)])
+    assert (demand.cpus, demand.workers, demand.waits) == (1, 4, True), "four trials, five CPUs"
+    assert demand_of(stage, [Node(1, 0, True)]).workers == 1
 
 
 def test_a_run_without_a_sweep_has_no_trials(finished: Workplace) -> None:
     newest = sorted((finished.folder / "results" / "runs").iterdir())[-1]
     with pytest.raises(UserError, match="no finished sweep"):
         raq.open_run(newest).trials()
+
+
+def test_what_cannot_be_swept(sweeper: Sweeper) -> None:
+    for given, said in (
+        ("ptq=null", "sweep.ptq tries calibrations, and ptq is null"),
+        ("data.validation=0.0", "data.validation is 0, and sweep compares"),
+        ("sweep.ptq.calibration.size=[16, 16]", "names a value twice"),
+        ("sweep.ptq.calibration.size=[100000]", "sweep.ptq.calibration.size has 100000, and there are"),
+        ("sweep.ptq.calibration.sizes=[16]", "unknown key"),
+    ):
+        with pytest.raises(UserError) as raised:
+            prepare(sweeper.place.experiment, [given])
+        assert said in str(raised.value), json.dumps([given, str(raised.value)])
