@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -53,8 +54,9 @@ class Sweeper:
         if self.kill_after_a_trial and str(event.get("text", "")).startswith("trial 1 "):
             self.kill_after_a_trial = False
             for process in Path("/proc").glob("[0-9]*/cmdline"):
-                if process.read_bytes().startswith(b"ray::StageActor.run"):
-                    os.kill(int(process.parent.name), signal.SIGKILL)
+                with suppress(OSError):  # it has ended
+                    if process.read_bytes().startswith(b"ray::StageActor.run"):
+                        os.kill(int(process.parent.name), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
