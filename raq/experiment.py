@@ -367,6 +367,9 @@ class Experiment(Section):
                 raise ValueError("sweep.ptq tries calibrations, and ptq is null: leave one of the two out")
             if self.data.validation == 0:
                 raise ValueError("data.validation is 0, and sweep compares its trials on validation images")
+            observers = self.sweep.ptq.observers or (self.ptq.calibration.observer,)
+            if self.sweep.ptq.percentiles and "percentile" not in observers:
+                raise ValueError("sweep.ptq.calibration.percentile is of the percentile observer, which is not tried")
         return self
 
     def backend(self, candidate: str) -> str | None:

@@ -8,7 +8,7 @@ it uses and, for lower and bench, the machine. Imports neither torch nor ray.
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,8 +55,19 @@ CODE: dict[str, tuple[str, ...]] = {
         "quantize/calibrations.py",
         "quantize/artifact.py",
         "stages/sweeping.py",
+        "quantize/generated.py",
         "sweeps.py",
+        "bench/statistics.py",
         "cluster/sweep.py",
+    ),
+    # one trial of a sweep, whatever is made of all of them
+    "trials": (
+        *TRAINING,
+        *QUANTIZING,
+        "quantize/ptq.py",
+        "quantize/calibrations.py",
+        "quantize/artifact.py",
+        "stages/sweeping.py",
     ),
     "qat": (*TRAINING, *QUANTIZING, "quantize/qat.py", "cluster/training.py"),
     "lower": (
@@ -79,7 +90,9 @@ CODE: dict[str, tuple[str, ...]] = {
         "model/evaluation.py",
         "quantize/artifact.py",
         "quantize/audit.py",
+        "quantize/capture.py",
         "quantize/conversion.py",
+        "quantize/generated.py",
         "quantize/pte.py",
         "quantize/fresh.py",
         "quantize/parity.py",
@@ -225,7 +238,7 @@ class _Plan:
             **ptq,
             "batch_size": batch_size,
             "weights": self.stages["train"].fingerprint,
-            "code": code_digest(CODE["sweep"]),
+            "code": code_digest(CODE["trials"]),
             "libraries": versions((*LIBRARIES["sweep"], *_executorch(settings))),
         }
         trials = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -246,7 +259,7 @@ class _Plan:
     def _targets(self, candidate: str, where: Iterable[str]) -> list[str]:
         """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""
         backend = self.experiment.backend(candidate)
-        if why_not_lowered(backend, self.facts.machine):
+        if why_not_lowered(backend, self.facts.machine, self.experiment.bench.devices):
             return []
         return [device for device in where if device == "cpu" or backend in (None, "x86")]
 
@@ -299,8 +312,13 @@ class _Plan:
         self.add(f"bench/{device}", "bench", "bench", settings, inputs)
 
 
-def why_not_lowered(backend: str | None, machine: Settings) -> str | None:
-    """Why a candidate of this backend is not compiled for this machine; None if it is (fp32 has no backend)."""
+def why_not_lowered(backend: str | None, machine: Settings, asked: str | Sequence[str]) -> str | None:
+    """Why a candidate of this backend is not lowered on this machine for the devices asked for (auto, or a list).
+
+    None if it is; fp32 has no backend.
+    """
+    if backend in ("arm", "xnnpack") and asked != "auto" and "cpu" not in asked:
+        return f"its int8 kernels are a CPU's, and bench.devices has {', '.join(asked)} alone"
     if backend == "arm" and machine["architecture"] not in ARM_ARCHITECTURES:
         return f"its int8 kernels are compiled on an Arm machine, and this one is {machine['architecture']}"
     return None

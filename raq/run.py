@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from raq.cluster.session import Node
 
 
+LEAST_VALIDATION_IMAGES = 10
+
+
 class Listener(Protocol):
     """Who is told how a run goes."""
 
@@ -68,11 +71,17 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
             f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} training images",
             f"lower it to at most {available}",
         )
-    tried = experiment.sweep.ptq.sizes if experiment.sweep is not None and experiment.sweep.ptq is not None else ()
-    if max(tried, default=0) > available:
+    tried = experiment.sweep.ptq if experiment.sweep is not None else None
+    largest = max(tried.sizes, default=0) if tried is not None else 0
+    if largest > available:
         raise UserError(
-            f"sweep.ptq.calibration.size has {max(tried)}, and there are {available} training images",
+            f"sweep.ptq.calibration.size has {largest}, and there are {available} training images",
             f"lower it to at most {available}",
+        )
+    if tried is not None and described["validation_images"] < LEAST_VALIDATION_IMAGES:
+        raise UserError(
+            f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
+            f"raise data.validation or data.train_limit, to {LEAST_VALIDATION_IMAGES} images at least",
         )
     facts = Facts(described, dict(where or machine()), _weights_digest(experiment), _source_digests(experiment))
     return Prepared(experiment, described, make_plan(experiment, facts))

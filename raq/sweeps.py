@@ -82,10 +82,11 @@ def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], basel
     return rows
 
 
-def choose(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+def choose(rows: Sequence[Mapping[str, Any]], seed: int, asked: int | None = None) -> dict[str, Any]:
     """The smallest calibration that is not detectably worse than the largest of the best observer; why, in words.
 
-    The best observer is the one whose largest size has the highest mean top-1. seed: taken if it was tried.
+    The best observer is the one whose largest size has the highest mean top-1. seed: taken if it was tried. asked: the
+    largest size that was to be tried; that it did not finish is said.
     """
     largest: dict[tuple[Any, Any], Mapping[str, Any]] = {}
     for row in rows:
@@ -94,17 +95,20 @@ def choose(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
             largest[key] = row
     best = max(largest.values(), key=lambda row: row["mean_top1"])
     same = [r for r in rows if (r["observer"], r["percentile"]) == (best["observer"], best["percentile"])]
+    compared = [r for r in same if r is best or r["against_largest_interval"] is not None]
     able = [r for r in same if r is best or (r["against_largest_interval"] and r["against_largest_interval"][0] <= 0)]
     chosen = min(able, key=lambda row: row["size"])
     low, high = chosen["against_largest_interval"] or (0.0, 0.0)
     why = (
-        "no smaller one was tried"
-        if len(same) == 1
+        "no smaller one could be compared"
+        if len(compared) == 1
         else "all smaller ones are detectably worse"
         if chosen is best
         else f"not detectably worse than {best['size']} images ({chosen['against_largest']:.2f} points, 95% interval "
         f"{low:.2f} to {high:.2f})"
     )
+    if asked is not None and best["size"] < asked:
+        why += f"; {asked} images did not finish with it"
     config = {
         SIZE: chosen["size"],
         OBSERVER: chosen["observer"],

@@ -106,6 +106,9 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
     assert here["bench/cpu"].settings["runtimes"] == {"fp32": "inductor", "qat": "executorch"}
     assert set(here["bench/cuda"].inputs) == {"weights", "fp32"}
     assert [here[name].settings["reduce_range"] for name in ("ptq", "qat")] == [False, False]
+    gpu_alone = planned(Facts(DATA, {**MACHINE, "gpus": ["H200"]}), bench={"devices": ["cuda"]}, **given)
+    assert gpu_alone["evaluate/qat"].inputs == {"program": "qat"}
+    assert planning.why_not_lowered("xnnpack", MACHINE, ["cuda"]) is not None
     on_arm = planned(Facts(DATA, {**MACHINE, "architecture": "aarch64"}), **given)
     assert on_arm["evaluate/ptq"].inputs == {"artifact": "lower/ptq"}
     before = planned(**given)

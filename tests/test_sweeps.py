@@ -72,5 +72,6 @@ def test_the_smallest_that_is_not_detectably_worse_is_chosen() -> None:
     assert chosen["config"] == {SIZE: 64, OBSERVER: "minmax", PERCENTILE: None, SEED: 2}
     assert "not detectably worse than 256" in chosen["why"]
     assert choose(rows, seed=9)["config"][SEED] == 0, "a seed that was not tried is not taken"
+    assert "512 images did not finish" in choose(rows, 0, asked=512)["why"]
     worse, right = trials_of({("minmax", 16): 0.7, ("minmax", 256): 0.9})
     assert choose(curve(worse, right, np.ones(4000, dtype=bool)), 0)["config"][SIZE] == 256

@@ -54,6 +54,7 @@ class StageActor:
                 "environment": environment(),
                 "started_at": started_at,
                 "cpus": call.cpus,
+                "workers": call.workers,
                 "duration_s": round(time.perf_counter() - started, 3),
             }
 

@@ -272,7 +272,7 @@ class Driver:
             "results": answer["results"],
             "environment": answer["environment"],
             "cpus": answer["cpus"],
-            "workers": stage.workers,
+            "workers": answer["workers"],
             "started_at": answer["started_at"],
             "duration_s": answer["duration_s"],
             "attempts": attempts,

@@ -23,7 +23,7 @@ from raq.experiment import Calibration
 from raq.model.data import Dataset
 from raq.quantize.artifact import lower
 from raq.quantize.capture import MAX_BATCH
-from raq.quantize.ptq import FixedFakeQuantize, calibrate, prepare_graph
+from raq.quantize.ptq import FixedFakeQuantize, calibration_sample, observe, prepare_graph
 
 Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]  # scales [K], zero points [K], in the order of `_slots`
 
@@ -45,11 +45,24 @@ def calibrate_nested(
     """Calibrate with the largest of `sizes`, handing the ranges to `keep` whenever one of them is reached.
 
     A smaller sample is the beginning of a larger one (`calibration_indices`), so that each image is read once. Batches
-    end where a size does. Returns the number of images read.
+    are those of a calibration of any one of the sizes alone: one that ends within a batch sees its part of it in a copy
+    of the graph. Returns the number of images read, those parts included.
     """
-    largest = settings.model_copy(update={"size": max(sizes)})
-    calibrate(prepared, dataset, largest, seed, progress, sizes, lambda size: keep(size, ranges(prepared)))
-    return max(sizes)
+    chosen, read = calibration_sample(dataset, max(sizes), seed), 0
+    for start in range(0, len(chosen), settings.batch_size):
+        batch = chosen[start : start + settings.batch_size]
+        end = start + len(batch)
+        for size in sorted(s for s in sizes if start < s < end):
+            own = copy.deepcopy(prepared)
+            observe(own, dataset, batch[: size - start])
+            read += size - start
+            keep(size, ranges(own))
+        observe(prepared, dataset, batch)
+        read += len(batch)
+        if end in sizes:
+            keep(end, ranges(prepared))
+        progress(end)
+    return read
 
 
 def ranges(prepared: fx.GraphModule) -> Ranges:
@@ -94,15 +107,14 @@ def _observer_nodes(prepared: fx.GraphModule) -> list[tuple[fx.Node, Any]]:
     ]
 
 
-def _weighs(node: fx.Node) -> bool:
-    """Whether what is observed is a parameter."""
-    source = node.args[0]
-    return isinstance(source, fx.Node) and source.op == "get_attr"
+def _weighs(observer: Any) -> bool:
+    """Whether an observer is a weight's: those are symmetric, activations are not (quantizers.py)."""
+    return observer.qscheme in (torch.per_channel_symmetric, torch.per_tensor_symmetric)
 
 
 def _slots(prepared: fx.GraphModule) -> list[Any]:
     """The observers of activations, each once, in the graph's order."""
-    return list({id(observer): observer for node, observer in _observer_nodes(prepared) if not _weighs(node)}.values())
+    return list({id(observer): observer for _, observer in _observer_nodes(prepared) if not _weighs(observer)}.values())
 
 
 def _with_ranges_as_inputs(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -119,7 +131,12 @@ def _with_ranges_as_inputs(prepared: fx.GraphModule) -> fx.GraphModule:
         zero_points = graph.placeholder("zero_points")
     for number, (node, observer) in enumerate(_observer_nodes(own)):
         with graph.inserting_before(node):
-            if _weighs(node):
+            if _weighs(observer):
+                if node.args[0].op != "get_attr":  # type: ignore[union-attr]
+                    raise StageError(
+                        f"the weight {node.args[0]} is computed by the model",
+                        "such a model cannot be swept: leave sweep out",
+                    )
                 weight = _attribute(own, str(node.args[0].target))  # type: ignore[union-attr]
                 observer(weight)
                 own.register_buffer(f"_rounded_{number}", FixedFakeQuantize(observer)(weight).detach())

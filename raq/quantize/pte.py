@@ -24,10 +24,11 @@ from torch.export import ExportedProgram
 from raq.errors import StageError, UserError
 from raq.experiment import EXECUTORCH_HINT
 from raq.quantize.capture import export_program
-from raq.quantize.generated import METADATA_KEY, Constant, GeneratedCode, KernelCall
+from raq.quantize.generated import METADATA_KEY, MOST_METADATA_BYTES, Constant, GeneratedCode, KernelCall
 
 MAGIC, MAGIC_AT = b"ET", 4
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none
+MOST_TIMES_PAYLOAD = 100  # what no honest graph exceeds, written as JSON
 DIGEST = re.compile(r"[0-9a-f]{64}")
 ITEM_TYPES = {"qint8": "int8", "qcint8": "int8", "quint8": "uint8", "qint32": "int32", "qcint32": "int32",
               "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "qcint4": "int4"}  # fmt: skip
@@ -56,7 +57,7 @@ def require_executorch() -> None:
         talkative.setLevel(logging.ERROR)
         import executorch.exir
         import executorch.runtime  # noqa: F401
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # or one that was built for another torch
         raise UserError(f"a .pte needs ExecuTorch: {error}", EXECUTORCH_HINT) from None
     finally:
         talkative.setLevel(usual)
@@ -176,10 +177,16 @@ def _metadata(plans: dict[str, Any]) -> dict[str, Any]:
     if plan is None:
         return {}
     text = plan.values[plan.outputs[0]].val.string_val
-    told = json.loads(text)
+    if len(text) > MOST_METADATA_BYTES:
+        raise ValueError("its metadata is too large")
+    told = json.loads(text, parse_constant=_refuse_constant)
     if not isinstance(told, dict):
         raise ValueError("its metadata is no mapping")
     return {METADATA_KEY: told}
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} in its metadata")
 
 
 class _Reader:
@@ -191,6 +198,7 @@ class _Reader:
         self.named = {key: named.buffers[entry.buffer_index] for key, entry in named.pte_data.items()} if named else {}
         self.constants: dict[str, Constant] = {}
         self.calls: list[KernelCall] = []
+        self.graphs: dict[int, Graph] = {}  # of XNNPACK, by the delegate's number
 
     def read(self, plan: Any) -> None:
         """Read all instructions, in order."""
@@ -198,7 +206,7 @@ class _Reader:
             for instruction in chain.instructions:
                 arguments = instruction.instr_args
                 if type(arguments).__name__ == "DelegateCall":
-                    self._delegate(plan.delegates[arguments.delegate_index])
+                    self._delegate(arguments.delegate_index, plan.delegates[arguments.delegate_index])
                 elif type(arguments).__name__ == "KernelCall":
                     self._operator(plan, plan.operators[arguments.op_index].name, arguments.args)
 
@@ -221,11 +229,16 @@ class _Reader:
             macs = math.prod(output[1:]) * math.prod(shape[1:]) if "conv" in name else math.prod(shape) * tokens
         self.calls.append(KernelCall(name, False, None, None, None, shape, tuple(output[1:]), macs))
 
-    def _delegate(self, delegate: Any) -> None:
+    def _delegate(self, number: int, delegate: Any) -> None:
         if delegate.id != "XnnpackBackend":
             raise ValueError(f"it calls the backend {delegate.id}, which is not known here")
-        payload = bytes(self.program.backend_delegate_data[delegate.processed.index].data)
-        graph = _xnnpack_graph(payload)
+        if number not in self.graphs:
+            payload = bytes(self.program.backend_delegate_data[delegate.processed.index].data)
+            self.graphs[number] = _xnnpack_graph(payload)
+            for index, buffer in enumerate(self.graphs[number].get("constant_data", [])):
+                buffer.setdefault("named_key", "")
+                buffer["name"] = _name(buffer, f"constant {number}.{index}")
+        graph = self.graphs[number]
         values = {value["id_out"]: value for value in map(_tensor, graph["xvalues"])}
         buffers = graph.get("constant_data", [])
         for value in values.values():
@@ -238,7 +251,7 @@ class _Reader:
 
     def _constant(self, buffers: list[Graph], index: int, dtype: str, shape: tuple[int, ...]) -> None:
         if index:
-            name = _name(buffers[index], index)
+            name = buffers[index]["name"]
             stored = int(buffers[index]["size"])
             known = Constant(name, name, ITEM_TYPES.get(dtype, dtype), shape, stored, True)
             self.constants.setdefault(name, known)
@@ -258,7 +271,7 @@ class _Reader:
                 f"{kind} {types}",
                 integer,
                 None,
-                _name(buffers[index], index) if index else None,
+                buffers[index]["name"] if index else None,
                 scale,
                 tuple(weight["dims"]) if weight is not None else None,
                 tuple(output["dims"][1:]) if output is not None else None,
@@ -267,9 +280,9 @@ class _Reader:
         )
 
 
-def _name(buffer: Graph, index: int) -> str:
+def _name(buffer: Graph, otherwise: str) -> str:
     """What a constant is called: ExecuTorch names them by their SHA-256, of which twelve digits do."""
-    return DIGEST.sub(lambda match: match[0][:12], str(buffer.get("named_key") or f"constant {index}"))
+    return DIGEST.sub(lambda match: match[0][:12], str(buffer["named_key"] or otherwise))
 
 
 def _tensor(value: Graph) -> Graph:
@@ -315,6 +328,8 @@ def _xnnpack_graph(payload: bytes) -> Graph:
         schema.write_bytes(resources.files(serialization).joinpath("schema.fbs").read_bytes())
         graph.write_bytes(payload[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
         _flatc_decompile(folder, str(schema), str(graph))
+        if graph.with_suffix(".json").stat().st_size > MOST_TIMES_PAYLOAD * len(payload) + MOST_METADATA_BYTES:
+            raise ValueError("XNNPACK's graph in it unpacks to many times its size")
         text = graph.with_suffix(".json").read_text()
     found: Graph = json.loads(NOT_FINITE.sub(": null", text))
     return found

@@ -1,6 +1,6 @@
 """Quantization after training: export, insert observers, calibrate."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from raq.errors import UserError
 from raq.experiment import Calibration
 from raq.model.augmentation import normalise
+from raq.model.cache import Array
 from raq.model.data import Dataset, calibration_indices
 from raq.model.training import normalisation_tensors, take_batch
 from raq.quantize.capture import export_network
@@ -92,32 +93,33 @@ def calibrate(
     settings: Calibration,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
-    stops: Sequence[int] = (),
-    at_stop: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Run a seeded sample of the training images through the observers, in place.
 
-    stops: numbers of images at which a batch ends and `at_stop` is called, in ascending order.
     Raises UserError if more images are asked for than there are training images.
     """
+    chosen = calibration_sample(dataset, settings.size, seed)
+    for start in range(0, len(chosen), settings.batch_size):
+        part = chosen[start : start + settings.batch_size]
+        observe(prepared, dataset, part)
+        progress(start + len(part))
+
+
+def calibration_sample(dataset: Dataset, size: int, seed: int) -> Array:
+    """Which training images calibrate; UserError if more are asked for than there are."""
     available = len(dataset.train_labels)
-    if settings.size > available:
+    if size > available:
         raise UserError(
-            f"ptq.calibration.size is {settings.size}, and there are {available} training images",
+            f"ptq.calibration.size is {size}, and there are {available} training images",
             f"lower it to at most {available}",
         )
+    return calibration_indices(available, size, seed)
+
+
+def observe(prepared: fx.GraphModule, dataset: Dataset, part: Array) -> None:
+    """Run these training images through the observers as one batch, in place."""
     move_exported_model_to_eval(prepared)
-    chosen = calibration_indices(available, settings.size, seed)
     device = torch.device("cpu")
-    mean, std = normalisation_tensors(dataset, device)
+    images, _ = take_batch(dataset.train_images, dataset.train_labels, part, device)
     with torch.no_grad():
-        start = 0
-        while start < len(chosen):
-            end = min([start + settings.batch_size, len(chosen), *(stop for stop in stops if stop > start)])
-            part = chosen[start:end]
-            images, _ = take_batch(dataset.train_images, dataset.train_labels, part, device)
-            prepared(normalise(images, mean, std))
-            start = end
-            progress(start)
-            if start in stops:
-                at_stop(start)
+        prepared(normalise(images, *normalisation_tensors(dataset, device)))

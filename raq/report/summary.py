@@ -105,7 +105,9 @@ def _candidate(
     if stages.get(name) is not None and "calibration" in (stages[name] or {})["results"]:
         found["config"] = {**found["config"], "calibration": (stages[name] or {})["results"]["calibration"]}
     found["backend"] = backend
-    found["not_lowered"] = why_not_lowered(backend, machine) if f"lower/{name}" not in stages else None
+    found["not_lowered"] = (
+        why_not_lowered(backend, machine, settings["bench"]["devices"]) if f"lower/{name}" not in stages else None
+    )
     found["graph_int8_mac_share"] = evaluation["results"].get("graph_int8_mac_share") if evaluation else None
     program = stages.get(name)
     found["reduce_range"] = program["settings"].get("reduce_range") if program is not None else None
@@ -189,7 +191,7 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     smaller = 1 - chosen["artifacts"][0]["weight_bytes"] / candidates[0]["artifacts"][0]["weight_bytes"]
     size = f"{100 * smaller:.0f}% smaller in weights, " if chosen["kind"] != "fp32" else ""
     unknown = [c["name"] for c in candidates if c.get("not_lowered")]
-    refused = [c["name"] for c in candidates if c not in eligible and c["name"] not in unknown]
+    refused = [c["name"] for c in candidates if c["drop_points"] is not None and c["drop_points"] > max_drop]
     others = f"; {', '.join(refused)} lost more than {max_drop:g} points" if refused else ""
     others += f"; {', '.join(unknown)} not lowered here, so not measured" if unknown else ""
     equals = [c["name"] for c in [fastest, *rivals] if c is not chosen]

@@ -6,6 +6,7 @@ stage's own folder: a sweep that is extended, or was interrupted, finds those th
 
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raq.errors import StageError
+from raq.errors import StageError, UserError
 from raq.experiment import Calibration, Ptq
 from raq.records import read_json, write_json
 from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
@@ -22,7 +23,7 @@ from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE, Config, choose, config_
 if TYPE_CHECKING:
     from raq.quantize.calibrations import Ranges
 
-NETWORK, SIMULATED, BASELINE = "network.pt2", "simulated.pt2", "baseline.npy"
+NETWORK, BASELINE = "network.pt2", "baseline.npy"
 TABLE = "trials"
 Loaded = dict[str, Any]
 _loaded: Loaded = {}  # what this process has read for the trials of one call: it does many of them
@@ -39,42 +40,56 @@ def sweep_stage(call: Call, progress: Progress) -> Results:
 
 
 def trials_folder(call: Call) -> Path:
-    """Where the trials are kept that depend on the same network, data and code."""
-    return Path(call.folder).parents[1] / "trials" / str(call.settings["trials"])[:16]
+    """Where the trials are kept that depend on the same weights (as trained by one execution), data and code."""
+    execution = read_json(Path(call.inputs["weights"]) / "record.json")["id"]
+    return Path(call.folder).parents[1] / "trials" / f"{call.settings['trials'][:16]}-{execution[:8]}"
 
 
 def prepare_sweep(call: Call, progress: Progress = lambda metrics: None) -> None:
     """Export the network, compile the program that stands for all calibrations, evaluate FP32; what is there stays."""
     import torch
 
+    from raq.bench.machine import available_cpus
     from raq.model.evaluation import predict
-    from raq.quantize.calibrations import compile_for_all_ranges, prepared_from
     from raq.quantize.capture import export_network
-    from raq.quantize.conversion import load_program, save_program
+    from raq.quantize.conversion import save_program
 
     folder = trials_folder(call)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(call.cpus * call.workers)  # no trial runs yet
-    network, example = trained_network(call), example_of(call)
+    torch.set_num_threads(min(call.cpus * call.workers, len(available_cpus())))  # no trial runs yet
+    network = trained_network(call)
     if not (folder / NETWORK).is_file():
         progress({"text": "exporting the network"})
         with _in_place(folder / NETWORK) as scratch:
-            save_program(export_network(network, example), scratch)
-    if not (folder / SIMULATED).is_file():
-        progress({"text": "compiling one program for all calibrations"})
-        ptq = Ptq.model_validate(call.settings["ptq"])
-        prepared = prepared_from(
-            load_program(folder / NETWORK),
-            ptq.backend,
-            Calibration(observer="minmax"),
-            reduce_range=call.settings["reduce_range"],
-        )
-        with _in_place(folder / SIMULATED) as scratch:
-            compile_for_all_ranges(prepared, example, scratch)
+            save_program(export_network(network, example_of(call)), scratch)
+    progress({"text": "compiling one program for all calibrations"})
+    _compiled(call)
     if not (folder / BASELINE).is_file():
         progress({"text": "evaluating FP32"})
         with _in_place(folder / BASELINE) as scratch:
             np.save(scratch, predict(network, dataset_of(call), split="validation").astype(np.int32))
+
+
+def _compiled(call: Call) -> Path:
+    """The program that stands for all calibrations, compiled for this machine's CPU if it is not there."""
+    from raq.environment import machine
+    from raq.quantize.calibrations import compile_for_all_ranges, prepared_from
+    from raq.quantize.conversion import load_program
+
+    folder, here = trials_folder(call), machine()
+    path = folder / f"simulated-{config_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
+    with _alone(folder / "compiling"):
+        if not path.is_file():
+            ptq = Ptq.model_validate(call.settings["ptq"])
+            prepared = prepared_from(
+                load_program(folder / NETWORK),
+                ptq.backend,
+                Calibration(observer="minmax"),
+                reduce_range=call.settings["reduce_range"],
+            )
+            with _in_place(path) as scratch:
+                compile_for_all_ranges(prepared, example_of(call), scratch)
+    return path
 
 
 def run_trial(call: Call, config: Config) -> Results:
@@ -83,7 +98,7 @@ def run_trial(call: Call, config: Config) -> Results:
     The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
     """
     record = trials_folder(call) / f"{config_digest(config)}.json"
-    if record.is_file():
+    if record.is_file() and _predicted(record) is not None:
         return read_json(record)
     import torch
 
@@ -95,7 +110,7 @@ def run_trial(call: Call, config: Config) -> Results:
     folder = trials_folder(call)
     if _loaded.get("folder") != folder:
         _loaded.clear()
-        _loaded.update(folder=folder, dataset=dataset_of(call), program=load(folder / SIMULATED))
+        _loaded.update(folder=folder, dataset=dataset_of(call), program=load(_compiled(call)))
     dataset = _loaded["dataset"]
     network = with_ranges(_loaded["program"], _ranges(call, config, dataset))
     predicted = predict(network, dataset, split="validation")
@@ -117,20 +132,20 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
 
     folder = trials_folder(call)
     configs = grid(call.settings["ptq"], call.settings["sweep"])
-    shared = {key: config[key] for key in (OBSERVER, PERCENTILE, SEED)}
-    sizes = sorted({c[SIZE] for c in configs if all(c[key] == value for key, value in shared.items())})
-    pass_folder = folder / f"ranges-{config_digest(shared)}"
+    pass_folder = _pass_folder(folder, config)
+    sizes = sorted({c[SIZE] for c in configs if _pass_folder(folder, c) == pass_folder})
     wanted = pass_folder / f"{config[SIZE]}.npz"
     pass_folder.mkdir(exist_ok=True)
-    with (pass_folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(pass_folder / "lock"):
         missing = [size for size in sizes if not (pass_folder / f"{size}.npz").is_file()]
         if config[SIZE] in missing:
+            kept = [0]
 
             def keep(size: int, found: "Ranges") -> None:
-                if size in missing:
-                    with _in_place(pass_folder / f"{size}.npz") as scratch:
-                        np.savez(scratch, scales=found[0], zero_points=found[1])
+                with _in_place(pass_folder / f"{size}.npz") as scratch:
+                    np.savez(scratch, scales=found[0], zero_points=found[1])
+                _count(pass_folder, size - kept[-1])
+                kept.append(size)
 
             ptq = Ptq.model_validate(call.settings["ptq"])
             percentile = {} if config[PERCENTILE] is None else {"percentile": config[PERCENTILE]}
@@ -139,10 +154,29 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
                 load_program(folder / NETWORK), ptq.backend, settings, reduce_range=call.settings["reduce_range"]
             )
             read = calibrate_nested(prepared, dataset, settings, config[SEED], missing, keep)
-            with (pass_folder / "images").open("a") as counted:
-                counted.write(f"{read}\n")
+            _count(pass_folder, read - kept[-1])
     with np.load(wanted, allow_pickle=False) as found:
         return found["scales"], found["zero_points"]
+
+
+def _pass_folder(folder: Path, config: Config) -> Path:
+    """Where the ranges of all sizes of a seed and observer are."""
+    return folder / f"ranges-{config_digest({key: config[key] for key in (OBSERVER, PERCENTILE, SEED)})}"
+
+
+def _count(pass_folder: Path, images: int) -> None:
+    """Note that so many more images were read to calibrate."""
+    with (pass_folder / "images").open("a") as counted:
+        counted.write(f"{images}\n")
+
+
+def _predicted(record: Path) -> Any:
+    """The classes that a trial has predicted; None if they are not there or damaged: then it is done again."""
+    try:
+        found = np.load(record.with_suffix(".npy"), allow_pickle=False)
+        return found if len(found) == read_json(record)["images"] else None
+    except (OSError, ValueError, EOFError, UserError, KeyError):
+        return None
 
 
 def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
@@ -154,24 +188,25 @@ def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str
     dataset = dataset_of(call)
     labels = dataset.validation_labels
     records = {config_digest(c): folder / f"{config_digest(c)}.json" for c in configs}
-    done = [{"digest": name, **read_json(path)} for name, path in records.items() if path.is_file()]
+    answers = {name: _predicted(path) if path.is_file() else None for name, path in records.items()}
+    done = [{"digest": name, **read_json(records[name])} for name, found in answers.items() if found is not None]
     if not done:
         raise StageError(
             f"none of the {len(configs)} trials finished: {next(iter(failed.values()), '')}", "see the log"
         )
-    predicted = {t["digest"]: np.load(records[t["digest"]].with_suffix(".npy"), allow_pickle=False) for t in done}
-    right = {name: classes == labels for name, classes in predicted.items()}
+    right = {name: found == labels for name, found in answers.items() if found is not None}
     baseline = np.load(folder / BASELINE, allow_pickle=False) == labels
     rows = curve(done, right, baseline)
-    passes = [int(line) for path in folder.glob("ranges-*/images") for line in path.read_text().split()]
+    passes = {_pass_folder(folder, c) / "images" for c in configs}
+    images = [int(line) for path in passes if path.is_file() for line in path.read_text().split()]
     results: Results = {
         "trials": done,
         "failed": [{"config": c, "error": failed[config_digest(c)]} for c in configs if config_digest(c) in failed],
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
         "curve": rows,
-        "choice": choose(rows, call.settings["seed"]),
-        "calibration_images": sum(passes),
+        "choice": choose(rows, call.settings["seed"], max(c[SIZE] for c in configs)),
+        "calibration_images": sum(images),
         "calibration_passes": len(passes),
     }
     _write_table(Path(call.folder), results)
@@ -193,11 +228,21 @@ def _write_table(folder: Path, results: Results) -> None:
 
 
 @contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time, by this file; the others wait."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def _in_place(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path`, of the same suffix, renamed to it at the end: whole or not at all."""
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    """A scratch path beside `path`, of the same suffix, synced and renamed to it at the end: whole or not at all."""
+    scratch = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

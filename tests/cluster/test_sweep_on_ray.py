@@ -81,7 +81,8 @@ def test_a_sweep_whose_actor_is_killed_ends_with_the_same_table(sweeper: Sweeper
         (128, 0), (128, 1), (16, 0), (16, 1),
     ]  # fmt: skip
     assert found["failed"] == []
-    assert found["calibration_images"] == 2 * 128, "the largest size of each seed, once"
+    # each seed's largest size, and the 16 images of the first batch of 32 in which the smaller one ends; once
+    assert found["calibration_images"] == 2 * (128 + 16)
     grid = tune.ResultGrid(tune.ExperimentAnalysis(str(found["folder"] / "tune")))
     assert sorted(grid.get_dataframe()["config/calibration.size"]) == [16, 16, 128, 128]
     table = pd.read_parquet(found["folder"] / "trials.parquet")
@@ -124,6 +125,8 @@ def test_what_cannot_be_swept(sweeper: Sweeper) -> None:
         ("sweep.ptq.calibration.size=[16, 16]", "names a value twice"),
         ("sweep.ptq.calibration.size=[100000]", "sweep.ptq.calibration.size has 100000, and there are"),
         ("sweep.ptq.calibration.sizes=[16]", "unknown key"),
+        ("sweep.ptq.calibration.percentile=[99.0]", "is of the percentile observer, which is not tried"),
+        ("data.validation=0.002", "1 validation images, which tell nothing"),
     ):
         with pytest.raises(UserError) as raised:
             prepare(sweeper.place.experiment, [given])
