@@ -1,7 +1,9 @@
 """A folder with the tiny experiment: a user's own model and data, small enough to run for real in a minute."""
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +89,18 @@ class Workplace:
         return subprocess.run(
             self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=timeout, check=False
         )
+
+
+def own_stage_processes() -> list[int]:
+    """The stage actors at work on the cluster that this process started: other tests have theirs at the same time."""
+    own = os.environ["RAQ_OWN_CLUSTER"].encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            at_work = (process / "cmdline").read_bytes().startswith(b"ray::StageActor.run")
+            if at_work and own in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
 
 
 def clear_error(done: subprocess.CompletedProcess[str], code: int) -> str:

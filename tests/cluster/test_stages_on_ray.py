@@ -3,10 +3,10 @@
 import os
 import signal
 import socket
-from pathlib import Path
 
 import pytest
 import ray
+from workplace import own_stage_processes
 
 from raq.cluster.board import start_board
 from raq.cluster.driver import Demand, Driver, demand_of
@@ -46,14 +46,8 @@ def call_of(stage: Stage, workplace, folder: str, workers: int) -> Call:
 
 def stage_process() -> int:
     """The process of the stage actor that is at work."""
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if (process / "cmdline").read_bytes().startswith(b"ray::StageActor.run"):
-                    return int(process.name)
-            except OSError:
-                continue
-    raise AssertionError("no stage is at work")
+    (process,) = own_stage_processes()
+    return process
 
 
 def driven(prepared: Prepared, nodes, workplace, kill_after_epoch: int) -> tuple[dict, list[dict]]:

@@ -3,19 +3,18 @@
 import json
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from ray import tune
-from workplace import Workplace, make_workplace
+from workplace import Workplace, make_workplace, own_stage_processes
 
 import raq
 from raq.cluster.driver import Driver, demand_of
 from raq.cluster.session import Node, cluster
 from raq.errors import UserError
-from raq.records import Store
+from raq.records import Store, write_json
 from raq.run import prepare
 from raq.sweeps import config_digest
 
@@ -53,10 +52,8 @@ class Sweeper:
     def _listen(self, stage: str, event: dict) -> None:
         if self.kill_after_a_trial and str(event.get("text", "")).startswith("trial 1 "):
             self.kill_after_a_trial = False
-            for process in Path("/proc").glob("[0-9]*/cmdline"):
-                with suppress(OSError):  # it has ended
-                    if process.read_bytes().startswith(b"ray::StageActor.run"):
-                        os.kill(int(process.parent.name), signal.SIGKILL)
+            for process in own_stage_processes():
+                os.kill(process, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +78,9 @@ def test_a_sweep_whose_actor_is_killed_ends_with_the_same_table(sweeper: Sweeper
         (128, 0), (128, 1), (16, 0), (16, 1),
     ]  # fmt: skip
     assert found["failed"] == []
-    # each seed's largest size, and the 16 images of the first batch of 32 in which the smaller one ends; once
-    assert found["calibration_images"] == 2 * (128 + 16)
+    # each seed's largest size, and the 16 images of the first batch of 32 in which the smaller one ends; but for what
+    # a pass that was killed had not reached
+    assert 2 * (128 + 16) <= found["calibration_images"] <= 2 * (128 + 16) + 128
     grid = tune.ResultGrid(tune.ExperimentAnalysis(str(found["folder"] / "tune")))
     assert sorted(grid.get_dataframe()["config/calibration.size"]) == [16, 16, 128, 128]
     table = pd.read_parquet(found["folder"] / "trials.parquet")
@@ -112,10 +110,11 @@ def test_trials_share_the_cpus_that_there_are(sweeper: Sweeper) -> None:
     assert demand_of(stage, [Node(1, 0, True)]).workers == 1
 
 
-def test_a_run_without_a_sweep_has_no_trials(finished: Workplace) -> None:
-    newest = sorted((finished.folder / "results" / "runs").iterdir())[-1]
+def test_a_run_without_a_sweep_has_no_trials(tmp_path: Path) -> None:
+    run: dict = {key: {} for key in ("settings", "data", "environment", "stages")}
+    write_json(tmp_path / "run.json", {**run, "id": "x", "experiment": "x", "complete": True, "error": None})
     with pytest.raises(UserError, match="no finished sweep"):
-        raq.open_run(newest).trials()
+        raq.open_run(tmp_path).trials()
 
 
 def test_what_cannot_be_swept(sweeper: Sweeper) -> None:
