@@ -8,6 +8,7 @@ from workplace import Workplace, clear_error
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(__import__("platform").machine() != "x86_64", reason="on Arm the candidate would be lowered")
 def test_a_run_for_phones_and_for_arm(workplace: Workplace) -> None:
     pytest.importorskip("executorch")
