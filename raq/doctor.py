@@ -63,7 +63,7 @@ def packages() -> list[Finding]:
     missing = [name for name, version in found.items() if version is None]
     findings = [Finding(name, "ok", version) for name, version in found.items() if version is not None]
     findings += [Finding(name, "bad", "not installed", "uv sync") for name in missing]
-    executorch = versions(("executorch",))["executorch"]
+    executorch = versions(("executorch",)).get("executorch")
     if executorch is None:
         findings.append(Finding("executorch", "note", "not installed", "only the xnnpack backend needs it"))
     else:
