@@ -69,6 +69,7 @@ def sweeper(tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
         os.chdir(before)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_actor_is_killed_ends_with_the_same_table(sweeper: Sweeper) -> None:
     """Killed after its first trial, it goes on; nothing is done twice, and Tune can read what Tune wrote."""
     sweeper.kill_after_a_trial = True
