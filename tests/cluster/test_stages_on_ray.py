@@ -106,9 +106,9 @@ def test_an_error_of_ours_in_a_worker_is_not_tried_again(nodes, workplace, monke
     ("pool", "resources", "workers", "machines", "expected"),
     [
         ("train", {}, 1, [Node(4, 0, True)], Demand(4, 0, 1)),
-        ("train", {}, 2, [Node(4, 0, True)], Demand(2, 0, 2)),
-        ("train", {"cpus": 3}, 2, [Node(4, 0, False), Node(4, 0, True)], Demand(3, 0, 2)),
-        ("train", {"gpus": 1}, 2, [Node(8, 2, False), Node(64, 0, True)], Demand(4, 1, 2)),
+        ("train", {}, 2, [Node(4, 0, True)], Demand(2, 0, 2, waits=True)),
+        ("train", {"cpus": 3}, 2, [Node(4, 0, False), Node(4, 0, True)], Demand(3, 0, 2, waits=True)),
+        ("train", {"gpus": 1}, 2, [Node(8, 2, False), Node(64, 0, True)], Demand(4, 1, 2, waits=True)),
         ("bench", {}, 1, [Node(64, 0, False), Node(8, 0, True)], Demand(8, 0, 1)),
         ("train", {"cpus": 3}, 2, [Node(4, 0, True)], "has room for 1"),
         ("train", {"cpus": 5}, 1, [Node(4, 0, True)], "largest node has 4"),
