@@ -103,7 +103,10 @@ def load_pte(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
 
     portable_lib._unsafe_reset_threadpool(threads)
     if portable_lib._threadpool_get_thread_count() != threads:
-        raise StageError(f"ExecuTorch runs {portable_lib._threadpool_get_thread_count()} threads, not {threads}", "")
+        raise StageError(
+            f"ExecuTorch runs {portable_lib._threadpool_get_thread_count()} threads, not {threads}",
+            "set bench.threads, or resources of that stage, to as many CPUs as it has",
+        )
     try:
         method = Runtime.get().load_program(path).load_method("forward")
     except Exception as error:
@@ -141,8 +144,6 @@ def read_pte(path: Path) -> GeneratedCode:
         metadata = _metadata(plans)
         reader = _Reader(file)
         reader.read(plans["forward"])
-    except StageError:
-        raise
     except Exception as error:  # a damaged flatbuffer raises many kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise StageError(f"{path}: not a readable .pte: {first}", "lower it again") from None

@@ -45,7 +45,7 @@ def trials_folder(call: Call) -> Path:
     return Path(call.folder).parents[1] / "trials" / f"{call.settings['trials'][:16]}-{execution[:8]}"
 
 
-def prepare_sweep(call: Call, progress: Progress = lambda metrics: None) -> None:
+def prepare_sweep(call: Call, progress: Progress) -> None:
     """Export the network, compile the program that stands for all calibrations, evaluate FP32; what is there stays."""
     import torch
 
