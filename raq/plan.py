@@ -5,125 +5,18 @@ fingerprints, the data's digest, the code of the stage (without comments and doc
 it uses and, for lower and bench, the machine. Imports neither torch nor ray.
 """
 
-import ast
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from raq.environment import has_vnni, versions
 from raq.errors import UserError
 from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, PtqSweep, Resources
+from raq.fingerprints import CODE, LIBRARIES, code_digest, digest
 from raq.records import Record, Store, read_run
 
 Settings = dict[str, Any]
 Pool = Literal["train", "quantize", "bench"]
-
-TRAINING = (
-    "stages/call.py",
-    "stages/training.py",
-    "model/zoo.py",
-    "model/data.py",
-    "model/sources.py",
-    "model/cache.py",
-    "model/user_code.py",
-    "model/augmentation.py",
-    "model/normalization.py",
-    "model/training.py",
-)
-QUANTIZING = (
-    "stages/quantizing.py",
-    "quantize/capture.py",
-    "quantize/sharing.py",
-    "quantize/quantizers.py",
-    "quantize/conversion.py",
-    "quantize/parity.py",
-    "model/evaluation.py",
-)
-# What each kind of stage runs, below raq/.
-CODE: dict[str, tuple[str, ...]] = {
-    "weights": ("stages/call.py", "stages/training.py", "model/zoo.py", "model/user_code.py"),
-    "train": (*TRAINING, "cluster/training.py"),
-    "ptq": (*TRAINING, *QUANTIZING, "quantize/ptq.py"),
-    "sweep": (
-        *TRAINING,
-        *QUANTIZING,
-        "quantize/ptq.py",
-        "quantize/calibrations.py",
-        "quantize/artifact.py",
-        "stages/sweeping.py",
-        "quantize/generated.py",
-        "sweeps.py",
-        "bench/statistics.py",
-        "cluster/sweep.py",
-    ),
-    # one trial of a sweep, whatever is made of all of them
-    "trials": (
-        *TRAINING,
-        *QUANTIZING,
-        "quantize/ptq.py",
-        "quantize/calibrations.py",
-        "quantize/artifact.py",
-        "stages/sweeping.py",
-    ),
-    "qat": (*TRAINING, *QUANTIZING, "quantize/qat.py", "cluster/training.py"),
-    "lower": (
-        *TRAINING,
-        "stages/deployment.py",
-        "quantize/capture.py",
-        "quantize/sharing.py",
-        "quantize/conversion.py",
-        "quantize/generated.py",
-        "quantize/pte.py",
-        "quantize/audit.py",
-        "quantize/ledger.py",
-        "quantize/parity.py",
-        "model/evaluation.py",
-        "quantize/artifact.py",
-    ),
-    "evaluate": (
-        *TRAINING,
-        "stages/deployment.py",
-        "model/evaluation.py",
-        "quantize/artifact.py",
-        "quantize/audit.py",
-        "quantize/capture.py",
-        "quantize/conversion.py",
-        "quantize/generated.py",
-        "quantize/pte.py",
-        "quantize/fresh.py",
-        "quantize/parity.py",
-    ),
-    "bench": (
-        "stages/call.py",
-        "stages/deployment.py",
-        "model/zoo.py",
-        "model/user_code.py",
-        "quantize/artifact.py",
-        "quantize/generated.py",
-        "quantize/pte.py",
-        "bench/latency.py",
-        "bench/machine.py",
-        "bench/noise.py",
-        "bench/processes.py",
-        "bench/rows.py",
-        "bench/runtimes.py",
-        "bench/statistics.py",
-    ),
-}
-LIBRARIES: dict[str, tuple[str, ...]] = {
-    "weights": ("torch", "torchvision"),
-    "train": ("torch", "torchvision", "numpy"),
-    "ptq": ("torch", "torchvision", "torchao", "numpy"),
-    "sweep": ("torch", "torchvision", "torchao", "numpy"),
-    "qat": ("torch", "torchvision", "torchao", "numpy"),
-    "lower": ("torch", "torchvision", "torchao"),
-    "evaluate": ("torch", "numpy"),
-    "bench": ("torch", "torchvision"),
-}
 
 
 @dataclass(frozen=True)
@@ -204,7 +97,7 @@ class _Plan:
             "code": code_digest(CODE[kind]),
             "libraries": versions((*LIBRARIES[kind], *_executorch(settings))),
         }
-        fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        fingerprint = digest(content)
         resources: Resources = getattr(self.experiment.resources, pool)
         workers = settings[kind]["workers"] if kind in ("train", "qat") else 1
         self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, workers)
@@ -241,7 +134,7 @@ class _Plan:
             "code": code_digest(CODE["trials"]),
             "libraries": versions((*LIBRARIES["sweep"], *_executorch(settings))),
         }
-        trials = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        trials = digest(content)
         own = {key: value for key, value in settings.items() if key != "parity_images"}
         wanted = {**own, "sweep": sweep.model_dump(mode="json"), "trials": trials}
         self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})
@@ -344,26 +237,6 @@ def _data_settings(experiment: Experiment, facts: Facts) -> Settings:
     ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
     chosen = experiment.data.model_dump(mode="json", exclude=ignored)
     return {**chosen, **{key: facts.data[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}
-
-
-@cache
-def code_digest(paths: Iterable[str]) -> str:
-    """SHA-256 of the code in these files below raq/, as syntax trees: comments, docstrings and layout do not count."""
-    root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in paths:
-        tree = ast.parse((root / path).read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [child for child in body if not _is_text(child)]  # type: ignore[attr-defined]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
-
-
-def _is_text(node: ast.AST) -> bool:
-    """Whether a statement is nothing but a string."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[str, str]:

@@ -4,9 +4,7 @@ A trial is a calibration: {"calibration.size", "calibration.observer", "calibrat
 are compared on the same validation images; the test split is read by the chosen candidate alone.
 """
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raq.bench.statistics import mean_drop
+from raq.fingerprints import digest
 
 SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
 Config = dict[str, Any]
@@ -39,7 +38,7 @@ def grid(ptq: Mapping[str, Any], sweep: Mapping[str, Any]) -> list[Config]:
 
 def config_digest(config: Config) -> str:
     """A name for a trial's files."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(config)[:16]
 
 
 def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], baseline: Right) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import raq
 ROOT = Path(raq.__file__).parent
 FRONT = (
     "cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages",
-    "doctor", "requirements", "experiment_file", "sweeps", "finished", "__init__",
+    "doctor", "requirements", "experiment_file", "sweeps", "finished", "fingerprints", "__init__",
 )  # fmt: skip
 MAY_IMPORT = {
     "model": {"model"},

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from raq import fingerprints
 from raq import plan as planning
 from raq.experiment import Experiment
-from raq.plan import Facts, Stage, code_digest, make_plan, stale_stages
+from raq.fingerprints import code_digest
+from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Store, read_json
 
 DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -123,7 +125,7 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
 def test_comments_and_docstrings_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = []
     for n, text in enumerate(("x = 1\n", '"""Said."""\n# why\nx  =  1\n', "x = 2\n")):
-        monkeypatch.setattr(planning, "__file__", str(tmp_path / str(n) / "plan.py"))
+        monkeypatch.setattr(fingerprints, "__file__", str(tmp_path / str(n) / "plan.py"))
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / "a.py").write_text(text)
         digests.append(code_digest.__wrapped__(("a.py",)))
@@ -131,8 +133,8 @@ def test_comments_and_docstrings_are_no_code(tmp_path: Path, monkeypatch: pytest
 
 
 def test_code_lists_name_files_that_exist() -> None:
-    root = Path(planning.__file__).parent
-    for paths in planning.CODE.values():
+    root = Path(fingerprints.__file__).parent
+    for paths in fingerprints.CODE.values():
         for path in paths:
             assert (root / path).exists(), path
 
