@@ -4,27 +4,22 @@ import difflib
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from raq.schema import BatchSize, Channels, Natural, Observer, Positive, Section, Share
+from raq.sweep_schema import Sweep
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 FUNCTION_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
 MODELS = ("resnet18-cifar", "resnet20-cifar")
-Positive = Annotated[int, Field(ge=1, le=10**9)]
-Natural = Annotated[int, Field(ge=0, le=10**9)]
-BatchSize = Annotated[int, Field(ge=1, le=65_536)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Channels = tuple[float, float, float]
-
-
 Backend = Literal["x86", "arm", "xnnpack"]
 # What executes the artifacts of a backend: inductor (an AOTInductor package, .pt2) or executorch (a .pte for phones).
 RUNTIME_OF_BACKEND: dict[str, str] = {"x86": "inductor", "arm": "inductor", "xnnpack": "executorch"}
 FILE_OF_RUNTIME: dict[str, str] = {"inductor": "artifact.pt2", "executorch": "artifact.pte"}
 EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 ARM_ARCHITECTURES = ("aarch64", "arm64")
-
-
+MIXTURE = "mixed-"  # of the names of candidates that leave some layers in float
 # What a recipe sets; any key written in the experiment wins over its recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {
@@ -52,12 +47,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # What `bench.protocol: published` sets, where it is not written.
 PUBLISHED_PROTOCOL: dict[str, Any] = {"warmup": 5, "repetitions": 50, "round_ms": 0.0, "rounds": 1, "precision": None}
-
-
-class Section(BaseModel):
-    """A part of the experiment: frozen, strict about types, and refusing keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -159,9 +148,6 @@ class Train(Optimisation):
         return {**RECIPES[named], **given}
 
 
-Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
-
-
 class Calibration(Section):
     """How activation ranges are found."""
 
@@ -202,47 +188,12 @@ class Qat(Optimisation):
     """Epochs (a fraction will do) after which activation ranges stand; null: two thirds of the epochs."""
     freeze_bn_after: Annotated[float, Field(ge=0)] | None = None
     """Epochs after which batch normalisation uses its running statistics; null: half of the epochs."""
+    distillation: Share = 0.0
+    """Share of the loss that is the divergence from the FP32 network's answers; the rest is the cross-entropy."""
+    temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
+    """Of both networks' answers in that divergence."""
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Data-parallel workers; one trains in one actor, more through Ray Train."""
-
-
-class PtqSweep(Section):
-    """Which calibrations are tried: every combination, each on the validation images."""
-
-    sizes: Annotated[tuple[Positive, ...], Field(strict=False, alias="calibration.size")] = ()
-    """Values of ptq.calibration.size; []: the one of `ptq`."""
-    observers: Annotated[tuple[Observer, ...], Field(strict=False, alias="calibration.observer")] = ()
-    """Values of ptq.calibration.observer."""
-    percentiles: Annotated[
-        tuple[Annotated[float, Field(gt=50, le=100)], ...], Field(strict=False, alias="calibration.percentile")
-    ] = ()
-    """Values of ptq.calibration.percentile, for the percentile observer."""
-    seeds: Annotated[tuple[Natural, ...], Field(strict=False, alias="seed", min_length=1)] = (0, 1, 2)
-    """Seeds of the calibration's sample: what one size gives by chance."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _flatten(cls, given: Any) -> Any:
-        """`calibration: {size: ...}` is `calibration.size: ...`."""
-        if not isinstance(given, dict) or not isinstance(given.get("calibration"), dict):
-            return given
-        nested = {f"calibration.{key}": value for key, value in given["calibration"].items()}
-        return {**{key: value for key, value in given.items() if key != "calibration"}, **nested}
-
-    @model_validator(mode="after")
-    def _check(self) -> "PtqSweep":
-        for name in ("sizes", "observers", "percentiles", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{type(self).model_fields[name].alias}: {list(values)} names a value twice")
-        return self
-
-
-class Sweep(Section):
-    """What is tried before a candidate is made."""
-
-    ptq: PtqSweep | None = None
-    """Calibrations; the ptq candidate is the smallest that is not detectably worse than the largest."""
 
 
 class Lower(Section):
@@ -362,22 +313,53 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check_sweep(self) -> "Experiment":
-        if self.sweep is not None and self.sweep.ptq is not None:
-            if self.ptq is None:
-                raise ValueError("sweep.ptq tries calibrations, and ptq is null: leave one of the two out")
-            if self.data.validation == 0:
-                raise ValueError("data.validation is 0, and sweep compares its trials on validation images")
-            observers = self.sweep.ptq.observers or (self.ptq.calibration.observer,)
-            if self.sweep.ptq.percentiles and "percentile" not in observers:
+        sweep = self.sweep
+        if sweep is None:
+            return self
+        for name, tried in (("ptq", sweep.ptq), ("ptq", sweep.layers), ("qat", sweep.qat)):
+            if tried is not None and getattr(self, name) is None:
+                key = "layers" if tried is sweep.layers else name
+                raise ValueError(
+                    f"sweep.{key} is of the candidate {name}, and {name} is null: leave one of the two out"
+                )
+        if self.data.validation == 0:
+            raise ValueError("data.validation is 0, and sweep compares its trials on validation images")
+        if sweep.ptq is not None and self.ptq is not None:
+            observers = sweep.ptq.observers or (self.ptq.calibration.observer,)
+            if sweep.ptq.percentiles and "percentile" not in observers:
                 raise ValueError("sweep.ptq.calibration.percentile is of the percentile observer, which is not tried")
+        if sweep.qat is not None and self.qat is not None:
+            for key, tried in sweep.qat.space.items():
+                for value in tried if isinstance(tried, list) else next(iter(tried.values())):
+                    _refuse_value(self.qat, key, value)
         return self
 
     def backend(self, candidate: str) -> str | None:
         """The backend of a quantized candidate; None for fp32."""
-        part = {"ptq": self.ptq, "qat": self.qat}.get(candidate)
+        part = {"ptq": self.ptq, "qat": self.qat}.get(kind_of(candidate))
         return part.backend if part else None
+
+    @property
+    def mixtures(self) -> tuple[str, ...]:
+        """Names of the candidates that leave some layers in float."""
+        asked = self.sweep.layers.candidates if self.sweep is not None and self.sweep.layers is not None else 0
+        return tuple(f"{MIXTURE}{n}" for n in range(1, asked + 1))
 
     @property
     def candidates(self) -> tuple[str, ...]:
         """Names of the candidates, the baseline first."""
-        return ("fp32", *(["ptq"] if self.ptq else []), *(["qat"] if self.qat else []))
+        return ("fp32", *(["ptq"] if self.ptq else []), *self.mixtures, *(["qat"] if self.qat else []))
+
+
+def kind_of(candidate: str) -> str:
+    """What a candidate is: fp32, ptq or qat; a mixture is quantized after training."""
+    return "ptq" if candidate.startswith(MIXTURE) else candidate
+
+
+def _refuse_value(qat: Qat, key: str, value: Any) -> None:
+    """ValueError if `qat` would not take this value of a key."""
+    try:
+        Qat.model_validate({**qat.model_dump(), key: value})
+    except ValidationError as error:
+        said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
+        raise ValueError(f"sweep.qat.{key} has {value!r}; it should be {said}") from None

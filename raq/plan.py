@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from raq.environment import has_vnni, versions
 from raq.errors import UserError
-from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, PtqSweep, Resources
+from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Resources
 from raq.fingerprints import CODE, LIBRARIES, code_digest, digest
 from raq.records import Record, Store, read_run
+from raq.sweep_schema import PtqSweep, Sweep
 
 Settings = dict[str, Any]
 Pool = Literal["train", "quantize", "bench"]
@@ -99,7 +100,9 @@ class _Plan:
         }
         fingerprint = digest(content)
         resources: Resources = getattr(self.experiment.resources, pool)
-        workers = settings[kind]["workers"] if kind in ("train", "qat") else 1
+        trains = kind in ("train", "qat") and "sweep" not in inputs  # after a sweep, the stage qat only converts
+        part = "qat" if kind == "qat_sweep" else kind
+        workers = settings[part]["workers"] if trains or kind == "qat_sweep" else 1
         self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, workers)
 
     def add_candidates(self) -> None:
@@ -115,29 +118,61 @@ class _Plan:
                 name: part.model_dump(mode="json"),
             }
             inputs = {"weights": "train"}
+            sweep = self.experiment.sweep or Sweep()
+            pool: Pool = "quantize"
             if name == "qat":
                 settings["device"] = self.training_device
-            elif self.experiment.sweep is not None and self.experiment.sweep.ptq is not None:
-                self._add_sweep(settings, self.experiment.sweep.ptq)
+                pool = "train"
+            if name == "qat" and sweep.qat is not None:
+                self._add_qat_sweep(settings, sweep)
+                inputs["sweep"] = "sweep/qat"
+                pool = "quantize"
+            if name == "ptq" and sweep.ptq is not None:
+                self._add_ptq_sweep(settings, sweep.ptq)
                 inputs["sweep"] = "sweep/ptq"
-            self.add(name, name, "train" if name == "qat" else "quantize", settings, inputs)
+            self.add(name, name, pool, settings, inputs)
+            if name == "ptq" and sweep.layers is not None:
+                self._add_mixtures(settings, inputs, sweep)
 
-    def _add_sweep(self, settings: Settings, sweep: PtqSweep) -> None:
-        """The trials before PTQ. `trials` names what they depend on, whichever of them are asked for."""
-        ptq = {key: value for key, value in settings["ptq"].items() if key != "calibration"}
+    def _add_mixtures(self, settings: Settings, inputs: dict[str, str], sweep: Sweep) -> None:
+        """The search for layers to leave in float, and the candidates that it finds, calibrated as ptq is."""
+        assert sweep.layers is not None
+        own = {key: value for key, value in settings.items() if key != "parity_images"}
+        fixed = {"sweep": self.stages[inputs["sweep"]].fingerprint if "sweep" in inputs else None}
+        trials = self._trials("layer_trials", settings, set(), fixed)
+        asked = {"sweep": sweep.layers.model_dump(mode="json"), "max_drop": sweep.select.max_drop, "trials": trials}
+        self.add("sweep/layers", "layer_sweep", "quantize", {**own, **asked}, inputs)
+        for number, name in enumerate(self.experiment.mixtures, start=1):
+            self.add(name, "ptq", "quantize", {**settings, "mixture": number}, {**inputs, "layers": "sweep/layers"})
+
+    def _add_ptq_sweep(self, settings: Settings, sweep: PtqSweep) -> None:
+        """The calibrations tried before PTQ."""
         batch_size = settings["ptq"]["calibration"]["batch_size"]
-        content = {
-            **{key: value for key, value in settings.items() if key not in ("ptq", "seed", "parity_images")},
-            **ptq,
-            "batch_size": batch_size,
-            "weights": self.stages["train"].fingerprint,
-            "code": code_digest(CODE["trials"]),
-            "libraries": versions((*LIBRARIES["sweep"], *_executorch(settings))),
-        }
-        trials = digest(content)
+        kept = {key: value for key, value in settings["ptq"].items() if key != "calibration"}
+        trials = self._trials("trials", settings, {"ptq", "seed"}, {**kept, "batch_size": batch_size})
         own = {key: value for key, value in settings.items() if key != "parity_images"}
         wanted = {**own, "sweep": sweep.model_dump(mode="json"), "trials": trials}
         self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})
+
+    def _add_qat_sweep(self, settings: Settings, sweep: Sweep) -> None:
+        """The trainings tried before QAT."""
+        assert sweep.qat is not None
+        asked = {"space": sweep.qat.space, **sweep.model_dump(mode="json", include={"search", "scheduler", "trials"})}
+        own = {key: value for key, value in settings.items() if key != "parity_images"}
+        wanted = {**own, "sweep": asked, "trials": self._trials("qat_trials", settings, {"qat"}, {})}
+        self.add("sweep/qat", "qat_sweep", "train", wanted, {"weights": "train"})
+
+    def _trials(self, kind: str, settings: Settings, varied: set[str], fixed: Settings) -> str:
+        """A name for what the trials of a sweep depend on, whichever of them are asked for."""
+        return digest(
+            {
+                **{key: value for key, value in settings.items() if key not in {*varied, "parity_images"}},
+                **fixed,
+                "weights": self.stages["train"].fingerprint,
+                "code": code_digest(CODE[kind]),
+                "libraries": versions((*LIBRARIES["sweep"], *_executorch(settings))),
+            }
+        )
 
     def add_deployment(self) -> None:
         """The stages that lower, evaluate and measure every candidate on every device."""

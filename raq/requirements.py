@@ -4,7 +4,7 @@ import math
 
 from raq.bench.statistics import proportion_interval
 from raq.errors import StageError
-from raq.experiment import Require
+from raq.experiment import Require, kind_of
 from raq.plan import Stage
 from raq.records import Record
 
@@ -40,7 +40,7 @@ def check_results(stage: Stage, results: Record, require: Require) -> None:
 
 def _check_step(stage: Stage, row: Record, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
-    candidate = stage.settings.get("candidate", stage.kind)
+    candidate = kind_of(stage.settings.get("candidate", stage.kind))
     limits = {**LEAST_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
     least = limits.get((candidate, row["step"]))
     if least is not None and stage.settings.get("device", "cpu") != "cpu":
@@ -96,14 +96,21 @@ def _check_quantized(stage: Stage, results: Record, require: Require) -> None:
     audit = results.get("audit")
     if audit is None:
         return
-    share = audit["int8_mac_share"]
-    if share is not None and share >= require.int8_mac_share:
+    share, chosen = audit["int8_mac_share"], set(results.get("float_by_choice", []))
+    total = sum(layer["macs"] for layer in audit["layers"])
+    by_choice = sum(layer["macs"] for layer in audit["layers"] if layer["name"] in chosen and not layer["int8"])
+    required = require.int8_mac_share * (1 - by_choice / total if total else 1)  # of what was meant to be int8
+    if share is not None and share >= required:
         return
-    floats = [layer for layer in sorted(audit["layers"], key=lambda layer: -layer["macs"]) if not layer["int8"]]
+    floats = [
+        layer
+        for layer in sorted(audit["layers"], key=lambda layer: -layer["macs"])
+        if not layer["int8"] and layer["name"] not in chosen
+    ]
     named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in floats[:10]) or "none in the graph"
     problem = f"; {audit['problem']}" if audit["problem"] else ""
     raise StageError(
         f"{stage.name}: not quantized: {'an unknown share' if share is None else f'{share:.3f}'} of the MACs is int8, "
-        f"required is {require.int8_mac_share:g}; float layers: {named}{problem}",
+        f"required is {required:.4g}; float layers: {named}{problem}",
         "see the layers named; require.int8_mac_share sets the limit",
     )

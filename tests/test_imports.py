@@ -12,7 +12,8 @@ import raq
 ROOT = Path(raq.__file__).parent
 FRONT = (
     "cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages",
-    "doctor", "requirements", "experiment_file", "sweeps", "finished", "fingerprints", "__init__",
+    "doctor", "requirements", "experiment_file", "sweeps", "finished", "fingerprints",
+    "schema", "sweep_schema", "searches", "mixtures", "__init__",
 )  # fmt: skip
 MAY_IMPORT = {
     "model": {"model"},

@@ -64,6 +64,14 @@ def _do(call: Call, board: Any) -> dict[str, Any]:
         from raq.cluster.sweep import distributed_sweep
 
         return distributed_sweep(call, board)
+    if call.kind == "layer_sweep":
+        from raq.cluster.sweep import distributed_layer_sweep
+
+        return distributed_layer_sweep(call, board)
+    if call.kind == "qat_sweep":
+        from raq.cluster.qat_sweep import distributed_qat_sweep
+
+        return distributed_qat_sweep(call, board)
     if call.workers > 1:
         from raq.cluster.training import distributed_stage
 

@@ -12,6 +12,7 @@ from raq.experiment import Experiment
 from raq.plan import Stage
 from raq.records import Record, Store
 from raq.requirements import check_results
+from raq.searches import Search
 from raq.stages.call import Call
 from raq.sweeps import grid
 
@@ -58,7 +59,7 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             """--resources='{"bench": 1}')""",
         )
     total = sum(node.cpus for node in able)
-    if stage.kind == "sweep":
+    if stage.kind in ("sweep", "qat_sweep", "layer_sweep"):
         return _demand_of_sweep(stage, able, wants_gpu)
     cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
     threads = stage.settings.get("bench", {}).get("threads")
@@ -83,15 +84,28 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
 
 
 def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
-    """As many trials at a time as there is room for, and trials; a trial has one CPU if nothing else is asked for."""
+    """As many trials at a time as there is room for, and trials; one CPU a worker if nothing else is asked for.
+
+    A trial of several workers has room where all of them have: their number is a multiple of a trial's.
+    """
     cpus = stage.resources.cpus or 1
     places = sum(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus) for node in able)
-    if places == 0:
+    if places < stage.workers:
         raise UserError(
-            f"resources.{stage.pool}: a trial of {stage.name} wants {cpus} CPUs and {gpus} GPUs, and no node has them",
+            f"resources.{stage.pool}: a trial of {stage.name} wants {stage.workers} x {cpus} CPUs and {gpus} GPUs, "
+            f"and the cluster has room for {places} such workers",
             "lower them, or leave them out",
         )
-    return Demand(cpus, gpus, min(places, len(grid(stage.settings["ptq"], stage.settings["sweep"]))), waits=True)
+    return Demand(cpus, gpus, stage.workers * min(places // stage.workers, trials_of(stage)), waits=True)
+
+
+def trials_of(stage: Stage) -> int:
+    """How many trials a sweep has, at most."""
+    if stage.kind == "sweep":
+        return len(grid(stage.settings["ptq"], stage.settings["sweep"]))
+    if stage.kind == "layer_sweep":
+        return 10_000  # one a layer at least: they are known when the network is exported
+    return Search(stage.settings["sweep"], stage.settings["qat"], stage.settings["seed"]).asked
 
 
 @dataclass

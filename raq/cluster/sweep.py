@@ -1,13 +1,17 @@
-"""A sweep's trials on a cluster, by Ray Tune: as many at a time as there is room for, each actor doing many of them."""
+"""Sweeps on a cluster, by Ray Tune: as many trials at a time as there is room for, each actor doing many of them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.search import SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raq.errors import StageError
+from raq.fingerprints import digest
 from raq.stages.call import Call, Results
+from raq.stages.layer_trials import run_layer_trial, search_layers
 from raq.stages.sweeping import finish_sweep, prepare_sweep, run_trial
 from raq.sweeps import Config, config_digest, grid
 
@@ -15,7 +19,7 @@ EXPERIMENT = "tune"
 
 
 def distributed_sweep(call: Call, board: Any) -> Results:
-    """The sweep of `call`, `call.workers` trials at a time with `call.cpus` CPUs each.
+    """The calibrations of `call`, `call.workers` at a time with `call.cpus` CPUs each.
 
     Every trial goes through Tune, those that an interrupted or smaller sweep has left too: they report at once, so that
     Tune's own results (`tune.ResultGrid` of the stage's folder `tune`) are complete. A trial that fails is tried once
@@ -23,37 +27,8 @@ def distributed_sweep(call: Call, board: Any) -> Results:
     """
     prepare_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
     configs = grid(call.settings["ptq"], call.settings["sweep"])
-    space = {key: tune.choice(list({c[key]: None for c in configs})) for key in configs[0]}
-    trainable = tune.with_resources(
-        tune.with_parameters(_trial, call=call), {"cpu": call.cpus, **({"gpu": call.gpus} if call.gpus else {})}
-    )
-    tuner = tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            search_alg=BasicVariantGenerator(points_to_evaluate=configs, max_concurrent=call.workers),
-            num_samples=len(configs),
-            reuse_actors=True,
-            metric="top1",
-            mode="max",
-        ),
-        run_config=tune.RunConfig(
-            name=EXPERIMENT,
-            storage_path=str(Path(call.folder).resolve()),
-            failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_Progress(call.name, board, len(configs))],
-            verbose=0,
-        ),
-    )
-    found = tuner.fit()
-    failed = {
-        config_digest({key: result.config[key] for key in configs[0]}): _reason(result.error)
-        for result in found
-        if result.error is not None and result.config is not None
-    }
-    if len(failed) == len(configs):
-        raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")
-    return finish_sweep(call, configs, failed)
+    failed = tune_all(call, board, tune.with_parameters(_trial, call=call), configs, "top1")
+    return finish_sweep(call, configs, {config_digest(configs[n]): error for n, error in failed.items()})
 
 
 def _trial(config: Config, call: Call) -> None:
@@ -61,12 +36,86 @@ def _trial(config: Config, call: Call) -> None:
     tune.report({key: value for key, value in run_trial(call, config).items() if key != "config"})
 
 
-def _reason(error: Any) -> str:
+def distributed_layer_sweep(call: Call, board: Any) -> Results:
+    """The search of `call` for layers to leave in float, `call.workers` trials at a time with `call.cpus` CPUs each.
+
+    First each layer alone and each left out, then the mixtures that follow; Tune's own results of both lie in the
+    stage's folder. Raises StageError if what the search stands on fails.
+    """
+    trainable = tune.with_parameters(_layer_trial, call=call)
+    names = iter((EXPERIMENT, f"{EXPERIMENT}-mixtures"))
+
+    def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
+        return tune_all(call, board, trainable, configs, "top1", next(names))
+
+    return search_layers(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}), run_all)
+
+
+def _layer_trial(config: dict[str, str], call: Call) -> None:
+    """What Tune runs in an actor."""
+    found = run_layer_trial(call, config)
+    tune.report({key: found[key] for key in ("top1", "correct", "images", "noise")})
+
+
+def tune_all(
+    call: Call,
+    board: Any,
+    trainable: Any,
+    configs: Sequence[Mapping[str, Any]],
+    metric: str,
+    name: str = EXPERIMENT,
+) -> dict[int, str]:
+    """Run all of these trials; what went wrong, by the number of the trial."""
+    space = {key: tune.choice(list({digest(c[key]): c[key] for c in configs}.values())) for key in configs[0]}
+    search = BasicVariantGenerator(points_to_evaluate=list(configs), max_concurrent=call.workers)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources_of(call)),
+        param_space=space,
+        tune_config=tune_config(search, len(configs), metric),
+        run_config=run_config(call, [Progress(call.name, board, len(configs))], name),
+    )
+    numbers = {digest(config): number for number, config in enumerate(configs)}
+    failed = {
+        numbers[digest({key: result.config[key] for key in configs[0]})]: reason(result.error)
+        for result in tuner.fit()
+        if result.error is not None and result.config is not None
+    }
+    if len(failed) == len(configs):
+        raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")
+    return failed
+
+
+def resources_of(call: Call) -> dict[str, float]:
+    """What a trial takes."""
+    return {"cpu": call.cpus, **({"gpu": call.gpus} if call.gpus else {})}
+
+
+def tune_config(
+    search: "Searcher | SearchAlgorithm", count: int, metric: str, *, reuse_actors: bool = True, scheduler: Any = None
+) -> tune.TuneConfig:
+    """How Tune goes through `count` trials, their best one having the highest `metric`."""
+    return tune.TuneConfig(
+        search_alg=search, scheduler=scheduler, num_samples=count, reuse_actors=reuse_actors, metric=metric, mode="max"
+    )
+
+
+def run_config(call: Call, callbacks: Sequence[tune.Callback], name: str = EXPERIMENT) -> tune.RunConfig:
+    """Where Tune keeps its own results: in the stage's folder. A trial that fails is tried once more."""
+    return tune.RunConfig(
+        name=name,
+        storage_path=str(Path(call.folder).resolve()),
+        failure_config=tune.FailureConfig(max_failures=1),
+        callbacks=list(callbacks),
+        verbose=0,
+    )
+
+
+def reason(error: Any) -> str:
     """The last line of a trial's error that says something."""
     return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
 
 
-class _Progress(tune.Callback):
+class Progress(tune.Callback):
     """Tells the board how many trials have ended."""
 
     def __init__(self, stage: str, board: Any, count: int) -> None:

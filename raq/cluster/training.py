@@ -10,17 +10,24 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from raq.cluster.session import OWN_CLUSTER_RESOURCE
 from raq.errors import RaqError, StageError, UserError
-from raq.model.training import Metrics, read_result
+from raq.model.training import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.records import read_json, write_json
 from raq.stages.call import Call, Results
 from raq.stages.training import finish_qat, finish_training, train_in
 
 MAX_FAILURES = 2
 FAILED = "failed.json"
+PLACE = "place"  # the file of a training in which its workers note their placement group
 QUIET_S, RELEASE_TIMEOUT_S = 8.0, 60.0
 UNUSED_HELPERS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
@@ -41,13 +48,17 @@ class _Trainer(TorchTrainer):
 class RayTrainContext:
     """The loop's context in a worker of Ray Train; checkpoints go through it to the trainer's storage."""
 
-    def __init__(self, stage: str, board: Any) -> None:
+    def __init__(self, stage: str, board: Any, place: Path) -> None:
+        """place: where rank 0 notes the placement group that the workers have."""
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = torch.device(get_device())
         self.stage = stage
         self.board = board
+        group = get_current_placement_group()
+        if self.rank == 0 and group is not None:
+            place.write_text(group.id.hex())
 
     def progress(self, metrics: Metrics) -> None:
         """Post to the board."""
@@ -80,15 +91,22 @@ def _worker(config: dict[str, Any]) -> None:
         return
     torch.set_num_threads(call.cpus)
     try:
-        train_in(call, RayTrainContext(call.name, config["board"]))
+        train_in(call, RayTrainContext(call.name, config["board"], Path(call.folder) / PLACE))
     except RaqError as error:
         write_json(failed, {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)})
         raise
 
 
 def distributed_stage(call: Call, board: Any) -> Results:
-    """FP32 or quantization-aware training by `call.workers` workers; continues from its last checkpoint.
+    """FP32 or quantization-aware training by `call.workers` workers, and what is made of it."""
+    trained = train_on_workers(call, board)
+    return (finish_training if call.kind == "train" else finish_qat)(call, trained)
 
+
+def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], None] | None = None) -> TrainingResult:
+    """Train by `call.workers` workers; continues from the last checkpoint.
+
+    report: in a trial of Tune, what takes the rows of the history, those too that are there already.
     The trainer's name and storage come from the stage's fingerprint, as Ray Train continues whatever has its name.
     Raises StageError if the workers cannot start or keep failing.
     """
@@ -106,10 +124,14 @@ def distributed_stage(call: Call, board: Any) -> Results:
         run_config=RunConfig(
             name=call.kind,
             storage_path=str(Path(call.folder) / "ray_train"),
+            callbacks=[] if report is None else [TuneReportCallback()],
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
+    if report is not None:
+        for row in _known_history(Path(call.folder) / "ray_train" / call.kind):
+            report(row)
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -120,8 +142,20 @@ def distributed_stage(call: Call, board: Any) -> Results:
         raise (UserError if what["user"] else StageError)(what["error"], what["hint"])
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
-        trained = read_result(Path(folder))
-    return (finish_training if call.kind == "train" else finish_qat)(call, trained)
+        return read_result(Path(folder))
+
+
+def _known_history(folder: Path) -> list[Metrics]:
+    """The history in the newest checkpoint that a trainer has in this folder."""
+    found = max(folder.glob(f"checkpoint_*/{CHECKPOINT}"), key=lambda path: path.parent.name, default=None)
+    return [] if found is None else read_result(found.parent).history
+
+
+def remove_place(identity: str) -> None:
+    """Remove a placement group, by its id in hexadecimal; nothing if it is removed."""
+    group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity)))
+    if placement_group_table(group).get("state") not in (None, "REMOVED"):
+        remove_placement_group(group)
 
 
 def release_leaked_places() -> None:

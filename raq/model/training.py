@@ -59,6 +59,8 @@ class Hooks:
     """Called with the (fractional) epochs done: freezes observers and batch normalisation."""
     synchronise: Callable[[], None] = lambda: None
     """Called on every rank when an epoch ends and `world_size` is above 1: makes ranges equal across ranks."""
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """Of (normalised images, logits, loss by image [n]), the loss by image to train on instead."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,14 @@ def train(
 
 
 def read_result(folder: Path) -> TrainingResult:
-    """The result of a finished training, out of the checkpoint folder that it saved last."""
+    """The result of a training so far, out of the folder of its last checkpoint, or of what `keep_result` kept."""
     content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     return TrainingResult(content["history"], content["best"]["epoch"], content["best"]["state"])
+
+
+def keep_result(result: TrainingResult, path: Path) -> None:
+    """Keep what a finished training came to, without what would be needed to go on with it."""
+    torch.save({"history": result.history, "best": {"epoch": result.best_epoch, "state": result.state}}, path)
 
 
 @dataclass(frozen=True)
@@ -169,8 +176,10 @@ class _Loop:
             images, labels = take_batch(dataset.train_images, dataset.train_labels, mine.numpy(), context.device)
             if draws is not None:
                 images = crop_and_flip(images, draws.part(context.rank, context.world_size), side // 8)
-            logits = self.replica(normalise(images, mean, std, scaled_side))
-            loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
+            inputs = normalise(images, mean, std, scaled_side)
+            logits = self.replica(inputs)
+            by_image = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing)
+            loss = (by_image if self.hooks.loss is None else self.hooks.loss(inputs, logits, by_image)).sum()
             self.optimizer.zero_grad(set_to_none=True)
             # DDP averages over ranks; this makes that the mean over the global batch, whoever holds how many
             (loss * (context.world_size / len(chosen))).backward()

@@ -22,7 +22,7 @@ from raq.errors import StageError
 from raq.experiment import Calibration
 from raq.model.data import Dataset
 from raq.quantize.artifact import lower
-from raq.quantize.capture import MAX_BATCH
+from raq.quantize.capture import MAX_BATCH, is_layer, layer_name
 from raq.quantize.ptq import FixedFakeQuantize, calibration_sample, observe, prepare_graph
 
 Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]  # scales [K], zero points [K], in the order of `_slots`
@@ -77,22 +77,32 @@ def ranges(prepared: fx.GraphModule) -> Ranges:
     return np.array(scales, dtype=np.float32), np.array(zero_points, dtype=np.int32)
 
 
-def compile_for_all_ranges(prepared: fx.GraphModule, example: Tensor, path: Path) -> None:
-    """The program (images [n, 3, H, W], scales [K], zero points [K]) -> logits, compiled, as a package at `path`."""
-    graph = _with_ranges_as_inputs(prepared)
+def compile_for_all_ranges(
+    prepared: fx.GraphModule, example: Tensor, path: Path, names: Sequence[str] | None = None
+) -> None:
+    """The program (images [n, 3, H, W], scales [K], zero points [K]) -> logits, compiled, as a package at `path`.
+
+    names: of layers; then a fourth input, bool [L], says which of them are quantized: the others compute in float, from
+    the float weight and the input as it is.
+    """
+    graph = _with_ranges_as_inputs(prepared, names)
     count = len(_slots(prepared))
-    inputs = (example, torch.ones(count), torch.zeros(count, dtype=torch.int32))
-    shapes = ({0: Dim("batch", min=1, max=MAX_BATCH)}, None, None)
+    inputs: tuple[Tensor, ...] = (example, torch.ones(count), torch.zeros(count, dtype=torch.int32))
+    inputs += () if names is None else (torch.ones(len(names), dtype=torch.bool),)
+    shapes = ({0: Dim("batch", min=1, max=MAX_BATCH)}, *(None for _ in inputs[1:]))
     program = torch.export.export(graph, inputs, strict=True, dynamic_shapes=shapes)
     lower(program, path, {"candidate": "simulated"})
 
 
-def with_ranges(network: Callable[..., Any], found: Ranges) -> Callable[[Tensor], Tensor]:
-    """The compiled program as a network with these ranges."""
+def with_ranges(
+    network: Callable[..., Any], found: Ranges, quantized: Sequence[bool] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The compiled program as a network with these ranges; quantized: of one compiled for layers, which of them are."""
     scales, zero_points = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    masks = () if quantized is None else (torch.tensor(quantized),)
 
     def run(images: Tensor) -> Tensor:
-        logits = network(images, scales, zero_points)
+        logits = network(images, scales, zero_points, *masks)
         return logits[0] if isinstance(logits, (tuple, list)) else logits
 
     return run
@@ -117,8 +127,17 @@ def _slots(prepared: fx.GraphModule) -> list[Any]:
     return list({id(observer): observer for _, observer in _observer_nodes(prepared) if not _weighs(observer)}.values())
 
 
-def _with_ranges_as_inputs(prepared: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose observers of activations are arithmetic on two further inputs, and whose weights are rounded."""
+def quantized_layers(prepared: fx.GraphModule) -> list[str]:
+    """The names of the layers whose weights are observed, each once, in the graph's order."""
+    observed = {id(user) for node, observer in _observer_nodes(prepared) if _weighs(observer) for user in node.users}
+    return list(dict.fromkeys(layer_name(node) for node in prepared.graph.nodes if id(node) in observed))
+
+
+def _with_ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = None) -> fx.GraphModule:
+    """A copy whose observers of activations are arithmetic on two further inputs, and whose weights are rounded.
+
+    names: of layers that a third further input switches: a layer that is off reads what its observers read.
+    """
     own = copy.deepcopy(prepared)
     graph = own.graph
     slots = {id(observer): n for n, observer in enumerate(_slots(own))}
@@ -129,6 +148,13 @@ def _with_ranges_as_inputs(prepared: fx.GraphModule) -> fx.GraphModule:
         scales = graph.placeholder("scales")
     with graph.inserting_after(scales):
         zero_points = graph.placeholder("zero_points")
+    switches: dict[str, fx.Node] = {}
+    if names is not None:
+        with graph.inserting_after(zero_points):
+            quantized = graph.placeholder("quantized")
+        with graph.inserting_after(quantized):
+            for n, name in enumerate(names):
+                switches[name] = graph.call_function(torch.ops.aten.select.int, (quantized, 0, n))
     for number, (node, observer) in enumerate(_observer_nodes(own)):
         with graph.inserting_before(node):
             if _weighs(observer):
@@ -147,6 +173,10 @@ def _with_ranges_as_inputs(prepared: fx.GraphModule) -> fx.GraphModule:
                 zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, slot))
                 bounds = (observer.quant_min, observer.quant_max)
                 new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
+        for user in [u for u in node.users if is_layer(u) and layer_name(u) in switches]:
+            with graph.inserting_before(user):
+                read = (switches[layer_name(user)], new, node.args[0])
+                user.replace_input_with(node, graph.call_function(torch.ops.aten.where.self, read))
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     graph.set_codegen(fx.graph.CodeGen())  # the exported one knows a single input

@@ -1,6 +1,6 @@
 """Quantization after training: export, insert observers, calibrate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,24 +16,37 @@ from raq.model.cache import Array
 from raq.model.data import Dataset, calibration_indices
 from raq.model.training import normalisation_tensors, take_batch
 from raq.quantize.capture import export_network
-from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
+from raq.quantize.quantizers import QUANTIZERS, Excluding, refuse_unannotated
 
 
 def prepare(
-    network: nn.Module, example: Tensor, backend: str, calibration: Calibration, *, reduce_range: bool
+    network: nn.Module,
+    example: Tensor,
+    backend: str,
+    calibration: Calibration,
+    *,
+    reduce_range: bool,
+    floats: Collection[str] = (),
 ) -> fx.GraphModule:
-    """The network's graph with observers where `backend` quantizes.
+    """The network's graph with observers where `backend` quantizes; floats: names of layers that stay in float.
 
     Raises StageError if the quantizer has annotated nothing, which is no error of its own.
     """
     return prepare_graph(
-        export_network(network.eval(), example).module(), backend, calibration, reduce_range=reduce_range
+        export_network(network.eval(), example).module(),
+        backend,
+        calibration,
+        reduce_range=reduce_range,
+        floats=floats,
     )
 
 
-def prepare_graph(graph: nn.Module, backend: str, calibration: Calibration, *, reduce_range: bool) -> fx.GraphModule:
+def prepare_graph(
+    graph: nn.Module, backend: str, calibration: Calibration, *, reduce_range: bool, floats: Collection[str] = ()
+) -> fx.GraphModule:
     """`prepare` for a network that is exported already."""
     quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, reduce_range=reduce_range)
+    quantizer = Excluding(quantizer, floats) if floats else quantizer
     prepared: fx.GraphModule = prepare_pt2e(graph, quantizer)
     refuse_unannotated(prepared, backend)
     return prepared

@@ -1,10 +1,12 @@
 """Quantization-aware training: the graph with fake quantizers, and what the training loop must do for it."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torchao.quantization.pt2e import FakeQuantizeBase, disable_observer, enable_observer
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
@@ -60,8 +62,10 @@ def _refuse_randomness(graph: fx.GraphModule) -> None:
             )
 
 
-def qat_hooks(prepared: fx.GraphModule, settings: Qat) -> Hooks:
-    """What the loop calls: mode switches, observer and batch-norm freeze, equal ranges on every rank.
+def qat_hooks(prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None = None) -> Hooks:
+    """What the loop calls: mode switches, observer and batch-norm freeze, equal ranges on every rank, distillation.
+
+    teacher: the FP32 network, on the device of the training, for settings that distil.
 
     Unset freeze points: observers after two thirds of the epochs, batch normalisation after half of them.
     """
@@ -81,7 +85,25 @@ def qat_hooks(prepared: fx.GraphModule, settings: Qat) -> Hooks:
             standing.update(now)
             set_mode(True)
 
-    return Hooks(set_mode, before_step, lambda: synchronise_ranges(prepared))
+    loss = None if teacher is None else _distilled(teacher.eval(), settings.distillation, settings.temperature)
+    return Hooks(set_mode, before_step, lambda: synchronise_ranges(prepared), loss)
+
+
+def _distilled(teacher: nn.Module, share: float, temperature: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The loss by image of which `share` is the divergence from the teacher's softened answers.
+
+    Hinton et al. 2015, Distilling the Knowledge in a Neural Network; its factor of temperature squared keeps the size
+    of the gradients.
+    """
+
+    def loss(images: Tensor, logits: Tensor, by_image: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = F.log_softmax(teacher(images) / temperature, 1)
+        own = F.log_softmax(logits / temperature, 1)
+        divergence = F.kl_div(own, wanted, reduction="none", log_target=True).sum(1) * temperature**2
+        return (1 - share) * by_image + share * divergence
+
+    return loss
 
 
 def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> None:

@@ -5,6 +5,7 @@ fusions; without it a converted graph compiles to float kernels in silence. arm:
 of XNNPACK through ExecuTorch, for phones; its quantizer comes with that package.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torchao.quantization.pt2e import (
     PerChannelMinMaxObserver,
 )
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
 
 from raq.errors import StageError
@@ -137,6 +139,30 @@ def _weights(*, qat: bool, per_channel: bool, lowest: int) -> QuantizationSpec:
         is_dynamic=False,
         observer_or_fake_quant_ctr=constructor.with_args(eps=SMALLEST_SCALE, **arguments),
     )
+
+
+class Excluding(Quantizer):
+    """A quantizer that leaves the layers of these names (`capture.layer_name`) in float."""
+
+    def __init__(self, quantizer: Quantizer, names: Collection[str]) -> None:
+        super().__init__()
+        self.quantizer, self.names = quantizer, frozenset(names)
+
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        """As the quantizer does."""
+        return self.quantizer.transform_for_annotation(model)
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """As the quantizer does, and the marks are taken off those layers: they read their input as it is."""
+        annotated = self.quantizer.annotate(model)
+        for node in annotated.graph.nodes:
+            if is_layer(node) and layer_name(node) in self.names:
+                node.meta.pop(Q_ANNOTATION_KEY, None)
+        return annotated
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """As the quantizer does."""
+        self.quantizer.validate(model)
 
 
 QUANTIZERS = {"x86": x86_quantizer, "arm": arm_quantizer, "xnnpack": xnnpack_quantizer}

@@ -17,7 +17,7 @@ from raq.plan import Stage
 from raq.report.bench import measurement_in_words, not_calm
 from raq.report.proof import parity_in_words
 from raq.report.summary import Summary
-from raq.report.sweep import print_sweep
+from raq.report.sweep import print_layers, print_search, print_sweep
 
 FIXED_WIDTH, LATENCY_WIDTH = 44, 17  # columns of the table that every candidate has, and of each latency
 Event = Mapping[str, Any]
@@ -157,7 +157,8 @@ def epoch_in_words(row: Event) -> str:
 def result_in_words(results: Mapping[str, Any]) -> str:
     """What a finished stage found, in a few words."""
     if "choice" in results:
-        failed = f", {len(results['failed'])} failed" if results["failed"] else ""
+        count = sum("error" in trial for trial in (*results["trials"], *results.get("failed", [])))
+        failed = f", {count} failed" if count else ""
         return f"{len(results['trials'])} trials{failed}; {results['choice']['why']}"
     if results.get("history"):
         last = results["history"][-1]
@@ -196,6 +197,10 @@ def print_summary(console: Console, summary: Summary) -> None:
     console.print(f"\n{summary['experiment']}, run {summary['run']}", markup=False, highlight=False, style="bold")
     if summary.get("sweep"):
         print_sweep(console, summary["sweep"])
+    if summary.get("qat_sweep"):
+        print_search(console, summary["qat_sweep"])
+    if summary.get("layer_sweep"):
+        print_layers(console, summary["layer_sweep"])
         console.print()
     for group in groups:
         console.print(_table(summary, group))

@@ -15,7 +15,7 @@ from raq.bench.statistics import (
     same_accuracy_p,
 )
 from raq.errors import UserError
-from raq.experiment import FILE_OF_RUNTIME
+from raq.experiment import FILE_OF_RUNTIME, kind_of
 from raq.plan import why_not_lowered
 from raq.records import Record, Store, read_run
 
@@ -32,7 +32,7 @@ def summarise(run_folder: Path) -> Summary:
     store = Store(run_folder.parent.parent)
     stages = {name: store.find(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     settings = run["settings"]
-    names = ["fp32", *(kind for kind in ("ptq", "qat") if settings.get(kind))]
+    names = [name.removeprefix("evaluate/") for name in run["stages"] if name.startswith("evaluate/")]
     predicted = predictions_of(run_folder)
     right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
@@ -48,12 +48,14 @@ def summarise(run_folder: Path) -> Summary:
         "data": run["data"],
         "candidates": candidates,
         "sweep": _sweep(stages.get("sweep/ptq")),
+        "qat_sweep": _sweep(stages.get("sweep/qat")),
+        "layer_sweep": _sweep(stages.get("sweep/layers")),
         "measurement": [
             {key: r["results"].get(key) for key in ("protocol", "stopped_by", "elapsed_s", "launches")}
             | {"device": r["settings"]["device"], "noise": _noise(r["results"].get("noise") or {})}
             for r in benches
         ],
-        "verdict": _verdict(candidates, settings["require"]["max_drop"])
+        "verdict": _verdict(candidates, *_selection(settings))
         if complete
         else {"choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}"},
     }
@@ -70,8 +72,8 @@ def _candidate(
     evaluation, mine, baseline = stages.get(f"evaluate/{name}"), right[name], right["fp32"]
     found: Summary = {
         "name": name,
-        "kind": name,
-        "config": settings["train" if name == "fp32" else name],
+        "kind": kind_of(name),
+        "config": settings["train" if name == "fp32" else kind_of(name)],
         "top1": None,
         "top1_interval": None,
         "drop_points": None,
@@ -104,6 +106,11 @@ def _candidate(
     backend = found["config"].get("backend")
     if stages.get(name) is not None and "calibration" in (stages[name] or {})["results"]:
         found["config"] = {**found["config"], "calibration": (stages[name] or {})["results"]["calibration"]}
+    found["float_layers"] = (
+        (stages[name] or {})["results"].get("float_layers") if stages.get(name) is not None else None
+    )
+    if stages.get(name) is not None and "config" in (stages[name] or {})["results"]:
+        found["config"] = (stages[name] or {})["results"]["config"]  # as a sweep has chosen it
     found["backend"] = backend
     found["not_lowered"] = (
         why_not_lowered(backend, machine, settings["bench"]["devices"]) if f"lower/{name}" not in stages else None
@@ -133,7 +140,7 @@ def _file_of(lowered: Record) -> str:
 
 
 def _sweep(record: Record | None) -> Record | None:
-    """What the trials before PTQ came to; None without a sweep."""
+    """What the trials of a sweep came to; None without one."""
     return None if record is None else dict(record["results"])
 
 
@@ -173,15 +180,36 @@ def deployment_latency(candidate: Summary) -> Summary | None:
     )
 
 
-def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
-    """The fastest candidate that loses at most `max_drop` points, and why, in one sentence."""
+def _selection(settings: Record) -> tuple[float, str]:
+    """How much a candidate may lose, and what then decides: `sweep.select` where layers were searched."""
+    sweep = settings.get("sweep") or {}
+    if sweep.get("layers"):
+        return sweep["select"]["max_drop"], sweep["select"]["then"]
+    return settings["require"]["max_drop"], "latency"
+
+
+def _verdict(candidates: list[Summary], max_drop: float, then: str) -> Summary:
+    """The fastest (then: size: the smallest) candidate that loses at most `max_drop` points; why, in one sentence."""
     eligible = [
         c for c in candidates if c["drop_points"] is not None and c["drop_points"] <= max_drop and deployment_latency(c)
     ]
-    fastest = max(eligible, key=lambda c: (deployment_latency(c) or {})["speedup"])
+    fastest = (
+        min(eligible, key=lambda c: c["artifacts"][0]["weight_bytes"])
+        if then == "size"
+        else max(eligible, key=lambda c: (deployment_latency(c) or {})["speedup"])
+    )
     row = deployment_latency(fastest)
     assert row is not None
-    rivals = [c for c in eligible if c is not fastest and _as_fast(deployment_latency(c) or {}, row)]
+    rivals = [
+        c
+        for c in eligible
+        if c is not fastest
+        and (
+            c["artifacts"][0]["weight_bytes"] == fastest["artifacts"][0]["weight_bytes"]
+            if then == "size"
+            else _as_fast(deployment_latency(c) or {}, row)
+        )
+    ]
     doubt = "" if row["speedup_interval"] else f" (no interval: {row['rounds']} rounds are too few for one)"
     if row.get("calm") is False:
         doubt += f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"
@@ -195,7 +223,8 @@ def _verdict(candidates: list[Summary], max_drop: float) -> Summary:
     others = f"; {', '.join(refused)} lost more than {max_drop:g} points" if refused else ""
     others += f"; {', '.join(unknown)} not lowered here, so not measured" if unknown else ""
     equals = [c["name"] for c in [fastest, *rivals] if c is not chosen]
-    as_fast = f"; no detectable difference in speed to {', '.join(equals)}" if equals else ""
+    compared = "as small as" if then == "size" else "no detectable difference in speed to"
+    as_fast = f"; {compared} {', '.join(equals)}" if equals else ""
     why = (
         f"Ship {chosen['name']}: {size}{row['speedup']:.1f} times as fast as {row['baseline']} "
         f"at batch {row['batch_size']} on {row['device']}{doubt}, {_drop_in_words(chosen, max_drop)}{as_fast}{others}."

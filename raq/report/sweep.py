@@ -56,3 +56,119 @@ def _lost(points: float | None, interval: Sequence[float] | None) -> str:
     if points is None or interval is None:
         return ""
     return f"{points:.2f} ({interval[0]:.2f} to {interval[1]:.2f})" if interval[0] != interval[1] else f"{points:.2f}"
+
+
+MOST_TRIALS = 20  # on the terminal; the table of all is in trials.csv
+
+
+def print_search(console: Console, found: Mapping[str, Any]) -> None:
+    """What a search for a training came to: the trials ranked, early stops, the Pareto front, which keys mattered."""
+    trials, choice = found["trials"], found["choice"]
+    states = [trial["state"] for trial in trials]
+    stopped = f", {states.count('stopped')} ended early" if "stopped" in states else ""
+    console.print(
+        f"\n{len(trials)} trainings on {found['validation_images']} validation images ({found['search']} search"
+        f"{stopped}); fp32 there: {100 * found['baseline_top1']:.2f}%",
+        style="bold",
+        highlight=False,
+    )
+    ranked = sorted(
+        (t for t in trials if t["state"] != "failed"), key=lambda t: (t["state"] != "finished", -(t["top1"] or 0))
+    )
+    keys = list(trials[0]["config"])
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("trial", "top-1 %", "95%", "epochs", *keys):
+        table.add_column(name, justify="right", no_wrap=name == "trial")
+    mark = "▸" if console.encoding.startswith("utf") else "*"
+    for trial in ranked[:MOST_TRIALS]:
+        interval = trial.get("top1_interval")
+        table.add_row(
+            mark if trial["number"] == choice["number"] else "",
+            f"{trial['number'] + 1}{'†' if trial['front'] else ''}",
+            f"{100 * trial['top1']:.2f}",
+            "ended early" if interval is None else f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f}",
+            str(trial["epochs"]),
+            *("default" if trial["config"][key] is None else _short(trial["config"][key]) for key in keys),
+            style="bold" if trial["number"] == choice["number"] else "dim" if interval is None else None,
+        )
+    console.print(table)
+    if len(ranked) > MOST_TRIALS:
+        console.print(f"and {len(ranked) - MOST_TRIALS} more: see trials.csv", style="dim", highlight=False)
+    mattered = found["importance"]
+    lines = [
+        "†: no other has both a higher top-1 and fewer epochs. Trial 1 is the training as written.",
+        f"{found['epochs_trained']} of {found['epochs_asked']} epochs were needed.",
+        "what mattered: "
+        + (
+            "too few trials to tell"
+            if mattered is None
+            else ", ".join(f"{key} {100 * value:.0f}%" for key, value in mattered.items())
+            + " of the variance of top-1 (functional ANOVA)"
+        ),
+    ]
+    for line in lines:
+        console.print(line, style="dim", highlight=False)
+    for trial in (t for t in trials if t["state"] == "failed"):
+        said = ", ".join(f"{key} {value}" for key, value in trial["config"].items())
+        console.print(f"FAILED: {said}: {trial['error']}", style="bold red", markup=False, highlight=False)
+    console.print(f"chosen: {choice['why']}", markup=False, highlight=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+MOST_LAYERS, MOST_NAMED = 12, 8
+
+
+def print_layers(console: Console, found: Mapping[str, Any]) -> None:
+    """Which layers quantization hurts, the most hurt ones first, and the mixtures that were chosen."""
+    everything = found["all_quantized"]
+    console.print(
+        f"\n{len(found['trials'])} mixtures of int8 and float layers on {found['validation_images']} validation images "
+        f"(fp32: {100 * found['baseline_top1']:.2f}%); all in int8: {100 * everything['top1']:.2f}% "
+        f"(drop {_points(everything)}), {everything['sqnr_db']:.1f} dB",
+        style="bold",
+        highlight=False,
+    )
+    known = [row for row in found["sensitivity"] if row["without"] is not None and row["only"] is not None]
+    ranked = sorted(known, key=lambda row: -(row["without"]["sqnr_db"] or 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", overflow="fold")
+    for name in ("MACs %", "drop in float", "dB in float", "drop alone", "dB alone"):
+        table.add_column(name, justify="right")
+    for row in ranked[:MOST_LAYERS]:
+        table.add_row(
+            Text(row["layer"]),
+            f"{100 * row['mac_share']:.1f}",
+            f"{row['without']['drop_points']:.2f}",
+            _db(row["without"]["sqnr_db"]),
+            f"{row['only']['drop_points']:.2f}",
+            _db(row["only"]["sqnr_db"]),
+        )
+    console.print(table)
+    console.print(
+        f"the {len(ranked[:MOST_LAYERS])} of {len(known)} layers that matter most. in float: all others in int8; "
+        "alone: the only one in int8. dB: SQNR of the logits.",
+        style="dim",
+        highlight=False,
+    )
+    for number, mixture in enumerate(found["choice"]["mixtures"], start=1):
+        names = mixture["layers"].split()
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        console.print(
+            f"mixed-{number}: drop {_points(mixture)}, {_db(mixture['sqnr_db'])} dB, "
+            f"{100 * mixture['float_mac_share']:.1f}% of the MACs in float: {', '.join(names[:MOST_NAMED])}{more}",
+            markup=False,
+            highlight=False,
+        )
+    console.print(f"chosen: {found['choice']['why']}", markup=False, highlight=False)
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    return f"{row['drop_points']:.2f} ({row['drop_interval'][0]:.2f} to {row['drop_interval'][1]:.2f})"
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f}"

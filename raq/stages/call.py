@@ -3,6 +3,7 @@
 torch is imported inside the functions: the driver reads this module's types without paying for it.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raq.experiment import Data, Qat
+from raq.fingerprints import digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,13 +99,20 @@ def trained_network(call: Call) -> "nn.Module":
     return network_of(call, load_weights(path), str(path)).eval()
 
 
+_prepared: dict[str, Any] = {}  # the last graph that `prepared_for_qat` made, by what it depends on
+
+
 def prepared_for_qat(call: Call, settings: Qat) -> Any:
-    """The trained network's graph with fake quantizers."""
+    """The trained network's graph with fake quantizers, as new; made once for the trials and steps of one process."""
     from raq.quantize.qat import prepare_qat
 
-    return prepare_qat(
-        trained_network(call), example_of(call), settings.backend, reduce_range=call.settings["reduce_range"]
-    )
+    weights, reduce_range = Path(call.inputs["weights"]), call.settings["reduce_range"]
+    key = digest([file_digest(weights / WEIGHTS), settings.backend, reduce_range, call.settings["model"]])
+    if key not in _prepared:
+        made = prepare_qat(trained_network(call), example_of(call), settings.backend, reduce_range=reduce_range)
+        _prepared.clear()
+        _prepared[key] = made
+    return copy.deepcopy(_prepared[key])
 
 
 def example_of(call: Call) -> "Tensor":

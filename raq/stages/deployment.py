@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from raq.errors import StageError
 from raq.experiment import FILE_OF_RUNTIME, Bench
+from raq.records import read_json
 from raq.stages.call import (
     LOGITS,
     PREDICTIONS,
@@ -94,6 +95,8 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     else:
         found = audit(program, code)
         results |= {"int8_mac_share": found.int8_mac_share, "audit": found.as_record()}
+        made = read_json(Path(call.inputs["program"]) / "record.json")["results"]
+        results["float_by_choice"] = made.get("float_layers", [])
     chain.seconds += time.perf_counter() - started
     return results | chain.finish(Path(call.folder) / LOGITS)
 

@@ -30,12 +30,18 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     from raq.quantize.conversion import convert
     from raq.quantize.ptq import calibrate, prepare, simulated
 
-    settings, seed = _chosen(call)
+    settings, seed = chosen_calibration(call)
     dataset = dataset_of(call)
     network = trained_network(call)
     example = example_of(call)
+    floats = chosen_floats(call) if "layers" in call.inputs else []
     prepared = prepare(
-        network, example, settings.backend, settings.calibration, reduce_range=call.settings["reduce_range"]
+        network,
+        example,
+        settings.backend,
+        settings.calibration,
+        reduce_range=call.settings["reduce_range"],
+        floats=floats,
     )
     size = settings.calibration.size
     calibrate(
@@ -51,10 +57,17 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         chain.step("simulated", as_integers)
     program = convert(prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
-    return {"calibration": used, **keep_program(call, program, chain)}
+    return {"calibration": used, "float_layers": floats, **keep_program(call, program, chain)}
 
 
-def _chosen(call: Call) -> tuple[Ptq, int]:
+def chosen_floats(call: Call) -> list[str]:
+    """The layers of this stage's mixture that the sweep before has chosen to stay in float."""
+    choice = read_json(Path(call.inputs["layers"]) / "record.json")["results"]["choice"]
+    names: str = choice["mixtures"][call.settings["mixture"] - 1]["layers"]
+    return names.split()
+
+
+def chosen_calibration(call: Call) -> tuple[Ptq, int]:
     """How to quantize, and the seed of the calibration's sample: as written, or as the sweep before has chosen."""
     settings = Ptq.model_validate(call.settings["ptq"])
     if "sweep" not in call.inputs:

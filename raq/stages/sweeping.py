@@ -4,27 +4,24 @@ Plain torch, never ray; torch is imported inside the functions. Trials are kept 
 stage's own folder: a sweep that is extended, or was interrupted, finds those that are there.
 """
 
-import fcntl
-import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raq.errors import StageError, UserError
+from raq.errors import StageError
 from raq.experiment import Calibration, Ptq
 from raq.records import read_json, write_json
 from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
+from raq.stages.trials import BASELINE, alone, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
 from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE, Config, choose, config_digest, curve, grid
 
 if TYPE_CHECKING:
     from raq.quantize.calibrations import Ranges
 
-NETWORK, BASELINE = "network.pt2", "baseline.npy"
-TABLE = "trials"
+NETWORK, EVALUATION = "network.pt2", "evaluation_s"
 Loaded = dict[str, Any]
 _loaded: Loaded = {}  # what this process has read for the trials of one call: it does many of them
 
@@ -39,18 +36,11 @@ def sweep_stage(call: Call, progress: Progress) -> Results:
     return finish_sweep(call, configs, {})
 
 
-def trials_folder(call: Call) -> Path:
-    """Where the trials are kept that depend on the same weights (as trained by one execution), data and code."""
-    execution = read_json(Path(call.inputs["weights"]) / "record.json")["id"]
-    return Path(call.folder).parents[1] / "trials" / f"{call.settings['trials'][:16]}-{execution[:8]}"
-
-
 def prepare_sweep(call: Call, progress: Progress) -> None:
     """Export the network, compile the program that stands for all calibrations, evaluate FP32; what is there stays."""
     import torch
 
     from raq.bench.machine import available_cpus
-    from raq.model.evaluation import predict
     from raq.quantize.capture import export_network
     from raq.quantize.conversion import save_program
 
@@ -60,14 +50,11 @@ def prepare_sweep(call: Call, progress: Progress) -> None:
     network = trained_network(call)
     if not (folder / NETWORK).is_file():
         progress({"text": "exporting the network"})
-        with _in_place(folder / NETWORK) as scratch:
+        with in_place(folder / NETWORK) as scratch:
             save_program(export_network(network, example_of(call)), scratch)
     progress({"text": "compiling one program for all calibrations"})
     _compiled(call)
-    if not (folder / BASELINE).is_file():
-        progress({"text": "evaluating FP32"})
-        with _in_place(folder / BASELINE) as scratch:
-            np.save(scratch, predict(network, dataset_of(call), split="validation").astype(np.int32))
+    evaluate_baseline(call, network, progress)
 
 
 def _compiled(call: Call) -> Path:
@@ -78,7 +65,7 @@ def _compiled(call: Call) -> Path:
 
     folder, here = trials_folder(call), machine()
     path = folder / f"simulated-{config_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
-    with _alone(folder / "compiling"):
+    with alone(folder / "compiling"):
         if not path.is_file():
             ptq = Ptq.model_validate(call.settings["ptq"])
             prepared = prepared_from(
@@ -87,7 +74,7 @@ def _compiled(call: Call) -> Path:
                 Calibration(observer="minmax"),
                 reduce_range=call.settings["reduce_range"],
             )
-            with _in_place(path) as scratch:
+            with in_place(path) as scratch:
                 compile_for_all_ranges(prepared, example_of(call), scratch)
     return path
 
@@ -98,7 +85,7 @@ def run_trial(call: Call, config: Config) -> Results:
     The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
     """
     record = trials_folder(call) / f"{config_digest(config)}.json"
-    if record.is_file() and _predicted(record) is not None:
+    if record.is_file() and predicted_by(record) is not None:
         return read_json(record)
     import torch
 
@@ -113,12 +100,14 @@ def run_trial(call: Call, config: Config) -> Results:
         _loaded.update(folder=folder, dataset=dataset_of(call), program=load(_compiled(call)))
     dataset = _loaded["dataset"]
     network = with_ranges(_loaded["program"], _ranges(call, config, dataset))
+    started = time.perf_counter()
     predicted = predict(network, dataset, split="validation")
-    with _in_place(record.with_suffix(".npy")) as scratch:
+    took_s = round(time.perf_counter() - started, 3)
+    with in_place(record.with_suffix(".npy")) as scratch:
         np.save(scratch, predicted.astype(np.int32))
     correct = int((predicted == dataset.validation_labels).sum())
     found = {"config": config, "correct": correct, "images": len(predicted), "top1": correct / len(predicted)}
-    write_json(record, found)
+    write_json(record, {**found, EVALUATION: took_s})
     return found
 
 
@@ -136,13 +125,13 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
     sizes = sorted({c[SIZE] for c in configs if _pass_folder(folder, c) == pass_folder})
     wanted = pass_folder / f"{config[SIZE]}.npz"
     pass_folder.mkdir(exist_ok=True)
-    with _alone(pass_folder / "lock"):
+    with alone(pass_folder / "lock"):
         missing = [size for size in sizes if not (pass_folder / f"{size}.npz").is_file()]
         if config[SIZE] in missing:
             kept = [0]
 
             def keep(size: int, found: "Ranges") -> None:
-                with _in_place(pass_folder / f"{size}.npz") as scratch:
+                with in_place(pass_folder / f"{size}.npz") as scratch:
                     np.savez(scratch, scales=found[0], zero_points=found[1])
                 _count(pass_folder, size - kept[-1])
                 kept.append(size)
@@ -170,15 +159,6 @@ def _count(pass_folder: Path, images: int) -> None:
         counted.write(f"{images}\n")
 
 
-def _predicted(record: Path) -> Any:
-    """The classes that a trial has predicted; None if they are not there or damaged: then it is done again."""
-    try:
-        found = np.load(record.with_suffix(".npy"), allow_pickle=False)
-        return found if len(found) == read_json(record)["images"] else None
-    except (OSError, ValueError, EOFError, UserError, KeyError):
-        return None
-
-
 def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
     """The table of all trials, the curve and the choice. failed: by a trial's digest, what went wrong.
 
@@ -188,8 +168,9 @@ def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str
     dataset = dataset_of(call)
     labels = dataset.validation_labels
     records = {config_digest(c): folder / f"{config_digest(c)}.json" for c in configs}
-    answers = {name: _predicted(path) if path.is_file() else None for name, path in records.items()}
+    answers = {name: predicted_by(path) if path.is_file() else None for name, path in records.items()}
     done = [{"digest": name, **read_json(records[name])} for name, found in answers.items() if found is not None]
+    evaluation_s = sum(trial.pop(EVALUATION) for trial in done)
     if not done:
         raise StageError(
             f"none of the {len(configs)} trials finished: {next(iter(failed.values()), '')}", "see the log"
@@ -206,43 +187,9 @@ def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str
         "baseline_top1": float(baseline.mean()),
         "curve": rows,
         "choice": choose(rows, call.settings["seed"], max(c[SIZE] for c in configs)),
+        "evaluation_s": round(evaluation_s, 3),
         "calibration_images": sum(images),
         "calibration_passes": len(passes),
     }
-    _write_table(Path(call.folder), results)
+    write_table(Path(call.folder), [*results["trials"], *results["failed"]], ("top1", "correct", "images", "error"))
     return results
-
-
-def _write_table(folder: Path, results: Results) -> None:
-    """trials.csv and trials.parquet: a row a trial, config columns `config/<key>`."""
-    import pandas as pd
-
-    rows = [
-        {f"config/{key}": value for key, value in t["config"].items()}
-        | {"top1": t.get("top1"), "correct": t.get("correct"), "images": t.get("images"), "error": t.get("error")}
-        for t in [*results["trials"], *results["failed"]]
-    ]
-    table = pd.DataFrame(rows)
-    table.to_csv(folder / f"{TABLE}.csv", index=False)
-    table.to_parquet(folder / f"{TABLE}.parquet", index=False)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process at a time, by this file; the others wait."""
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _in_place(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path`, of the same suffix, synced and renamed to it at the end: whole or not at all."""
-    scratch = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
-    try:
-        yield scratch
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

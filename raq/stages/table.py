@@ -5,6 +5,8 @@ from pathlib import Path
 
 from raq.stages.call import Call, Progress, Results
 from raq.stages.deployment import bench_stage, evaluate_stage, lower_stage
+from raq.stages.layer_trials import layer_sweep_stage
+from raq.stages.qat_trials import qat_sweep_stage
 from raq.stages.quantizing import ptq_stage
 from raq.stages.sweeping import sweep_stage
 from raq.stages.training import load_weights_stage, qat_stage, train_stage
@@ -14,6 +16,8 @@ STAGES: dict[str, Callable[[Call, Progress], Results]] = {
     "train": train_stage,
     "ptq": ptq_stage,
     "sweep": sweep_stage,
+    "qat_sweep": qat_sweep_stage,
+    "layer_sweep": layer_sweep_stage,
     "qat": qat_stage,
     "lower": lower_stage,
     "evaluate": evaluate_stage,

@@ -3,6 +3,7 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ from raq.stages.call import (
     network_of,
     parity_chain,
     prepared_for_qat,
+    trained_network,
 )
 from raq.stages.quantizing import keep_program
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx, nn
 
     from raq.model.training import TrainingContext, TrainingResult
 
@@ -67,7 +69,8 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
 
     qat = Qat.model_validate(call.settings["qat"])
     prepared = prepared_for_qat(call, qat)
-    return train(prepared, dataset, qat, seed, context, qat_hooks(prepared, qat))
+    teacher = trained_network(call).to(context.device) if qat.distillation else None
+    return train(prepared, dataset, qat, seed, context, qat_hooks(prepared, qat, teacher))
 
 
 def _check_sides(call: Call, network: "nn.Module", settings: Train) -> None:
@@ -101,22 +104,41 @@ def finish_training(call: Call, result: "TrainingResult") -> Results:
 
 
 def qat_stage(call: Call, progress: Progress) -> Results:
-    """Quantization-aware training in this process, and conversion."""
+    """Quantization-aware training in this process, and conversion; after a sweep, the conversion of what it chose."""
+    if "sweep" in call.inputs:
+        return _finish_chosen(call)
     result = train_in(call, _local_context(call, progress))
     return finish_qat(call, result)
 
 
-def finish_qat(call: Call, result: "TrainingResult") -> Results:
-    """Convert the best epoch of a finished quantization-aware training."""
+def _finish_chosen(call: Call) -> Results:
+    """Convert the training that the sweep before has chosen."""
+    from raq.model.training import read_result
+    from raq.stages.qat_trials import chosen_settings
+
+    folder = Path(call.inputs["sweep"])
+    chosen = replace(call, settings={**call.settings, "qat": chosen_settings(call).model_dump(mode="json")})
+    return {"config": chosen.settings["qat"], **finish_qat(chosen, read_result(folder))}
+
+
+def trained_graph(call: Call, result: "TrainingResult") -> "fx.GraphModule":
+    """The graph with fake quantizers of a training's best epoch, in evaluation mode, its ranges fixed."""
     from torchao.quantization.pt2e import disable_observer
 
-    from raq.quantize.conversion import convert
     from raq.quantize.qat import set_graph_mode
 
     prepared = prepared_for_qat(call, Qat.model_validate(call.settings["qat"]))
     prepared.load_state_dict(result.state)
     set_graph_mode(prepared, training=False, norms=False)
     prepared.apply(disable_observer)
+    return prepared
+
+
+def finish_qat(call: Call, result: "TrainingResult") -> Results:
+    """Convert the best epoch of a finished quantization-aware training."""
+    from raq.quantize.conversion import convert
+
+    prepared = trained_graph(call, result)
     chain = parity_chain(call, dataset_of(call))
     chain.step("simulated", prepared)
     results = keep_program(call, convert(prepared, example_of(call)), chain)

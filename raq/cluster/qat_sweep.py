@@ -1,0 +1,163 @@
+"""The search for a quantization-aware training, by Ray Tune: trials in its actors, or each of them Ray Train's.
+
+Which trials there are, and which end early, is decided by `searches.Search` alone; Tune is asked to do just that, so
+that a search comes to the same table however many trials run at a time, and after any interruption.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raq.cluster.sweep import Progress, reason, run_config, tune_config
+from raq.cluster.training import PLACE, remove_place, train_on_workers
+from raq.searches import Search
+from raq.stages.call import Call, Results
+from raq.stages.qat_trials import (
+    call_of,
+    finish_qat_sweep,
+    finish_trial,
+    finished,
+    prepare_qat_sweep,
+    run_qat_trial,
+    search_of,
+)
+from raq.sweeps import Config
+
+REPORTED = ("epoch", "validation_top1", "loss", "images_per_s")
+
+
+def distributed_qat_sweep(call: Call, board: Any) -> Results:
+    """The search of `call`, on `call.workers` places of `call.cpus` CPUs each.
+
+    A trial of one worker is a plain function in an actor of Tune, which does many; one of several is Ray Train's, for
+    which Tune reserves nothing: no more run at a time than there are places for all of their workers, so that none
+    waits for another. Raises StageError if no trial finishes.
+    """
+    each = call.settings["qat"]["workers"]
+    places = call.workers // each
+    search = search_of(call)
+    how = f"each {'a plain function' if each == 1 else f'{each} workers of Ray Train'} with {call.cpus} CPUs a worker"
+    show = {"stage": call.name, "progress": {"text": f"{search.asked} trials, {places} at a time, {how}"}}
+    board.post.remote(show)
+    prepare_qat_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
+    suggestions = _Suggestions(search, places)
+    trainable, resources = (
+        (tune.with_parameters(_trial, call=call), {"cpu": call.cpus, "gpu": call.gpus})
+        if each == 1
+        else (tune.with_parameters(_trial_on_workers, call=call, board=board), {"cpu": 0})
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune_config(
+            suggestions,
+            search.asked,
+            "validation_top1",
+            reuse_actors=each == 1,
+            scheduler=_Halving(search, suggestions),
+        ),
+        run_config=run_config(
+            call, [Progress(call.name, board, search.asked), *([_GiveBack(call)] if each > 1 else [])]
+        ),
+    )
+    for result in tuner.fit():
+        number = suggestions.number_of(result.config)
+        if result.error is not None and number is not None:
+            search.fail(number, reason(result.error))
+    return finish_qat_sweep(call, search)
+
+
+def _trial(config: Config, call: Call) -> None:
+    """What Tune runs in an actor: a training in this process."""
+    run_qat_trial(call, config, _report)
+
+
+def _report(row: dict[str, Any]) -> None:
+    tune.report({key: row.get(key) for key in REPORTED})
+
+
+def _trial_on_workers(config: Config, call: Call, board: Any) -> None:
+    """What Tune runs in an actor: a training by several workers of Ray Train, which has the resources."""
+    trial = call_of(call, config)
+    known = finished(trial)
+    if known is not None:
+        for row in known["history"]:
+            _report(row)
+        return
+    finish_trial(trial, train_on_workers(trial, board, _report))
+
+
+class _Suggestions(Searcher):
+    """Hands Tune the trials of a search, at most `places` at a time."""
+
+    def __init__(self, search: Search, places: int) -> None:
+        super().__init__(metric="validation_top1", mode="max")
+        self.search, self.places = search, places
+        self.numbers: dict[str, int] = {}
+        self.running: set[str] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial; None if it has to wait; FINISHED after the last."""
+        if self.search.exhausted:
+            return Searcher.FINISHED
+        number = None if len(self.running) >= self.places else self.search.start()
+        if number is None:
+            return None
+        self.numbers[trial_id] = number
+        self.running.add(trial_id)
+        return dict(self.search.configs[number])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A place is free."""
+        self.running.discard(trial_id)
+        if error and trial_id in self.numbers:
+            self.search.fail(self.numbers[trial_id], "")
+
+    def number_of(self, config: Config | None) -> int | None:
+        """The number of the trial that has this config."""
+        return next((n for n, own in enumerate(self.search.configs) if own == config), None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a search that is interrupted is asked anew, and comes to the same."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class _Halving(FIFOScheduler):
+    """Ends the trials that `Search` says end early."""
+
+    def __init__(self, search: Search, suggestions: _Suggestions) -> None:
+        super().__init__()
+        self.search, self.suggestions = search, suggestions
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on."""
+        number = self.suggestions.numbers[trial.trial_id]
+        goes_on = self.search.take(number, result["epoch"], result["validation_top1"])
+        decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        return decision
+
+
+class _GiveBack(tune.Callback):
+    """Gives back the places of a trial's workers when it has ended: an early stop leaves them taken."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The places that its workers have noted."""
+        self._give_back(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The same."""
+        self._give_back(trial)
+
+    def _give_back(self, trial: Any) -> None:
+        note = Path(call_of(self.call, trial.config).folder) / PLACE
+        with suppress(OSError, ValueError, ray.exceptions.RayError):
+            remove_place(note.read_text())

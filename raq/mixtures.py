@@ -1,0 +1,88 @@
+"""Which layers stay in float: the trials that tell, the mixtures to try, the choice. Neither torch nor ray.
+
+A trial is {"mode", "layers"}: `only` those layers are quantized, or all `without` them; names joined by spaces, in the
+graph's order. What is left of the signal is judged by the noise of the logits (mean square of the difference to FP32's,
+relative to FP32's own), which tells layers apart that no top-1 of some thousand images could.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MODE, LAYERS = "mode", "layers"
+ONLY, WITHOUT = "only", "without"
+Config = dict[str, str]
+Noise = Mapping[str, float]  # by layer
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer: its name and its share of the network's multiply-accumulates."""
+
+    name: str
+    mac_share: float
+
+
+def without(names: Sequence[str], order: Sequence[str]) -> Config:
+    """The trial in which all layers but these are quantized."""
+    return {MODE: WITHOUT, LAYERS: " ".join(name for name in order if name in set(names))}
+
+
+def first_trials(order: Sequence[str]) -> list[Config]:
+    """All quantized; all but one, for each; each alone."""
+    return [
+        without([], order),
+        *(without([name], order) for name in order),
+        *({MODE: ONLY, LAYERS: name} for name in order),
+    ]
+
+
+def quantized(config: Config, order: Sequence[str]) -> list[bool]:
+    """By layer, whether a trial quantizes it."""
+    named = set(config[LAYERS].split())
+    return [(name in named) == (config[MODE] == ONLY) for name in order]
+
+
+def ladders(layers: Sequence[LayerCost], all_quantized: float, left_out: Noise, most: int) -> list[list[str]]:
+    """The mixtures to try: layers left in float one after the other, in two orders, at most `most` of them.
+
+    all_quantized: the noise with every layer quantized; left_out: with all but this one. By the noise that leaving a
+    layer in float takes away; and by that over its cost, which is its share of the MACs and, as every change between
+    int8 and float costs something too, a layer's even share. Each mixture once.
+    """
+    gains = {layer.name: all_quantized - left_out[layer.name] for layer in layers}
+    even = 1 / len(layers)
+    cost = {layer.name: layer.mac_share + even for layer in layers}
+    useful = [layer.name for layer in layers if gains[layer.name] > 0]
+    found: dict[frozenset[str], list[str]] = {}
+    for ranked in (
+        sorted(useful, key=lambda name: -gains[name] / cost[name]),
+        sorted(useful, key=lambda name: -gains[name]),
+    ):
+        for count in range(1, min(most, len(ranked)) + 1):
+            found.setdefault(frozenset(ranked[:count]), ranked[:count])
+    return list(found.values())
+
+
+def choose_mixtures(
+    tried: Sequence[Mapping[str, Any]], max_drop: float, count: int
+) -> tuple[list[Mapping[str, Any]], str]:
+    """The mixtures to lower and measure, the cheapest first, and why these.
+
+    tried: {"layers": names, "drop_points", "noise", "float_mac_share"}, without the one that quantizes everything.
+    Those that lose no more than `max_drop` points on the validation images, of which the cheapest by float MACs, then
+    by the number of layers; if there are too few, those with the least noise after them.
+    """
+    able = sorted(
+        (t for t in tried if t["drop_points"] <= max_drop),
+        key=lambda t: (t["float_mac_share"], len(t["layers"].split()), t["noise"]),
+    )
+    rest = sorted((t for t in tried if t["drop_points"] > max_drop), key=lambda t: (t["drop_points"], t["noise"]))
+    chosen = [*able, *rest][:count]
+    why = (
+        f"{len(able)} of {len(tried)} mixtures lose at most {max_drop:g} points on the validation images; of these the "
+        "cheapest by float MACs"
+        if able
+        else f"no mixture loses at most {max_drop:g} points on the validation images; those that lose least"
+    )
+    return chosen, why

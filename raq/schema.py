@@ -1,0 +1,18 @@
+"""What every part of the experiment's schema is made of: the base of its sections, and the types of their values."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Natural = Annotated[int, Field(ge=0, le=10**9)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[float, float, float]
+Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
+
+
+class Section(BaseModel):
+    """A part of the experiment: frozen, strict about types, and refusing keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

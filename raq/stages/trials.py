@@ -1,0 +1,84 @@
+"""What all sweeps keep of their trials, and where: outside the stage's own folder, by what they depend on.
+
+Torch is imported inside the functions; never ray.
+"""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raq.errors import UserError
+from raq.records import read_json
+from raq.stages.call import Call, Progress, dataset_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BASELINE = "baseline.npy"
+TABLE = "trials"
+
+
+def trials_folder(call: Call) -> Path:
+    """Where the trials are kept that depend on the same weights (as trained by one execution), data and code."""
+    execution = read_json(Path(call.inputs["weights"]) / "record.json")["id"]
+    return Path(call.folder).parents[1] / "trials" / f"{call.settings['trials'][:16]}-{execution[:8]}"
+
+
+def evaluate_baseline(call: Call, network: "nn.Module", progress: Progress) -> None:
+    """FP32's classes of the validation images, in the trials' folder; what is there stays."""
+    from raq.model.evaluation import predict
+
+    path = trials_folder(call) / BASELINE
+    if not path.is_file():
+        progress({"text": "evaluating FP32"})
+        with in_place(path) as scratch:
+            np.save(scratch, predict(network, dataset_of(call), split="validation").astype(np.int32))
+
+
+def predicted_by(record: Path) -> Any:
+    """The classes that a trial has predicted; None if they are not there or damaged: then it is done again."""
+    try:
+        found = np.load(record.with_suffix(".npy"), allow_pickle=False)
+        return found if len(found) == read_json(record)["images"] else None
+    except (OSError, ValueError, EOFError, UserError, KeyError):
+        return None
+
+
+def write_table(folder: Path, trials: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """trials.csv and trials.parquet: a row a trial, config columns `config/<key>`, then the columns named."""
+    import pandas as pd
+
+    rows = [
+        {f"config/{key}": value for key, value in trial["config"].items()} | {name: trial.get(name) for name in columns}
+        for trial in trials
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / f"{TABLE}.csv", index=False)
+    table.to_parquet(folder / f"{TABLE}.parquet", index=False)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One process at a time, by this file; the others wait."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def in_place(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path`, of the same suffix, synced and renamed to it at the end: whole or not at all."""
+    scratch = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
