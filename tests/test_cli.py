@@ -102,8 +102,8 @@ def test_changing_the_rounds_measures_again_and_nothing_else(finished: Workplace
 def test_show_by_id_and_without_a_run(finished: Workplace, workplace: Workplace) -> None:
     first = sorted((finished.folder / "results" / "runs").iterdir())[0].name
     assert first in finished.raq("show", first).stdout
-    assert "there is no run 'nothing'" in clear_error(finished.raq("show", "nothing"), 2)
-    assert "there is no run here" in clear_error(workplace.raq("show"), 2)
+    assert "there is no run 'nothing'" in clear_error(finished.raq_here("show", "nothing"), 2)
+    assert "there is no run here" in clear_error(workplace.raq_here("show"), 2)
 
 
 def test_the_records_hold_what_they_stand_on(finished: Workplace) -> None:
@@ -149,7 +149,7 @@ def test_check_as_json_and_of_several(finished: Workplace, tmp_path: Path) -> No
     done = finished.raq("check", str(moved))
     assert done.returncode == 1
     assert "PROBLEM: " in done.stdout
-    assert "there is no such file" in clear_error(finished.raq("check", "none.pt2"), 2)
+    assert "there is no such file" in clear_error(finished.raq_here("check", "none.pt2"), 2)
 
 
 def test_the_parity_chain_is_shown(finished: Workplace) -> None:
@@ -177,18 +177,18 @@ def test_bench_of_artifacts(finished: Workplace, tmp_path: Path) -> None:
     assert [artifact["name"] for artifact in found["artifacts"]] == ["fp32", "ptq"]
     assert [(row["batch_size"], row["baseline"]) for row in found["rows"]] == [(2, "fp32/inductor")] * 2
     assert len(found["samples"]["ptq/inductor/2"][0]["samples_ms"]) == 50
-    assert "there is no such file" in clear_error(finished.raq("bench", "none.pt2"), 2)
-    assert "--precision" in clear_error(finished.raq("bench", *ours, "--precision", "0"), 2)
-    assert "not the shape of an image" in clear_error(finished.raq("bench", *ours, "--input", "3,²,3"), 2)
-    assert "says that its input is" in clear_error(finished.raq("bench", *ours, "--input", "3,64,64"), 2)
+    assert "there is no such file" in clear_error(finished.raq_here("bench", "none.pt2"), 2)
+    assert "--precision" in clear_error(finished.raq_here("bench", *ours, "--precision", "0"), 2)
+    assert "not the shape of an image" in clear_error(finished.raq_here("bench", *ours, "--input", "3,²,3"), 2)
+    assert "says that its input is" in clear_error(finished.raq_here("bench", *ours, "--input", "3,64,64"), 2)
     assert "names a size twice" in clear_error(
-        finished.raq("bench", *ours, "--batch-size", "1", "--batch-size", "1"), 2
+        finished.raq_here("bench", *ours, "--batch-size", "1", "--batch-size", "1"), 2
     )
     assert "takes no precision" in clear_error(
-        finished.raq("bench", *ours, "--protocol", "published", "--precision", "0.1"), 2
+        finished.raq_here("bench", *ours, "--protocol", "published", "--precision", "0.1"), 2
     )
     (tmp_path / "text.pt2").write_text("no package")
-    assert "not a readable package" in clear_error(finished.raq("bench", str(tmp_path / "text.pt2")), 1)
+    assert "not a readable package" in clear_error(finished.raq_here("bench", str(tmp_path / "text.pt2")), 1)
 
 
 def test_compare(finished: Workplace) -> None:
@@ -197,7 +197,7 @@ def test_compare(finished: Workplace) -> None:
     assert "ptq: top-1 +0.00 points" in done.stdout
     assert "cpu, inductor, batch 8, over fp32/eager: " in done.stdout
     assert json.loads(finished.raq("compare", "latest", "latest", "--json").stdout)["comparisons"]
-    assert "two runs or more" in clear_error(finished.raq("compare", "latest"), 2)
+    assert "two runs or more" in clear_error(finished.raq_here("compare", "latest"), 2)
 
 
 # --- two runs ---

@@ -34,14 +34,14 @@ def test_what_cannot_be_is_refused_at_once(workplace: Workplace, overrides: list
     if torch.cuda.is_available() and "GPU" in message:
         pytest.skip("this machine has a GPU")
     arguments = [part for override in overrides for part in ("--set", override)]
-    error = clear_error(workplace.raq("run", "tiny.yaml", *arguments, timeout=60), 2)
+    error = clear_error(workplace.raq_here("run", "tiny.yaml", *arguments), 2)
     assert message in error
     assert not list((workplace.folder / "results").glob("runs/*"))
 
 
 def test_results_that_cannot_be_written(workplace: Workplace) -> None:
     (workplace.folder / "results").write_text("a file")
-    assert "results cannot be written there" in clear_error(workplace.raq("run", "tiny.yaml"), 2)
+    assert "results cannot be written there" in clear_error(workplace.raq_here("run", "tiny.yaml"), 2)
 
 
 def test_no_cluster_at_the_address(workplace: Workplace) -> None:

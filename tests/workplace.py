@@ -1,11 +1,15 @@
 """A folder with the tiny experiment: a user's own model and data, small enough to run for real in a minute."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 TINY_MODULE = '''
 """A user's own model and data: two convolutions, 16x16 images whose class is their brightest quarter."""
@@ -84,11 +88,29 @@ class Workplace:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-c", "from raq.cli import main; main()", *arguments]
 
-    def raq(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def raq(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run `raq` in a process of its own, in this folder."""
         return subprocess.run(
             self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=timeout, check=False
         )
+
+    def raq_here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `raq` in this process, which has torch imported: for what ends before anything starts."""
+        from raq.cli import main
+
+        output, errors = io.StringIO(), io.StringIO()
+        before, handler = (Path.cwd(), sys.argv), signal.getsignal(signal.SIGTERM)
+        os.chdir(self.folder)
+        sys.argv = ["raq", *arguments]
+        try:
+            with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            os.chdir(before[0])
+            sys.argv = before[1]
+            signal.signal(signal.SIGTERM, handler)
+        code = ended.value.code if isinstance(ended.value.code, int) else 0
+        return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 def own_stage_processes() -> list[int]:

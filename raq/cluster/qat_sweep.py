@@ -4,6 +4,7 @@ Which trials there are, and which end early, is decided by `searches.Search` alo
 that a search comes to the same table however many trials run at a time, and after any interruption.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raq.cluster.sweep import Progress, reason, run_config, tune_config
+from raq.cluster.sweep import Progress, reason, resources_of, run_config, tune_config
 from raq.cluster.training import PLACE, remove_place, train_on_workers
 from raq.searches import Search
 from raq.stages.call import Call, Results
@@ -45,30 +46,38 @@ def distributed_qat_sweep(call: Call, board: Any) -> Results:
     show = {"stage": call.name, "progress": {"text": f"{search.asked} trials, {places} at a time, {how}"}}
     board.post.remote(show)
     prepare_qat_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
+    if each == 1:
+        trainable, resources = tune.with_parameters(_trial, call=call), resources_of(call)
+    else:
+        trainable, resources = tune.with_parameters(_trial_on_workers, call=call, board=board), {"cpu": 0}
+    callbacks = [] if each == 1 else [_GiveBack(call)]
+    tune_search(call, board, search, tune.with_resources(trainable, resources), places, callbacks)
+    return finish_qat_sweep(call, search)
+
+
+def tune_search(
+    call: Call, board: Any, search: Search, trainable: Any, places: int, callbacks: Sequence[tune.Callback] = ()
+) -> None:
+    """Go through a search by Tune, at most `places` trials at a time; what they tell is then in `search`.
+
+    trainable: takes a config, and reports "epoch" (from 0) and "validation_top1" after each epoch.
+    """
     suggestions = _Suggestions(search, places)
-    trainable, resources = (
-        (tune.with_parameters(_trial, call=call), {"cpu": call.cpus, "gpu": call.gpus})
-        if each == 1
-        else (tune.with_parameters(_trial_on_workers, call=call, board=board), {"cpu": 0})
-    )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        trainable,
         tune_config=tune_config(
             suggestions,
             search.asked,
             "validation_top1",
-            reuse_actors=each == 1,
+            reuse_actors=call.settings["qat"]["workers"] == 1,
             scheduler=_Halving(search, suggestions),
         ),
-        run_config=run_config(
-            call, [Progress(call.name, board, search.asked), *([_GiveBack(call)] if each > 1 else [])]
-        ),
+        run_config=run_config(call, [Progress(call.name, board, search.asked), *callbacks]),
     )
     for result in tuner.fit():
         number = suggestions.number_of(result.config)
         if result.error is not None and number is not None:
             search.fail(number, reason(result.error))
-    return finish_qat_sweep(call, search)
 
 
 def _trial(config: Config, call: Call) -> None:

@@ -73,7 +73,16 @@ def epochs_done(events: list[dict]) -> list[int]:
     return [event["epoch_done"]["epoch"] for event in events if "epoch_done" in event]
 
 
-@pytest.mark.parametrize(("workers", "epochs"), [pytest.param(1, 60, marks=pytest.mark.slow), (2, 4)])
+def test_two_workers_come_to_the_losses_of_one(nodes, workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers in Ray Train against one bare process."""
+    prepared = prepared_in(workplace, monkeypatch, "train.workers=2")
+    found = distributed_stage(call_of(prepared.plan[0], workplace, "together", workers=2), start_board())["history"]
+    bare = run_stage(call_of(prepared.plan[0], workplace, "bare", workers=1), lambda metrics: None)["history"]
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in bare], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "epochs"), [(1, 60), (2, 4)])
 def test_a_killed_process_is_replaced_and_goes_on_with_the_same_losses(
     nodes, workplace, monkeypatch: pytest.MonkeyPatch, workers: int, epochs: int
 ) -> None:

@@ -12,10 +12,13 @@ from workplace import Workplace, make_workplace, own_stage_processes
 
 import raq
 from raq.cluster.driver import Driver, demand_of
+from raq.cluster.qat_sweep import tune_search
 from raq.cluster.session import Node, cluster
 from raq.errors import UserError
 from raq.records import Store, write_json
 from raq.run import prepare
+from raq.searches import Search
+from raq.stages.call import Call
 from raq.sweeps import config_digest
 
 pytestmark = pytest.mark.cluster
@@ -89,6 +92,7 @@ def test_a_sweep_whose_actor_is_killed_ends_with_the_same_table(sweeper: Sweeper
     assert list(table["top1"]) == [t["top1"] for t in found["trials"]]
 
 
+@pytest.mark.slow
 def test_an_extended_sweep_does_the_new_trials_alone_and_a_broken_one_ends_no_other(sweeper: Sweeper) -> None:
     sweeper.run()
     before = sweeper.trials()
@@ -102,6 +106,44 @@ def test_an_extended_sweep_does_the_new_trials_alone_and_a_broken_one_ends_no_ot
     assert all(after[path] == time_ns for path, time_ns in before.items())
     assert {f["config"]["seed"] for f in found["failed"]} == {7}
     assert pd.read_csv(found["folder"] / "trials.csv")["error"].notna().sum() == 2
+
+
+class Told:
+    """A board that keeps what is posted."""
+
+    def __init__(self) -> None:
+        self.post = self
+        self.texts: list[str] = []
+
+    def remote(self, event: dict) -> None:
+        self.texts.append(event["progress"]["text"])
+
+
+def trial(config: dict) -> None:
+    """A trial that costs nothing."""
+    if config["lr"] == 0.3:
+        raise ValueError("broken")
+    for epoch in range(config["epochs"]):
+        tune.report({"epoch": epoch, "validation_top1": 0.9 - abs(config["lr"] - 0.02) - 0.1 / (epoch + 1)})
+
+
+QAT = {"lr": 0.001, "epochs": 4, "workers": 1}
+
+
+def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
+    """As on one place without Tune: the same trials, the same early stops; one that fails ends no other."""
+    sweep = {"space": {"lr": [0.01, 0.02, 0.3, 0.4, 0.5], "epochs": [4]}, "search": "grid", "scheduler": "asha"}
+    search = Search({**sweep, "trials": None}, QAT, 0)
+    call = Call("sweep/qat", "qat_sweep", {"qat": QAT}, {}, str(tmp_path), None, None, None, 1, 0, 2)
+    told = Told()
+    tune_search(call, told, search, tune.with_resources(trial, {"cpu": 1}), 2)
+    assert told.texts[-1] == "trial 6 of 6"
+    assert [c["lr"] for c in search.configs] == [0.001, 0.01, 0.02, 0.3, 0.4, 0.5]
+    assert search.stops() == [None, None, None, None, 1, 1]
+    assert search.failed == {3: "ValueError: broken"}
+    assert max(search.scores(), key=lambda score: score or 0) == pytest.approx(0.875)
+    grid = tune.ResultGrid(tune.ExperimentAnalysis(str(tmp_path / "tune")))
+    assert len(grid.get_dataframe()) == 6
 
 
 def test_trials_share_the_cpus_that_there_are(sweeper: Sweeper) -> None:
