@@ -166,6 +166,10 @@ class Ptq(Section):
 
     backend: Backend = "x86"
     """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
+    per_channel: bool = True
+    """Weights have a scale for each output channel; false: one for each tensor (on Arm always)."""
+    reduce_range: bool | None = None
+    """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
     calibration: Calibration = Calibration()
 
 

@@ -29,14 +29,19 @@ class Run:
         return summarise(self.folder)
 
     def trials(self) -> "pd.DataFrame":
-        """A row a trial of the run's sweep: columns config/<key>, top1, correct, images, error.
+        """A row a trial of the run's sweeps: columns sweep (ptq, qat or layers), config/<key>, top1, error and others.
 
-        Raises UserError if the run has no finished sweep.
+        What a sweep's trials do not have is missing in its rows. Raises UserError if the run has no finished sweep.
         """
         import pandas as pd
 
         store = Store(self.folder.parent.parent)
+        tables = []
         for name, stage in self.record["stages"].items():
             if name.startswith("sweep/") and store.find(stage["kind"], stage["fingerprint"]) is not None:
-                return pd.read_parquet(store.stage_folder(stage["kind"], stage["fingerprint"]) / TRIALS)
-        raise UserError(f"{self.folder.name} has no finished sweep", "its experiment names none, or it did not end")
+                table = pd.read_parquet(store.stage_folder(stage["kind"], stage["fingerprint"]) / TRIALS)
+                table.insert(0, "sweep", name.removeprefix("sweep/"))
+                tables.append(table)
+        if not tables:
+            raise UserError(f"{self.folder.name} has no finished sweep", "its experiment names none, or it did not end")
+        return pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]

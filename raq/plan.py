@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from raq.environment import has_vnni, versions
 from raq.errors import UserError
-from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Resources
+from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Qat, Resources
 from raq.fingerprints import CODE, LIBRARIES, code_digest, digest
 from raq.records import Record, Store, read_run
 from raq.sweep_schema import PtqSweep, Sweep
@@ -114,7 +114,7 @@ class _Plan:
             settings = {
                 **self.common,
                 **self.parity,
-                "reduce_range": part.backend == "x86" and saturates,
+                "reduce_range": self._reduces_range(part, saturates),
                 name: part.model_dump(mode="json"),
             }
             inputs = {"weights": "train"}
@@ -134,6 +134,11 @@ class _Plan:
             if name == "ptq" and sweep.layers is not None:
                 self._add_mixtures(settings, inputs, sweep)
 
+    def _reduces_range(self, part: Ptq | Qat, saturates: bool) -> bool:
+        """Whether activations have 7 bits: as asked, else where 8 could saturate."""
+        asked = part.reduce_range if isinstance(part, Ptq) else None
+        return part.backend == "x86" and (saturates if asked is None else asked)
+
     def _add_mixtures(self, settings: Settings, inputs: dict[str, str], sweep: Sweep) -> None:
         """The search for layers to leave in float, and the candidates that it finds, calibrated as ptq is."""
         assert sweep.layers is not None
@@ -148,8 +153,8 @@ class _Plan:
     def _add_ptq_sweep(self, settings: Settings, sweep: PtqSweep) -> None:
         """The calibrations tried before PTQ."""
         batch_size = settings["ptq"]["calibration"]["batch_size"]
-        kept = {key: value for key, value in settings["ptq"].items() if key != "calibration"}
-        trials = self._trials("trials", settings, {"ptq", "seed"}, {**kept, "batch_size": batch_size})
+        kept = {"backend": settings["ptq"]["backend"], "batch_size": batch_size}
+        trials = self._trials("trials", settings, {"ptq", "seed", "reduce_range"}, kept)
         own = {key: value for key, value in settings.items() if key != "parity_images"}
         wanted = {**own, "sweep": sweep.model_dump(mode="json"), "trials": trials}
         self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})

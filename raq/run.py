@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.doctor import before_run
-from raq.environment import environment, machine, versions
+from raq.environment import environment, has_vnni, machine, versions
 from raq.errors import RaqError, UserError
 from raq.experiment import EXECUTORCH_HINT, Experiment
 from raq.experiment_file import load_experiment
@@ -83,7 +83,16 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
             f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
             f"raise data.validation or data.train_limit, to {LEAST_VALIDATION_IMAGES} images at least",
         )
-    facts = Facts(described, dict(where or machine()), _weights_digest(experiment), _source_digests(experiment))
+    here = dict(where or machine())
+    swept = tried.reduce_range if tried is not None else ()
+    x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"
+    if x86 and False in swept and not has_vnni(here["features"]):
+        raise UserError(
+            "sweep.ptq.reduce_range has false, and this CPU has no VNNI: its int8 kernels could saturate, which trials, "
+            "that compute in float, would not show",
+            "leave it out here",
+        )
+    facts = Facts(described, here, _weights_digest(experiment), _source_digests(experiment))
     return Prepared(experiment, described, make_plan(experiment, facts))
 
 

@@ -21,6 +21,10 @@ class PtqSweep(Section):
         tuple[Annotated[float, Field(gt=50, le=100)], ...], Field(strict=False, alias="calibration.percentile")
     ] = ()
     """Values of ptq.calibration.percentile, for the percentile observer."""
+    per_channel: Annotated[tuple[bool, ...], Field(strict=False)] = ()
+    """Values of ptq.per_channel."""
+    reduce_range: Annotated[tuple[bool, ...], Field(strict=False)] = ()
+    """Values of ptq.reduce_range."""
     seeds: Annotated[tuple[Natural, ...], Field(strict=False, alias="seed", min_length=1)] = (0, 1, 2)
     """Seeds of the calibration's sample: what one size gives by chance."""
 
@@ -35,10 +39,10 @@ class PtqSweep(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "PtqSweep":
-        for name in ("sizes", "observers", "percentiles", "seeds"):
+        for name, field in type(self).model_fields.items():
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{type(self).model_fields[name].alias}: {list(values)} names a value twice")
+                raise ValueError(f"{field.alias or name}: {list(values)} names a value twice")
         return self
 
 

@@ -1,7 +1,7 @@
 """What the trials of a sweep come to: their names, the curve over calibration sizes, the choice. Neither torch nor ray.
 
-A trial is a calibration: {"calibration.size", "calibration.observer", "calibration.percentile", "seed"}. All trials
-are compared on the same validation images; the test split is read by the chosen candidate alone.
+A trial is a calibration and what it is for: {"calibration.size", "calibration.observer", "calibration.percentile",
+"per_channel", "reduce_range", "seed"}. All trials are compared on the same validation images; the test split is read by the chosen candidate alone.
 """
 
 import itertools
@@ -15,23 +15,37 @@ from raq.bench.statistics import mean_drop
 from raq.fingerprints import digest
 
 SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
+PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
+METHOD = (OBSERVER, PERCENTILE, PER_CHANNEL, REDUCE_RANGE)  # what sizes are compared within
 Config = dict[str, Any]
 Right = NDArray[np.bool_]
 
 
-def grid(ptq: Mapping[str, Any], sweep: Mapping[str, Any]) -> list[Config]:
+def grid(settings: Mapping[str, Any]) -> list[Config]:
     """Every combination, seeds varying fastest: what the sweep does not name is as in `ptq`.
+
+    settings: of the stage: "ptq", "sweep", and "reduce_range" as it is on this machine.
 
     The percentile counts for its own observer alone, so that other observers are not tried once for each of its values.
     """
+    ptq, sweep = settings["ptq"], settings["sweep"]
     calibration = ptq["calibration"]
     sizes = sorted(sweep["sizes"] or [calibration["size"]], reverse=True)
     observers = sweep["observers"] or [calibration["observer"]]
     percentiles = sweep["percentiles"] or [calibration["percentile"]]
     return [
-        {SIZE: size, OBSERVER: observer, PERCENTILE: percentile, SEED: seed}
+        {
+            SIZE: size,
+            OBSERVER: observer,
+            PERCENTILE: percentile,
+            PER_CHANNEL: per_channel,
+            REDUCE_RANGE: reduce_range,
+            SEED: seed,
+        }
         for observer in observers
         for percentile in (percentiles if observer == "percentile" else [None])
+        for per_channel in sweep["per_channel"] or [ptq["per_channel"]]
+        for reduce_range in sweep["reduce_range"] or [settings["reduce_range"]]
         for size, seed in itertools.product(sizes, sweep["seeds"])
     ]
 
@@ -51,10 +65,10 @@ def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], basel
     groups: dict[tuple[Any, ...], dict[int, dict[int, Right]]] = {}
     for trial in trials:
         config = trial["config"]
-        by_size = groups.setdefault((config[OBSERVER], config[PERCENTILE]), {})
+        by_size = groups.setdefault(tuple(config[key] for key in METHOD), {})
         by_size.setdefault(config[SIZE], {})[config[SEED]] = right[trial["digest"]]
     rows = []
-    for (observer, percentile), by_size in groups.items():
+    for (observer, percentile, per_channel, reduce_range), by_size in groups.items():
         largest = by_size[max(by_size)]
         for size, by_seed in sorted(by_size.items()):
             shared = sorted(set(by_seed) & set(largest))
@@ -68,6 +82,8 @@ def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], basel
                 {
                     "observer": observer,
                     "percentile": percentile,
+                    "per_channel": per_channel,
+                    "reduce_range": reduce_range,
                     "size": size,
                     "seeds": sorted(by_seed),
                     "top1": found,
@@ -87,13 +103,13 @@ def choose(rows: Sequence[Mapping[str, Any]], seed: int, asked: int | None = Non
     The best observer is the one whose largest size has the highest mean top-1. seed: taken if it was tried. asked: the
     largest size that was to be tried; that it did not finish is said.
     """
-    largest: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+    largest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in rows:
-        key = (row["observer"], row["percentile"])
+        key = _method(row)
         if key not in largest or row["size"] > largest[key]["size"]:
             largest[key] = row
     best = max(largest.values(), key=lambda row: row["mean_top1"])
-    same = [r for r in rows if (r["observer"], r["percentile"]) == (best["observer"], best["percentile"])]
+    same = [r for r in rows if _method(r) == _method(best)]
     compared = [r for r in same if r is best or r["against_largest_interval"] is not None]
     able = [r for r in same if r is best or (r["against_largest_interval"] and r["against_largest_interval"][0] <= 0)]
     chosen = min(able, key=lambda row: row["size"])
@@ -112,6 +128,13 @@ def choose(rows: Sequence[Mapping[str, Any]], seed: int, asked: int | None = Non
         SIZE: chosen["size"],
         OBSERVER: chosen["observer"],
         PERCENTILE: chosen["percentile"],
+        PER_CHANNEL: chosen["per_channel"],
+        REDUCE_RANGE: chosen["reduce_range"],
         SEED: seed if seed in chosen["seeds"] else chosen["seeds"][0],
     }
     return {"config": config, "why": f"{chosen['observer']}, {chosen['size']} images: {why}"}
+
+
+def _method(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row of the curve has in common with the rows of its other sizes."""
+    return row["observer"], row["percentile"], row["per_channel"], row["reduce_range"]

@@ -5,16 +5,18 @@ import pytest
 
 from raq.bench.statistics import mean_drop
 from raq.experiment import Experiment
-from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE, choose, config_digest, curve, grid
+from raq.sweeps import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, choose, config_digest, curve, grid
 
-PTQ = {"calibration": {"size": 256, "observer": "histogram", "percentile": 99.9}}
+PTQ = {"per_channel": True, "calibration": {"size": 256, "observer": "histogram", "percentile": 99.9}}
+
+AS_EVER = {PER_CHANNEL: True, REDUCE_RANGE: True}
 
 
 def swept(**given: object) -> list[dict]:
     experiment = Experiment.model_validate({"name": "x", "sweep": {"ptq": given}})
     assert experiment.sweep is not None
     assert experiment.sweep.ptq is not None
-    return grid(PTQ, experiment.sweep.ptq.model_dump(mode="json"))
+    return grid({"ptq": PTQ, "sweep": experiment.sweep.ptq.model_dump(mode="json"), "reduce_range": True})
 
 
 def test_the_grid() -> None:
@@ -28,7 +30,10 @@ def test_the_grid() -> None:
         ("percentile", 99.9),
         ("minmax", None),
     }
-    assert swept(seed=[1]) == [{SIZE: 256, OBSERVER: "histogram", PERCENTILE: None, SEED: 1}]
+    alone = {SIZE: 256, OBSERVER: "histogram", PERCENTILE: None, PER_CHANNEL: True, REDUCE_RANGE: True, SEED: 1}
+    assert swept(seed=[1]) == [alone]
+    both = swept(seed=[1], per_channel=[True, False], reduce_range=[False])
+    assert [(c[PER_CHANNEL], c[REDUCE_RANGE]) for c in both] == [(True, False), (False, False)]
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.02])
@@ -52,7 +57,7 @@ def trials_of(top1: dict[tuple[str, int], float], seeds: int = 3, images: int = 
     trials, right = [], {}
     for (observer, size), share in top1.items():
         for seed in range(seeds):
-            config = {SIZE: size, OBSERVER: observer, PERCENTILE: None, SEED: seed}
+            config = {SIZE: size, OBSERVER: observer, PERCENTILE: None, **AS_EVER, SEED: seed}
             flipped = rng.random(images) < 0.002
             trials.append({"config": config, "digest": config_digest(config)})
             right[config_digest(config)] = (draw < share) ^ flipped
@@ -69,7 +74,7 @@ def test_the_smallest_that_is_not_detectably_worse_is_chosen() -> None:
     assert rows[0]["against_largest"] == pytest.approx(20, abs=1)
     assert rows[0]["against_largest_interval"][0] > 15
     chosen = choose(rows, seed=2)
-    assert chosen["config"] == {SIZE: 64, OBSERVER: "minmax", PERCENTILE: None, SEED: 2}
+    assert chosen["config"] == {SIZE: 64, OBSERVER: "minmax", PERCENTILE: None, **AS_EVER, SEED: 2}
     assert "not detectably worse than 256" in chosen["why"]
     assert choose(rows, seed=9)["config"][SEED] == 0, "a seed that was not tried is not taken"
     assert "512 images did not finish" in choose(rows, 0, asked=512)["why"]

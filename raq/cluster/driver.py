@@ -102,7 +102,7 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
 def trials_of(stage: Stage) -> int:
     """How many trials a sweep has, at most."""
     if stage.kind == "sweep":
-        return len(grid(stage.settings["ptq"], stage.settings["sweep"]))
+        return len(grid(stage.settings))
     if stage.kind == "layer_sweep":
         return 10_000  # one a layer at least: they are known when the network is exported
     return Search(stage.settings["sweep"], stage.settings["qat"], stage.settings["seed"]).asked

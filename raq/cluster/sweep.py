@@ -26,7 +26,7 @@ def distributed_sweep(call: Call, board: Any) -> Results:
     more and then told; the others go on. Raises StageError if none finishes.
     """
     prepare_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
-    configs = grid(call.settings["ptq"], call.settings["sweep"])
+    configs = grid(call.settings)
     failed = tune_all(call, board, tune.with_parameters(_trial, call=call), configs, "top1")
     return finish_sweep(call, configs, {config_digest(configs[n]): error for n, error in failed.items()})
 

@@ -28,9 +28,11 @@ from raq.quantize.ptq import FixedFakeQuantize, calibration_sample, observe, pre
 Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]  # scales [K], zero points [K], in the order of `_slots`
 
 
-def prepared_from(program: ExportedProgram, backend: str, calibration: Calibration, *, reduce_range: bool) -> Any:
+def prepared_from(
+    program: ExportedProgram, backend: str, calibration: Calibration, *, reduce_range: bool, per_channel: bool = True
+) -> Any:
     """A fresh graph with observers, of a network that was exported once."""
-    return prepare_graph(program.module(), backend, calibration, reduce_range=reduce_range)
+    return prepare_graph(program.module(), backend, calibration, reduce_range=reduce_range, per_channel=per_channel)
 
 
 def calibrate_nested(

@@ -26,6 +26,7 @@ def prepare(
     calibration: Calibration,
     *,
     reduce_range: bool,
+    per_channel: bool = True,
     floats: Collection[str] = (),
 ) -> fx.GraphModule:
     """The network's graph with observers where `backend` quantizes; floats: names of layers that stay in float.
@@ -37,15 +38,24 @@ def prepare(
         backend,
         calibration,
         reduce_range=reduce_range,
+        per_channel=per_channel,
         floats=floats,
     )
 
 
 def prepare_graph(
-    graph: nn.Module, backend: str, calibration: Calibration, *, reduce_range: bool, floats: Collection[str] = ()
+    graph: nn.Module,
+    backend: str,
+    calibration: Calibration,
+    *,
+    reduce_range: bool,
+    per_channel: bool = True,
+    floats: Collection[str] = (),
 ) -> fx.GraphModule:
     """`prepare` for a network that is exported already."""
-    quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, reduce_range=reduce_range)
+    quantizer = QUANTIZERS[backend](
+        qat=False, calibration=calibration, reduce_range=reduce_range, per_channel=per_channel
+    )
     quantizer = Excluding(quantizer, floats) if floats else quantizer
     prepared: fx.GraphModule = prepare_pt2e(graph, quantizer)
     refuse_unannotated(prepared, backend)

@@ -62,19 +62,23 @@ OBSERVERS = {
 }
 
 
-def x86_quantizer(*, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False) -> Quantizer:
+def x86_quantizer(
+    *, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False, per_channel: bool = True
+) -> Quantizer:
     """The quantizer for Inductor on x86: activations uint8 per tensor, weights int8 per channel.
 
     calibration: which observer watches the activations, after training only (QAT has its own fake quantizers with
     moving averages). reduce_range: 7-bit activations, for CPUs without VNNI, whose int8 kernels add pairs of products
-    in 16 bits and can saturate.
+    in 16 bits and can saturate. per_channel: of the weights' scales.
     """
     activations = _activations(torch.uint8, (0, 127 if reduce_range else 255), None if qat else calibration, qat=qat)
-    weights = _weights(qat=qat, per_channel=True, lowest=-128)
+    weights = _weights(qat=qat, per_channel=per_channel, lowest=-128)
     return X86InductorQuantizer().set_global(QuantizationConfig(activations, activations, weights, None, qat))
 
 
-def arm_quantizer(*, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False) -> Quantizer:
+def arm_quantizer(
+    *, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False, per_channel: bool = True
+) -> Quantizer:
     """The quantizer for Inductor on Arm: activations int8 per tensor, and weights int8 per tensor too.
 
     Arguments as for x86, but that kernels of Arm add in 32 bits. Weights have one scale a tensor, as in torchao's own
@@ -88,7 +92,9 @@ def arm_quantizer(*, qat: bool, calibration: Calibration | None = None, reduce_r
     return ArmInductorQuantizer().set_global(QuantizationConfig(activations, activations, weights, None, qat))
 
 
-def xnnpack_quantizer(*, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False) -> Quantizer:
+def xnnpack_quantizer(
+    *, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False, per_channel: bool = True
+) -> Quantizer:
     """The quantizer for XNNPACK: activations int8 per tensor, weights int8 per channel, -127 to 127.
 
     Arguments as for x86; its kernels do not saturate. UserError if ExecuTorch, which has it, is not installed.
@@ -99,7 +105,7 @@ def xnnpack_quantizer(*, qat: bool, calibration: Calibration | None = None, redu
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig as XnnpackConfig
 
     activations = _activations(torch.int8, (-128, 127), None if qat else calibration, qat=qat)
-    weights = _weights(qat=qat, per_channel=True, lowest=-127)
+    weights = _weights(qat=qat, per_channel=per_channel, lowest=-127)
     quantizer: Quantizer = XNNPACKQuantizer().set_global(XnnpackConfig(activations, activations, weights, None, qat))
     return quantizer
 

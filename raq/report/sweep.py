@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raq.sweeps import OBSERVER, PERCENTILE, SIZE
+from raq.sweeps import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
 
 
 def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
     """What a sweep's trials came to, a row a calibration; the chosen one is marked, trials that failed are told."""
     config = found["choice"]["config"]
-    wanted = (config[OBSERVER], config[PERCENTILE], config[SIZE])
+    wanted = tuple(config[key] for key in (*METHOD, SIZE))
     seeds = max(len(row["seeds"]) for row in found["curve"])
     console.print(
         f"\n{len(found['trials'])} calibrations on {found['validation_images']} validation images, "
@@ -27,12 +27,19 @@ def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
     table.add_column("observer", no_wrap=True)
     for name in ("images", "top-1 %", "± seeds", "drop", "against the largest"):
         table.add_column(name, justify="right", no_wrap=True)
+    several = {key: len({row[key] for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
+
+    def said(row: Mapping[str, Any]) -> str:
+        channels = f", per {'channel' if row[PER_CHANNEL] else 'tensor'}" if several[PER_CHANNEL] else ""
+        return channels + (f", {7 if row[REDUCE_RANGE] else 8} bits" if several[REDUCE_RANGE] else "")
+
     for row in found["curve"]:
         percentile = "" if row["percentile"] is None else f" {row['percentile']:g}"
-        chosen = (row["observer"], row["percentile"], row["size"]) == wanted
+        method = (row["observer"], row["percentile"], row["per_channel"], row["reduce_range"])
+        chosen = (*method, row["size"]) == wanted
         table.add_row(
             "▸" if chosen and console.encoding.startswith("utf") else "*" if chosen else "",
-            Text(f"{row['observer']}{percentile}"),
+            Text(f"{row['observer']}{percentile}{said(row)}"),
             str(row["size"]),
             f"{100 * row['mean_top1']:.2f}",
             "" if row["std_top1"] is None else f"{100 * row['std_top1']:.2f}",

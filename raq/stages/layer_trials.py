@@ -92,7 +92,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
     folder = trials_folder(call)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(min(call.cpus * call.workers, len(available_cpus())))  # no trial runs yet
-    settings, seed = chosen_calibration(call)
+    settings, seed, reduce_range = chosen_calibration(call)
     network, dataset = trained_network(call), dataset_of(call)
     if not (folder / LOGITS).is_file():
         progress({"text": "evaluating FP32"})
@@ -101,12 +101,17 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
             np.save(scratch, logits(network, dataset, every, split="validation"))
     if not (folder / RANGES).is_file():
         progress({"text": "calibrating"})
-        reduce_range = call.settings["reduce_range"]
         exported = export_network(network, example_of(call))
         macs: Counter[str] = Counter()  # of a module that is called several times, those of all its calls
         for _, layer in layers(exported.graph_module.graph):
             macs[layer.name] += layer.macs
-        prepared = prepare_graph(exported.module(), settings.backend, settings.calibration, reduce_range=reduce_range)
+        prepared = prepare_graph(
+            exported.module(),
+            settings.backend,
+            settings.calibration,
+            reduce_range=reduce_range,
+            per_channel=settings.per_channel,
+        )
         shares = [{"name": name, "mac_share": macs[name] / macs.total()} for name in quantized_layers(prepared)]
         write_json(folder / LAYERS_FILE, {"layers": shares})
         calibrate(prepared, dataset, settings.calibration, seed)
@@ -127,10 +132,17 @@ def _compiled(call: Call) -> Path:
     path = folder / f"switched-{digest({key: here[key] for key in ('cpu', 'features')})[:16]}.pt2"
     with alone(folder / "compiling"):
         if not path.is_file():
-            settings, _ = chosen_calibration(call)
-            example, reduce_range = example_of(call), call.settings["reduce_range"]
+            settings, _, reduce_range = chosen_calibration(call)
+            example = example_of(call)
             calibration = settings.calibration.model_copy(update={"observer": "minmax"})
-            prepared = prepare(trained_network(call), example, settings.backend, calibration, reduce_range=reduce_range)
+            prepared = prepare(
+                trained_network(call),
+                example,
+                settings.backend,
+                calibration,
+                reduce_range=reduce_range,
+                per_channel=settings.per_channel,
+            )
             with in_place(path) as scratch:
                 compile_for_all_ranges(prepared, example, scratch, [layer.name for layer in layers_of(call)])
     return path

@@ -19,7 +19,7 @@ from raq.stages.call import (
     parity_chain,
     trained_network,
 )
-from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE
+from raq.sweeps import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 
 if TYPE_CHECKING:
     from raq.quantize.parity import Chain
@@ -30,7 +30,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     from raq.quantize.conversion import convert
     from raq.quantize.ptq import calibrate, prepare, simulated
 
-    settings, seed = chosen_calibration(call)
+    settings, seed, reduce_range = chosen_calibration(call)
     dataset = dataset_of(call)
     network = trained_network(call)
     example = example_of(call)
@@ -40,7 +40,8 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         example,
         settings.backend,
         settings.calibration,
-        reduce_range=call.settings["reduce_range"],
+        reduce_range=reduce_range,
+        per_channel=settings.per_channel,
         floats=floats,
     )
     size = settings.calibration.size
@@ -57,7 +58,13 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         chain.step("simulated", as_integers)
     program = convert(prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
-    return {"calibration": used, "float_layers": floats, **keep_program(call, program, chain)}
+    return {
+        "calibration": used,
+        "per_channel": settings.per_channel,
+        "reduce_range": reduce_range,
+        "float_layers": floats,
+        **keep_program(call, program, chain),
+    }
 
 
 def chosen_floats(call: Call) -> list[str]:
@@ -67,17 +74,25 @@ def chosen_floats(call: Call) -> list[str]:
     return names.split()
 
 
-def chosen_calibration(call: Call) -> tuple[Ptq, int]:
-    """How to quantize, and the seed of the calibration's sample: as written, or as the sweep before has chosen."""
+def chosen_calibration(call: Call) -> tuple[Ptq, int, bool]:
+    """How to quantize, the seed of the calibration's sample, and whether ranges are reduced.
+
+    As written, or as the sweep before has chosen.
+    """
     settings = Ptq.model_validate(call.settings["ptq"])
     if "sweep" not in call.inputs:
-        return settings, call.settings["seed"]
+        return settings, call.settings["seed"], call.settings["reduce_range"]
     config = read_json(Path(call.inputs["sweep"]) / "record.json")["results"]["choice"]["config"]
+    return with_config(settings, config), config[SEED], config[REDUCE_RANGE]
+
+
+def with_config(settings: Ptq, config: Config) -> Ptq:
+    """How a trial of a sweep quantizes."""
     changed = {"size": config[SIZE], "observer": config[OBSERVER]}
     if config[PERCENTILE] is not None:
         changed["percentile"] = config[PERCENTILE]
     calibration = settings.calibration.model_copy(update=changed)
-    return settings.model_copy(update={"calibration": calibration}), config[SEED]
+    return settings.model_copy(update={"calibration": calibration, "per_channel": config[PER_CHANNEL]})
 
 
 def keep_program(call: Call, program: Any, chain: "Chain") -> Results:

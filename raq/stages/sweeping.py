@@ -15,8 +15,21 @@ from raq.errors import StageError
 from raq.experiment import Calibration, Ptq
 from raq.records import read_json, write_json
 from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
+from raq.stages.quantizing import with_config
 from raq.stages.trials import BASELINE, alone, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
-from raq.sweeps import OBSERVER, PERCENTILE, SEED, SIZE, Config, choose, config_digest, curve, grid
+from raq.sweeps import (
+    OBSERVER,
+    PER_CHANNEL,
+    PERCENTILE,
+    REDUCE_RANGE,
+    SEED,
+    SIZE,
+    Config,
+    choose,
+    config_digest,
+    curve,
+    grid,
+)
 
 if TYPE_CHECKING:
     from raq.quantize.calibrations import Ranges
@@ -29,7 +42,7 @@ _loaded: Loaded = {}  # what this process has read for the trials of one call: i
 def sweep_stage(call: Call, progress: Progress) -> Results:
     """All trials in this process, one after the other."""
     prepare_sweep(call, progress)
-    configs = grid(call.settings["ptq"], call.settings["sweep"])
+    configs = grid(call.settings)
     for number, config in enumerate(configs):
         run_trial(call, config)
         progress({"share": (number + 1) / len(configs), "text": f"trial {number + 1} of {len(configs)}"})
@@ -52,19 +65,22 @@ def prepare_sweep(call: Call, progress: Progress) -> None:
         progress({"text": "exporting the network"})
         with in_place(folder / NETWORK) as scratch:
             save_program(export_network(network, example_of(call)), scratch)
-    progress({"text": "compiling one program for all calibrations"})
-    _compiled(call)
+    graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in grid(call.settings)}.values())
+    progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) > 1)} for all calibrations"})
+    for config in graphs:
+        _compiled(call, config)
     evaluate_baseline(call, network, progress)
 
 
-def _compiled(call: Call) -> Path:
-    """The program that stands for all calibrations, compiled for this machine's CPU if it is not there."""
+def _compiled(call: Call, config: Config) -> Path:
+    """The program that stands for all calibrations of this one's graph, compiled for this machine's CPU if need be."""
     from raq.environment import machine
     from raq.quantize.calibrations import compile_for_all_ranges, prepared_from
     from raq.quantize.conversion import load_program
 
     folder, here = trials_folder(call), machine()
-    path = folder / f"simulated-{config_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
+    graph = {PER_CHANNEL: config[PER_CHANNEL], REDUCE_RANGE: config[REDUCE_RANGE]}
+    path = folder / f"simulated-{config_digest({**graph, 'cpu': here['cpu'], 'features': here['features']})}.pt2"
     with alone(folder / "compiling"):
         if not path.is_file():
             ptq = Ptq.model_validate(call.settings["ptq"])
@@ -72,7 +88,8 @@ def _compiled(call: Call) -> Path:
                 load_program(folder / NETWORK),
                 ptq.backend,
                 Calibration(observer="minmax"),
-                reduce_range=call.settings["reduce_range"],
+                reduce_range=config[REDUCE_RANGE],
+                per_channel=config[PER_CHANNEL],
             )
             with in_place(path) as scratch:
                 compile_for_all_ranges(prepared, example_of(call), scratch)
@@ -95,9 +112,10 @@ def run_trial(call: Call, config: Config) -> Results:
 
     torch.set_num_threads(call.cpus)
     folder = trials_folder(call)
-    if _loaded.get("folder") != folder:
+    path = _compiled(call, config)
+    if _loaded.get("path") != path:
         _loaded.clear()
-        _loaded.update(folder=folder, dataset=dataset_of(call), program=load(_compiled(call)))
+        _loaded.update(path=path, dataset=dataset_of(call), program=load(path))
     dataset = _loaded["dataset"]
     network = with_ranges(_loaded["program"], _ranges(call, config, dataset))
     started = time.perf_counter()
@@ -120,7 +138,7 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
     from raq.quantize.conversion import load_program
 
     folder = trials_folder(call)
-    configs = grid(call.settings["ptq"], call.settings["sweep"])
+    configs = grid(call.settings)
     pass_folder = _pass_folder(folder, config)
     sizes = sorted({c[SIZE] for c in configs if _pass_folder(folder, c) == pass_folder})
     wanted = pass_folder / f"{config[SIZE]}.npz"
@@ -137,11 +155,9 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
                 kept.append(size)
 
             ptq = Ptq.model_validate(call.settings["ptq"])
-            percentile = {} if config[PERCENTILE] is None else {"percentile": config[PERCENTILE]}
-            settings = ptq.calibration.model_copy(update={"observer": config[OBSERVER], **percentile})
-            prepared = prepared_from(
-                load_program(folder / NETWORK), ptq.backend, settings, reduce_range=call.settings["reduce_range"]
-            )
+            settings = with_config(ptq, config).calibration
+            network = load_program(folder / NETWORK)
+            prepared = prepared_from(network, ptq.backend, settings, reduce_range=config[REDUCE_RANGE])
             read = calibrate_nested(prepared, dataset, settings, config[SEED], missing, keep)
             _count(pass_folder, read - kept[-1])
     with np.load(wanted, allow_pickle=False) as found:
@@ -149,8 +165,8 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
 
 
 def _pass_folder(folder: Path, config: Config) -> Path:
-    """Where the ranges of all sizes of a seed and observer are."""
-    return folder / f"ranges-{config_digest({key: config[key] for key in (OBSERVER, PERCENTILE, SEED)})}"
+    """Where the ranges of all sizes of a seed and observer are; how weights are rounded does not change them."""
+    return folder / f"ranges-{config_digest({key: config[key] for key in (OBSERVER, PERCENTILE, REDUCE_RANGE, SEED)})}"
 
 
 def _count(pass_folder: Path, images: int) -> None:

@@ -94,10 +94,11 @@ def test_a_sweep_whose_actor_is_killed_ends_with_the_same_table(sweeper: Sweeper
 
 @pytest.mark.slow
 def test_an_extended_sweep_does_the_new_trials_alone_and_a_broken_one_ends_no_other(sweeper: Sweeper) -> None:
-    sweeper.run()
+    found_before = sweeper.run()
     before = sweeper.trials()
     folder = next(sweeper.place.folder.glob("results/trials/*"))
-    name = config_digest({"calibration.observer": "minmax", "calibration.percentile": None, "seed": 7})
+    range_kept = {"reduce_range": found_before["trials"][0]["config"]["reduce_range"]}
+    name = config_digest({"calibration.observer": "minmax", "calibration.percentile": None, **range_kept, "seed": 7})
     (folder / f"ranges-{name}").write_text("a file where the trial wants a folder")
     found = sweeper.run("sweep.ptq.seed=[0, 1, 2, 7]")
     after = sweeper.trials()

@@ -1,0 +1,35 @@
+"""Which layers stay in float: trials, ladders, the choice."""
+
+from raq.mixtures import LayerCost, choose_mixtures, first_trials, ladders, quantized, without
+
+ORDER = ["stem", "a.0", "a.1", "head"]
+
+
+def test_the_first_trials() -> None:
+    found = first_trials(ORDER)
+    assert len(found) == 1 + 2 * 4
+    assert [quantized(c, ORDER).count(True) for c in found] == [4, 3, 3, 3, 3, 1, 1, 1, 1]
+    assert quantized(without(["head", "stem"], ORDER), ORDER) == [False, True, True, False]
+    assert without(["head", "stem"], ORDER) == without(["stem", "head"], ORDER), "a mixture has one name"
+
+
+def test_ladders_go_by_what_is_gained_and_by_what_it_costs() -> None:
+    """The head is cheap, a.0 gains most and costs nearly all; a.1 is no gain and stays in int8."""
+    layers = [LayerCost("stem", 0.05), LayerCost("a.0", 0.80), LayerCost("a.1", 0.14), LayerCost("head", 0.01)]
+    found = ladders(layers, 1.0, {"stem": 0.7, "a.0": 0.5, "a.1": 1.1, "head": 0.6}, most=3)
+    assert found == [["head"], ["head", "stem"], ["head", "stem", "a.0"], ["a.0"], ["a.0", "head"]]
+    assert ladders(layers, 1.0, {layer.name: 1.2 for layer in layers}, most=3) == []
+
+
+def test_the_cheapest_that_lose_little_are_chosen() -> None:
+    tried = [
+        {"layers": "a.0", "drop_points": 0.1, "noise": 0.1, "float_mac_share": 0.8},
+        {"layers": "head", "drop_points": 0.6, "noise": 0.3, "float_mac_share": 0.01},
+        {"layers": "stem head", "drop_points": 0.4, "noise": 0.2, "float_mac_share": 0.06},
+    ]
+    chosen, why = choose_mixtures(tried, 0.5, 2)
+    assert [t["layers"] for t in chosen] == ["stem head", "a.0"]
+    assert "2 of 3 mixtures lose at most 0.5 points" in why
+    chosen, why = choose_mixtures(tried, 0.05, 2)
+    assert [t["layers"] for t in chosen] == ["a.0", "stem head"]
+    assert "no mixture loses at most 0.05" in why

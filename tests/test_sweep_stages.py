@@ -1,0 +1,192 @@
+"""The sweeps of the tiny experiment on this machine alone, without Ray: their trials, tables and choices."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from workplace import Workplace, make_workplace
+
+from raq.cluster.driver import trials_of
+from raq.errors import UserError
+from raq.plan import Stage
+from raq.records import Record, Store, now
+from raq.report.sweep import print_layers, print_search
+from raq.requirements import check_results
+from raq.run import prepare
+from raq.stages.call import Call
+from raq.stages.qat_trials import call_of, record_of
+from raq.stages.table import run_stage
+from raq.stages.trials import trials_folder
+
+SWEEP = """
+sweep:
+  qat: {lr: {loguniform: [1e-4, 1e-1]}, distillation: [0.0, 0.5]}
+  trials: 3
+  layers: {candidates: 2}
+"""
+
+
+class Machine:
+    """Does stages of an experiment one by one, and keeps their records."""
+
+    def __init__(self, place: Workplace) -> None:
+        self.place = place
+        self.store = Store(place.folder / "results")
+
+    def plan(self, *overrides: str) -> dict[str, Stage]:
+        wanted = ["data.validation=0.2", "train.epochs=2", "qat.epochs=2", *overrides]
+        return {stage.name: stage for stage in prepare(self.place.experiment, wanted).plan}
+
+    def call(self, plan: dict[str, Stage], name: str) -> Call:
+        stage = plan[name]
+        inputs = {role: str(self.folder(plan[source])) for role, source in stage.inputs.items()}
+        work = str(self.store.work_folder(stage.kind, stage.fingerprint))
+        return Call(name, stage.kind, stage.settings, inputs, work, None, None, str(self.place.folder), 1, 0, 1)
+
+    def folder(self, stage: Stage) -> Path:
+        return self.store.stage_folder(stage.kind, stage.fingerprint)
+
+    def do(self, name: str, *overrides: str) -> Record:
+        plan = self.plan(*overrides)
+        stage = plan[name]
+        if self.store.find(stage.kind, stage.fingerprint) is None:
+            results = run_stage(self.call(plan, name), lambda metrics: None)
+            kept = {"stage": name, "kind": stage.kind, "fingerprint": stage.fingerprint, "settings": stage.settings}
+            self.store.publish(stage.kind, stage.fingerprint, {**kept, "results": results, "started_at": now()})
+        record = self.store.find(stage.kind, stage.fingerprint)
+        assert record is not None
+        return record["results"]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
+    place = make_workplace(tmp_path_factory.mktemp("alone"), own_cache)
+    place.experiment.write_text(place.experiment.read_text() + SWEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place.folder)
+        found = Machine(place)
+        found.do("train")
+        yield found
+
+
+def shown(printer, results: Record) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    printer(console, results)
+    return console.export_text()
+
+
+def test_a_search_for_a_training(machine: Machine) -> None:
+    """Three trainings, the first as written; the chosen one is what the stage qat converts; extended, one more runs."""
+    found = machine.do("sweep/qat")
+    configs = [trial["config"] for trial in found["trials"]]
+    assert configs[0] == {"distillation": 0.0, "lr": 0.0005}
+    assert [trial["state"] for trial in found["trials"]].count("finished") >= 1
+    plan = machine.plan()
+    call = machine.call(plan, "sweep/qat")
+    folder = machine.folder(plan["sweep/qat"])
+    chosen = found["choice"]["number"]
+    kept = torch.load(folder / "training.pt", weights_only=True)
+    trial = json.loads(record_of(call_of(call, configs[chosen])).read_text())
+    assert kept["history"] == trial["history"]
+    assert max(found["trials"][chosen]["curve"]) == found["choice"]["top1"]
+    assert len(list(trials_folder(call).glob("*.pt"))) == 1, "the chosen one alone keeps its weights"
+    table = pd.read_csv(folder / "trials.csv")
+    assert list(table["config/lr"]) == [config["lr"] for config in configs]
+    assert list(table["state"]) == [trial["state"] for trial in found["trials"]]
+    converted = machine.do("qat")
+    assert converted["config"]["lr"] == configs[chosen]["lr"]
+    assert converted["history"] == trial["history"]
+    before = {path: path.stat().st_mtime_ns for path in trials_folder(call).glob("*.npy")}
+    more = machine.do("sweep/qat", "sweep.trials=4")
+    assert [t["config"] for t in more["trials"]][:3] == configs
+    after = {path: path.stat().st_mtime_ns for path in trials_folder(call).glob("*.npy")}
+    assert {path: time for path, time in after.items() if path in before} == before, "nothing is trained twice"
+    text = shown(print_search, found)
+    assert "3 trainings on 102 validation images (random search" in text
+    assert "what mattered" in text
+
+
+def test_layers_left_in_float(machine: Machine) -> None:
+    """Each layer alone and each left out; the mixtures are what the switched program says when really quantized."""
+    found = machine.do("sweep/layers")
+    assert [row["layer"] for row in found["sensitivity"]] == ["0", "3", "8"]
+    assert sum(row["mac_share"] for row in found["sensitivity"]) == pytest.approx(1)
+    assert len(found["choice"]["mixtures"]) == 2
+    by_config = {(t["config"]["mode"], t["config"]["layers"]): t for t in found["trials"]}
+    assert by_config["only", "3"]["noise"] < by_config["without", ""]["noise"]
+    converted = machine.do("mixed-1")
+    assert converted["float_layers"] == found["choice"]["mixtures"][0]["layers"].split()
+    lowered = machine.do("lower/mixed-1")
+    audit = {layer["name"]: layer for layer in lowered["audit"]["layers"]}
+    assert {name for name, layer in audit.items() if not layer["int8"]} == set(converted["float_layers"])
+    total = sum(layer["macs"] for layer in audit.values())
+    floats = sum(audit[name]["macs"] for name in converted["float_layers"])
+    assert lowered["int8_mac_share"] == pytest.approx(1 - floats / total)
+    plan, required = machine.plan(), prepare(machine.place.experiment, ["require.int8_mac_share=1.0"])
+    check_results(plan["lower/mixed-1"], lowered, required.experiment.require)
+    simulated = next(row for row in converted["parity"] if row["step"] == "simulated")
+    assert simulated["top1"] == pytest.approx(found["choice"]["mixtures"][0]["top1"], abs=0.05)
+    text = shown(print_layers, found)
+    assert "mixed-2: drop" in text
+
+
+def test_a_layer_that_is_float_unasked_is_no_mixture(machine: Machine) -> None:
+    lowered = {**machine.do("lower/mixed-1"), "float_by_choice": []}
+    experiment = prepare(machine.place.experiment, ["require.int8_mac_share=1.0"]).experiment
+    with pytest.raises(Exception, match=r"not quantized: .* required is 1; float layers"):
+        check_results(machine.plan()["lower/mixed-1"], lowered, experiment.require)
+
+
+def test_distillation_follows_the_teacher(machine: Machine) -> None:
+    """With the whole loss from FP32's answers, labels do not count; its first step's loss is that divergence."""
+    from raq.quantize.qat import _distilled
+
+    teacher = torch.nn.Linear(4, 3)
+    images, logits = torch.randn(5, 4), torch.randn(5, 3)
+    loss = _distilled(teacher, 0.25, 2.0)(images, logits, torch.ones(5))
+    wanted, own = (torch.softmax(x / 2, 1) for x in (teacher(images), logits))
+    divergence = (wanted * (wanted / own).log()).sum(1) * 4
+    assert torch.allclose(loss, 0.75 + 0.25 * divergence, atol=1e-5)
+    assert torch.allclose(
+        _distilled(teacher, 1.0, 2.0)(images, teacher(images), torch.ones(5)), torch.zeros(5), atol=1e-5
+    )
+
+
+def test_how_many_trials(machine: Machine) -> None:
+    assert trials_of(machine.plan()["sweep/qat"]) == 3
+    assert trials_of(machine.plan("sweep.search=grid", "sweep.trials=null", "sweep.qat.lr=[0.01]")["sweep/qat"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sweep.qat.lr={loguniform: [0.1, 0.01]}", "the lowest comes first"),
+        ("sweep.qat.lr={loguniform: [0.0, 0.01]}", "loguniform starts above 0"),
+        ("sweep.qat.lr={uniform: [0.1, 1.0], loguniform: [0.1, 1.0]}", "a range is one of"),
+        ("sweep.qat.lr=[-1.0]", "sweep.qat.lr has -1.0; it should be greater than 0"),
+        ("sweep.qat.lr=[0.1, 0.1]", "names a value twice"),
+        ("sweep.qat.epoch=[1]", "unknown key"),
+        ("sweep.qat.schedule=[linear]", "sweep.qat.schedule has 'linear'"),
+        ("sweep.search=grid", "grid takes lists of values, and qat.lr is a range"),
+        ("qat=null", "sweep.qat is of the candidate qat, and qat is null"),
+        ("ptq=null", "sweep.layers is of the candidate ptq, and ptq is null"),
+        ("sweep.trials=1", "sweep.trials is 1; it should be greater than or equal to 2"),
+        ("sweep.select.then=speed", "sweep.select.then is 'speed'"),
+    ],
+)
+def test_what_cannot_be_searched(machine: Machine, override: str, said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        machine.plan(override)
+    assert said in str(raised.value)
+
+
+def test_the_predictions_of_a_trial_are_those_of_its_weights(machine: Machine) -> None:
+    found = machine.do("sweep/qat")
+    call = machine.call(machine.plan(), "sweep/qat")
+    trial = call_of(call, found["trials"][found["choice"]["number"]]["config"])
+    predicted = np.load(record_of(trial).with_suffix(".npy"))
+    assert len(predicted) == found["validation_images"]
