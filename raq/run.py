@@ -88,8 +88,8 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
     x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"
     if x86 and False in swept and not has_vnni(here["features"]):
         raise UserError(
-            "sweep.ptq.reduce_range has false, and this CPU has no VNNI: its int8 kernels could saturate, which trials, "
-            "that compute in float, would not show",
+            "sweep.ptq.reduce_range has false, and this CPU has no VNNI: its int8 kernels could saturate, which "
+            "trials, that compute in float, would not show",
             "leave it out here",
         )
     facts = Facts(described, here, _weights_digest(experiment), _source_digests(experiment))

@@ -1,7 +1,8 @@
 """What the trials of a sweep come to: their names, the curve over calibration sizes, the choice. Neither torch nor ray.
 
 A trial is a calibration and what it is for: {"calibration.size", "calibration.observer", "calibration.percentile",
-"per_channel", "reduce_range", "seed"}. All trials are compared on the same validation images; the test split is read by the chosen candidate alone.
+"per_channel", "reduce_range", "seed"}. All trials are compared on the same validation images; the test split is read by
+the chosen candidate alone.
 """
 
 import itertools

@@ -54,8 +54,8 @@ def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
     ):
         console.print(line, style="dim", highlight=False)
     for trial in found["failed"]:
-        said = ", ".join(f"{key} {value}" for key, value in trial["config"].items() if value is not None)
-        console.print(f"FAILED: {said}: {trial['error']}", style="bold red", markup=False, highlight=False)
+        named = ", ".join(f"{key} {value}" for key, value in trial["config"].items() if value is not None)
+        console.print(f"FAILED: {named}: {trial['error']}", style="bold red", markup=False, highlight=False)
     console.print(f"chosen: {found['choice']['why']}", markup=False, highlight=False)
 
 

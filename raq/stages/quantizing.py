@@ -58,13 +58,8 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         chain.step("simulated", as_integers)
     program = convert(prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
-    return {
-        "calibration": used,
-        "per_channel": settings.per_channel,
-        "reduce_range": reduce_range,
-        "float_layers": floats,
-        **keep_program(call, program, chain),
-    }
+    how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}
+    return {**how, "float_layers": floats, **keep_program(call, program, chain)}
 
 
 def chosen_floats(call: Call) -> list[str]:

@@ -111,7 +111,6 @@ def run_trial(call: Call, config: Config) -> Results:
     from raq.quantize.calibrations import with_ranges
 
     torch.set_num_threads(call.cpus)
-    folder = trials_folder(call)
     path = _compiled(call, config)
     if _loaded.get("path") != path:
         _loaded.clear()
