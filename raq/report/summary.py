@@ -188,7 +188,7 @@ def _selection(settings: Record) -> tuple[float, str]:
     return settings["require"]["max_drop"], "latency"
 
 
-def _verdict(candidates: list[Summary], max_drop: float, then: str) -> Summary:
+def _verdict(candidates: list[Summary], max_drop: float, then: str = "latency") -> Summary:
     """The fastest (then: size: the smallest) candidate that loses at most `max_drop` points; why, in one sentence."""
     eligible = [
         c for c in candidates if c["drop_points"] is not None and c["drop_points"] <= max_drop and deployment_latency(c)
