@@ -120,19 +120,19 @@ class Told:
         self.texts.append(event["progress"]["text"])
 
 
-def trial(config: dict) -> None:
-    """A trial that costs nothing."""
-    if config["lr"] == 0.3:
-        raise ValueError("broken")
-    for epoch in range(config["epochs"]):
-        tune.report({"epoch": epoch, "validation_top1": 0.9 - abs(config["lr"] - 0.02) - 0.1 / (epoch + 1)})
-
-
 QAT = {"lr": 0.001, "epochs": 4, "workers": 1}
 
 
 def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
     """As on one place without Tune: the same trials, the same early stops; one that fails ends no other."""
+
+    def trial(config: dict) -> None:
+        """A trial that costs nothing."""
+        if config["lr"] == 0.3:
+            raise ValueError("broken")
+        for epoch in range(config["epochs"]):
+            tune.report({"epoch": epoch, "validation_top1": 0.9 - abs(config["lr"] - 0.02) - 0.1 / (epoch + 1)})
+
     sweep = {"space": {"lr": [0.01, 0.02, 0.3, 0.4, 0.5], "epochs": [4]}, "search": "grid", "scheduler": "asha"}
     search = Search({**sweep, "trials": None}, QAT, 0)
     call = Call("sweep/qat", "qat_sweep", {"qat": QAT}, {}, str(tmp_path), None, None, None, 1, 0, 2)
