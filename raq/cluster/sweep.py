@@ -126,3 +126,7 @@ class Progress(tune.Callback):
         self.done += 1
         metrics = {"share": self.done / self.count, "text": f"trial {self.done} of {self.count}"}
         self.board.post.remote({"stage": self.stage, "progress": metrics})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """One more has failed for good."""
+        self.on_trial_complete(iteration, trials, trial)
