@@ -164,7 +164,7 @@ def test_a_run_without_a_sweep_has_no_trials(tmp_path: Path) -> None:
 
 def test_what_cannot_be_swept(sweeper: Sweeper) -> None:
     for given, said in (
-        ("ptq=null", "sweep.ptq tries calibrations, and ptq is null"),
+        ("ptq=null", "sweep.ptq is of the candidate ptq, and ptq is null"),
         ("data.validation=0.0", "data.validation is 0, and sweep compares"),
         ("sweep.ptq.calibration.size=[16, 16]", "names a value twice"),
         ("sweep.ptq.calibration.size=[100000]", "sweep.ptq.calibration.size has 100000, and there are"),
