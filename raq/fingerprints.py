@@ -159,21 +159,25 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def short_digest(content: Any) -> str:
+    """The first 16 hexadecimal digits of `digest`: a name for files."""
+    return digest(content)[:16]
+
+
 @cache
 def code_digest(paths: Iterable[str]) -> str:
     """SHA-256 of the code in these files below raq/, as syntax trees: comments, docstrings and layout do not count."""
     root = Path(__file__).parent
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for path in paths:
-        tree = ast.parse((root / path).read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [child for child in body if not _is_text(child)]  # type: ignore[attr-defined]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
+        tree = _WithoutText().visit(ast.parse((root / path).read_text()))
+        found.update(ast.dump(tree).encode())
+    return found.hexdigest()
 
 
-def _is_text(node: ast.AST) -> bool:
-    """Whether a statement is nothing but a string."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+class _WithoutText(ast.NodeTransformer):
+    """Drops statements that are nothing but a string: docstrings, and the texts below a schema's keys."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if text else node

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raq.bench.statistics import mean_drop
-from raq.fingerprints import digest
 
 SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
 PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
@@ -49,11 +48,6 @@ def grid(settings: Mapping[str, Any]) -> list[Config]:
         for reduce_range in sweep["reduce_range"] or [settings["reduce_range"]]
         for size, seed in itertools.product(sizes, sweep["seeds"])
     ]
-
-
-def config_digest(config: Config) -> str:
-    """A name for a trial's files."""
-    return digest(config)[:16]
 
 
 def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], baseline: Right) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ import pytest
 
 from raq.bench.statistics import mean_drop
 from raq.experiment import Experiment
-from raq.sweeps import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, choose, config_digest, curve, grid
+from raq.fingerprints import short_digest
+from raq.sweeps import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, choose, curve, grid
 
 PTQ = {"per_channel": True, "calibration": {"size": 256, "observer": "histogram", "percentile": 99.9}}
 
@@ -59,8 +60,8 @@ def trials_of(top1: dict[tuple[str, int], float], seeds: int = 3, images: int = 
         for seed in range(seeds):
             config = {SIZE: size, OBSERVER: observer, PERCENTILE: None, **AS_EVER, SEED: seed}
             flipped = rng.random(images) < 0.002
-            trials.append({"config": config, "digest": config_digest(config)})
-            right[config_digest(config)] = (draw < share) ^ flipped
+            trials.append({"config": config, "digest": short_digest(config)})
+            right[short_digest(config)] = (draw < share) ^ flipped
     return trials, right
 
 

@@ -9,11 +9,11 @@ from ray.tune.search import SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raq.errors import StageError
-from raq.fingerprints import digest
+from raq.fingerprints import digest, short_digest
 from raq.stages.call import Call, Results
 from raq.stages.layer_trials import run_layer_trial, search_layers
 from raq.stages.sweeping import finish_sweep, prepare_sweep, run_trial
-from raq.sweeps import Config, config_digest, grid
+from raq.sweeps import Config, grid
 
 EXPERIMENT = "tune"
 
@@ -28,7 +28,7 @@ def distributed_sweep(call: Call, board: Any) -> Results:
     prepare_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
     configs = grid(call.settings)
     failed = tune_all(call, board, tune.with_parameters(_trial, call=call), configs, "top1")
-    return finish_sweep(call, configs, {config_digest(configs[n]): error for n, error in failed.items()})
+    return finish_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})
 
 
 def _trial(config: Config, call: Call) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from raq.bench.statistics import paired_drop
 from raq.errors import StageError
-from raq.fingerprints import digest
+from raq.fingerprints import digest, short_digest
 from raq.mixtures import (
     LAYERS,
     MODE,
@@ -129,7 +129,7 @@ def _compiled(call: Call) -> Path:
     from raq.quantize.ptq import prepare
 
     folder, here = trials_folder(call), machine()
-    path = folder / f"switched-{digest({key: here[key] for key in ('cpu', 'features')})[:16]}.pt2"
+    path = folder / f"switched-{short_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
     with alone(folder / "compiling"):
         if not path.is_file():
             settings, _, reduce_range = chosen_calibration(call)
@@ -188,7 +188,7 @@ def run_layer_trial(call: Call, config: Config) -> Results:
 
 
 def _path(call: Call, config: Config) -> Path:
-    return trials_folder(call) / f"{digest(config)[:16]}.json"
+    return trials_folder(call) / f"{short_digest(config)}.json"
 
 
 def _record(call: Call, config: Config) -> Results | None:

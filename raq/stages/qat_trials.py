@@ -16,7 +16,7 @@ import numpy as np
 from raq.bench.statistics import paired_drop, proportion_interval, same_accuracy_p
 from raq.errors import StageError
 from raq.experiment import Qat
-from raq.fingerprints import digest
+from raq.fingerprints import short_digest
 from raq.records import read_json, write_json
 from raq.searches import Config, Search, front, importance
 from raq.stages.call import Call, Progress, Results, dataset_of, trained_network
@@ -62,7 +62,7 @@ def search_of(call: Call) -> Search:
 def call_of(call: Call, config: Config) -> Call:
     """The call of one trial's training, a stage qat of its own; what it does not try is as in `qat`."""
     settings = Qat.model_validate({**call.settings["qat"], **config}).model_dump(mode="json")
-    folder = trials_folder(call) / digest(settings)[:16]
+    folder = trials_folder(call) / short_digest(settings)
     each = settings["workers"]
     return replace(call, kind="qat", settings={**call.settings, "qat": settings}, folder=str(folder), workers=each)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from raq.errors import StageError
 from raq.experiment import Calibration, Ptq
+from raq.fingerprints import short_digest
 from raq.records import read_json, write_json
 from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
 from raq.stages.quantizing import with_config
@@ -26,7 +27,6 @@ from raq.sweeps import (
     SIZE,
     Config,
     choose,
-    config_digest,
     curve,
     grid,
 )
@@ -80,7 +80,7 @@ def _compiled(call: Call, config: Config) -> Path:
 
     folder, here = trials_folder(call), machine()
     graph = {PER_CHANNEL: config[PER_CHANNEL], REDUCE_RANGE: config[REDUCE_RANGE]}
-    path = folder / f"simulated-{config_digest({**graph, 'cpu': here['cpu'], 'features': here['features']})}.pt2"
+    path = folder / f"simulated-{short_digest({**graph, 'cpu': here['cpu'], 'features': here['features']})}.pt2"
     with alone(folder / "compiling"):
         if not path.is_file():
             ptq = Ptq.model_validate(call.settings["ptq"])
@@ -101,7 +101,7 @@ def run_trial(call: Call, config: Config) -> Results:
 
     The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
     """
-    record = trials_folder(call) / f"{config_digest(config)}.json"
+    record = trials_folder(call) / f"{short_digest(config)}.json"
     if record.is_file() and predicted_by(record) is not None:
         return read_json(record)
     import torch
@@ -165,7 +165,7 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
 
 def _pass_folder(folder: Path, config: Config) -> Path:
     """Where the ranges of all sizes of a seed and observer are; how weights are rounded does not change them."""
-    return folder / f"ranges-{config_digest({key: config[key] for key in (OBSERVER, PERCENTILE, REDUCE_RANGE, SEED)})}"
+    return folder / f"ranges-{short_digest({key: config[key] for key in (OBSERVER, PERCENTILE, REDUCE_RANGE, SEED)})}"
 
 
 def _count(pass_folder: Path, images: int) -> None:
@@ -182,7 +182,7 @@ def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str
     folder = trials_folder(call)
     dataset = dataset_of(call)
     labels = dataset.validation_labels
-    records = {config_digest(c): folder / f"{config_digest(c)}.json" for c in configs}
+    records = {short_digest(c): folder / f"{short_digest(c)}.json" for c in configs}
     answers = {name: predicted_by(path) if path.is_file() else None for name, path in records.items()}
     done = [{"digest": name, **read_json(records[name])} for name, found in answers.items() if found is not None]
     evaluation_s = sum(trial.pop(EVALUATION) for trial in done)
@@ -197,7 +197,7 @@ def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str
     images = [int(line) for path in passes if path.is_file() for line in path.read_text().split()]
     results: Results = {
         "trials": done,
-        "failed": [{"config": c, "error": failed[config_digest(c)]} for c in configs if config_digest(c) in failed],
+        "failed": [{"config": c, "error": failed[short_digest(c)]} for c in configs if short_digest(c) in failed],
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
         "curve": rows,

@@ -15,11 +15,11 @@ from raq.cluster.driver import Driver, demand_of
 from raq.cluster.qat_sweep import tune_search
 from raq.cluster.session import Node, cluster
 from raq.errors import UserError
+from raq.fingerprints import short_digest
 from raq.records import Store, write_json
 from raq.run import prepare
 from raq.searches import Search
 from raq.stages.call import Call
-from raq.sweeps import config_digest
 
 pytestmark = pytest.mark.cluster
 SWEEP = """
@@ -98,7 +98,7 @@ def test_an_extended_sweep_does_the_new_trials_alone_and_a_broken_one_ends_no_ot
     before = sweeper.trials()
     folder = next(sweeper.place.folder.glob("results/trials/*"))
     range_kept = {"reduce_range": found_before["trials"][0]["config"]["reduce_range"]}
-    name = config_digest({"calibration.observer": "minmax", "calibration.percentile": None, **range_kept, "seed": 7})
+    name = short_digest({"calibration.observer": "minmax", "calibration.percentile": None, **range_kept, "seed": 7})
     (folder / f"ranges-{name}").write_text("a file where the trial wants a folder")
     found = sweeper.run("sweep.ptq.seed=[0, 1, 2, 7]")
     after = sweeper.trials()
