@@ -34,6 +34,7 @@ from raq.bench.statistics import proportion_interval
 from raq.environment import commit, environment
 from raq.experiment import Bench
 from raq.experiment_file import load_experiment
+from raq.interruption import stop_on_sigterm
 from raq.records import Store, now, read_run, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +225,7 @@ def judged(found: dict[str, list[Found]]) -> Found:
 
 
 def main() -> None:
+    stop_on_sigterm()  # so that a neighbour does not outlive it
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--only", default="quiet,neighbour,overlap,bias")
