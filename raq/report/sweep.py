@@ -14,7 +14,7 @@ from raq.sweeps import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
 def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
     """What a sweep's trials came to, a row a calibration; the chosen one is marked, trials that failed are told."""
     config = found["choice"]["config"]
-    wanted = tuple(config[key] for key in (*METHOD, SIZE))
+    wanted = tuple(config.get(key) for key in (*METHOD, SIZE))  # older records have fewer keys
     seeds = max(len(row["seeds"]) for row in found["curve"])
     console.print(
         f"\n{len(found['trials'])} calibrations on {found['validation_images']} validation images, "
@@ -27,7 +27,7 @@ def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
     table.add_column("observer", no_wrap=True)
     for name in ("images", "top-1 %", "± seeds", "drop", "against the largest"):
         table.add_column(name, justify="right", no_wrap=True)
-    several = {key: len({row[key] for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
+    several = {key: len({row.get(key) for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
 
     def said(row: Mapping[str, Any]) -> str:
         channels = f", per {'channel' if row[PER_CHANNEL] else 'tensor'}" if several[PER_CHANNEL] else ""
@@ -35,7 +35,7 @@ def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
 
     for row in found["curve"]:
         percentile = "" if row["percentile"] is None else f" {row['percentile']:g}"
-        method = (row["observer"], row["percentile"], row["per_channel"], row["reduce_range"])
+        method = (row["observer"], row["percentile"], row.get(PER_CHANNEL), row.get(REDUCE_RANGE))
         chosen = (*method, row["size"]) == wanted
         table.add_row(
             "▸" if chosen and console.encoding.startswith("utf") else "*" if chosen else "",
