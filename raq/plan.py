@@ -61,7 +61,8 @@ def make_plan(experiment: Experiment, facts: Facts) -> list[Stage]:
     plan = _Plan(experiment, facts)
     if facts.weights is None:
         settings = experiment.train.model_dump(mode="json", exclude={"recipe"})  # the values count, not their name
-        plan.add("train", "train", "train", {**plan.common, "train": settings, "device": plan.training_device})
+        wanted = {**plan.common, "train": settings, "device": plan.training_device}
+        plan.add("train", "train", "train", wanted, workers=experiment.train.workers)
     else:
         plan.add("train", "weights", "quantize", {**plan.common, "weights": facts.weights})
     plan.add_candidates()
@@ -87,7 +88,13 @@ class _Plan:
         self.parity: Settings = {"parity_images": experiment.parity.images}
 
     def add(
-        self, name: str, kind: str, pool: Pool, settings: Settings, inputs: Mapping[str, str] | None = None
+        self,
+        name: str,
+        kind: str,
+        pool: Pool,
+        settings: Settings,
+        inputs: Mapping[str, str] | None = None,
+        workers: int = 1,
     ) -> None:
         """Add a stage, with the fingerprint of all that it depends on."""
         inputs = dict(inputs or {})
@@ -100,9 +107,6 @@ class _Plan:
         }
         fingerprint = digest(content)
         resources: Resources = getattr(self.experiment.resources, pool)
-        trains = kind in ("train", "qat") and "sweep" not in inputs  # after a sweep, the stage qat only converts
-        part = "qat" if kind == "qat_sweep" else kind
-        workers = settings[part]["workers"] if trains or kind == "qat_sweep" else 1
         self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, workers)
 
     def add_candidates(self) -> None:
@@ -120,17 +124,18 @@ class _Plan:
             inputs = {"weights": "train"}
             sweep = self.experiment.sweep or Sweep()
             pool: Pool = "quantize"
-            if name == "qat":
+            workers = 1
+            if isinstance(part, Qat):
                 settings["device"] = self.training_device
-                pool = "train"
-            if name == "qat" and sweep.qat is not None:
-                self._add_qat_sweep(settings, sweep)
-                inputs["sweep"] = "sweep/qat"
-                pool = "quantize"
-            if name == "ptq" and sweep.ptq is not None:
+                if sweep.qat is None:
+                    pool, workers = "train", part.workers
+                else:  # what it chooses is trained already
+                    self._add_qat_sweep(settings, sweep, part.workers)
+                    inputs["sweep"] = "sweep/qat"
+            elif sweep.ptq is not None:
                 self._add_ptq_sweep(settings, sweep.ptq)
                 inputs["sweep"] = "sweep/ptq"
-            self.add(name, name, pool, settings, inputs)
+            self.add(name, name, pool, settings, inputs, workers)
             if name == "ptq" and sweep.layers is not None:
                 self._add_mixtures(settings, inputs, sweep)
 
@@ -159,13 +164,13 @@ class _Plan:
         wanted = {**own, "sweep": sweep.model_dump(mode="json"), "trials": trials}
         self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})
 
-    def _add_qat_sweep(self, settings: Settings, sweep: Sweep) -> None:
-        """The trainings tried before QAT."""
+    def _add_qat_sweep(self, settings: Settings, sweep: Sweep, workers: int) -> None:
+        """The trainings tried before QAT, each by so many workers."""
         assert sweep.qat is not None
         asked = {"space": sweep.qat.space, **sweep.model_dump(mode="json", include={"search", "scheduler", "trials"})}
         own = {key: value for key, value in settings.items() if key != "parity_images"}
         wanted = {**own, "sweep": asked, "trials": self._trials("qat_trials", settings, {"qat"}, {})}
-        self.add("sweep/qat", "qat_sweep", "train", wanted, {"weights": "train"})
+        self.add("sweep/qat", "qat_sweep", "train", wanted, {"weights": "train"}, workers)
 
     def _trials(self, kind: str, settings: Settings, varied: set[str], fixed: Settings) -> str:
         """A name for what the trials of a sweep depend on, whichever of them are asked for."""

@@ -96,15 +96,16 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
             f"and the cluster has room for {places} such workers",
             "lower them, or leave them out",
         )
-    return Demand(cpus, gpus, stage.workers * min(places // stage.workers, trials_of(stage)), waits=True)
+    at_once = places // stage.workers
+    return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
 
 
-def trials_of(stage: Stage) -> int:
-    """How many trials a sweep has, at most."""
+def trials_of(stage: Stage) -> int | None:
+    """How many trials a sweep has, at most; None if that is known only when the network is exported."""
     if stage.kind == "sweep":
         return len(grid(stage.settings))
     if stage.kind == "layer_sweep":
-        return 10_000  # one a layer at least: they are known when the network is exported
+        return None
     return Search(stage.settings["sweep"], stage.settings["qat"], stage.settings["seed"]).asked
 
 
