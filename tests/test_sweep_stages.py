@@ -1,5 +1,6 @@
 """The sweeps of the tiny experiment on this machine alone, without Ray: their trials, tables and choices."""
 
+import io
 import json
 from pathlib import Path
 
@@ -11,15 +12,18 @@ from rich.console import Console
 from workplace import Workplace, make_workplace
 
 from raq.cluster.driver import trials_of
-from raq.errors import UserError
+from raq.errors import StageError, UserError
+from raq.model.evaluation import predict
+from raq.model.training import read_result
 from raq.plan import Stage
 from raq.records import Record, Store, now
 from raq.report.sweep import print_layers, print_search
 from raq.requirements import check_results
 from raq.run import prepare
-from raq.stages.call import Call
+from raq.stages.call import Call, dataset_of
 from raq.stages.qat_trials import call_of, record_of
 from raq.stages.table import run_stage
+from raq.stages.training import trained_graph
 from raq.stages.trials import trials_folder
 
 SWEEP = """
@@ -74,9 +78,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
 
 
 def shown(printer, results: Record) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=100, file=io.StringIO())
     printer(console, results)
-    return console.export_text()
+    return console.file.getvalue()
 
 
 def test_a_search_for_a_training(machine: Machine) -> None:
@@ -137,7 +141,7 @@ def test_layers_left_in_float(machine: Machine) -> None:
 def test_a_layer_that_is_float_unasked_is_no_mixture(machine: Machine) -> None:
     lowered = {**machine.do("lower/mixed-1"), "float_by_choice": []}
     experiment = prepare(machine.place.experiment, ["require.int8_mac_share=1.0"]).experiment
-    with pytest.raises(Exception, match=r"not quantized: .* required is 1; float layers"):
+    with pytest.raises(StageError, match=r"not quantized: .* required is 1; float layers"):
         check_results(machine.plan()["lower/mixed-1"], lowered, experiment.require)
 
 
@@ -184,9 +188,12 @@ def test_what_cannot_be_searched(machine: Machine, override: str, said: str) -> 
     assert said in str(raised.value)
 
 
-def test_the_predictions_of_a_trial_are_those_of_its_weights(machine: Machine) -> None:
+def test_what_a_trial_predicted_is_what_its_kept_weights_predict(machine: Machine) -> None:
     found = machine.do("sweep/qat")
     call = machine.call(machine.plan(), "sweep/qat")
     trial = call_of(call, found["trials"][found["choice"]["number"]]["config"])
-    predicted = np.load(record_of(trial).with_suffix(".npy"))
-    assert len(predicted) == found["validation_images"]
+    kept = read_result(machine.folder(machine.plan()["sweep/qat"]))
+    dataset = dataset_of(trial)
+    predicted = predict(trained_graph(trial, kept), dataset, split="validation")
+    assert np.array_equal(np.load(record_of(trial).with_suffix(".npy")), predicted)
+    assert (predicted == dataset.validation_labels).mean() == found["choice"]["top1"]
