@@ -29,11 +29,6 @@ def default_config(space: Space, base: Mapping[str, Any]) -> Config:
     return {key: base[key] for key in sorted(space)}
 
 
-def trial_count(search: str, space: Space, base: Mapping[str, Any], trials: int | None) -> int:
-    """How many trials are tried at most."""
-    return len(_grid(space, base)) if search == "grid" else trials or DEFAULT_TRIALS
-
-
 def planned(search: str, space: Space, base: Mapping[str, Any], trials: int | None, seed: int) -> list[Config]:
     """The trials known in advance, in order: all of a grid or random search, Optuna's first draws.
 

@@ -156,7 +156,7 @@ class Sweep(Section):
     """Trainings; the qat candidate is the one with the highest top-1 on the validation images."""
     layers: LayerSweep | None = None
     """Mixtures of int8 and float layers."""
-    trials: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    trials: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Trainings that random and optuna try, the one of `qat` included; null: 16."""
     search: Literal["grid", "random", "optuna"] = "random"
     """How trainings are found. grid: every combination; random: draws; optuna: its TPE sampler, after ten draws."""

@@ -162,8 +162,8 @@ def run_layer_trial(call: Call, config: Config) -> Results:
     torch.set_num_threads(call.cpus)
     folder = trials_folder(call)
     if _loaded.get("folder") != folder:
-        with np.load(folder / RANGES, allow_pickle=False) as found:
-            ranges = found["scales"], found["zero_points"]
+        with np.load(folder / RANGES, allow_pickle=False) as kept:
+            ranges = kept["scales"], kept["zero_points"]
         _loaded.clear()
         _loaded.update(
             folder=folder,
@@ -182,9 +182,10 @@ def run_layer_trial(call: Call, config: Config) -> Results:
         np.save(scratch, predicted.astype(np.int32))
     correct = int((predicted == dataset.validation_labels).sum())
     noise = float(np.square(answers - fp32).sum() / np.square(fp32).sum())
-    found = {"config": config, "noise": noise, "correct": correct, "images": len(predicted)}
-    write_json(record, {**found, "top1": correct / len(predicted)})
-    return read_json(record)
+    found: Results = {"config": config, "noise": noise, "correct": correct, "images": len(predicted)}
+    found |= {"top1": correct / len(predicted)}
+    write_json(record, found)
+    return found
 
 
 def _path(call: Call, config: Config) -> Path:
@@ -237,7 +238,6 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
     alone_out = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == WITHOUT}
     results: Results = {
         "trials": trials,
-        "failed": [],
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
         "all_quantized": everything,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raq.bench.statistics import paired_drop, proportion_interval, same_accuracy_p
+from raq.bench.statistics import SIGNIFICANT, paired_drop, proportion_interval, same_accuracy_p
 from raq.errors import StageError
 from raq.experiment import Qat
 from raq.fingerprints import short_digest
@@ -216,7 +216,7 @@ def _choice(search: Search, right: dict[int, Any], best: int) -> Results:
     if 0 not in right:
         return {**found, "gained_points": None, "gained_interval": None, "why": why}
     gained, (low, high) = paired_drop(right[best], right[0])
-    told = "a difference" if same_accuracy_p(right[best], right[0]) < 0.05 else "no detectable difference"
+    told = "a difference" if same_accuracy_p(right[best], right[0]) < SIGNIFICANT else "no detectable difference"
     why += f"; {gained:+.2f} points ({low:.2f} to {high:.2f}, {told}) against the training as written"
     return {**found, "gained_points": gained, "gained_interval": [low, high], "why": why}
 
