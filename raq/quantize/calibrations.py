@@ -9,7 +9,7 @@ shows by how much). Runs through plain torch; sweeps over a cluster are cluster/
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,16 +23,16 @@ from raq.experiment import Calibration
 from raq.model.data import Dataset
 from raq.quantize.artifact import lower
 from raq.quantize.capture import MAX_BATCH, is_layer, layer_name
-from raq.quantize.ptq import FixedFakeQuantize, calibration_sample, observe, prepare_graph
+from raq.quantize.ptq import Annotation, FixedFakeQuantize, calibration_sample, observe, prepare_graph
 
 Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]  # scales [K], zero points [K], in the order of `_slots`
 
 
 def prepared_from(
-    program: ExportedProgram, backend: str, calibration: Calibration, *, reduce_range: bool, per_channel: bool = True
-) -> Any:
+    program: ExportedProgram, backend: str, calibration: Calibration, **how: Unpack[Annotation]
+) -> fx.GraphModule:
     """A fresh graph with observers, of a network that was exported once."""
-    return prepare_graph(program.module(), backend, calibration, reduce_range=reduce_range, per_channel=per_channel)
+    return prepare_graph(program.module(), backend, calibration, **how)
 
 
 def calibrate_nested(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,45 +19,34 @@ from raq.quantize.capture import export_network
 from raq.quantize.quantizers import QUANTIZERS, Excluding, refuse_unannotated
 
 
+class Annotation(TypedDict, total=False):
+    """What of a graph is quantized, and to how many bits."""
+
+    reduce_range: Required[bool]
+    """Activations of 7 bits (x86)."""
+    per_channel: bool
+    """Weights have a scale for each output channel; default true."""
+    floats: Collection[str]
+    """Names of layers that stay in float; default none."""
+
+
 def prepare(
-    network: nn.Module,
-    example: Tensor,
-    backend: str,
-    calibration: Calibration,
-    *,
-    reduce_range: bool,
-    per_channel: bool = True,
-    floats: Collection[str] = (),
+    network: nn.Module, example: Tensor, backend: str, calibration: Calibration, **how: Unpack[Annotation]
 ) -> fx.GraphModule:
-    """The network's graph with observers where `backend` quantizes; floats: names of layers that stay in float.
+    """The network's graph with observers where `backend` quantizes.
 
     Raises StageError if the quantizer has annotated nothing, which is no error of its own.
     """
-    return prepare_graph(
-        export_network(network.eval(), example).module(),
-        backend,
-        calibration,
-        reduce_range=reduce_range,
-        per_channel=per_channel,
-        floats=floats,
-    )
+    return prepare_graph(export_network(network.eval(), example).module(), backend, calibration, **how)
 
 
 def prepare_graph(
-    graph: nn.Module,
-    backend: str,
-    calibration: Calibration,
-    *,
-    reduce_range: bool,
-    per_channel: bool = True,
-    floats: Collection[str] = (),
+    graph: nn.Module, backend: str, calibration: Calibration, **how: Unpack[Annotation]
 ) -> fx.GraphModule:
     """`prepare` for a network that is exported already."""
-    quantizer = QUANTIZERS[backend](
-        qat=False, calibration=calibration, reduce_range=reduce_range, per_channel=per_channel
-    )
-    quantizer = Excluding(quantizer, floats) if floats else quantizer
-    prepared: fx.GraphModule = prepare_pt2e(graph, quantizer)
+    floats = how.pop("floats", ())
+    quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, **how)
+    prepared: fx.GraphModule = prepare_pt2e(graph, Excluding(quantizer, floats) if floats else quantizer)
     refuse_unannotated(prepared, backend)
     return prepared
 

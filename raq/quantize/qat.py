@@ -11,10 +11,10 @@ from torchao.quantization.pt2e import FakeQuantizeBase, disable_observer, enable
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from raq.errors import UserError
-from raq.experiment import Qat
 from raq.model.training import Hooks
 from raq.quantize.capture import export_network
 from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
+from raq.training_schema import Qat
 
 BATCH_NORM_RUNNING_MEAN, BATCH_NORM_TRAINING = 3, 5  # positions in aten.batch_norm's arguments
 DROPOUT_TRAINING = 2
