@@ -22,6 +22,7 @@ TRAINING = (
     "model/augmentation.py",
     "model/normalization.py",
     "model/training.py",
+    "model/checkpoints.py",
 )
 QUANTIZING = (
     "stages/quantizing.py",

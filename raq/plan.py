@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from raq.environment import has_vnni, versions
 from raq.errors import UserError
-from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Qat, Resources
+from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Resources
 from raq.fingerprints import CODE, LIBRARIES, code_digest, digest
 from raq.records import Record, Store, read_run
 from raq.sweep_schema import PtqSweep, Sweep
+from raq.training_schema import Qat
 
 Settings = dict[str, Any]
 Pool = Literal["train", "quantize", "bench"]

@@ -9,6 +9,7 @@ Natural = Annotated[int, Field(ge=0, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
+Backend = Literal["x86", "arm", "xnnpack"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 
 

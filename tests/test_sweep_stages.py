@@ -13,8 +13,8 @@ from workplace import Workplace, make_workplace
 
 from raq.cluster.driver import trials_of
 from raq.errors import StageError, UserError
+from raq.model.checkpoints import read_result
 from raq.model.evaluation import predict
-from raq.model.training import read_result
 from raq.plan import Stage
 from raq.records import Record, Store, now
 from raq.report.sweep import print_layers, print_search

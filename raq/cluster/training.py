@@ -20,7 +20,7 @@ from ray.util.placement_group import (
 
 from raq.cluster.session import OWN_CLUSTER_RESOURCE
 from raq.errors import RaqError, StageError, UserError
-from raq.model.training import CHECKPOINT, Metrics, TrainingResult, read_result
+from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.records import read_json, write_json
 from raq.stages.call import Call, Results
 from raq.stages.training import finish_qat, finish_training, train_in

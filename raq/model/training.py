@@ -6,14 +6,12 @@ every w-th image of it from the r-th on, and gradients are averaged over all of 
 """
 
 import math
-import os
 import pickle
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,31 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raq.errors import StageError, UserError
-from raq.experiment import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
 from raq.model.cache import Array
+from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingContext, TrainingResult
 from raq.model.data import Dataset, Images
 from raq.model.normalization import synchronise_batch_norm
+from raq.training_schema import Optimisation
 
 PROGRESS_EVERY_S = 1.0
-Metrics = dict[str, Any]
-
-
-class TrainingContext(Protocol):
-    """What a launcher supplies to the loop."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def progress(self, metrics: Metrics) -> None:
-        """Show where training stands; cheap, called by rank 0 about once a second."""
-
-    def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        """End of an epoch; every rank calls it. Rank 0 stores what `write(folder)` writes, whole or not at all."""
-
-    def restore(self) -> Path | None:
-        """The folder that an earlier, interrupted run of this same training saved last, or None."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +44,6 @@ class Hooks:
     """Of (normalised images, logits, loss by image [n]), the loss by image to train on instead."""
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """history: a row an epoch; state: the best epoch's state dict, on the CPU (the last epoch's without a hold-out)."""
-
-    history: list[Metrics]
-    best_epoch: int
-    state: dict[str, Tensor]
-
-
-CHECKPOINT = "training.pt"
 NO_HOOKS = Hooks()
 
 
@@ -129,17 +100,6 @@ def train(
     assert best is not None
     set_mode(False)
     return TrainingResult(history, best["epoch"], best["state"])
-
-
-def read_result(folder: Path) -> TrainingResult:
-    """The result of a training so far, out of the folder of its last checkpoint, or of what `keep_result` kept."""
-    content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    return TrainingResult(content["history"], content["best"]["epoch"], content["best"]["state"])
-
-
-def keep_result(result: TrainingResult, path: Path) -> None:
-    """Keep what a finished training came to, without what would be needed to go on with it."""
-    torch.save({"history": result.history, "best": {"epoch": result.best_epoch, "state": result.state}}, path)
 
 
 @dataclass(frozen=True)
@@ -339,37 +299,3 @@ def _restore(
     optimizer.load_state_dict(content["optimizer"])
     schedule.load_state_dict(content["schedule"])
     return content["history"], content["best"]
-
-
-class LocalContext:
-    """A context for one process: checkpoints go to `folder`, the last one only, each put there by a rename."""
-
-    rank = 0
-    world_size = 1
-
-    def __init__(
-        self, folder: Path, device: str = "cpu", progress: Callable[[Metrics], None] = lambda metrics: None
-    ) -> None:
-        self.folder = folder
-        self.device = torch.device(device)
-        self.show = progress
-
-    def progress(self, metrics: Metrics) -> None:
-        """Hand it to the function given."""
-        self.show(metrics)
-
-    def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        """Write the checkpoint beside the last one, then rename it over that."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = self.folder / "new"
-        scratch.mkdir(exist_ok=True)
-        write(scratch)
-        for file in scratch.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            file.replace(self.folder / file.name)
-        self.progress({"epoch_done": metrics})
-
-    def restore(self) -> Path | None:
-        """The folder, if a checkpoint is in it."""
-        return self.folder if (self.folder / CHECKPOINT).is_file() else None

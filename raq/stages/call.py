@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.experiment import Data, Qat
+from raq.experiment import Data
 from raq.fingerprints import digest
+from raq.training_schema import Qat
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

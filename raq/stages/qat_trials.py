@@ -15,16 +15,16 @@ import numpy as np
 
 from raq.bench.statistics import SIGNIFICANT, paired_drop, proportion_interval, same_accuracy_p
 from raq.errors import StageError
-from raq.experiment import Qat
 from raq.fingerprints import short_digest
 from raq.records import read_json, write_json
 from raq.searches import Config, Search, front, importance
 from raq.stages.call import Call, Progress, Results, dataset_of, trained_network
 from raq.stages.training import train_in, trained_graph
 from raq.stages.trials import BASELINE, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
+from raq.training_schema import Qat
 
 if TYPE_CHECKING:
-    from raq.model.training import TrainingResult
+    from raq.model.checkpoints import TrainingResult
 
 Report = Callable[[dict[str, Any]], None]
 COLUMNS = ("state", "epochs", "top1", "correct", "images", "error")
@@ -85,7 +85,7 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
     """
     import torch
 
-    from raq.model.training import LocalContext, read_result
+    from raq.model.checkpoints import LocalContext, read_result
 
     trial = call_of(call, config)
     torch.set_num_threads(trial.cpus)
@@ -119,8 +119,8 @@ def finished(trial: Call) -> dict[str, Any] | None:
 
 def finish_trial(trial: Call, result: "TrainingResult") -> None:
     """Keep a finished training: its weights, its classes of the validation images, its record; not its checkpoint."""
+    from raq.model.checkpoints import keep_result
     from raq.model.evaluation import predict
-    from raq.model.training import keep_result
 
     record, dataset = record_of(trial), dataset_of(trial)
     predicted = predict(trained_graph(trial, result), dataset, split="validation")
@@ -140,7 +140,7 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
     Chosen is the highest top-1 on the validation images, of the trials that were trained to their end; of equals the
     earliest. Raises StageError if none was.
     """
-    from raq.model.training import CHECKPOINT
+    from raq.model.checkpoints import CHECKPOINT
 
     labels = dataset_of(call).validation_labels
     baseline = np.load(trials_folder(call) / BASELINE, allow_pickle=False) == labels

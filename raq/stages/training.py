@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import UserError
-from raq.experiment import Qat, Train
 from raq.stages.call import (
     WEIGHTS,
     Call,
@@ -23,11 +22,12 @@ from raq.stages.call import (
     trained_network,
 )
 from raq.stages.quantizing import keep_program
+from raq.training_schema import Qat, Train
 
 if TYPE_CHECKING:
     from torch import fx, nn
 
-    from raq.model.training import TrainingContext, TrainingResult
+    from raq.model.checkpoints import TrainingContext, TrainingResult
 
 PLAIN_SIZE = "set train.progressive: [] to train at the full size only"
 
@@ -113,7 +113,7 @@ def qat_stage(call: Call, progress: Progress) -> Results:
 
 def _finish_chosen(call: Call) -> Results:
     """Convert the training that the sweep before has chosen."""
-    from raq.model.training import read_result
+    from raq.model.checkpoints import read_result
     from raq.stages.qat_trials import chosen_settings
 
     folder = Path(call.inputs["sweep"])
@@ -146,7 +146,7 @@ def finish_qat(call: Call, result: "TrainingResult") -> Results:
 
 
 def _local_context(call: Call, progress: Progress) -> "TrainingContext":
-    from raq.model.training import LocalContext
+    from raq.model.checkpoints import LocalContext
 
     return LocalContext(Path(call.folder) / "checkpoint", call.device, progress)
 

@@ -36,7 +36,7 @@ BARE_RANK = """
 import json, pickle, sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from raq.model.training import LocalContext
+from raq.model.checkpoints import LocalContext
 from raq.stages.training import train_in
 
 call = pickle.load(sys.stdin.buffer)

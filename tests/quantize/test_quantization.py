@@ -13,12 +13,14 @@ from networks import EXAMPLE, quantized, small
 from torch import nn
 
 from raq.errors import StageError, UserError
-from raq.experiment import Calibration, Qat
-from raq.model.training import LocalContext, train
+from raq.experiment import Calibration
+from raq.model.checkpoints import LocalContext
+from raq.model.training import train
 from raq.model.zoo import build_model
 from raq.quantize import artifact, audit, conversion, ptq, qat
 from raq.quantize.capture import export_program, layers
 from raq.quantize.generated import read_package
+from raq.training_schema import Qat
 
 MINMAX = Calibration(observer="minmax")
 
