@@ -23,16 +23,16 @@ from raq.experiment import Calibration
 from raq.model.data import Dataset
 from raq.quantize.artifact import lower
 from raq.quantize.capture import MAX_BATCH, is_layer, layer_name
-from raq.quantize.ptq import Annotation, FixedFakeQuantize, calibration_sample, observe, prepare_graph
+from raq.quantize.ptq import FixedFakeQuantize, Rounding, calibration_sample, observe, prepare_graph
 
 Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]  # scales [K], zero points [K], in the order of `_slots`
 
 
 def prepared_from(
-    program: ExportedProgram, backend: str, calibration: Calibration, **how: Unpack[Annotation]
+    program: ExportedProgram, backend: str, calibration: Calibration, **rounding: Unpack[Rounding]
 ) -> fx.GraphModule:
     """A fresh graph with observers, of a network that was exported once."""
-    return prepare_graph(program.module(), backend, calibration, **how)
+    return prepare_graph(program.module(), backend, calibration, **rounding)
 
 
 def calibrate_nested(

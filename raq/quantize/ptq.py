@@ -19,33 +19,36 @@ from raq.quantize.capture import export_network
 from raq.quantize.quantizers import QUANTIZERS, Excluding, refuse_unannotated
 
 
-class Annotation(TypedDict, total=False):
-    """What of a graph is quantized, and to how many bits."""
+class Rounding(TypedDict, total=False):
+    """To which integers a graph is rounded."""
 
     reduce_range: Required[bool]
     """Activations of 7 bits (x86)."""
     per_channel: bool
     """Weights have a scale for each output channel; default true."""
-    floats: Collection[str]
-    """Names of layers that stay in float; default none."""
 
 
 def prepare(
-    network: nn.Module, example: Tensor, backend: str, calibration: Calibration, **how: Unpack[Annotation]
+    network: nn.Module,
+    example: Tensor,
+    backend: str,
+    calibration: Calibration,
+    floats: Collection[str] = (),
+    **rounding: Unpack[Rounding],
 ) -> fx.GraphModule:
-    """The network's graph with observers where `backend` quantizes.
+    """The network's graph with observers where `backend` quantizes; floats: names of layers that stay in float.
 
     Raises StageError if the quantizer has annotated nothing, which is no error of its own.
     """
-    return prepare_graph(export_network(network.eval(), example).module(), backend, calibration, **how)
+    graph = export_network(network.eval(), example).module()
+    return prepare_graph(graph, backend, calibration, floats, **rounding)
 
 
 def prepare_graph(
-    graph: nn.Module, backend: str, calibration: Calibration, **how: Unpack[Annotation]
+    graph: nn.Module, backend: str, calibration: Calibration, floats: Collection[str] = (), **rounding: Unpack[Rounding]
 ) -> fx.GraphModule:
     """`prepare` for a network that is exported already."""
-    floats = how.pop("floats", ())
-    quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, **how)
+    quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, **rounding)
     prepared: fx.GraphModule = prepare_pt2e(graph, Excluding(quantizer, floats) if floats else quantizer)
     refuse_unannotated(prepared, backend)
     return prepared
