@@ -65,11 +65,11 @@ def ladders(layers: Sequence[LayerCost], all_quantized: float, left_out: Noise, 
 
 
 def choose_mixtures(
-    tried: Sequence[Mapping[str, Any]], max_drop: float, count: int
+    tried: Sequence[Mapping[str, Any]], everything: Mapping[str, Any], max_drop: float, count: int
 ) -> tuple[list[Mapping[str, Any]], str]:
     """The mixtures to lower and measure, the cheapest first, and why these.
 
-    tried: {"layers": names, "drop_points", "noise", "float_mac_share"}, without the one that quantizes everything.
+    tried: {"layers": names, "drop_points", "noise", "float_mac_share"}, without `everything`, which quantizes all.
     Those that lose no more than `max_drop` points on the validation images, of which the cheapest by float MACs, then
     by the number of layers; if there are too few, those with the least noise after them.
     """
@@ -85,4 +85,6 @@ def choose_mixtures(
         if able
         else f"no mixture loses at most {max_drop:g} points on the validation images; those that lose least"
     )
+    if everything["drop_points"] <= max_drop:
+        why = f"no layer need stay in float: all in int8 lose {everything['drop_points']:.2f} points; {why}"
     return chosen, why

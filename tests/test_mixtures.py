@@ -27,9 +27,13 @@ def test_the_cheapest_that_lose_little_are_chosen() -> None:
         {"layers": "head", "drop_points": 0.6, "noise": 0.3, "float_mac_share": 0.01},
         {"layers": "stem head", "drop_points": 0.4, "noise": 0.2, "float_mac_share": 0.06},
     ]
-    chosen, why = choose_mixtures(tried, 0.5, 2)
+    everything = {"drop_points": 2.0}
+    chosen, why = choose_mixtures(tried, everything, 0.5, 2)
     assert [t["layers"] for t in chosen] == ["stem head", "a.0"]
-    assert "2 of 3 mixtures lose at most 0.5 points" in why
-    chosen, why = choose_mixtures(tried, 0.05, 2)
+    assert why.startswith("2 of 3 mixtures lose at most 0.5 points")
+    chosen, why = choose_mixtures(tried, everything, 0.05, 2)
     assert [t["layers"] for t in chosen] == ["a.0", "stem head"]
     assert "no mixture loses at most 0.05" in why
+    assert choose_mixtures(tried, {"drop_points": 0.2}, 0.5, 2)[1].startswith(
+        "no layer need stay in float: all in int8"
+    )

@@ -93,6 +93,7 @@ class _Line:
         self.text = ""
         self.began: float | None = None
         self.took_s: float | None = None
+        self.counted: tuple[float, float] | None = None  # when, and at which share: what was first told
         self.printed = 0.0
 
     @property
@@ -127,10 +128,14 @@ class _Line:
                 f"loss {event['loss']:.3f}",
                 f"{event['images_per_s']:.0f} images/s",
             ]
-        share = event.get("share", 0)
-        if share > 0 and self.began is not None:
-            left = (time.monotonic() - self.began) * (1 - share) / share
-            parts += [f"{100 * share:.0f}%", f"{seconds(left)} left"]
+        if (share := event.get("share", 0)) > 0:
+            parts.append(f"{100 * share:.0f}%")
+            now = time.monotonic()
+            if self.counted is None or share < self.counted[1]:
+                self.counted = now, share  # what came before, loading and compiling, says nothing about the rest
+            began, first = self.counted
+            if share > first:
+                parts.append(f"{seconds((now - began) * (1 - share) / (share - first))} left")
         return ", ".join(parts)
 
     def clock(self) -> str:

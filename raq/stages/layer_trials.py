@@ -228,7 +228,7 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
         if t is not everything and t["config"][MODE] == WITHOUT
     ]
     asked = call.settings["sweep"]
-    chosen, why = choose_mixtures(mixtures, call.settings["max_drop"], asked["candidates"])
+    chosen, why = choose_mixtures(mixtures, everything, call.settings["max_drop"], asked["candidates"])
     if len(chosen) < asked["candidates"]:
         raise StageError(
             f"{len(chosen)} mixtures were found, and sweep.layers.candidates asks for {asked['candidates']}",
