@@ -180,6 +180,30 @@ def compare(
 
 
 @app.command()
+def submit(
+    experiment: ExperimentFile,
+    address: Annotated[str, typer.Option(metavar="URL", help="The cluster's dashboard, e.g. http://127.0.0.1:8265.")],
+    results: Annotated[str, typer.Option("--results", metavar="DIR", help="A folder that all nodes share.")],
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+) -> None:
+    """The run as a job of a Ray cluster: sends what it needs, follows its log, returns its exit code."""
+    from raq.cluster.submit import ask_on_terminal
+    from raq.cluster.submit import submit as submit_experiment
+
+    console = _console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    code = submit_experiment(
+        experiment, overrides or [], address, results, fresh, say, ask_on_terminal, follow=not detach
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     results: ResultsFolder = DEFAULT_RESULTS,

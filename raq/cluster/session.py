@@ -84,7 +84,7 @@ def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
         with uninterrupted():
             ray.shutdown()
             if scratch is not None:
-                _end_stragglers(scratch)
+                end_stragglers(scratch)
                 shutil.rmtree(scratch, ignore_errors=True)  # processes that are just ending may still write there
 
 
@@ -156,7 +156,7 @@ def _nodes(ray: Any) -> list[Node]:
     ]
 
 
-def _end_stragglers(scratch: Path) -> None:
+def end_stragglers(scratch: Path) -> None:
     """Kill what this cluster started and left: workers that were just starting look for their raylet for a minute.
 
     They are known by the cluster's own temporary folder in their command or environment, and by nothing else. Looked

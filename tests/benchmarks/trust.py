@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 SHAPE, BATCH = (3, 32, 32), 32
-RUNS_A_NURSERY = 10  # runs whose contenders are forked from one process; starting it takes seconds
+RUNS_A_NURSERY = 50  # runs whose contenders are forked from one process; starting it takes seconds
 QUIET = Bench(batch_sizes=(BATCH,), precision=0.015, budget_s=60.0)  # half of what is to be told apart
 NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=20.0)  # beside a burner 8 s were too few launches 18 times of 100
 BURNER = """

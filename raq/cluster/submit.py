@@ -1,0 +1,258 @@
+"""An experiment as a job of a running Ray cluster: sent, followed to its end, its exit code returned."""
+
+import asyncio
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raq.cluster.package import Package, pack
+from raq.cluster.session import RAY_SETTINGS
+from raq.errors import RaqError, UserError
+from raq.interruption import uninterrupted
+from raq.records import now
+
+REQUEST_TIMEOUT_S = 60.0
+LOOK_AGAIN_S = 10.0
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+MOST_RECONNECTIONS, RECONNECT_S = 10, 5.0
+INTERRUPTED = 130
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+Say = Callable[[str], None]
+Ask = Callable[[], str]  # after Ctrl-C: "stop" or "detach"
+
+
+def submit(
+    path: Path,
+    overrides: Sequence[str],
+    address: str,
+    results: str,
+    fresh: bool,
+    say: Say,
+    ask: Ask,
+    follow: bool = True,
+) -> int:
+    """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
+
+    results: a folder that all nodes of the cluster share. Raises UserError for what is wrong before anything is sent:
+    the experiment, its package, the address, the token; RaqError if the cluster does not take the job or is lost.
+    """
+    if not results.startswith("/"):
+        raise UserError(
+            f"--results {results}: the job runs on the cluster, where this is no place",
+            "give the absolute path of a folder that all its nodes share",
+        )
+    with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
+        package = pack(path, overrides, Path.cwd(), Path(scratch))
+        client = _connected(address)
+        job = _sent(client, package, overrides, results, fresh)
+    size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
+    say(f"job {job} submitted to {address}: {size}")
+    if not follow:
+        say(_how_to_look(job, address, results))
+        return 0
+    try:
+        asyncio.run(_followed(client, job, say))
+    except KeyboardInterrupt:
+        with uninterrupted():
+            answer = ask()
+            if answer != "stop":
+                say(f"detached: the job goes on. {_how_to_look(job, address, results)}")
+                return 0
+            return _stopped(client, job)
+    return _ended(client, job, say, results)
+
+
+def _how_to_look(job: str, address: str, results: str) -> str:
+    return (
+        f"Its log: ray job logs --address {address} --follow {job}. Its results, where that folder is: "
+        f"raq show latest --results {results}"
+    )
+
+
+def _connected(address: str) -> Any:
+    """A client of the cluster's job server; UserError if none answers there, or not to this token."""
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take them in place of what was asked for
+        os.environ.pop(name, None)
+    os.environ.update({name: value for name, value in RAY_SETTINGS.items() if name not in os.environ})
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # what is in the package was chosen
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"--address {address}: not the address of a cluster's dashboard", "give http://HOST:8265, or HOST:8265"
+        )
+    import requests
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        """Ray's, which waits for ever, with an end to its waits."""
+
+        def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **kwargs})
+
+    try:
+        return Client(url)
+    except AuthenticationError as error:
+        raise _refused(address) from error
+    except (ConnectionError, RuntimeError, ValueError, requests.exceptions.RequestException) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"--address {address}: no job server of Ray answers: {first}",
+            "give the address of the dashboard (port 8265), reached by 'ray dashboard cluster.yaml' or ssh",
+        ) from error
+
+
+def _refused(address: str) -> UserError:
+    return UserError(
+        f"--address {address}: the cluster refuses this token, or that there is none",
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token",
+    )
+
+
+def _sent(client: Any, package: Package, overrides: Sequence[str], results: str, fresh: bool) -> str:
+    command = ["python", "-m", "raq", "run", package.experiment, "--address", "auto", "--results", results]
+    for override in overrides:
+        command += ["--set", override]
+    command += ["--fresh"] if fresh else []
+    moment = re.sub(r"[^0-9]", "", now())[:14]
+    try:
+        job: str = client.submit_job(
+            entrypoint=shlex.join(command),
+            submission_id=f"raq-{package.name}-{moment}-{os.getpid()}",
+            runtime_env={"working_dir": str(package.folder)},
+            metadata={"experiment": package.name, "results": results},
+        )
+    except Exception as error:  # Ray's own, of its HTTP client's, of the runtime environment's packing
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RaqError(f"the cluster does not take the job: {first}", "see the head's dashboard.log") from error
+    return job
+
+
+async def _followed(client: Any, job: str, say: Say) -> None:
+    """Say the job's lines until it ends; after a break in the line go on where it broke.
+
+    Raises RaqError if the job does not start, or if the job server cannot be reached again.
+    """
+    lines, began, breaks = _Lines(say), time.monotonic(), 0
+    while True:
+        stream = client.tail_job_logs(job)  # from the log's start, each time
+        waiting = asyncio.ensure_future(anext(stream, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({waiting}, timeout=LOOK_AGAIN_S)
+                if not done:
+                    status = str(client.get_job_info(job).status)
+                    if status == "PENDING" and time.monotonic() - began > START_TIMEOUT_S:
+                        raise RaqError(
+                            f"job {job} has not started within {START_TIMEOUT_S:.0f} s",
+                            f"see 'ray job status {job}' and the head's logs",
+                        )
+                    if status in ENDED:
+                        return lines.end()
+                    continue
+                text = waiting.result()
+                if text is None:
+                    return lines.end()
+                lines.take(text)
+                breaks = 0
+                waiting = asyncio.ensure_future(anext(stream, None))
+        except RaqError:
+            raise
+        except Exception as error:  # aiohttp's, requests's and Ray's own: the line broke
+            breaks += 1
+            if breaks > MOST_RECONNECTIONS:
+                raise RaqError(
+                    f"job {job} cannot be followed: {type(error).__name__}",
+                    "it may still run: see 'ray job status' once the cluster answers again",
+                ) from error
+            lines.again()
+            await asyncio.sleep(RECONNECT_S)
+        finally:
+            waiting.cancel()
+
+
+class _Lines:
+    """A log that comes in pieces, said by whole lines; when it comes again from its start, only what is new."""
+
+    def __init__(self, say: Say) -> None:
+        self.say, self.said, self.place, self.rest = say, 0, 0, ""
+
+    def take(self, text: str) -> None:
+        *whole, self.rest = (self.rest + text).split("\n")
+        for line in whole:
+            self._take_line(line)
+
+    def again(self) -> None:
+        self.place, self.rest = 0, ""
+
+    def end(self) -> None:
+        if self.rest:
+            self._take_line(self.rest)
+            self.rest = ""
+
+    def _take_line(self, line: str) -> None:
+        self.place += 1
+        if self.place > self.said:
+            self.said = self.place
+            self.say(line.rstrip("\r"))
+
+
+def _until_ended(client: Any, job: str) -> Any:
+    until = time.monotonic() + STOP_TIMEOUT_S
+    while True:
+        try:
+            info = client.get_job_info(job)
+            if str(info.status) in ENDED:
+                return info
+        except Exception as error:
+            if time.monotonic() > until:
+                raise RaqError(
+                    f"the cluster no longer answers ({type(error).__name__}): how job {job} ended is not known",
+                    "see 'ray job status' once it answers again",
+                ) from error
+        if time.monotonic() > until:
+            raise RaqError(f"job {job} has not ended within {STOP_TIMEOUT_S:.0f} s", "see 'ray job status'")
+        time.sleep(0.5)
+
+
+def _ended(client: Any, job: str, say: Say, results: str) -> int:
+    info = _until_ended(client, job)
+    status, code = str(info.status), info.driver_exit_code
+    if status == "SUCCEEDED":
+        say(f"job {job} has succeeded; where its results are: raq show latest --results {results}")
+        return 0
+    first = next(iter(str(info.message or "").strip().splitlines()), "")
+    if status == "STOPPED":
+        raise RaqError(f"job {job} was stopped", "finished stages are kept; the same command goes on from there")
+    if code is None:
+        raise RaqError(f"job {job} failed before raq ran: {first}", "see the head's logs; raq must be installed there")
+    return int(code) or 1
+
+
+def _stopped(client: Any, job: str) -> int:
+    try:
+        client.stop_job(job)
+    except Exception as error:
+        raise RaqError(
+            f"job {job} could not be stopped ({type(error).__name__})", f"try 'ray job stop {job}'"
+        ) from error
+    _until_ended(client, job)
+    return INTERRUPTED
+
+
+def ask_on_terminal() -> str:
+    """After Ctrl-C: what the user says, on a terminal; elsewhere the job is left."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return "detach"
+    sys.stderr.write("\nstop the job, or detach and leave it running? [s/D] ")
+    sys.stderr.flush()
+    return "stop" if sys.stdin.readline().strip().lower() in ("s", "stop") else "detach"

@@ -1,0 +1,55 @@
+"""cluster.yaml: what Ray's own schema and validator say of it, and what must never be lost from it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from raq.cluster.driver import demand_of
+from raq.cluster.session import Node
+from raq.experiment import Resources
+from raq.plan import Stage
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_ray_takes_it(config: dict[str, Any]) -> None:
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert set(prepared["available_node_types"]) == {"head", "cpu", "gpu"}
+    broken = {**config, "available_node_types": {"head": {"resources": {"CPU": "none"}, "node_config": {}}}}
+    with pytest.raises(Exception, match="CPU"):  # Ray's validator does look
+        validate_config(prepare_config(broken))
+
+
+def test_nobody_else_reaches_it(config: dict[str, Any]) -> None:
+    (start,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "0.0.0.0" not in str(config)
+    assert any("export RAY_AUTH_MODE=token" in command for command in config["setup_commands"])
+    assert "~/.ray/auth_token" in config["file_mounts"]
+    assert {".git", ".venv", "results"} <= set(config["rsync_exclude"])
+
+
+def test_its_nodes_take_every_stage(config: dict[str, Any]) -> None:
+    """The head does none; a measurement has a node that is not taken away; training may have spot machines."""
+    types = config["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    nodes = [
+        Node(t["resources"]["CPU"], t["resources"].get("GPU", 0), "bench" in t["resources"]) for t in types.values()
+    ]
+    for pool, kind in (("train", "train"), ("quantize", "ptq"), ("bench", "bench")):
+        assert (
+            demand_of(Stage(pool, kind, pool, {}, {}, "", Resources()), nodes).cpus == types["cpu"]["resources"]["CPU"]
+        )
+    measures = [t for t in types.values() if "bench" in t["resources"]]
+    assert measures
+    assert all("InstanceMarketOptions" not in t["node_config"] for t in measures)
+    assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}

@@ -1,0 +1,140 @@
+"""`raq submit` to a real head with a token, a process of its own."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from workplace import Workplace, clear_error
+
+from raq.cluster.session import RAY_SETTINGS, end_stragglers
+
+pytestmark = pytest.mark.cluster
+ONLY_FP32 = ("--set", "ptq=null", "--set", "qat=null", "--set", "bench.rounds=1", "--set", "bench.batch_sizes=[1]")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node: its dashboard, its token."""
+
+    address: str
+    token: str
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Iterator[Head]:
+    """One head for all tests here: two CPUs, which may measure."""
+    scratch, token = Path(f"/tmp/raq-head-{os.getpid()}"), secrets.token_hex(32)
+    ports = free_port(), free_port()
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2",
+               '--resources={"bench": 1}', "--node-ip-address=127.0.0.1", f"--port={ports[0]}",
+               f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", f"--temp-dir={scratch}",
+               "--dashboard-agent-listen-port=0"]  # fmt: skip
+    environment = {**os.environ, **RAY_SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # jobs run `python`
+    log = tmp_path_factory.mktemp("head") / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", ports[1]), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.5)
+        yield Head(f"http://127.0.0.1:{ports[1]}", token)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        end_stragglers(scratch)
+        subprocess.run(["rm", "-rf", str(scratch)], check=True)
+
+
+@pytest.fixture
+def with_token(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+
+
+def submit(place: Workplace, head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+    shared = str(place.folder / "shared")
+    return place.raq("submit", "tiny.yaml", "--address", head.address, "--results", shared, *arguments)
+
+
+def test_without_the_token_nothing_is_taken(head: Head, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "refuses" in clear_error(submit(workplace, head), 2)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", wrong := "0" * 64)
+    error = clear_error(submit(workplace, head), 2)
+    assert "refuses" in error
+    assert wrong not in error
+
+
+@pytest.mark.usefixtures("with_token")
+def test_a_job_is_a_run(head: Head, workplace: Workplace) -> None:
+    """The stage lines of a local run, its table, its records in the shared folder; the user's own code was sent."""
+    done = submit(workplace, head, *ONLY_FP32)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("train", "lower/fp32", "evaluate/fp32", "bench/cpu"):
+        assert f"{stage}: done" in done.stdout
+    assert "inductor" in done.stdout
+    assert "has succeeded" in done.stdout
+    assert head.token not in done.stdout + done.stderr
+    assert not (workplace.folder / "results").exists()
+    shown = workplace.raq("show", "latest", "--results", "shared")
+    assert shown.returncode == 0, shown.stderr
+    assert head.token not in "".join(file.read_text() for file in (workplace.folder / "shared").rglob("*.json"))
+
+
+@pytest.mark.usefixtures("with_token")
+def test_the_code_of_a_failed_run_comes_back(head: Head, workplace: Workplace) -> None:
+    done = submit(workplace, head, "--set", "model.weights=/nowhere/w.pt")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "raq: model.weights: /nowhere/w.pt cannot be read" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("with_token")
+def test_interrupted_away_from_a_terminal_the_job_is_left(head: Head, workplace: Workplace) -> None:
+    command = workplace.command("submit", "tiny.yaml", "--address", head.address, "--results",
+                                str(workplace.folder / "shared"), "--set", "train.epochs=500")  # fmt: skip
+    process = subprocess.Popen(command, cwd=workplace.folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    job = process.stdout.readline().split()[1]
+    for line in process.stdout:
+        if "train: running" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 0
+    assert "detached: the job goes on" in rest
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(head.address)
+    assert client.get_job_status(job) == "RUNNING"
+    client.stop_job(job)
+
+
+def test_addresses_that_are_none(workplace: Workplace) -> None:
+    shared = ("--results", "/shared")
+    for address, said in (("ray://x:1", "not the address"), ("127.0.0.1:9", "no job server of Ray answers")):
+        assert said in clear_error(workplace.raq_here("submit", "tiny.yaml", "--address", address, *shared), 2)
+    here = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", "results")
+    assert "give the absolute path" in clear_error(here, 2)
