@@ -31,6 +31,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")
 ]
 ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records and artifacts are.")]
+Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")]
 DEFAULT_RESULTS = Path("results")
 INTERRUPTED = 130
 
@@ -45,9 +46,7 @@ def run(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     results: ResultsFolder = DEFAULT_RESULTS,
-    address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")
-    ] = None,
+    address: Address = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
 ) -> None:
     """Do what is stale of an experiment; end with the table and the verdict."""
@@ -63,15 +62,18 @@ def run(
 
 
 @app.command()
-def plan(experiment: ExperimentFile, overrides: Overrides = None, results: ResultsFolder = DEFAULT_RESULTS) -> None:
-    """The stages of an experiment, each fresh or stale and why."""
-    from raq.plan import stale_stages
-    from raq.records import Store
+def plan(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    results: ResultsFolder = DEFAULT_RESULTS,
+    address: Address = None,
+) -> None:
+    """The stages of an experiment, each fresh or stale and why, and where the stale ones would be done."""
     from raq.report.console import print_plan
-    from raq.run import prepare
+    from raq.run import places
 
-    prepared = prepare(experiment, overrides or [])
-    print_plan(_console(), prepared.plan, stale_stages(prepared.plan, Store(results.resolve())))
+    prepared, stale, where = places(experiment, overrides or [], results, address)
+    print_plan(_console(), prepared.plan, stale, where)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Imports neither torch nor ray at its top; a run with nothing to do starts neither.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -125,6 +126,31 @@ def run(
 
         # the plan depends on what the cluster's machines are, so it is asked first
         return _complete(prepare(path, overrides, machine_of_bench_node()), store, listener, fresh, (nodes, output))
+
+
+def places(
+    path: Path, overrides: Sequence[str], results: Path, address: str | None = None
+) -> tuple[Prepared, dict[str, str], dict[str, str]]:
+    """A dry run: the plan, why stages are stale, and where each of those would be done, here or on the cluster.
+
+    Raises UserError for what is wrong with the experiment, and for a stage that none of the nodes can do.
+    """
+    from raq.cluster.driver import placement
+    from raq.cluster.session import cluster, local_node, output_to
+
+    store = Store(results.resolve())
+    if address is None:
+        prepared, nodes = prepare(path, overrides), [local_node()]
+    else:
+        load_experiment(path, overrides)  # what is wrong with it is said before anything is connected
+        with tempfile.TemporaryDirectory(prefix="raq-plan-") as scratch:
+            logs = Path(scratch)
+            with output_to(logs / "connect.log"), cluster(address, logs) as nodes:
+                from raq.cluster.actors import machine_of_bench_node
+
+                prepared = prepare(path, overrides, machine_of_bench_node())
+    stale = stale_stages(prepared.plan, store)
+    return prepared, stale, {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
 
 
 def _complete(

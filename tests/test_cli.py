@@ -87,6 +87,7 @@ def stale(place: Workplace, *arguments: str) -> set[str]:
 def test_plan_says_what_a_change_makes_stale(finished: Workplace) -> None:
     assert stale(finished) == set()
     assert stale(finished, "--set", "bench.rounds=7") == {"bench/cpu"}
+    assert "on this machine, alone" in finished.raq("plan", "tiny.yaml", "--set", "bench.rounds=7").stdout
     assert len(stale(finished, "--set", "seed=1")) == 10
 
 

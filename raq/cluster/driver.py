@@ -100,6 +100,20 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
     return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
 
 
+def placement(stage: Stage, nodes: list[Node]) -> str:
+    """In words: what a stage takes, and which of these nodes can give it. Raises UserError if none can."""
+    demand = demand_of(stage, nodes)
+    each = f"{demand.cpus} CPU{'s' if demand.cpus > 1 else ''}"
+    each += f", {demand.gpus} GPU{'s' if demand.gpus > 1 else ''}" if demand.gpus else ""
+    what = f"{demand.workers} x {each}" if demand.workers > 1 else each
+    able = [
+        node.name
+        for node in nodes
+        if node.cpus >= demand.cpus and node.gpus >= demand.gpus and (node.bench or stage.pool != "bench")
+    ]
+    return f"{what} on {' or '.join(sorted(set(able)))}" + (", alone" if stage.pool == "bench" else "")
+
+
 def trials_of(stage: Stage) -> int | None:
     """How many trials a sweep has, at most; None if that is known only when the network is exported."""
     if stage.kind == "sweep":

@@ -50,6 +50,7 @@ class Node:
     cpus: int
     gpus: int
     bench: bool
+    name: str = "this machine"
 
 
 def local_node() -> Node:
@@ -150,6 +151,7 @@ def _nodes(ray: Any) -> list[Node]:
             int(node["Resources"].get("CPU", 0)),
             int(node["Resources"].get("GPU", 0)),
             BENCH_RESOURCE in node["Resources"],
+            node["NodeManagerAddress"],
         )
         for node in ray.nodes()
         if node["Alive"]

@@ -142,7 +142,7 @@ async def _followed(client: Any, job: str, say: Say) -> None:
 
     Raises RaqError if the job does not start, or if the job server cannot be reached again.
     """
-    lines, began, breaks = _Lines(say), time.monotonic(), 0
+    lines, began, breaks = Lines(say), time.monotonic(), 0
     while True:
         stream = client.tail_job_logs(job)  # from the log's start, each time
         waiting = asyncio.ensure_future(anext(stream, None))
@@ -180,21 +180,24 @@ async def _followed(client: Any, job: str, say: Say) -> None:
             waiting.cancel()
 
 
-class _Lines:
+class Lines:
     """A log that comes in pieces, said by whole lines; when it comes again from its start, only what is new."""
 
     def __init__(self, say: Say) -> None:
         self.say, self.said, self.place, self.rest = say, 0, 0, ""
 
     def take(self, text: str) -> None:
+        """A further piece."""
         *whole, self.rest = (self.rest + text).split("\n")
         for line in whole:
             self._take_line(line)
 
     def again(self) -> None:
+        """The next piece is the log's first."""
         self.place, self.rest = 0, ""
 
     def end(self) -> None:
+        """No more comes: a last line without an end is a line too."""
         if self.rest:
             self._take_line(self.rest)
             self.rest = ""

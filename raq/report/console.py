@@ -178,10 +178,11 @@ def result_in_words(results: Mapping[str, Any]) -> str:
     return f"{len(results.get('rows', []))} latencies"
 
 
-def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str]) -> None:
-    """The stages, each fresh or stale and why."""
+def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str], where: Mapping[str, str]) -> None:
+    """The stages, each fresh or stale and why; of the stale ones where they would be done."""
     for stage in plan:
-        state = f"stale  {stale[stage.name]}" if stage.name in stale else "fresh"
+        name = stage.name
+        state = f"stale  {stale[name]}; {where[name]}" if name in stale else "fresh"
         console.print(
             f"{stage.name:<22} {stage.fingerprint[:12]}  {state}", markup=False, highlight=False, soft_wrap=True
         )

@@ -1,5 +1,6 @@
 """cluster.yaml: what Ray's own schema and validator say of it, and what must never be lost from it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raq.cluster.driver import demand_of
+from raq.cluster.driver import placement
 from raq.cluster.session import Node
+from raq.errors import UserError
 from raq.experiment import Resources
 from raq.plan import Stage
 
@@ -43,12 +45,15 @@ def test_its_nodes_take_every_stage(config: dict[str, Any]) -> None:
     types = config["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
     nodes = [
-        Node(t["resources"]["CPU"], t["resources"].get("GPU", 0), "bench" in t["resources"]) for t in types.values()
+        Node(t["resources"]["CPU"], t["resources"].get("GPU", 0), "bench" in t["resources"], name)
+        for name, t in types.items()
     ]
-    for pool, kind in (("train", "train"), ("quantize", "ptq"), ("bench", "bench")):
-        assert (
-            demand_of(Stage(pool, kind, pool, {}, {}, "", Resources()), nodes).cpus == types["cpu"]["resources"]["CPU"]
-        )
+    assert placement(Stage("ptq", "ptq", "quantize", {}, {}, "", Resources()), nodes) == "8 CPUs on cpu or gpu"
+    assert placement(Stage("bench", "bench", "bench", {}, {}, "", Resources()), nodes) == "8 CPUs on cpu, alone"
+    training = Stage("train", "train", "train", {}, {}, "", Resources(cpus=4, gpus=1))
+    assert placement(training, nodes) == "4 CPUs, 1 GPU on gpu"
+    with pytest.raises(UserError, match="2 workers of 4 CPUs and 1 GPUs, and the cluster has room for 1"):
+        placement(replace(training, workers=2), nodes)
     measures = [t for t in types.values() if "bench" in t["resources"]]
     assert measures
     assert all("InstanceMarketOptions" not in t["node_config"] for t in measures)

@@ -15,6 +15,7 @@ import pytest
 from workplace import Workplace, clear_error
 
 from raq.cluster.session import RAY_SETTINGS, end_stragglers
+from raq.cluster.submit import Lines
 
 pytestmark = pytest.mark.cluster
 ONLY_FP32 = ("--set", "ptq=null", "--set", "qat=null", "--set", "bench.rounds=1", "--set", "bench.batch_sizes=[1]")
@@ -138,3 +139,16 @@ def test_addresses_that_are_none(workplace: Workplace) -> None:
         assert said in clear_error(workplace.raq_here("submit", "tiny.yaml", "--address", address, *shared), 2)
     here = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", "results")
     assert "give the absolute path" in clear_error(here, 2)
+
+
+def test_a_log_that_comes_again_is_told_once() -> None:
+    told: list[str] = []
+    lines = Lines(told.append)
+    for piece in ("one\ntw", "o\nthr"):
+        lines.take(piece)
+    lines.again()  # the connection broke within the third
+    for piece in ("one\n", "two\nthree\r\nfour"):
+        lines.take(piece)
+    assert told == ["one", "two", "three"]
+    lines.end()
+    assert told == ["one", "two", "three", "four"]
