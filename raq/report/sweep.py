@@ -85,8 +85,8 @@ def print_search(console: Console, found: Mapping[str, Any]) -> None:
     keys = list(trials[0]["config"])
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for name in ("trial", "top-1 %", "95%", "epochs", *keys):
-        table.add_column(name, justify="right", no_wrap=name == "trial")
+    for name in ("trial", "top-1 %", "epochs", *keys):
+        table.add_column(_heading(name), justify="right", no_wrap=True)
     mark = "▸" if console.encoding.startswith("utf") else "*"
     for trial in ranked[:MOST_TRIALS]:
         interval = trial.get("top1_interval")
@@ -94,16 +94,17 @@ def print_search(console: Console, found: Mapping[str, Any]) -> None:
             mark if trial["number"] == choice["number"] else "",
             f"{trial['number'] + 1}{'†' if trial['front'] else ''}",
             f"{100 * trial['top1']:.2f}",
-            "ended early" if interval is None else f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f}",
-            str(trial["epochs"]),
-            *("default" if trial["config"][key] is None else _short(trial["config"][key]) for key in keys),
+            f"{trial['epochs']}{' ended' if interval is None else ''}",
+            *("unset" if trial["config"][key] is None else _short(trial["config"][key]) for key in keys),
             style="bold" if trial["number"] == choice["number"] else "dim" if interval is None else None,
         )
     console.print(table)
     if len(ranked) > MOST_TRIALS:
         console.print(f"and {len(ranked) - MOST_TRIALS} more: see trials.csv", style="dim", highlight=False)
     mattered = found["importance"]
+    widest = max(t["top1_interval"][1] - t["top1_interval"][0] for t in trials if t.get("top1_interval"))
     lines = [
+        f"top-1 has 95% intervals of ±{50 * widest:.1f} points at most; ended: early.",
         "†: no other has both a higher top-1 and fewer epochs. Trial 1 is the training as written.",
         f"{found['epochs_trained']} of {found['epochs_asked']} epochs were needed.",
         "what mattered: "
@@ -122,10 +123,17 @@ def print_search(console: Console, found: Mapping[str, Any]) -> None:
     console.print(f"chosen: {choice['why']}", markup=False, highlight=False)
 
 
+def _heading(name: str) -> str:
+    """A key on several lines, none longer than a column of numbers."""
+    parts = name.split("_")
+    return "\n".join(part if len(part) <= HEADING else f"{part[:7]}-\n{part[7:]}" for part in parts)
+
+
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
+HEADING = 9
 MOST_LAYERS, MOST_NAMED = 12, 8
 
 

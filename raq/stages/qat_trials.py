@@ -5,6 +5,7 @@ interrupted goes on after its last epoch, one that is finished is not done again
 keeps its weights.
 """
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,6 +88,7 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
 
     from raq.model.checkpoints import LocalContext, read_result
 
+    gc.collect()  # graphs of fx are cycles: the last trial's, and all that it trained, would stay for many trials
     trial = call_of(call, config)
     torch.set_num_threads(trial.cpus)
     known = finished(trial)

@@ -88,6 +88,7 @@ def test_without_the_token_nothing_is_taken(head: Head, workplace: Workplace, mo
     assert wrong not in error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_token")
 def test_a_job_is_a_run(head: Head, workplace: Workplace) -> None:
     """The stage lines of a local run, its table, its records in the shared folder; the user's own code was sent."""
@@ -112,6 +113,7 @@ def test_the_code_of_a_failed_run_comes_back(head: Head, workplace: Workplace) -
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_token")
 def test_interrupted_away_from_a_terminal_the_job_is_left(head: Head, workplace: Workplace) -> None:
     command = workplace.command("submit", "tiny.yaml", "--address", head.address, "--results",

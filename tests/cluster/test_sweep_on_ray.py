@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import ray
 from ray import tune
 from workplace import Workplace, make_workplace, own_stage_processes
 
@@ -38,7 +39,7 @@ class Sweeper:
     def run(self, *overrides: str) -> dict:
         """Train and sweep; the sweep's results with its folder."""
         prepared = prepare(self.place.experiment, list(overrides))
-        plan = [stage for stage in prepared.plan if stage.name in ("train", "sweep/ptq")]
+        plan = [stage for stage in prepared.plan if stage.name in ("train", "sweep/ptq", "sweep/qat")]
         stale = {s.name: "test" for s in plan if self.store.find(s.kind, s.fingerprint) is None}
         folder = self.store.new_run("x")
         (folder / "logs").mkdir()
@@ -146,6 +147,21 @@ def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
     grid = tune.ResultGrid(tune.ExperimentAnalysis(str(tmp_path / "tune")))
     assert len(grid) == 6
     assert len(grid.get_dataframe()) == 5, "Tune lists no row for a trial that has told nothing"
+
+
+@pytest.mark.slow
+def test_trials_trained_by_two_workers_each_give_their_places_back(sweeper: Sweeper) -> None:
+    """Ray Train inside Tune, one trial at a time on two CPUs, most of them ended early."""
+    found = sweeper.run(
+        "sweep.ptq=null", "sweep.search=grid", "sweep.qat={lr: [1.0e-9, 1.0e-8, 1.0e-7]}", "qat.workers=2"
+    )
+    assert [trial["config"]["lr"] for trial in found["trials"]] == [0.0005, 1e-9, 1e-8, 1e-7]
+    assert {trial["state"] for trial in found["trials"]} <= {"finished", "stopped"}
+    assert found["trials"][0]["state"] == "finished"
+    assert found["record"]["workers"] == 2
+    groups = ray.util.placement_group_table().values()
+    assert [group["state"] for group in groups if group["state"] != "REMOVED"] == []
+    assert ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
 
 
 def test_trials_share_the_cpus_that_there_are(sweeper: Sweeper) -> None:
