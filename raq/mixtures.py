@@ -28,12 +28,17 @@ def without(names: Sequence[str], order: Sequence[str]) -> Config:
     return {MODE: WITHOUT, LAYERS: " ".join(name for name in order if name in set(names))}
 
 
+def only(name: str) -> Config:
+    """The trial in which this layer alone is quantized."""
+    return {MODE: ONLY, LAYERS: name}
+
+
 def first_trials(order: Sequence[str]) -> list[Config]:
     """All quantized; all but one, for each; each alone."""
     return [
         without([], order),
         *(without([name], order) for name in order),
-        *({MODE: ONLY, LAYERS: name} for name in order),
+        *(only(name) for name in order),
     ]
 
 
@@ -43,24 +48,31 @@ def quantized(config: Config, order: Sequence[str]) -> list[bool]:
     return [(name in named) == (config[MODE] == ONLY) for name in order]
 
 
-def ladders(layers: Sequence[LayerCost], all_quantized: float, left_out: Noise, most: int) -> list[list[str]]:
-    """The mixtures to try: layers left in float one after the other, in two orders, at most `most` of them.
+def ladders(
+    layers: Sequence[LayerCost], all_quantized: float, left_out: Noise, alone: Noise, most: int
+) -> list[list[str]]:
+    """The mixtures to try: layers left in float one after the other, in four orders, at most `most` of them.
 
-    all_quantized: the noise with every layer quantized; left_out: with all but this one. By the noise that leaving a
-    layer in float takes away; and by that over its cost, which is its share of the MACs and, as every change between
-    int8 and float costs something too, a layer's even share. Each mixture once.
+    all_quantized: the noise with every layer quantized; left_out: with all but this one; alone: with this one only. By
+    the noise that leaving a layer in float takes away, and by the noise that it makes alone, which may be hidden by the
+    others' (the least of them all is what is no layer's: quantized additions, pooling); and by both over the layer's
+    cost, which is its share of the MACs and, as every change between int8 and float costs something too, an even share.
+    Each mixture once.
     """
-    gains = {layer.name: all_quantized - left_out[layer.name] for layer in layers}
-    even = 1 / len(layers)
+    even, floor = 1 / len(layers), min(alone.values())
     cost = {layer.name: layer.mac_share + even for layer in layers}
-    useful = [layer.name for layer in layers if gains[layer.name] > 0]
     found: dict[frozenset[str], list[str]] = {}
-    for ranked in (
-        sorted(useful, key=lambda name: -gains[name] / cost[name]),
-        sorted(useful, key=lambda name: -gains[name]),
+    for gains in (
+        {layer.name: all_quantized - left_out[layer.name] for layer in layers},
+        {layer.name: alone[layer.name] - floor for layer in layers},
     ):
-        for count in range(1, min(most, len(ranked)) + 1):
-            found.setdefault(frozenset(ranked[:count]), ranked[:count])
+        useful = [name for name in gains if gains[name] > 0]
+        for ranked in (
+            sorted(useful, key=lambda name: -gains[name] / cost[name]),
+            sorted(useful, key=lambda name: -gains[name]),
+        ):
+            for count in range(1, min(most, len(ranked)) + 1):
+                found.setdefault(frozenset(ranked[:count]), ranked[:count])
     return list(found.values())
 
 

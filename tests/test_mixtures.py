@@ -13,12 +13,21 @@ def test_the_first_trials() -> None:
     assert without(["head", "stem"], ORDER) == without(["stem", "head"], ORDER), "a mixture has one name"
 
 
+LAYERS = [LayerCost("stem", 0.05), LayerCost("a.0", 0.80), LayerCost("a.1", 0.14), LayerCost("head", 0.01)]
+QUIET = {layer.name: 0.01 for layer in LAYERS}
+
+
 def test_ladders_go_by_what_is_gained_and_by_what_it_costs() -> None:
     """The head is cheap, a.0 gains most and costs nearly all; a.1 is no gain and stays in int8."""
-    layers = [LayerCost("stem", 0.05), LayerCost("a.0", 0.80), LayerCost("a.1", 0.14), LayerCost("head", 0.01)]
-    found = ladders(layers, 1.0, {"stem": 0.7, "a.0": 0.5, "a.1": 1.1, "head": 0.6}, most=3)
+    found = ladders(LAYERS, 1.0, {"stem": 0.7, "a.0": 0.5, "a.1": 1.1, "head": 0.6}, QUIET, most=3)
     assert found == [["head"], ["head", "stem"], ["head", "stem", "a.0"], ["a.0"], ["a.0", "head"]]
-    assert ladders(layers, 1.0, {layer.name: 1.2 for layer in layers}, most=3) == []
+    assert ladders(LAYERS, 1.0, {layer.name: 1.2 for layer in LAYERS}, QUIET, most=3) == []
+
+
+def test_a_layer_whose_noise_the_others_hide_is_left_out_too() -> None:
+    """Leaving a.1 out takes nothing away while the others are noisy; alone it is the worst."""
+    nothing = {layer.name: 1.0 for layer in LAYERS}
+    assert ladders(LAYERS, 1.0, nothing, {**QUIET, "a.1": 0.5, "stem": 0.1}, most=2) == [["a.1"], ["a.1", "stem"]]
 
 
 def test_the_cheapest_that_lose_little_are_chosen() -> None:

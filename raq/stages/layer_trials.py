@@ -24,6 +24,7 @@ from raq.mixtures import (
     choose_mixtures,
     first_trials,
     ladders,
+    only,
     quantized,
     without,
 )
@@ -60,16 +61,13 @@ def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
     everything = found.get(digest(without([], order)))
     if everything is None:
         raise StageError(f"the trial that quantizes all layers failed: {failed}", "see the log")
-    left_out = {
-        name: found[digest(without([name], order))]["noise"]
-        for name in order
-        if digest(without([name], order)) in found
-    }
-    layers = [layer for layer in layers_of(call) if layer.name in left_out]
-    mixtures = [
-        without(names, order)
-        for names in ladders(layers, everything["noise"], left_out, call.settings["sweep"]["most"])
-    ]
+    left_out, alone = (
+        {name: found[digest(config(name))]["noise"] for name in order if digest(config(name)) in found}
+        for config in (lambda name: without([name], order), only)
+    )
+    layers = [layer for layer in layers_of(call) if layer.name in left_out and layer.name in alone]
+    most = call.settings["sweep"]["most"]
+    mixtures = [without(names, order) for names in ladders(layers, everything["noise"], left_out, alone, most)]
     failed |= {digest(mixtures[n]): error for n, error in (run_all(mixtures) if mixtures else {}).items()}
     return finish_layer_sweep(call, [*first, *(m for m in mixtures if m not in first)], failed)
 
@@ -234,7 +232,7 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
             f"{len(chosen)} mixtures were found, and sweep.layers.candidates asks for {asked['candidates']}",
             "lower it",
         )
-    only = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == ONLY}
+    by_itself = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == ONLY}
     alone_out = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == WITHOUT}
     results: Results = {
         "trials": trials,
@@ -245,7 +243,9 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
             {
                 "layer": name,
                 "mac_share": shares[name],
-                "only": {key: only[name][key] for key in ("drop_points", "sqnr_db")} if name in only else None,
+                "only": {key: by_itself[name][key] for key in ("drop_points", "sqnr_db")}
+                if name in by_itself
+                else None,
                 "without": {key: alone_out[name][key] for key in ("drop_points", "sqnr_db")}
                 if name in alone_out
                 else None,
