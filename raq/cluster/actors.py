@@ -91,15 +91,19 @@ def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, *, waits: bool) ->
     return actor.options(**options).remote(board, gpus)
 
 
+def _machine_there() -> dict[str, Any]:
+    from raq.environment import machine
+
+    return machine()
+
+
 def machine_of_bench_node(timeout_s: float = 120.0) -> dict[str, Any]:
     """What the machine is on which latencies will be measured: a node with the resource 'bench', else any.
 
     Raises UserError if no node answers in time.
     """
-    from raq.environment import machine
-
     has_bench = BENCH_RESOURCE in ray.cluster_resources()
-    describe = ray.remote(num_cpus=0, resources={BENCH_RESOURCE: 0.001} if has_bench else {})(machine)
+    describe = ray.remote(num_cpus=0, resources={BENCH_RESOURCE: 0.001} if has_bench else {})(_machine_there)
     try:
         described: dict[str, Any] = ray.get(describe.remote(), timeout=timeout_s)
     except ray.exceptions.RayError as error:

@@ -1,6 +1,7 @@
 """An experiment as a job of a running Ray cluster: sent, followed to its end, its exit code returned."""
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -90,8 +91,14 @@ def _connected(address: str) -> Any:
             f"--address {address}: not the address of a cluster's dashboard", "give http://HOST:8265, or HOST:8265"
         )
     import requests
+    from ray.dashboard.modules import dashboard_sdk
+    from ray.dashboard.modules.job import sdk
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
+
+    for module in (dashboard_sdk, sdk):  # they raise their own loggers to INFO
+        module.logger.setLevel(logging.ERROR)
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.ERROR)
 
     class Client(JobSubmissionClient):
         """Ray's, which waits for ever, with an end to its waits."""
