@@ -156,6 +156,10 @@ class Resources(Section):
     """CPUs; null: all of a node (for training: an equal share of them a worker)."""
     gpus: Natural = 0
     """GPUs."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that the node must have (`ray start --labels role=train`)."""
+    timeout_s: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    """Seconds after which a stage that has not ended is taken to hang, and tried again; null: no limit."""
 
 
 class StageResources(Section):

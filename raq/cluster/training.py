@@ -119,7 +119,12 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
     trainer = _Trainer(
         _worker,
         train_loop_config={"call": call, "board": board},
-        scaling_config=ScalingConfig(num_workers=call.workers, use_gpu=call.gpus > 0, resources_per_worker=per_worker),
+        scaling_config=ScalingConfig(
+            num_workers=call.workers,
+            use_gpu=call.gpus > 0,
+            resources_per_worker=per_worker,
+            label_selector=dict(call.labels) or None,
+        ),
         torch_config=TorchConfig(backend="nccl" if call.gpus else "gloo"),
         run_config=RunConfig(
             name=call.kind,
