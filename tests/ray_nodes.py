@@ -3,11 +3,12 @@
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ class Head:
     dashboard: str
     address: str
     token: str
+    workers: "list[subprocess.Popen[bytes]]"
+    start_worker: Callable[[Sequence[str]], None]
+
+    def lose(self, number: int) -> None:
+        """A worker's node is gone, from one moment to the next, with all of its processes."""
+        os.killpg(self.workers[number].pid, signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -56,15 +63,21 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
                     env=environment,
                     stdout=output,
                     stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
             stack.callback(_end, process)
             return process, log
 
         process, log = start("head", [*first, *head])
         _wait_for(dashboard, process, log)
-        for number, options in enumerate(workers):
-            start(f"worker-{number}", [f"--address=127.0.0.1:{port}", *options])
-        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token)
+        started: list[subprocess.Popen[bytes]] = []
+
+        def start_worker(options: Sequence[str]) -> None:
+            started.append(start(f"worker-{len(started)}", [f"--address=127.0.0.1:{port}", *options])[0])
+
+        for options in workers:
+            start_worker(options)
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, started, start_worker)
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

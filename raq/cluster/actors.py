@@ -56,7 +56,7 @@ class StageActor:
                 "started_at": started_at,
                 "cpus": call.cpus,
                 "workers": call.workers,
-                "node": _node() if call.workers == 1 else None,  # several have theirs
+                "node": None if call.workers > 1 or call.elastic else _node(),  # several have theirs
                 "duration_s": round(time.perf_counter() - started, 3),
             }
 
@@ -80,7 +80,7 @@ def _do(call: Call, board: Any) -> dict[str, Any]:
         from raq.cluster.qat_sweep import distributed_qat_sweep
 
         return distributed_qat_sweep(call, board)
-    if call.workers > 1:
+    if call.workers > 1 or call.elastic:
         from raq.cluster.training import distributed_stage
 
         return distributed_stage(call, board)

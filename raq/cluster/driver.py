@@ -78,13 +78,14 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             f"lower it to at most {largest}, or leave it out",
         )
     places = sum(min(node.cpus // cpus, node.gpus // wants_gpu if wants_gpu else stage.workers) for node in able)
-    if places < stage.workers:
+    least = stage.least_workers or stage.workers
+    if places < least:
         raise UserError(
-            f"{stage.name} asks for {stage.workers} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
+            f"{stage.name} asks for {least} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
             f"cluster has room for {places}",
             "lower workers, or resources of each",
         )
-    return Demand(cpus, wants_gpu, stage.workers, waits=stage.workers > 1)
+    return Demand(cpus, wants_gpu, min(stage.workers, places), waits=stage.workers > 1)
 
 
 def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
@@ -250,6 +251,7 @@ class Driver:
             demand.gpus,
             demand.workers,
             stage.resources.labels,
+            None if stage.least_workers is None else (stage.least_workers, stage.workers),
         )
 
     def _finish(self, reference: Any, demands: Mapping[str, Demand], board: Any) -> None:
