@@ -50,9 +50,7 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
     """
     wants_gpu = stage.resources.gpus or int(stage.settings.get("device") == "cuda")
     labels = stage.resources.labels
-    able = [
-        node for node in nodes if node.gpus >= wants_gpu and (node.bench or stage.pool != "bench") and node.has(labels)
-    ]
+    able = able_nodes(stage, nodes, 0, wants_gpu)
     largest = max((node.cpus for node in able), default=0)
     if not able or largest == 0:
         what = f"{wants_gpu} GPU" if wants_gpu else "the resource 'bench'" if stage.pool == "bench" else "a CPU"
@@ -105,21 +103,26 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
     return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
 
 
+def able_nodes(stage: Stage, nodes: list[Node], cpus: int, gpus: int) -> list[Node]:
+    """The nodes that have so much to give, the labels asked for, and, for a measurement, the resource 'bench'."""
+    return [
+        node
+        for node in nodes
+        if node.cpus >= cpus
+        and node.gpus >= gpus
+        and (node.bench or stage.pool != "bench")
+        and node.has(stage.resources.labels)
+    ]
+
+
 def placement(stage: Stage, nodes: list[Node]) -> str:
     """In words: what a stage takes, and which of these nodes can give it. Raises UserError if none can."""
     demand = demand_of(stage, nodes)
     each = f"{demand.cpus} CPU{'s' if demand.cpus > 1 else ''}"
     each += f", {demand.gpus} GPU{'s' if demand.gpus > 1 else ''}" if demand.gpus else ""
     what = f"{demand.workers} x {each}" if demand.workers > 1 else each
-    able = [
-        node.name
-        for node in nodes
-        if node.cpus >= demand.cpus
-        and node.gpus >= demand.gpus
-        and (node.bench or stage.pool != "bench")
-        and node.has(stage.resources.labels)
-    ]
-    return f"{what} on {' or '.join(sorted(set(able)))}" + (", alone" if stage.pool == "bench" else "")
+    names = sorted({node.name for node in able_nodes(stage, nodes, demand.cpus, demand.gpus)})
+    return f"{what} on {' or '.join(names)}" + (", alone" if stage.pool == "bench" else "")
 
 
 def trials_of(stage: Stage) -> int | None:
