@@ -156,6 +156,10 @@ class Resources(Section):
     """CPUs; null: all of a node (for training: an equal share of them a worker)."""
     gpus: Natural = 0
     """GPUs."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that the node must have (`ray start --labels role=train`)."""
+    timeout_s: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    """Seconds after which a stage that has not ended is taken to hang, and tried again; null: no limit."""
 
 
 class StageResources(Section):
@@ -232,6 +236,8 @@ class Experiment(Section):
             if sweep.ptq.percentiles and "percentile" not in observers:
                 raise ValueError("sweep.ptq.calibration.percentile is of the percentile observer, which is not tried")
         if sweep.qat is not None and self.qat is not None:
+            if not isinstance(self.qat.workers, int):
+                raise ValueError("qat.workers is a range, and trials of sweep.qat have a fixed number; give one number")
             for key, tried in sweep.qat.space.items():
                 for value in tried if isinstance(tried, list) else next(iter(tried.values())):
                     _refuse_value(self.qat, key, value)

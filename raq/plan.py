@@ -32,7 +32,8 @@ class Stage:
     inputs: dict[str, str]
     fingerprint: str
     resources: Resources
-    workers: int = 1
+    workers: int = 1  # of a training that may have fewer: the most
+    least_workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class _Plan:
         pool: Pool,
         settings: Settings,
         inputs: Mapping[str, str] | None = None,
-        workers: int = 1,
+        workers: int | tuple[int, int] = 1,
     ) -> None:
         """Add a stage, with the fingerprint of all that it depends on."""
         inputs = dict(inputs or {})
@@ -108,7 +109,8 @@ class _Plan:
         }
         fingerprint = digest(content)
         resources: Resources = getattr(self.experiment.resources, pool)
-        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, workers)
+        most, least = (workers, None) if isinstance(workers, int) else (workers[1], workers[0])
+        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, most, least)
 
     def add_candidates(self) -> None:
         """The stages that make quantized programs."""
@@ -125,12 +127,13 @@ class _Plan:
             inputs = {"weights": "train"}
             sweep = self.experiment.sweep or Sweep()
             pool: Pool = "quantize"
-            workers = 1
+            workers: int | tuple[int, int] = 1
             if isinstance(part, Qat):
                 settings["device"] = self.training_device
                 if sweep.qat is None:
                     pool, workers = "train", part.workers
                 else:  # what it chooses is trained already
+                    assert isinstance(part.workers, int), "an Experiment allows no other in a sweep"
                     self._add_qat_sweep(settings, sweep, part.workers)
                     inputs["sweep"] = "sweep/qat"
             elif sweep.ptq is not None:

@@ -116,7 +116,7 @@ def run(
             return _complete(prepared, store, listener, fresh)
     from raq.cluster.session import cluster, output_to
 
-    load_experiment(path, overrides)  # what is wrong with it is said before anything is connected
+    labels = load_experiment(path, overrides).resources.bench.labels  # what is wrong is said before it is joined
     with (
         store.locked(),
         output_to(store.root / "connect.log") as output,
@@ -125,7 +125,9 @@ def run(
         from raq.cluster.actors import machine_of_bench_node
 
         # the plan depends on what the cluster's machines are, so it is asked first
-        return _complete(prepare(path, overrides, machine_of_bench_node()), store, listener, fresh, (nodes, output))
+        return _complete(
+            prepare(path, overrides, machine_of_bench_node(labels)), store, listener, fresh, (nodes, output)
+        )
 
 
 def places(
@@ -142,13 +144,13 @@ def places(
     if address is None:
         prepared, nodes = prepare(path, overrides), [local_node()]
     else:
-        load_experiment(path, overrides)  # what is wrong with it is said before anything is connected
+        labels = load_experiment(path, overrides).resources.bench.labels  # what is wrong is said before it is joined
         with tempfile.TemporaryDirectory(prefix="raq-plan-") as scratch:
             logs = Path(scratch)
             with output_to(logs / "connect.log"), cluster(address, logs) as nodes:
                 from raq.cluster.actors import machine_of_bench_node
 
-                prepared = prepare(path, overrides, machine_of_bench_node())
+                prepared = prepare(path, overrides, machine_of_bench_node(labels))
     stale = stale_stages(prepared.plan, store)
     return prepared, stale, {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
 

@@ -33,6 +33,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+WorkerCount = Annotated[int, Field(ge=1, le=1024)]
+Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
+
+
 class Optimisation(Section):
     """What FP32 and quantization-aware training have in common."""
 
@@ -56,11 +60,23 @@ class Optimisation(Section):
     """Random flip, and random crop out of the padded image."""
     progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)]
     """Image sides, as shares of the full side, through which the epochs go in order; []: full size."""
+    workers: Workers = 1
+    """Data-parallel workers; one trains in one actor, more through Ray Train. [least, most]: as many as there is room
+    for, more and fewer as nodes come and go."""
 
     @model_validator(mode="after")
     def _check_momentum(self) -> "Optimisation":
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0; set nesterov: false")
+        return self
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> "Optimisation":
+        if isinstance(self.workers, int):
+            return self
+        least, most = self.workers
+        if least > most:
+            raise ValueError(f"workers: [{least}, {most}] is [most, least]; allowed: [least, most]")
         return self
 
 
@@ -69,8 +85,6 @@ class Train(Optimisation):
 
     recipe: Literal["fast", "published"] = "fast"
     """Where the keys below that are not written come from."""
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Data-parallel workers; one trains in one actor, more through Ray Train."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,5 +119,3 @@ class Qat(Optimisation):
     """Share of the loss that is the divergence from the FP32 network's answers; the rest is the cross-entropy."""
     temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
     """Of both networks' answers in that divergence."""
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Data-parallel workers; one trains in one actor, more through Ray Train."""

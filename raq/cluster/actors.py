@@ -3,13 +3,14 @@
 import os
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from raq.cluster.board import progress_to
-from raq.cluster.session import BENCH_RESOURCE, output_to
+from raq.cluster.session import BENCH_RESOURCE, given_labels, output_to
 from raq.environment import environment
 from raq.errors import RaqError, UserError
 from raq.plan import Pool
@@ -55,8 +56,15 @@ class StageActor:
                 "started_at": started_at,
                 "cpus": call.cpus,
                 "workers": call.workers,
+                "node": None if call.workers > 1 or call.elastic else _node(),  # several have theirs
                 "duration_s": round(time.perf_counter() - started, 3),
             }
+
+
+def _node() -> dict[str, Any]:
+    """Which node this is: its address and the labels that it was given."""
+    labels = given_labels(ray.get_runtime_context().get_node_labels())
+    return {"address": ray.util.get_node_ip_address(), "labels": labels}
 
 
 def _do(call: Call, board: Any) -> dict[str, Any]:
@@ -72,21 +80,23 @@ def _do(call: Call, board: Any) -> dict[str, Any]:
         from raq.cluster.qat_sweep import distributed_qat_sweep
 
         return distributed_qat_sweep(call, board)
-    if call.workers > 1:
+    if call.workers > 1 or call.elastic:
         from raq.cluster.training import distributed_stage
 
         return distributed_stage(call, board)
     return run_stage(call, progress_to(board, call.name))
 
 
-def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, *, waits: bool) -> Any:
-    """An actor with the resources of a kind of stage; for bench, those of a whole node, marked as taken.
+def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, labels: Mapping[str, str], *, waits: bool) -> Any:
+    """An actor with the resources of a kind of stage, on a node with `labels`; for bench, a whole node's, marked taken.
 
     waits: the actor only waits for the workers of Ray Train or the trials of Ray Tune, which have the resources.
     """
     own_cpus, own_gpus = (0, 0) if waits else (cpus, gpus)
     resources = {BENCH_RESOURCE: 1} if pool == "bench" else {}
-    options = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
+    options: dict[str, Any] = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
+    if labels and not waits:
+        options["label_selector"] = dict(labels)
     actor: Any = StageActor  # ray.remote made it an actor class
     return actor.options(**options).remote(board, gpus)
 
@@ -97,13 +107,16 @@ def _machine_there() -> dict[str, Any]:
     return machine()
 
 
-def machine_of_bench_node(timeout_s: float = 120.0) -> dict[str, Any]:
-    """What the machine is on which latencies will be measured: a node with the resource 'bench', else any.
+def machine_of_bench_node(labels: Mapping[str, str], timeout_s: float = 120.0) -> dict[str, Any]:
+    """What the machine is on which latencies will be measured: a node with `labels` and the resource 'bench', else any.
 
     Raises UserError if no node answers in time.
     """
     has_bench = BENCH_RESOURCE in ray.cluster_resources()
-    describe = ray.remote(num_cpus=0, resources={BENCH_RESOURCE: 0.001} if has_bench else {})(_machine_there)
+    options: dict[str, Any] = {"resources": {BENCH_RESOURCE: 0.001}} if has_bench else {}
+    if labels:
+        options["label_selector"] = dict(labels)
+    describe = ray.remote(num_cpus=0, **options)(_machine_there)
     try:
         described: dict[str, Any] = ray.get(describe.remote(), timeout=timeout_s)
     except ray.exceptions.RayError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Event = dict[str, Any]
 
@@ -37,9 +38,10 @@ class Board:
 
 
 def start_board() -> Any:
-    """A new board."""
+    """A new board, on the node of this process: no other node's end takes it away."""
     actor: Any = Board  # ray.remote made it an actor class
-    return actor.remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(scheduling_strategy=here).remote()
 
 
 def progress_to(board: Any, stage: str) -> Callable[[dict[str, Any]], None]:

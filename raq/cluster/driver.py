@@ -49,10 +49,12 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
     Raises UserError if no node, or not all together, can give it: waiting would never end.
     """
     wants_gpu = stage.resources.gpus or int(stage.settings.get("device") == "cuda")
-    able = [node for node in nodes if node.gpus >= wants_gpu and (node.bench or stage.pool != "bench")]
+    labels = stage.resources.labels
+    able = able_nodes(stage, nodes, 0, wants_gpu)
     largest = max((node.cpus for node in able), default=0)
     if not able or largest == 0:
         what = f"{wants_gpu} GPU" if wants_gpu else "the resource 'bench'" if stage.pool == "bench" else "a CPU"
+        what += "".join(f", {key}={value}" for key, value in labels.items())
         raise UserError(
             f"{stage.name} needs a node with {what}, and the cluster has none",
             "change resources or bench.devices, or use a cluster that has it (a node that may measure is started with "
@@ -74,13 +76,14 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             f"lower it to at most {largest}, or leave it out",
         )
     places = sum(min(node.cpus // cpus, node.gpus // wants_gpu if wants_gpu else stage.workers) for node in able)
-    if places < stage.workers:
+    least = stage.least_workers or stage.workers
+    if places < least:
         raise UserError(
-            f"{stage.name} asks for {stage.workers} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
+            f"{stage.name} asks for {least} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
             f"cluster has room for {places}",
             "lower workers, or resources of each",
         )
-    return Demand(cpus, wants_gpu, stage.workers, waits=stage.workers > 1)
+    return Demand(cpus, wants_gpu, min(stage.workers, places), waits=stage.workers > 1)
 
 
 def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
@@ -100,18 +103,26 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
     return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
 
 
+def able_nodes(stage: Stage, nodes: list[Node], cpus: int, gpus: int) -> list[Node]:
+    """The nodes that have so much to give, the labels asked for, and, for a measurement, the resource 'bench'."""
+    return [
+        node
+        for node in nodes
+        if node.cpus >= cpus
+        and node.gpus >= gpus
+        and (node.bench or stage.pool != "bench")
+        and node.has(stage.resources.labels)
+    ]
+
+
 def placement(stage: Stage, nodes: list[Node]) -> str:
     """In words: what a stage takes, and which of these nodes can give it. Raises UserError if none can."""
     demand = demand_of(stage, nodes)
     each = f"{demand.cpus} CPU{'s' if demand.cpus > 1 else ''}"
     each += f", {demand.gpus} GPU{'s' if demand.gpus > 1 else ''}" if demand.gpus else ""
     what = f"{demand.workers} x {each}" if demand.workers > 1 else each
-    able = [
-        node.name
-        for node in nodes
-        if node.cpus >= demand.cpus and node.gpus >= demand.gpus and (node.bench or stage.pool != "bench")
-    ]
-    return f"{what} on {' or '.join(sorted(set(able)))}" + (", alone" if stage.pool == "bench" else "")
+    names = sorted({node.name for node in able_nodes(stage, nodes, demand.cpus, demand.gpus)})
+    return f"{what} on {' or '.join(names)}" + (", alone" if stage.pool == "bench" else "")
 
 
 def trials_of(stage: Stage) -> int | None:
@@ -129,7 +140,7 @@ class _Running:
     actor: Any
     attempt: int
     submitted: float
-    started: bool = False
+    started: float | None = None  # when its process told that it is at work
 
 
 @dataclass
@@ -145,6 +156,10 @@ class Driver:
     working_directory: str
     running: dict[Any, _Running] = field(default_factory=dict)
     idle: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
+    by_name: dict[str, Stage] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_name = {stage.name: stage for stage in self.plan}
 
     def run(self, stale: Mapping[str, str]) -> None:
         """Do the stale stages; raises the first failure, with nothing left running."""
@@ -168,7 +183,7 @@ class Driver:
                     events = board.take.remote(TAKE_TIMEOUT_S)
                 for reference in [entry for entry in finished if entry in self.running]:
                     self._finish(reference, demands, board)
-                self._refuse_to_wait_for_ever()
+                self._refuse_to_wait_for_ever(demands, board)
         finally:
             for entry in self.running.values():
                 ray.kill(entry.actor)
@@ -210,18 +225,20 @@ class Driver:
             for other, _ in self.idle:  # what they hold may be what the new one needs
                 ray.kill(other)
             self.idle.clear()
-            actor = start_actor(board, stage.pool, demand.cpus, demand.gpus, waits=demand.waits)
+            actor = start_actor(board, stage.pool, demand.cpus, demand.gpus, stage.resources.labels, waits=demand.waits)
         else:
             self.idle.remove((actor, key))
-        log = self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
+        log = self._log_of(stage)
         reference = actor.run.remote(self._call(stage, demand), str(log))
         self.running[reference] = _Running(stage, actor, attempt, time.monotonic())
         self.listener(stage.name, {"state": "starting"})
 
+    def _log_of(self, stage: Stage) -> Path:
+        return self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
+
     def _call(self, stage: Stage, demand: Demand) -> Call:
-        by_name = {s.name: s for s in self.plan}
         inputs = {
-            role: str(self.store.stage_folder(by_name[name].kind, by_name[name].fingerprint))
+            role: str(self.store.stage_folder(self.by_name[name].kind, self.by_name[name].fingerprint))
             for role, name in stage.inputs.items()
         }
         return Call(
@@ -236,6 +253,8 @@ class Driver:
             demand.cpus,
             demand.gpus,
             demand.workers,
+            stage.resources.labels,
+            None if stage.least_workers is None else (stage.least_workers, stage.workers),
         )
 
     def _finish(self, reference: Any, demands: Mapping[str, Demand], board: Any) -> None:
@@ -244,22 +263,11 @@ class Driver:
 
         entry = self.running.pop(reference)
         stage = entry.stage
-        log = self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
+        log = self._log_of(stage)
         try:
             answer = ray.get(reference, timeout=60)
         except ray.exceptions.RayError as error:
-            ray.kill(entry.actor)
-            if entry.attempt >= MAX_ATTEMPTS:
-                raise StageError(
-                    f"{stage.name}: its process died {MAX_ATTEMPTS} times ({type(error).__name__})", f"see {log}"
-                ) from error
-            waiting = [demands[other.stage.name].waits for other in self.running.values()]
-            if demands[stage.name].waits and not any(waiting):
-                from raq.cluster.training import release_leaked_places
-
-                release_leaked_places()
-            self.listener(stage.name, {"state": "retry", "text": f"its process died, attempt {entry.attempt + 1}"})
-            self._start(stage, demands[stage.name], board, entry.attempt + 1)
+            self._try_again(entry, "its process died", type(error).__name__, demands, board)
             return
         if "error" in answer:
             kind = UserError if answer["user"] else StageError
@@ -271,25 +279,44 @@ class Driver:
         check_results(stage, answer["results"], self.experiment.require)
         self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
 
+    def _try_again(self, entry: _Running, what: str, reason: str, demands: Mapping[str, Demand], board: Any) -> None:
+        """Start a stage anew whose actor is dead or hangs; StageError after MAX_ATTEMPTS."""
+        import ray
+
+        stage = entry.stage
+        ray.kill(entry.actor)
+        if entry.attempt >= MAX_ATTEMPTS:
+            raise StageError(f"{stage.name}: {what} {MAX_ATTEMPTS} times ({reason})", f"see {self._log_of(stage)}")
+        waiting = [demands[other.stage.name].waits for other in self.running.values()]
+        if demands[stage.name].waits and not any(waiting):
+            from raq.cluster.training import release_leaked_places
+
+            release_leaked_places()
+        self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {entry.attempt + 1}"})
+        self._start(stage, demands[stage.name], board, entry.attempt + 1)
+
     def _show(self, events: list[dict[str, Any]]) -> None:
         running = {entry.stage.name: entry for entry in self.running.values()}
         for event in events:
             entry = running.get(event["stage"])
             if entry is not None:  # else it is late: the stage has ended
-                entry.started = True
+                entry.started = entry.started or time.monotonic()
                 self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
 
-    def _refuse_to_wait_for_ever(self) -> None:
-        for entry in self.running.values():
-            if not entry.started and time.monotonic() - entry.submitted > START_TIMEOUT_S:
+    def _refuse_to_wait_for_ever(self, demands: Mapping[str, Demand], board: Any) -> None:
+        for reference, entry in list(self.running.items()):
+            limit = entry.stage.resources.timeout_s
+            if entry.started is not None and limit is not None and time.monotonic() - entry.started > limit:
+                del self.running[reference]
+                self._try_again(entry, "it did not end in time", f"{limit:g} s", demands, board)
+            elif entry.started is None and time.monotonic() - entry.submitted > START_TIMEOUT_S:
                 raise StageError(
                     f"{entry.stage.name}: no node started it within {START_TIMEOUT_S:.0f} s",
                     "the cluster is busy, or its nodes are not well; see 'ray status'",
                 )
 
     def _record(self, stage: Stage, answer: Record, attempts: int) -> Record:
-        by_name = {s.name: s for s in self.plan}
-        inputs = {role: by_name[name] for role, name in stage.inputs.items()}
+        inputs = {role: self.by_name[name] for role, name in stage.inputs.items()}
         found = {role: self.store.find(given.kind, given.fingerprint) for role, given in inputs.items()}
         return {
             "stage": stage.name,
@@ -302,6 +329,7 @@ class Driver:
             "environment": answer["environment"],
             "cpus": answer["cpus"],
             "workers": answer["workers"],
+            "node": answer["node"],
             "started_at": answer["started_at"],
             "duration_s": answer["duration_s"],
             "attempts": attempts,

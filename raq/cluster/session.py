@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,6 +51,11 @@ class Node:
     gpus: int
     bench: bool
     name: str = "this machine"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether the node has all of these labels."""
+        return all(self.labels.get(key) == value for key, value in labels.items())
 
 
 def local_node() -> Node:
@@ -151,11 +156,18 @@ def _nodes(ray: Any) -> list[Node]:
             int(node["Resources"].get("CPU", 0)),
             int(node["Resources"].get("GPU", 0)),
             BENCH_RESOURCE in node["Resources"],
-            node["NodeManagerAddress"],
+            node["NodeManagerAddress"]
+            + "".join(f" {key}={value}" for key, value in given_labels(node["Labels"]).items()),
+            node["Labels"],
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def given_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that a node was given, without those that Ray gives every node."""
+    return {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
 
 
 def end_stragglers(scratch: Path) -> None:

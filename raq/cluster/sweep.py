@@ -85,8 +85,11 @@ def tune_all(
     return failed
 
 
-def resources_of(call: Call) -> dict[str, float]:
-    """What a trial takes."""
+def resources_of(call: Call) -> Any:
+    """What a trial takes, and on which nodes."""
+    if call.labels:
+        bundle = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=[dict(call.labels)])
     return {"cpu": call.cpus, **({"gpu": call.gpus} if call.gpus else {})}
 
 

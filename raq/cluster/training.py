@@ -104,7 +104,7 @@ def distributed_stage(call: Call, board: Any) -> Results:
 
 
 def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], None] | None = None) -> TrainingResult:
-    """Train by `call.workers` workers; continues from the last checkpoint.
+    """Train by `call.workers` workers, or as many of `call.elastic` as there is room for; from the last checkpoint.
 
     report: in a trial of Tune, what takes the rows of the history, those too that are there already.
     The trainer's name and storage come from the stage's fingerprint, as Ray Train continues whatever has its name.
@@ -119,7 +119,12 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
     trainer = _Trainer(
         _worker,
         train_loop_config={"call": call, "board": board},
-        scaling_config=ScalingConfig(num_workers=call.workers, use_gpu=call.gpus > 0, resources_per_worker=per_worker),
+        scaling_config=ScalingConfig(
+            num_workers=call.elastic or call.workers,
+            use_gpu=call.gpus > 0,
+            resources_per_worker=per_worker,
+            label_selector=dict(call.labels) or None,
+        ),
         torch_config=TorchConfig(backend="nccl" if call.gpus else "gloo"),
         run_config=RunConfig(
             name=call.kind,

@@ -163,6 +163,7 @@ class _Loop:
             "lr": self.schedule.get_last_lr()[0],
             "duration_s": duration,
             "images_per_s": float(losses[1]) / duration,
+            "workers": context.world_size,
         }
 
     def _standing(self, epoch: int, steps: int, losses: Tensor, elapsed_s: float) -> Metrics:

@@ -6,7 +6,7 @@ torch is imported inside the functions: the driver reads this module's types wit
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,9 @@ class Call:
     """A stage as its actor gets it: plain values and absolute paths.
 
     inputs: role -> folder of the finished stage; folder: where this one works; data_root, weights_file and
-    working_directory: where things lie, which no fingerprint covers; cpus: how many CPUs are its own.
+    working_directory: where things lie, which no fingerprint covers; cpus: how many CPUs are its own; labels: those
+    that the nodes of its workers or trials must have; elastic: the least and the most workers of a training that goes
+    on when nodes come and go, of which there is room for `workers` at first.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Call:
     cpus: int
     gpus: int
     workers: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    elastic: tuple[int, int] | None = None
 
     @property
     def device(self) -> str:

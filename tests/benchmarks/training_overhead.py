@@ -84,7 +84,7 @@ def in_an_actor(call: Call) -> float:
     from raq.cluster.actors import start_actor
     from raq.cluster.board import start_board
 
-    actor = start_actor(start_board(), "train", call.cpus, 0, 1)
+    actor = start_actor(start_board(), "train", call.cpus, 0, {}, waits=False)
     answer = ray.get(actor.run.remote(call, f"{call.folder}.log"), timeout=600)
     ray.kill(actor)
     return speed(answer["results"]["history"])

@@ -1,5 +1,6 @@
 """cluster.yaml: what Ray's own schema and validator say of it, and what must never be lost from it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,15 @@ def test_its_nodes_take_every_stage(config: dict[str, Any]) -> None:
     assert measures
     assert all("InstanceMarketOptions" not in t["node_config"] for t in measures)
     assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_the_rayjob_of_the_readme_is_yaml() -> None:
+    (text,) = [block for block in (ROOT / "README.md").read_text().split("```") if "kind: RayJob" in block]
+    spec = yaml.safe_load(text.removeprefix("yaml"))["spec"]
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    assert groups[0]["rayStartParams"]["num-cpus"] == "0"
+    assert json.loads(json.loads(groups[1]["rayStartParams"]["resources"])) == {"bench": 1}
+    for group in groups:  # all see the folder that results go to
+        pod = group["template"]["spec"]
+        assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/shared"
+        assert pod["containers"][0]["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]

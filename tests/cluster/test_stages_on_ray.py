@@ -102,6 +102,15 @@ def test_a_killed_process_is_replaced_and_goes_on_with_the_same_losses(
 
 
 @pytest.mark.slow
+def test_a_stage_that_hangs_is_ended_and_tried_again(nodes, workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepared_in(workplace, monkeypatch, "model.name=tiny_user:hangs_once", "resources.train.timeout_s=40")
+    record, events = driven(prepared, nodes, workplace, kill_after_epoch=-1)
+    assert record["attempts"] == 2
+    assert "it did not end in time (40 s), attempt 2" in [event.get("text") for event in events]
+    assert own_stage_processes() == []
+
+
+@pytest.mark.slow
 def test_an_error_of_ours_in_a_worker_is_not_tried_again(nodes, workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = prepared_in(workplace, monkeypatch, "train.lr=100").plan[0]
     board = start_board()
@@ -119,6 +128,14 @@ def test_an_error_of_ours_in_a_worker_is_not_tried_again(nodes, workplace, monke
         ("train", {"cpus": 3}, 2, [Node(4, 0, False), Node(4, 0, True)], Demand(3, 0, 2, waits=True)),
         ("train", {"gpus": 1}, 2, [Node(8, 2, False), Node(64, 0, True)], Demand(4, 1, 2, waits=True)),
         ("bench", {}, 1, [Node(64, 0, False), Node(8, 0, True)], Demand(8, 0, 1)),
+        (
+            "train",
+            {"labels": {"role": "a"}},
+            1,
+            [Node(4, 0, True), Node(2, 0, False, "n", {"role": "a"})],
+            Demand(2, 0, 1),
+        ),
+        ("train", {"labels": {"role": "a"}}, 1, [Node(4, 0, True, "n", {"role": "b"})], "a CPU, role=a"),
         ("train", {"cpus": 3}, 2, [Node(4, 0, True)], "has room for 1"),
         ("train", {"cpus": 5}, 1, [Node(4, 0, True)], "largest node has 4"),
         ("train", {"gpus": 1}, 3, [Node(8, 2, True)], "has room for 2"),

@@ -1,70 +1,25 @@
 """`raq submit` to a real head with a token, a process of its own."""
 
-import os
-import secrets
 import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ray_nodes import Head, ray_cluster
 from workplace import Workplace, clear_error
 
-from raq.cluster.session import RAY_SETTINGS, end_stragglers
 from raq.cluster.submit import Lines
 
 pytestmark = pytest.mark.cluster
 ONLY_FP32 = ("--set", "ptq=null", "--set", "qat=null", "--set", "bench.rounds=1", "--set", "bench.batch_sizes=[1]")
 
 
-@dataclass(frozen=True)
-class Head:
-    """A head node: its dashboard, its token."""
-
-    address: str
-    token: str
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Iterator[Head]:
     """One head for all tests here: two CPUs, which may measure."""
-    scratch, token = Path(f"/tmp/raq-head-{os.getpid()}"), secrets.token_hex(32)
-    ports = free_port(), free_port()
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2",
-               '--resources={"bench": 1}', "--node-ip-address=127.0.0.1", f"--port={ports[0]}",
-               f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", f"--temp-dir={scratch}",
-               "--dashboard-agent-listen-port=0"]  # fmt: skip
-    environment = {**os.environ, **RAY_SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # jobs run `python`
-    log = tmp_path_factory.mktemp("head") / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", ports[1]), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < until, log.read_text()
-                time.sleep(0.5)
-        yield Head(f"http://127.0.0.1:{ports[1]}", token)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        end_stragglers(scratch)
-        subprocess.run(["rm", "-rf", str(scratch)], check=True)
+    with ray_cluster(tmp_path_factory.mktemp("logs"), ["--num-cpus=2", '--resources={"bench": 1}']) as found:
+        yield found
 
 
 @pytest.fixture
@@ -75,7 +30,7 @@ def with_token(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def submit(place: Workplace, head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
     shared = str(place.folder / "shared")
-    return place.raq("submit", "tiny.yaml", "--address", head.address, "--results", shared, *arguments)
+    return place.raq("submit", "tiny.yaml", "--address", head.dashboard, "--results", shared, *arguments)
 
 
 def test_without_the_token_nothing_is_taken(head: Head, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +71,7 @@ def test_the_code_of_a_failed_run_comes_back(head: Head, workplace: Workplace) -
 @pytest.mark.slow
 @pytest.mark.usefixtures("with_token")
 def test_interrupted_away_from_a_terminal_the_job_is_left(head: Head, workplace: Workplace) -> None:
-    command = workplace.command("submit", "tiny.yaml", "--address", head.address, "--results",
+    command = workplace.command("submit", "tiny.yaml", "--address", head.dashboard, "--results",
                                 str(workplace.folder / "shared"), "--set", "train.epochs=500")  # fmt: skip
     process = subprocess.Popen(command, cwd=workplace.folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -130,7 +85,7 @@ def test_interrupted_away_from_a_terminal_the_job_is_left(head: Head, workplace:
     assert "detached: the job goes on" in rest
     from ray.job_submission import JobSubmissionClient
 
-    client = JobSubmissionClient(head.address)
+    client = JobSubmissionClient(head.dashboard)
     assert client.get_job_status(job) == "RUNNING"
     client.stop_job(job)
 

@@ -1,0 +1,135 @@
+"""What a thousand candidates cost the process that drives them.
+
+    uv run python tests/benchmarks/scale.py [--candidates 1000]
+
+The driver, its store and a real Ray are what they are; the stages are simulated: one process answers for the actors of
+fifty nodes, after some milliseconds, with a small file and plausible results. Told are seconds of the driver's CPU time
+a candidate (three stages each), how its resident memory grows, and what listing and finding records takes. The record
+goes to results/reference/scale.json.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raq.cluster import actors
+from raq.cluster.driver import Driver
+from raq.cluster.session import Node, cluster
+from raq.environment import commit, environment
+from raq.experiment import Experiment, Resources
+from raq.fingerprints import digest
+from raq.plan import Stage, stale_stages
+from raq.records import Store, now, write_json
+
+ROOT = Path(__file__).parents[2]
+NODES = [Node(8, 0, number < 10, f"node-{number}") for number in range(50)]
+KINDS = (("ptq", "quantize", 1), ("lower", "quantize", 2), ("evaluate", "quantize", 1))  # kind, pool, CPUs
+
+
+@ray.remote(num_cpus=0, max_concurrency=500)
+class Simulated:
+    """Answers for all stage actors."""
+
+    def __init__(self, board: Any) -> None:
+        self.board, self.rng = board, random.Random(0)
+
+    async def run(self, call: Any, log: str) -> dict[str, Any]:
+        """A stage that takes some milliseconds and leaves a file."""
+        self.board.post.remote({"stage": call.name, "started": True})
+        await asyncio.sleep(self.rng.uniform(0.01, 0.1))
+        Path(call.folder).mkdir(parents=True, exist_ok=True)
+        (Path(call.folder) / "file").write_text(call.name)
+        return {
+            "results": {
+                "weight_bytes": 11_240_000,
+                "history": [{"epoch": n, "loss": 1.0 / (n + 1)} for n in range(10)],
+            },
+            "environment": environment(),
+            "started_at": now(),
+            "cpus": call.cpus,
+            "workers": 1,
+            "node": None,
+            "duration_s": 0.05,
+        }
+
+
+class Handle:
+    """What the driver takes for an actor of its own."""
+
+    def __init__(self, shared: Any) -> None:
+        self.run = shared.run
+
+
+def stages(candidates: int) -> list[Stage]:
+    """A training, three stages a candidate, each after the one before."""
+    plan = [Stage("train", "train", "train", {}, {}, digest("train"), Resources(cpus=8))]
+    for number in range(candidates):
+        before = "train"
+        for kind, pool, cpus in KINDS:
+            name = f"{kind}/{number}"
+            plan.append(Stage(name, kind, pool, {}, {"before": before}, digest(name), Resources(cpus=cpus)))  # type: ignore[arg-type]
+            before = name
+    return plan
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def simulate(candidates: int) -> dict[str, Any]:
+    shared: list[Any] = []
+
+    def start(board: Any, *ignored: Any, **waits: Any) -> Handle:
+        if not shared:
+            shared.append(Simulated.remote(board))  # type: ignore[attr-defined]
+        return Handle(shared[0])
+
+    actors.start_actor = start
+    kill = ray.kill
+    ray.kill = lambda actor, **options: None if isinstance(actor, Handle) else kill(actor, **options)
+    plan = stages(candidates)
+    with tempfile.TemporaryDirectory(prefix="raq-scale-") as scratch, cluster(None, Path(scratch)):
+        store = Store(Path(scratch) / "results")
+        run = store.new_run("scale")
+        (run / "logs").mkdir()
+        heard: list[str] = []
+        driver = Driver(
+            Experiment(name="scale"), plan, store, run, NODES, lambda name, event: heard.append(name), scratch
+        )
+        stale = stale_stages(plan, store, False)
+        before, cpu, wall = resident_mb(), time.process_time(), time.monotonic()
+        driver.run(stale)
+        cpu, wall, after = time.process_time() - cpu, time.monotonic() - wall, resident_mb()
+        listing = time.monotonic()
+        assert stale_stages(plan, store, False) == {}
+        listing = time.monotonic() - listing
+    found = {
+        "candidates": candidates,
+        "stages": len(plan),
+        "wall_s": round(wall, 2),
+        "driver_cpu_ms_a_candidate": round(1000 * cpu / candidates, 2),
+        "driver_memory_growth_mb": round(after - before, 1),
+        "planning_again_ms_a_candidate": round(1000 * listing / candidates, 2),
+        "events": len(heard),
+    }
+    print(found, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--candidates", type=int, default=1000)
+    found = simulate(parser.parse_args().candidates)
+    path = ROOT / "results" / "reference" / "scale.json"
+    write_json(path, {**found, "environment": environment(), "measured_at": now(), "commit": commit()})
+
+
+if __name__ == "__main__":
+    main()

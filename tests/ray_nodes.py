@@ -1,0 +1,102 @@
+"""Real nodes of Ray on this machine: a head with a token and a dashboard, and workers, each a process of its own."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from raq.cluster.session import RAY_SETTINGS, end_stragglers
+
+BIN = Path(sys.executable).parent
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a cluster is reached: its dashboard, its head's port, its token."""
+
+    dashboard: str
+    address: str
+    token: str
+    workers: "list[subprocess.Popen[bytes]]"
+    start_worker: Callable[[Sequence[str]], None]
+
+    def lose(self, number: int) -> None:
+        """A worker's node is gone, from one moment to the next, with all of its processes."""
+        os.killpg(self.workers[number].pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]] = ()) -> Iterator[Head]:
+    """A cluster of `ray start` processes with these options; all of it ends with the context."""
+    scratch = Path(f"/tmp/raq-nodes-{os.getpid()}")
+    token, port, dashboard = secrets.token_hex(32), free_port(), free_port()
+    environment = {**os.environ, **RAY_SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    environment["PATH"] = f"{BIN}:{environment['PATH']}"  # jobs run `python`
+    common = ["--block", "--node-ip-address=127.0.0.1", "--dashboard-agent-listen-port=0"]
+    first = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
+             f"--temp-dir={scratch}"]  # fmt: skip
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.callback(end_stragglers, scratch)
+
+        def start(name: str, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], Path]:
+            log = logs / f"{name}.log"
+            with log.open("w") as output:
+                process = subprocess.Popen(
+                    [str(BIN / "ray"), "start", *common, *options],
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            stack.callback(_end, process)
+            return process, log
+
+        process, log = start("head", [*first, *head])
+        _wait_for(dashboard, process, log)
+        started: list[subprocess.Popen[bytes]] = []
+
+        def start_worker(options: Sequence[str]) -> None:
+            started.append(start(f"worker-{len(started)}", [f"--address=127.0.0.1:{port}", *options])[0])
+
+        for options in workers:
+            start_worker(options)
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, started, start_worker)
+
+
+def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    until = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        else:
+            return
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
