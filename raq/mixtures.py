@@ -1,8 +1,9 @@
 """Which layers stay in float: the trials that tell, the mixtures to try, the choice. Neither torch nor ray.
 
-A trial is {"mode", "layers"}: `only` those layers are quantized, or all `without` them; names joined by spaces, in the
-graph's order. What is left of the signal is judged by the noise of the logits (mean square of the difference to FP32's,
-relative to FP32's own), which tells layers apart that no top-1 of some thousand images could.
+"Layers" are all that the quantizer rounds: convolutions and linear layers, and additions, products, pooling, which have
+no MACs. A trial is {"mode", "layers"}: `only` those layers are quantized, or all `without` them; joined by spaces, in
+the graph's order. What is left of the signal is judged by the noise of the logits (mean square of the difference to
+FP32's, relative to FP32's own), which tells layers apart that no top-1 of some thousand images could.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ Noise = Mapping[str, float]  # by layer
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A layer: its name and its share of the network's multiply-accumulates."""
+    """A layer: its name and its share of the network's multiply-accumulates, 0 for what is no layer."""
 
     name: str
     mac_share: float
@@ -55,7 +56,7 @@ def ladders(
 
     all_quantized: the noise with every layer quantized; left_out: with all but this one; alone: with this one only. By
     the noise that leaving a layer in float takes away, and by the noise that it makes alone, which may be hidden by the
-    others' (the least of them all is what is no layer's: quantized additions, pooling); and by both over the layer's
+    others' (less the least of them all, which is no layer's own); and by both over the layer's
     cost, which is its share of the MACs and, as every change between int8 and float costs something too, an even share.
     Each mixture once.
     """

@@ -1,5 +1,6 @@
 """Real nodes of Ray on this machine: a head with a token and a dashboard, and workers, each a process of its own."""
 
+import json
 import os
 import secrets
 import shutil
@@ -9,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 from raq.cluster.session import RAY_SETTINGS, end_stragglers
 
@@ -50,7 +52,7 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
     environment["PATH"] = f"{BIN}:{environment['PATH']}"  # jobs run `python`
     common = ["--block", "--node-ip-address=127.0.0.1", "--dashboard-agent-listen-port=0"]
     first = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
-             f"--temp-dir={scratch}"]  # fmt: skip
+             f"--temp-dir={scratch}/head"]  # fmt: skip
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         stack.callback(end_stragglers, scratch)
@@ -73,10 +75,14 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
         started: list[subprocess.Popen[bytes]] = []
 
         def start_worker(options: Sequence[str]) -> None:
-            started.append(start(f"worker-{len(started)}", [f"--address=127.0.0.1:{port}", *options])[0])
+            name = (
+                f"worker-{len(started)}"  # a folder of its own, as a node has: else they delete one another's packages
+            )
+            started.append(start(name, [f"--address=127.0.0.1:{port}", f"--temp-dir={scratch}/{name}", *options])[0])
 
         for options in workers:
             start_worker(options)
+        _wait_for_nodes(f"http://127.0.0.1:{dashboard}", token, 1 + len(workers))
         yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, started, start_worker)
 
 
@@ -91,6 +97,18 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
             time.sleep(0.5)
         else:
             return
+
+
+def _wait_for_nodes(dashboard: str, token: str, count: int) -> None:
+    request = Request(f"{dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+    until = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with suppress(OSError), urlopen(request, timeout=10) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+            if sum(node["state"] == "ALIVE" for node in nodes) == count:
+                return
+        assert time.monotonic() < until, f"{count} nodes have not joined"
+        time.sleep(0.5)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

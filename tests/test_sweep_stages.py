@@ -30,7 +30,7 @@ SWEEP = """
 sweep:
   qat: {lr: {loguniform: [1e-4, 1e-1]}, distillation: [0.0, 0.5]}
   trials: 3
-  layers: {candidates: 2}
+  layers: {candidates: 4}
 """
 
 
@@ -114,35 +114,49 @@ def test_a_search_for_a_training(machine: Machine) -> None:
     assert "what mattered" in text
 
 
+LAYERS = {"0", "3", "8"}
+
+
+def mixture_with_a_layer(found: dict) -> tuple[str, dict]:
+    """The first chosen mixture that leaves a layer in float, not only pooling; and its candidate's name."""
+    number, mixture = next(
+        (n, m) for n, m in enumerate(found["choice"]["mixtures"], 1) if LAYERS & {*m["layers"].split()}
+    )
+    return f"mixed-{number}", mixture
+
+
 def test_layers_left_in_float(machine: Machine) -> None:
     """Each layer alone and each left out; the mixtures are what the switched program says when really quantized."""
     found = machine.do("sweep/layers")
-    assert [row["layer"] for row in found["sensitivity"]] == ["0", "3", "8"]
+    assert [row["layer"] for row in found["sensitivity"]] == ["0", "3", "adaptive_avg_pool2d", "flatten", "8"]
+    assert [row["layer"] for row in found["sensitivity"] if row["mac_share"] > 0] == ["0", "3", "8"]
     assert sum(row["mac_share"] for row in found["sensitivity"]) == pytest.approx(1)
-    assert len(found["choice"]["mixtures"]) == 2
+    assert len(found["choice"]["mixtures"]) == 4
     by_config = {(t["config"]["mode"], t["config"]["layers"]): t for t in found["trials"]}
     assert by_config["only", "3"]["noise"] < by_config["without", ""]["noise"]
-    converted = machine.do("mixed-1")
-    assert converted["float_layers"] == found["choice"]["mixtures"][0]["layers"].split()
-    lowered = machine.do("lower/mixed-1")
+    name, mixture = mixture_with_a_layer(found)
+    converted = machine.do(name)
+    assert converted["float_layers"] == mixture["layers"].split()
+    lowered = machine.do(f"lower/{name}")
     audit = {layer["name"]: layer for layer in lowered["audit"]["layers"]}
-    assert {name for name, layer in audit.items() if not layer["int8"]} == set(converted["float_layers"])
+    assert {n for n, layer in audit.items() if not layer["int8"]} == LAYERS & set(converted["float_layers"])
     total = sum(layer["macs"] for layer in audit.values())
-    floats = sum(audit[name]["macs"] for name in converted["float_layers"])
+    floats = sum(audit[n]["macs"] for n in LAYERS & set(converted["float_layers"]))
     assert lowered["int8_mac_share"] == pytest.approx(1 - floats / total)
     plan, required = machine.plan(), prepare(machine.place.experiment, ["require.int8_mac_share=1.0"])
-    check_results(plan["lower/mixed-1"], lowered, required.experiment.require)
+    check_results(plan[f"lower/{name}"], lowered, required.experiment.require)
     simulated = next(row for row in converted["parity"] if row["step"] == "simulated")
-    assert simulated["top1"] == pytest.approx(found["choice"]["mixtures"][0]["top1"], abs=0.05)
+    assert simulated["top1"] == pytest.approx(mixture["top1"], abs=0.05)
     text = shown(print_layers, found)
     assert "mixed-2: drop" in text
 
 
 def test_a_layer_that_is_float_unasked_is_no_mixture(machine: Machine) -> None:
-    lowered = {**machine.do("lower/mixed-1"), "float_by_choice": []}
+    name, _ = mixture_with_a_layer(machine.do("sweep/layers"))
+    lowered = {**machine.do(f"lower/{name}"), "float_by_choice": []}
     experiment = prepare(machine.place.experiment, ["require.int8_mac_share=1.0"]).experiment
     with pytest.raises(StageError, match=r"not quantized: .* required is 1; float layers"):
-        check_results(machine.plan()["lower/mixed-1"], lowered, experiment.require)
+        check_results(machine.plan()[f"lower/{name}"], lowered, experiment.require)
 
 
 def test_distillation_follows_the_teacher(machine: Machine) -> None:

@@ -49,7 +49,9 @@ def distributed_qat_sweep(call: Call, board: Any) -> Results:
     if each == 1:
         trainable, resources = tune.with_parameters(_trial, call=call), resources_of(call)
     else:
-        trainable, resources = tune.with_parameters(_trial_on_workers, call=call, board=board), {"cpu": 0}
+        # Tune wants a trial to take something: a byte; a share of a CPU would be missing for the workers
+        trainable = tune.with_parameters(_trial_on_workers, call=call, board=board)
+        resources = tune.PlacementGroupFactory([{"memory": 1}])
     callbacks = [] if each == 1 else [_GiveBack(call)]
     tune_search(call, board, search, tune.with_resources(trainable, resources), places, callbacks)
     return finish_qat_sweep(call, search)

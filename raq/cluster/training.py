@@ -130,7 +130,11 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
             name=call.kind,
             storage_path=str(Path(call.folder) / "ray_train"),
             callbacks=[] if report is None else [TuneReportCallback()],
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES,
+                # a lost node is seen after a while: until then an elastic training waits in vain for its workers
+                controller_failure_limit=MAX_FAILURES if call.elastic else 0,
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torchao.quantization.pt2e import ObserverBase
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from raq.errors import StageError
 from raq.experiment import Calibration
 from raq.model.data import Dataset
 from raq.quantize.artifact import lower
-from raq.quantize.capture import MAX_BATCH, is_layer, layer_name
+from raq.quantize.capture import MAX_BATCH, switch_name
 from raq.quantize.ptq import FixedFakeQuantize, Rounding, calibration_sample, observe, prepare_graph
 
 Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]  # scales [K], zero points [K], in the order of `_slots`
@@ -84,10 +85,10 @@ def compile_for_all_ranges(
 ) -> None:
     """The program (images [n, 3, H, W], scales [K], zero points [K]) -> logits, compiled, as a package at `path`.
 
-    names: of layers; then a fourth input, bool [L], says which of them are quantized: the others compute in float, from
-    the float weight and the input as it is.
+    names: of layers and operators (`switchable`); then a fourth input, bool [L], says which of them are quantized: the
+    others compute in float, from the float weight and the input as it is.
     """
-    graph = _with_ranges_as_inputs(prepared, names)
+    graph = ranges_as_inputs(prepared, names)
     count = len(_slots(prepared))
     inputs: tuple[Tensor, ...] = (example, torch.ones(count), torch.zeros(count, dtype=torch.int32))
     inputs += () if names is None else (torch.ones(len(names), dtype=torch.bool),)
@@ -129,16 +130,30 @@ def _slots(prepared: fx.GraphModule) -> list[Any]:
     return list({id(observer): observer for _, observer in _observer_nodes(prepared) if not _weighs(observer)}.values())
 
 
-def quantized_layers(prepared: fx.GraphModule) -> list[str]:
-    """The names of the layers whose weights are observed, each once, in the graph's order."""
-    observed = {id(user) for node, observer in _observer_nodes(prepared) if _weighs(observer) for user in node.users}
-    return list(dict.fromkeys(layer_name(node) for node in prepared.graph.nodes if id(node) in observed))
+def switchable(prepared: fx.GraphModule) -> list[str]:
+    """What is quantized and could stay in float, by `capture.switch_name`, each once, in the graph's order.
+
+    Layers whose weights are observed, and other operators that read or make what is observed: additions, products,
+    pooling.
+    """
+    observed: set[int] = set()
+    for node, observer in _observer_nodes(prepared):
+        around = node.users if _weighs(observer) else (*node.users, node.args[0])
+        observed |= {id(near) for near in around if isinstance(near, fx.Node) and _is_marked(near)}
+    return list(dict.fromkeys(switch_name(node) for node in prepared.graph.nodes if id(node) in observed))
 
 
-def _with_ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = None) -> fx.GraphModule:
+def _is_marked(node: fx.Node) -> bool:
+    """Whether the quantizer has said of a node what of it is quantized."""
+    mark = node.meta.get(Q_ANNOTATION_KEY)
+    return mark is not None and (bool(mark.input_qspec_map) or mark.output_qspec is not None)
+
+
+def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = None) -> fx.GraphModule:
     """A copy whose observers of activations are arithmetic on two further inputs, and whose weights are rounded.
 
-    names: of layers that a third further input switches: a layer that is off reads what its observers read.
+    names: of layers and operators (`switchable`) that a third further input switches: what is off reads what its
+    observers read, and what it makes itself is passed on as it is to those who have no switch.
     """
     own = copy.deepcopy(prepared)
     graph = own.graph
@@ -175,10 +190,12 @@ def _with_ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None
                 zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, slot))
                 bounds = (observer.quant_min, observer.quant_max)
                 new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
-        for user in [u for u in node.users if is_layer(u) and layer_name(u) in switches]:
-            with graph.inserting_before(user):
-                read = (switches[layer_name(user)], new, node.args[0])
-                user.replace_input_with(node, graph.call_function(torch.ops.aten.where.self, read))
+        for user in list(node.users):
+            switch = next((switches[n] for n in map(switch_name, (user, node.args[0])) if n in switches), None)  # type: ignore[arg-type]
+            if switch is not None:
+                with graph.inserting_before(user):
+                    read = graph.call_function(torch.ops.aten.where.self, (switch, new, node.args[0]))
+                user.replace_input_with(node, read)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     graph.set_codegen(fx.graph.CodeGen())  # the exported one knows a single input

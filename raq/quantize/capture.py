@@ -107,6 +107,11 @@ def _for_one_image(size: torch.SymInt) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
+def switch_name(node: fx.Node) -> str:
+    """What a node is called where it is left in float: a layer by `layer_name`, any other by its own name (add_3)."""
+    return layer_name(node) if is_layer(node) else node.name
+
+
 def layer_name(node: fx.Node) -> str:
     """The module that the node came from, such as layer1.0.conv1; the node's own name if that is not known."""
     stack = node.meta.get("nn_module_stack")

@@ -26,7 +26,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import Quantizat
 
 from raq.errors import StageError
 from raq.experiment import Calibration
-from raq.quantize.capture import is_layer, layer_name
+from raq.quantize.capture import is_layer, layer_name, switch_name
 from raq.quantize.pte import require_executorch
 
 SMALLEST_SCALE = 2**-12
@@ -148,7 +148,7 @@ def _weights(*, qat: bool, per_channel: bool, lowest: int) -> QuantizationSpec:
 
 
 class Excluding(Quantizer):
-    """A quantizer that leaves the layers of these names (`capture.layer_name`) in float."""
+    """A quantizer that leaves the layers and operators of these names (`capture.switch_name`) in float."""
 
     def __init__(self, quantizer: Quantizer, names: Collection[str]) -> None:
         super().__init__()
@@ -159,10 +159,10 @@ class Excluding(Quantizer):
         return self.quantizer.transform_for_annotation(model)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """As the quantizer does, and the marks are taken off those layers: they read their input as it is."""
+        """As the quantizer does, and the marks are taken off those: they read their inputs as they are."""
         annotated = self.quantizer.annotate(model)
         for node in annotated.graph.nodes:
-            if is_layer(node) and layer_name(node) in self.names:
+            if switch_name(node) in self.names:
                 node.meta.pop(Q_ANNOTATION_KEY, None)
         return annotated
 

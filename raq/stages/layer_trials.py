@@ -83,7 +83,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
 
     from raq.bench.machine import available_cpus
     from raq.model.evaluation import logits
-    from raq.quantize.calibrations import quantized_layers, ranges
+    from raq.quantize.calibrations import ranges, switchable
     from raq.quantize.capture import export_network, layers
     from raq.quantize.ptq import calibrate, prepare_graph
 
@@ -110,7 +110,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
             reduce_range=reduce_range,
             per_channel=settings.per_channel,
         )
-        shares = [{"name": name, "mac_share": macs[name] / macs.total()} for name in quantized_layers(prepared)]
+        shares = [{"name": name, "mac_share": macs[name] / macs.total()} for name in switchable(prepared)]
         write_json(folder / LAYERS_FILE, {"layers": shares})
         calibrate(prepared, dataset, settings.calibration, seed)
         scales, zero_points = ranges(prepared)

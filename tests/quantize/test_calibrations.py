@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 import torch
 from networks import EXAMPLE, small
+from torch import nn
 
 from raq.experiment import Calibration
 from raq.quantize import artifact, ptq
-from raq.quantize.calibrations import calibrate_nested, compile_for_all_ranges, prepared_from, ranges, with_ranges
+from raq.quantize.calibrations import (
+    calibrate_nested,
+    compile_for_all_ranges,
+    prepared_from,
+    ranges,
+    ranges_as_inputs,
+    switchable,
+    with_ranges,
+)
 from raq.quantize.capture import export_network
 
 
@@ -60,3 +69,47 @@ def test_one_program_stands_for_all_ranges(program, digits, tmp_path: Path) -> N
         # a value on the edge between two integers may be rounded to the other one
         torch.testing.assert_close(given, expected, atol=0.02 * float(expected.abs().max()), rtol=0)
         assert float((given - expected).abs().median()) < 1e-5
+
+
+class Residual(nn.Module):
+    """An addition, a gate, pooling: what a quantizer rounds besides layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.gate, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+        self.pool, self.average = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        kept = self.pool(self.first(images).relu())
+        summed = self.second(kept) + kept
+        return self.head(self.average(summed * torch.sigmoid(self.gate(self.average(summed)))).flatten(1))
+
+
+def test_what_is_switched_off_computes_in_float(digits) -> None:
+    """All off: FP32 itself. One off: as the graph whose quantizer left that one out, be it a layer or no layer."""
+    torch.manual_seed(0)
+    network, settings = Residual().eval(), Calibration(observer="minmax", size=64)
+    program = export_network(network, EXAMPLE)
+    prepared = prepared_from(program, "x86", settings, reduce_range=False)
+    ptq.calibrate(prepared, digits, settings, 0)
+    names, images = switchable(prepared), torch.randn(4, 3, 32, 32)
+    assert {"first", "second", "gate", "head"} < set(names)
+    others = [name for name in names if name not in ("first", "second", "gate", "head")]
+    assert any(name.startswith("add") for name in others)
+    switched = ranges_as_inputs(prepared, names)
+    with torch.inference_mode():
+        fp32 = network(images)
+        assert switching(switched, prepared, [False] * len(names))(images).equal(fp32)
+        for name in names:
+            own = ptq.prepare(network, EXAMPLE, "x86", settings, [name], reduce_range=False)
+            ptq.calibrate(own, digits, settings, 0)
+            with ptq.simulated(own) as as_integers:
+                expected = as_integers(images)
+            given = switching(switched, prepared, [other != name for other in names])(images)
+            torch.testing.assert_close(given, expected, rtol=0, atol=0.02 * float(fp32.abs().max()))
+            assert not given.equal(fp32)
+
+
+def switching(switched, prepared, on: list[bool]):
+    return with_ranges(switched, ranges(prepared), on)
