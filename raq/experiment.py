@@ -229,6 +229,10 @@ class Experiment(Section):
                 raise ValueError(
                     f"sweep.{key} is of the candidate {name}, and {name} is null: leave one of the two out"
                 )
+        if sweep.layers is not None and self.ptq is not None and self.ptq.backend == "xnnpack":
+            raise ValueError(
+                "sweep.layers leaves layers in float, which the backend xnnpack does not do yet; leave it out"
+            )
         if self.data.validation == 0:
             raise ValueError("data.validation is 0, and sweep compares its trials on validation images")
         if sweep.ptq is not None and self.ptq is not None:

@@ -187,6 +187,7 @@ def test_how_many_trials(machine: Machine) -> None:
         ("sweep.qat.lr={uniform: [0.1, 1.0], loguniform: [0.1, 1.0]}", "a range is one of"),
         ("sweep.qat.lr=[-1.0]", "sweep.qat.lr has -1.0; it should be greater than 0"),
         ("sweep.qat.lr=[0.1, 0.1]", "names a value twice"),
+        ("ptq.backend=xnnpack", "which the backend xnnpack does not do yet"),
         ("sweep.qat.epoch=[1]", "unknown key"),
         ("sweep.qat.schedule=[linear]", "sweep.qat.schedule has 'linear'"),
         ("sweep.search=grid", "grid takes lists of values, and qat.lr is a range"),

@@ -83,7 +83,9 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             f"cluster has room for {places}",
             "lower workers, or resources of each",
         )
-    return Demand(cpus, wants_gpu, min(stage.workers, places), waits=stage.workers > 1)
+    return Demand(
+        cpus, wants_gpu, min(stage.workers, places), waits=stage.workers > 1 or stage.least_workers is not None
+    )
 
 
 def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
@@ -273,7 +275,10 @@ class Driver:
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
             raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {log}")
-        self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
+        if any(other.started is None for other in self.running.values()):
+            ray.kill(entry.actor)  # what it holds may be what they wait for
+        else:
+            self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
         record = self._record(stage, answer, entry.attempt)
         self.store.publish(stage.kind, stage.fingerprint, record)
         check_results(stage, answer["results"], self.experiment.require)

@@ -168,7 +168,9 @@ async def _followed(client: Any, job: str, say: Say) -> None:
                     continue
                 text = waiting.result()
                 if text is None:
-                    return lines.end()
+                    if str(client.get_job_info(job).status) in ENDED:
+                        return lines.end()
+                    raise ConnectionError("the log ended before the job")  # its server, or what lies between, let go
                 lines.take(text)
                 breaks = 0
                 waiting = asyncio.ensure_future(anext(stream, None))

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from dataclasses import replace
 
 import pytest
 import ray
@@ -150,6 +151,16 @@ def test_demands(pool, resources, workers, machines, expected) -> None:
     else:
         with pytest.raises(UserError, match=expected):
             demand_of(stage, machines)
+
+
+def test_demands_of_elastic_training() -> None:
+    """As many workers as there is room for; its actor only waits, even for a single one."""
+    small = Node(1, 0, True)
+    stage = Stage("train", "train", "train", {}, {}, "f", Resources(), workers=4, least_workers=2)
+    assert demand_of(stage, [small] * 3) == Demand(1, 0, 3, waits=True)
+    assert demand_of(replace(stage, workers=1, least_workers=1), [small]) == Demand(1, 0, 1, waits=True)
+    with pytest.raises(UserError, match="asks for 2 workers of 1 CPUs and 0 GPUs, and the cluster has room for 1"):
+        demand_of(stage, [small])
 
 
 def test_what_listens_and_is_not_ray_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
