@@ -137,7 +137,7 @@ def places(
 
     Raises UserError for what is wrong with the experiment, and for a stage that none of the nodes can do.
     """
-    from raq.cluster.driver import placement
+    from raq.cluster.placement import placement
     from raq.cluster.session import cluster, local_node, output_to
 
     store = Store(results.resolve())
@@ -192,7 +192,7 @@ def _complete(
 
 def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: Store, nodes: "list[Node]") -> None:
     """What these nodes cannot do, said before anything is done."""
-    from raq.cluster.driver import demand_of
+    from raq.cluster.placement import demand_of
 
     for stage in prepared.plan:
         if stage.name in stale:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from workplace import Workplace, make_workplace
 
-from raq.cluster.driver import trials_of
+from raq.cluster.placement import trials_of
 from raq.errors import StageError, UserError
 from raq.model.checkpoints import read_result
 from raq.model.evaluation import predict

@@ -6,134 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raq.cluster.placement import Demand, demand_of
 from raq.cluster.session import Node
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
 from raq.records import Record, Store
 from raq.requirements import check_results
-from raq.searches import Search
 from raq.stages.call import Call
-from raq.sweeps import grid
 
 START_TIMEOUT_S = 180.0
 TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
 MAX_ATTEMPTS = 3
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a stage takes while it runs: of each worker, and together."""
-
-    cpus: int
-    gpus: int
-    workers: int
-    waits: bool = False  # the stage's actor only waits for its workers, which have the resources
-
-    @property
-    def all_cpus(self) -> int:
-        """CPUs of all workers."""
-        return self.cpus * self.workers
-
-    @property
-    def all_gpus(self) -> int:
-        """GPUs of all workers."""
-        return self.gpus * self.workers
-
-
-def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
-    """What a stage takes of these nodes; unset CPUs are all of a node's (for training, shared among its workers).
-
-    Raises UserError if no node, or not all together, can give it: waiting would never end.
-    """
-    wants_gpu = stage.resources.gpus or int(stage.settings.get("device") == "cuda")
-    labels = stage.resources.labels
-    able = able_nodes(stage, nodes, 0, wants_gpu)
-    largest = max((node.cpus for node in able), default=0)
-    if not able or largest == 0:
-        what = f"{wants_gpu} GPU" if wants_gpu else "the resource 'bench'" if stage.pool == "bench" else "a CPU"
-        what += "".join(f", {key}={value}" for key, value in labels.items())
-        raise UserError(
-            f"{stage.name} needs a node with {what}, and the cluster has none",
-            "change resources or bench.devices, or use a cluster that has it (a node that may measure is started with "
-            """--resources='{"bench": 1}')""",
-        )
-    total = sum(node.cpus for node in able)
-    if stage.kind in ("sweep", "qat_sweep", "layer_sweep"):
-        return _demand_of_sweep(stage, able, wants_gpu)
-    cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
-    threads = stage.settings.get("bench", {}).get("threads")
-    if threads is not None and threads > cpus:
-        raise UserError(
-            f"bench.threads is {threads}, and {stage.name} has {cpus} CPUs",
-            f"lower it to at most {cpus}, or leave it out",
-        )
-    if cpus > largest:
-        raise UserError(
-            f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",
-            f"lower it to at most {largest}, or leave it out",
-        )
-    places = sum(min(node.cpus // cpus, node.gpus // wants_gpu if wants_gpu else stage.workers) for node in able)
-    least = stage.least_workers or stage.workers
-    if places < least:
-        raise UserError(
-            f"{stage.name} asks for {least} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
-            f"cluster has room for {places}",
-            "lower workers, or resources of each",
-        )
-    return Demand(
-        cpus, wants_gpu, min(stage.workers, places), waits=stage.workers > 1 or stage.least_workers is not None
-    )
-
-
-def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
-    """As many trials at a time as there is room for, and trials; one CPU a worker if nothing else is asked for.
-
-    A trial of several workers has room where all of them have: their number is a multiple of a trial's.
-    """
-    cpus = stage.resources.cpus or 1
-    places = sum(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus) for node in able)
-    if places < stage.workers:
-        raise UserError(
-            f"resources.{stage.pool}: a trial of {stage.name} wants {stage.workers} x {cpus} CPUs and {gpus} GPUs, "
-            f"and the cluster has room for {places} such workers",
-            "lower them, or leave them out",
-        )
-    at_once = places // stage.workers
-    return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
-
-
-def able_nodes(stage: Stage, nodes: list[Node], cpus: int, gpus: int) -> list[Node]:
-    """The nodes that have so much to give, the labels asked for, and, for a measurement, the resource 'bench'."""
-    return [
-        node
-        for node in nodes
-        if node.cpus >= cpus
-        and node.gpus >= gpus
-        and (node.bench or stage.pool != "bench")
-        and node.has(stage.resources.labels)
-    ]
-
-
-def placement(stage: Stage, nodes: list[Node]) -> str:
-    """In words: what a stage takes, and which of these nodes can give it. Raises UserError if none can."""
-    demand = demand_of(stage, nodes)
-    each = f"{demand.cpus} CPU{'s' if demand.cpus > 1 else ''}"
-    each += f", {demand.gpus} GPU{'s' if demand.gpus > 1 else ''}" if demand.gpus else ""
-    what = f"{demand.workers} x {each}" if demand.workers > 1 else each
-    names = sorted({node.name for node in able_nodes(stage, nodes, demand.cpus, demand.gpus)})
-    return f"{what} on {' or '.join(names)}" + (", alone" if stage.pool == "bench" else "")
-
-
-def trials_of(stage: Stage) -> int | None:
-    """How many trials a sweep has, at most; None if that is known only when the network is exported."""
-    if stage.kind == "sweep":
-        return len(grid(stage.settings))
-    if stage.kind == "layer_sweep":
-        return None
-    return Search(stage.settings["sweep"], stage.settings["qat"], stage.settings["seed"]).asked
 
 
 @dataclass

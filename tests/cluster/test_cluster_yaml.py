@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raq.cluster.driver import placement
+from raq.cluster.placement import placement
 from raq.cluster.session import Node
 from raq.errors import UserError
 from raq.experiment import Resources

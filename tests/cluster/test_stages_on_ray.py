@@ -10,7 +10,8 @@ import ray
 from workplace import own_stage_processes
 
 from raq.cluster.board import start_board
-from raq.cluster.driver import Demand, Driver, demand_of
+from raq.cluster.driver import Driver
+from raq.cluster.placement import Demand, demand_of
 from raq.cluster.session import Node, cluster
 from raq.cluster.training import distributed_stage
 from raq.errors import StageError, UserError

@@ -12,7 +12,8 @@ from ray import tune
 from workplace import Workplace, make_workplace, own_stage_processes
 
 import raq
-from raq.cluster.driver import Driver, demand_of
+from raq.cluster.driver import Driver
+from raq.cluster.placement import demand_of
 from raq.cluster.qat_sweep import tune_search
 from raq.cluster.session import Node, cluster
 from raq.errors import UserError
