@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raq.cluster.placement import Demand, demand_of
+from raq.cluster.placement import Demand, Room, demand_of
 from raq.cluster.session import Node
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
@@ -26,6 +26,7 @@ Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 class _Running:
     stage: Stage
     actor: Any
+    places: list[int]
     attempt: int
     submitted: float
     started: float | None = None  # when its process told that it is at work
@@ -45,9 +46,12 @@ class Driver:
     running: dict[Any, _Running] = field(default_factory=dict)
     idle: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
     by_name: dict[str, Stage] = field(init=False)
+    room: Room = field(init=False)
+    last_end: float = 0.0  # when a stage ended, the last time
 
     def __post_init__(self) -> None:
         self.by_name = {stage.name: stage for stage in self.plan}
+        self.room = Room(self.nodes)
 
     def run(self, stale: Mapping[str, str]) -> None:
         """Do the stale stages; raises the first failure, with nothing left running."""
@@ -61,8 +65,8 @@ class Driver:
         events = board.take.remote(TAKE_TIMEOUT_S)
         try:
             while waiting or self.running:
-                for stage in self._startable(waiting, demands):
-                    self._start(waiting.pop(stage.name), demands[stage.name], board, attempt=1)
+                for stage, places in self._startable(waiting, demands):
+                    self._start(waiting.pop(stage.name), demands[stage.name], places, board, attempt=1)
                 finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
                 if events not in finished:  # what a stage posted before it ended is shown before its end
                     finished += ray.wait([events], timeout=LAST_EVENTS_S)[0]
@@ -79,30 +83,28 @@ class Driver:
                 ray.kill(actor)
             ray.kill(board)
 
-    def _startable(self, waiting: Mapping[str, Stage], demands: Mapping[str, Demand]) -> list[Stage]:
-        """The stages whose inputs are there and whose demand fits beside what runs; a measurement runs alone."""
-        free_cpus = sum(node.cpus for node in self.nodes)
-        free_gpus = sum(node.gpus for node in self.nodes)
-        for entry in self.running.values():
-            free_cpus -= demands[entry.stage.name].all_cpus
-            free_gpus -= demands[entry.stage.name].all_gpus
+    def _startable(self, waiting: Mapping[str, Stage], demands: Mapping[str, Demand]) -> list[tuple[Stage, list[int]]]:
+        """The stages whose inputs are there, with the places they now have; a measurement runs alone."""
         unfinished = {*waiting, *(entry.stage.name for entry in self.running.values())}
-        chosen: list[Stage] = []
+        chosen: list[tuple[Stage, list[int]]] = []
         if any(entry.stage.pool == "bench" for entry in self.running.values()):
             return chosen
+        full: set[tuple[str, Demand]] = set()  # what there is no room for now: the same for all stages of a kind
         for stage in waiting.values():
-            demand = demands[stage.name]
-            ready = not unfinished & set(stage.inputs.values())
             alone = stage.pool != "bench" or not (self.running or chosen)
-            if ready and alone and demand.all_cpus <= free_cpus and demand.all_gpus <= free_gpus:
-                chosen.append(stage)
-                free_cpus -= demand.all_cpus
-                free_gpus -= demand.all_gpus
-                if stage.pool == "bench":
-                    break
+            kind = (stage.pool, demands[stage.name])
+            if not alone or kind in full or unfinished & set(stage.inputs.values()):
+                continue
+            places = self.room.take(stage, demands[stage.name])
+            if places is None:
+                full.add(kind)
+                continue
+            chosen.append((stage, places))
+            if stage.pool == "bench":
+                break
         return chosen
 
-    def _start(self, stage: Stage, demand: Demand, board: Any, attempt: int) -> None:
+    def _start(self, stage: Stage, demand: Demand, places: list[int], board: Any, attempt: int) -> None:
         import ray
 
         from raq.cluster.actors import start_actor
@@ -118,7 +120,7 @@ class Driver:
             self.idle.remove((actor, key))
         log = self._log_of(stage)
         reference = actor.run.remote(self._call(stage, demand), str(log))
-        self.running[reference] = _Running(stage, actor, attempt, time.monotonic())
+        self.running[reference] = _Running(stage, actor, places, attempt, time.monotonic())
         self.listener(stage.name, {"state": "starting"})
 
     def _log_of(self, stage: Stage) -> Path:
@@ -161,6 +163,8 @@ class Driver:
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
             raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {log}")
+        self.room.give_back(entry.places, demands[stage.name])
+        self.last_end = time.monotonic()
         if any(other.started is None for other in self.running.values()):
             ray.kill(entry.actor)  # what it holds may be what they wait for
         else:
@@ -184,7 +188,7 @@ class Driver:
 
             release_leaked_places()
         self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {entry.attempt + 1}"})
-        self._start(stage, demands[stage.name], board, entry.attempt + 1)
+        self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1)
 
     def _show(self, events: list[dict[str, Any]]) -> None:
         running = {entry.stage.name: entry for entry in self.running.values()}
@@ -195,12 +199,14 @@ class Driver:
                 self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
 
     def _refuse_to_wait_for_ever(self, demands: Mapping[str, Demand], board: Any) -> None:
+        """End what hangs; StageError if a stage does not start though none of ours is at work that it may wait for."""
+        idle = all(entry.started is None for entry in self.running.values())
         for reference, entry in list(self.running.items()):
             limit = entry.stage.resources.timeout_s
             if entry.started is not None and limit is not None and time.monotonic() - entry.started > limit:
                 del self.running[reference]
                 self._try_again(entry, "it did not end in time", f"{limit:g} s", demands, board)
-            elif entry.started is None and time.monotonic() - entry.submitted > START_TIMEOUT_S:
+            elif idle and time.monotonic() - max(entry.submitted, self.last_end) > START_TIMEOUT_S:
                 raise StageError(
                     f"{entry.stage.name}: no node started it within {START_TIMEOUT_S:.0f} s",
                     "the cluster is busy, or its nodes are not well; see 'ray status'",

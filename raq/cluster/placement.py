@@ -11,22 +11,12 @@ from raq.sweeps import grid
 
 @dataclass(frozen=True)
 class Demand:
-    """What a stage takes while it runs: of each worker, and together."""
+    """What each worker of a stage takes while it runs, and how many they are."""
 
     cpus: int
     gpus: int
     workers: int
     waits: bool = False  # the stage's actor only waits for its workers, which have the resources
-
-    @property
-    def all_cpus(self) -> int:
-        """CPUs of all workers."""
-        return self.cpus * self.workers
-
-    @property
-    def all_gpus(self) -> int:
-        """GPUs of all workers."""
-        return self.gpus * self.workers
 
 
 def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
@@ -101,6 +91,37 @@ def able_nodes(stage: Stage, nodes: list[Node], cpus: int, gpus: int) -> list[No
         and (node.bench or stage.pool != "bench")
         and node.has(stage.resources.labels)
     ]
+
+
+class Room:
+    """What is free on each node. Ray decides where things go; this says whether there is a place for all of a stage."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        self.free = [[node.cpus, node.gpus] for node in nodes]
+
+    def take(self, stage: Stage, demand: Demand) -> list[int] | None:
+        """A node for each worker, the first that have room, now taken; None, and none taken, if there are too few."""
+        able = {id(node) for node in able_nodes(stage, self.nodes, demand.cpus, demand.gpus)}
+        taken: list[int] = []
+        for number, node in enumerate(self.nodes):
+            cpus, gpus = self.free[number]
+            while id(node) in able and len(taken) < demand.workers and cpus >= demand.cpus and gpus >= demand.gpus:
+                taken.append(number)
+                cpus, gpus = cpus - demand.cpus, gpus - demand.gpus
+        if len(taken) < demand.workers:
+            return None
+        self._change(taken, demand, -1)
+        return taken
+
+    def give_back(self, taken: list[int], demand: Demand) -> None:
+        """These places are free again."""
+        self._change(taken, demand, 1)
+
+    def _change(self, places: list[int], demand: Demand, sign: int) -> None:
+        for number in places:
+            self.free[number][0] += sign * demand.cpus
+            self.free[number][1] += sign * demand.gpus
 
 
 def placement(stage: Stage, nodes: list[Node]) -> str:

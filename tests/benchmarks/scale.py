@@ -25,12 +25,16 @@ from raq.cluster.session import Node, cluster
 from raq.environment import commit, environment
 from raq.experiment import Experiment, Resources
 from raq.fingerprints import digest
-from raq.plan import Stage, stale_stages
+from raq.plan import Pool, Stage, stale_stages
 from raq.records import Store, now, write_json
 
 ROOT = Path(__file__).parents[2]
 NODES = [Node(8, 0, number < 10, f"node-{number}") for number in range(50)]
-KINDS = (("ptq", "quantize", 1), ("lower", "quantize", 2), ("evaluate", "quantize", 1))  # kind, pool, CPUs
+KINDS: tuple[tuple[str, Pool, int], ...] = (
+    ("ptq", "quantize", 1),
+    ("lower", "quantize", 2),
+    ("evaluate", "quantize", 1),
+)  # kind, pool, CPUs
 
 
 @ray.remote(num_cpus=0, max_concurrency=500)
@@ -74,7 +78,7 @@ def stages(candidates: int) -> list[Stage]:
         before = "train"
         for kind, pool, cpus in KINDS:
             name = f"{kind}/{number}"
-            plan.append(Stage(name, kind, pool, {}, {"before": before}, digest(name), Resources(cpus=cpus)))  # type: ignore[arg-type]
+            plan.append(Stage(name, kind, pool, {}, {"before": before}, digest(name), Resources(cpus=cpus)))
             before = name
     return plan
 

@@ -11,7 +11,7 @@ from workplace import own_stage_processes
 
 from raq.cluster.board import start_board
 from raq.cluster.driver import Driver
-from raq.cluster.placement import Demand, demand_of
+from raq.cluster.placement import Demand, Room, demand_of
 from raq.cluster.session import Node, cluster
 from raq.cluster.training import distributed_stage
 from raq.errors import StageError, UserError
@@ -162,6 +162,23 @@ def test_demands_of_elastic_training() -> None:
     assert demand_of(replace(stage, workers=1, least_workers=1), [small]) == Demand(1, 0, 1, waits=True)
     with pytest.raises(UserError, match="asks for 2 workers of 1 CPUs and 0 GPUs, and the cluster has room for 1"):
         demand_of(stage, [small])
+
+
+def test_room_is_that_of_nodes_not_of_all_together() -> None:
+    """Two nodes of eight CPUs have room for four actors of three, not for five; labels choose the node."""
+    nodes = [Node(8, 0, True, "a", {"role": "a"}), Node(8, 1, False, "b", {"role": "b"})]
+    room, stage = Room(nodes), Stage("ptq", "ptq", "quantize", {}, {}, "f", Resources(cpus=3))
+    three = Demand(3, 0, 1)
+    taken = [room.take(stage, three) for _ in range(5)]
+    assert taken == [[0], [0], [1], [1], None]
+    room.give_back([1], three)
+    on_a = replace(stage, resources=Resources(labels={"role": "a"}))
+    assert room.take(on_a, three) is None
+    assert room.take(stage, Demand(3, 0, 2)) is None, "all workers or none"
+    assert room.take(stage, Demand(3, 1, 1)) == [1]
+    bench = Stage("bench", "bench", "bench", {}, {}, "f", Resources())
+    assert Room(nodes).take(bench, Demand(8, 0, 1)) == [0]
+    assert Room(nodes[1:]).take(bench, Demand(8, 0, 1)) is None
 
 
 def test_what_listens_and_is_not_ray_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
