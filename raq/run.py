@@ -114,20 +114,25 @@ def run(
         prepared = prepare(path, overrides)
         with store.locked():
             return _complete(prepared, store, listener, fresh)
+    with store.locked(), _joined(path, overrides, address, store.root) as (prepared, nodes, output):
+        return _complete(prepared, store, listener, fresh, (nodes, output))
+
+
+@contextmanager
+def _joined(
+    path: Path, overrides: Sequence[str], address: str, logs: Path
+) -> "Iterator[tuple[Prepared, list[Node], TextIO]]":
+    """The experiment planned for the cluster at `address`, its nodes, the real output; Ray's own goes to `logs`.
+
+    The plan depends on what the cluster's machines are, so they are asked first.
+    """
     from raq.cluster.session import cluster, output_to
 
     labels = load_experiment(path, overrides).resources.bench.labels  # what is wrong is said before it is joined
-    with (
-        store.locked(),
-        output_to(store.root / "connect.log") as output,
-        cluster(address, store.root) as nodes,
-    ):
+    with output_to(logs / "connect.log") as output, cluster(address, logs) as nodes:
         from raq.cluster.actors import machine_of_bench_node
 
-        # the plan depends on what the cluster's machines are, so it is asked first
-        return _complete(
-            prepare(path, overrides, machine_of_bench_node(labels)), store, listener, fresh, (nodes, output)
-        )
+        yield prepare(path, overrides, machine_of_bench_node(labels)), nodes, output
 
 
 def places(
@@ -138,19 +143,17 @@ def places(
     Raises UserError for what is wrong with the experiment, and for a stage that none of the nodes can do.
     """
     from raq.cluster.placement import placement
-    from raq.cluster.session import cluster, local_node, output_to
+    from raq.cluster.session import local_node
 
     store = Store(results.resolve())
     if address is None:
         prepared, nodes = prepare(path, overrides), [local_node()]
     else:
-        labels = load_experiment(path, overrides).resources.bench.labels  # what is wrong is said before it is joined
-        with tempfile.TemporaryDirectory(prefix="raq-plan-") as scratch:
-            logs = Path(scratch)
-            with output_to(logs / "connect.log"), cluster(address, logs) as nodes:
-                from raq.cluster.actors import machine_of_bench_node
-
-                prepared = prepare(path, overrides, machine_of_bench_node(labels))
+        with (
+            tempfile.TemporaryDirectory(prefix="raq-plan-") as scratch,
+            _joined(path, overrides, address, Path(scratch)) as (prepared, nodes, _),
+        ):
+            pass
     stale = stale_stages(prepared.plan, store)
     return prepared, stale, {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
 

@@ -90,7 +90,6 @@ def _connected(address: str) -> Any:
         raise UserError(
             f"--address {address}: not the address of a cluster's dashboard", "give http://HOST:8265, or HOST:8265"
         )
-    import requests
     from ray.dashboard.modules import dashboard_sdk
     from ray.dashboard.modules.job import sdk
     from ray.exceptions import AuthenticationError
@@ -110,12 +109,20 @@ def _connected(address: str) -> Any:
         return Client(url)
     except AuthenticationError as error:
         raise _refused(address) from error
-    except (ConnectionError, RuntimeError, ValueError, requests.exceptions.RequestException) as error:
+    except _failures() as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"--address {address}: no job server of Ray answers: {first}",
             "give the address of the dashboard (port 8265), reached by 'ray dashboard cluster.yaml' or ssh",
         ) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What Ray's client raises where the cluster does not answer, or not as it should."""
+    import aiohttp
+    from ray.exceptions import RayError
+
+    return (RayError, RuntimeError, ValueError, OSError, aiohttp.ClientError)  # requests's are OSErrors
 
 
 def _refused(address: str) -> UserError:
@@ -138,7 +145,7 @@ def _sent(client: Any, package: Package, overrides: Sequence[str], results: str,
             runtime_env={"working_dir": str(package.folder)},
             metadata={"experiment": package.name, "results": results},
         )
-    except Exception as error:  # Ray's own, of its HTTP client's, of the runtime environment's packing
+    except _failures() as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RaqError(f"the cluster does not take the job: {first}", "see the head's dashboard.log") from error
     return job
@@ -174,9 +181,7 @@ async def _followed(client: Any, job: str, say: Say) -> None:
                 lines.take(text)
                 breaks = 0
                 waiting = asyncio.ensure_future(anext(stream, None))
-        except RaqError:
-            raise
-        except Exception as error:  # aiohttp's, requests's and Ray's own: the line broke
+        except _failures() as error:  # the line broke
             breaks += 1
             if breaks > MOST_RECONNECTIONS:
                 raise RaqError(
@@ -225,7 +230,7 @@ def _until_ended(client: Any, job: str) -> Any:
             info = client.get_job_info(job)
             if str(info.status) in ENDED:
                 return info
-        except Exception as error:
+        except _failures() as error:
             if time.monotonic() > until:
                 raise RaqError(
                     f"the cluster no longer answers ({type(error).__name__}): how job {job} ended is not known",
@@ -253,7 +258,7 @@ def _ended(client: Any, job: str, say: Say, results: str) -> int:
 def _stopped(client: Any, job: str) -> int:
     try:
         client.stop_job(job)
-    except Exception as error:
+    except _failures() as error:
         raise RaqError(
             f"job {job} could not be stopped ({type(error).__name__})", f"try 'ray job stop {job}'"
         ) from error
