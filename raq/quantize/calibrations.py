@@ -190,11 +190,13 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
                 zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, slot))
                 bounds = (observer.quant_min, observer.quant_max)
                 new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
+        made = node.args[0]
+        assert isinstance(made, fx.Node)
         for user in list(node.users):
-            switch = next((switches[n] for n in map(switch_name, (user, node.args[0])) if n in switches), None)  # type: ignore[arg-type]
+            switch = switches.get(switch_name(user)) or switches.get(switch_name(made))
             if switch is not None:
                 with graph.inserting_before(user):
-                    read = graph.call_function(torch.ops.aten.where.self, (switch, new, node.args[0]))
+                    read = graph.call_function(torch.ops.aten.where.self, (switch, new, made))
                 user.replace_input_with(node, read)
         node.replace_all_uses_with(new)
         graph.erase_node(node)

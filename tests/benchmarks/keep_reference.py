@@ -44,7 +44,8 @@ def main() -> None:
         for artifact in candidate["artifacts"]:
             path = Path(artifact["path"])
             artifact["path"] = f"{path.parent.name}/{path.name}"
-    write_json(target / "summary.json", without_paths(summary))
+    told = {key: value for key, value in summary.items() if not key.endswith("sweep")}  # those stand in the records
+    write_json(target / "summary.json", without_paths(told))
     run = read_json(run_folder / "run.json")
     write_json(target / "run.json", without_paths(run))
     records = {}
