@@ -35,7 +35,7 @@ from raq.environment import commit, environment
 from raq.experiment import Bench
 from raq.experiment_file import load_experiment
 from raq.interruption import stop_on_sigterm
-from raq.records import Store, now, read_run, write_json
+from raq.records import Store, now, read_json, read_run, write_json
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"
@@ -224,6 +224,11 @@ def judged(found: dict[str, list[Found]]) -> Found:
     return table
 
 
+def kept_reference(name: str) -> Found:
+    """A file of the reference as it is; empty without one."""
+    return read_json(REFERENCE / name) if (REFERENCE / name).is_file() else {}
+
+
 def main() -> None:
     stop_on_sigterm()  # so that a neighbour does not outlive it
     parser = argparse.ArgumentParser()
@@ -265,11 +270,15 @@ def main() -> None:
         if "bias" in phases:
             found["bias"] = kept(options.work, "bias", 1, lambda n: bias(own, results))
     table = judged(found)
-    settings = {"quiet": QUIET.model_dump(mode="json"), "neighbour": NEIGHBOUR.model_dump(mode="json")}
     REFERENCE.mkdir(parents=True, exist_ok=True)
-    about = {"measured_at": now(), "environment": environment(), "protocols": settings, "table": table}
+    about, runs_kept = kept_reference("trust.json"), kept_reference("runs.json")
+    protocols = {"quiet": QUIET.model_dump(mode="json"), "neighbour": NEIGHBOUR.model_dump(mode="json")}
+    for phase in found:  # what was not measured this time stays as it was
+        measured = {"at": now(), "environment": environment(), "protocol": protocols.get(phase)}
+        about["measured"] = {**about.get("measured", {}), phase: measured}
+    about["table"] = {**about.get("table", {}), **table}
     write_json(REFERENCE / "trust.json", about)
-    write_json(REFERENCE / "runs.json", found)
+    write_json(REFERENCE / "runs.json", {**runs_kept, **found})
     print(json.dumps(table, indent=1))
 
 
