@@ -31,8 +31,11 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")
 ]
 ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records and artifacts are.")]
+ResultsPlace = Annotated[
+    str, typer.Option("--results", metavar="DIR", help="Where records and artifacts are: a folder, or s3://...")
+]
 Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")]
-DEFAULT_RESULTS = Path("results")
+DEFAULT_RESULTS = "results"
 INTERRUPTED = 130
 
 
@@ -45,7 +48,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 def run(
     experiment: ExperimentFile,
     overrides: Overrides = None,
-    results: ResultsFolder = DEFAULT_RESULTS,
+    results: ResultsPlace = DEFAULT_RESULTS,
     address: Address = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
 ) -> None:
@@ -65,7 +68,7 @@ def run(
 def plan(
     experiment: ExperimentFile,
     overrides: Overrides = None,
-    results: ResultsFolder = DEFAULT_RESULTS,
+    results: ResultsPlace = DEFAULT_RESULTS,
     address: Address = None,
 ) -> None:
     """The stages of an experiment, each fresh or stale and why, and where the stale ones would be done."""
@@ -80,14 +83,14 @@ def plan(
 def show(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or id, or 'latest'.")] = "latest",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsFolder = DEFAULT_RESULTS,
+    results: ResultsPlace = DEFAULT_RESULTS,
 ) -> None:
     """The table of a run, from its records."""
-    from raq.records import Store
     from raq.report.console import print_summary
     from raq.report.summary import summarise
+    from raq.stores import open_store
 
-    summary = summarise(Store(results.resolve()).find_run(run))
+    summary = summarise(open_store(results).find_run(run))
     if as_json:
         _print_json(summary)
     else:
@@ -102,7 +105,7 @@ def check(
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8.")
     ] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsFolder = DEFAULT_RESULTS,
+    results: ResultsFolder = Path(DEFAULT_RESULTS),
 ) -> None:
     """Is it quantized, is it whole, is it the one that was evaluated? Reads the generated code, layer by layer.
 
@@ -163,17 +166,17 @@ def bench(
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs' folders or ids, or 'latest'.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsFolder = DEFAULT_RESULTS,
+    results: ResultsPlace = DEFAULT_RESULTS,
 ) -> None:
     """What differs between runs and is real: each against the first, by speedups over the same baseline."""
     from raq.errors import UserError
-    from raq.records import Store
     from raq.report.bench import print_comparison
     from raq.report.comparison import compare as compare_runs
+    from raq.stores import open_store
 
     if len(runs) < 2:
         raise UserError("compare takes two runs or more", "see their ids in the results folder, under runs")
-    store = Store(results.resolve())
+    store = open_store(results)
     found = compare_runs([store.find_run(run) for run in runs])
     if as_json:
         _print_json(found)
@@ -208,7 +211,7 @@ def submit(
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsFolder = DEFAULT_RESULTS,
+    results: ResultsFolder = Path(DEFAULT_RESULTS),
 ) -> None:
     """This machine: what it means for int8, and what would go wrong in a run."""
     from raq.doctor import as_json as plain

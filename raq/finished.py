@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raq.errors import UserError
-from raq.records import Store, read_run
+from raq.records import read_run
+from raq.stores import store_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,11 +36,12 @@ class Run:
         """
         import pandas as pd
 
-        store = Store(self.folder.parent.parent)
+        store = store_of(self.folder)
         tables = []
         for name, stage in self.record["stages"].items():
-            if name.startswith("sweep/") and store.find(stage["kind"], stage["fingerprint"]) is not None:
-                table = pd.read_parquet(store.stage_folder(stage["kind"], stage["fingerprint"]) / TRIALS)
+            record = store.find(stage["kind"], stage["fingerprint"]) if name.startswith("sweep/") else None
+            if record is not None:
+                table = pd.read_parquet(store.file(record, TRIALS))
                 table.insert(0, "sweep", name.removeprefix("sweep/"))
                 tables.append(table)
         if not tables:

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +64,11 @@ def read_run(folder: Path) -> Record:
     return run
 
 
+def is_record(record: Record, fingerprint: str) -> bool:
+    """Whether this is the record of a finished stage with this fingerprint."""
+    return record.get("fingerprint") == fingerprint and isinstance(record.get("files"), dict) and "results" in record
+
+
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
@@ -74,6 +78,11 @@ class Store:
     """A results folder."""
 
     root: Path
+
+    @property
+    def address(self) -> str | None:
+        """The address of the results, if they do not lie in the folder itself."""
+        return None
 
     def stage_folder(self, kind: str, fingerprint: str) -> Path:
         """Where a finished stage is."""
@@ -90,12 +99,17 @@ class Store:
             record = read_json(folder / "record.json")
         except UserError:
             return None
-        files = record.get("files")
-        if record.get("fingerprint") != fingerprint or not isinstance(files, dict) or "results" not in record:
-            return None
-        if any(_size(folder / name) != size for name, size in files.items()):
+        if not is_record(record, fingerprint) or any(_size(folder / n) != size for n, size in record["files"].items()):
             return None
         return record
+
+    def file(self, record: Record, name: str) -> Path:
+        """A file of a finished stage, on this machine."""
+        return self.stage_folder(record["kind"], record["fingerprint"]) / name
+
+    def place(self, record: Record, name: str) -> str:
+        """Where a file of a finished stage lies, for people."""
+        return str(self.file(record, name))
 
     def forget_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
@@ -104,7 +118,10 @@ class Store:
             shutil.rmtree(work)
 
     def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
-        """Make a stage's work, with its record, the finished stage."""
+        """Make a stage's work, with its record, the finished stage.
+
+        `record["id"]` tells this execution from another of the same fingerprint, for those that take it as input.
+        """
         work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
         for checkpoints in CHECKPOINTS:
             if (work / checkpoints).is_dir():
@@ -114,8 +131,7 @@ class Store:
             for path in sorted(work.rglob("*"))
             if path.is_file() and path.name != "record.json"
         }
-        # the id tells this execution from another of the same fingerprint, for those that take it as input
-        record = {**record, "id": uuid.uuid4().hex, "files": files}
+        record = {**record, "files": files}
         write_json(work / "record.json", record)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # --fresh, or a damaged record
@@ -124,6 +140,13 @@ class Store:
             shutil.rmtree(old)
         work.rename(final)
         return final
+
+    def write_run(self, folder: Path, run: Record) -> None:
+        """Write a run's record."""
+        write_json(folder / "run.json", run)
+
+    def keep_logs(self, folder: Path) -> None:
+        """Keep the logs of a run that has ended."""
 
     def run_folders(self) -> list[Path]:
         """The runs, oldest first (their names begin with the time)."""

@@ -5,7 +5,7 @@ Imports neither torch nor ray at its top; a run with nothing to do starts neithe
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -16,8 +16,9 @@ from raq.errors import RaqError, UserError
 from raq.experiment import EXECUTORCH_HINT, Experiment
 from raq.experiment_file import load_experiment
 from raq.plan import Facts, Stage, make_plan, stale_stages
-from raq.records import Record, Store, now, read_json, read_run, write_json
+from raq.records import Record, Store, now, read_json, read_run
 from raq.requirements import check_results
+from raq.stores import open_store
 
 if TYPE_CHECKING:
     from raq.cluster.session import Node
@@ -100,7 +101,7 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
 def run(
     path: Path,
     overrides: Sequence[str],
-    results: Path,
+    results: "str | Path",
     listener: Listener,
     address: str | None = None,
     fresh: bool = False,
@@ -109,7 +110,7 @@ def run(
 
     Raises RaqError for what went wrong; the run's record then says so, and finished stages are kept.
     """
-    store = Store(results.resolve())
+    store = open_store(results)
     if address is None:
         prepared = prepare(path, overrides)
         with store.locked():
@@ -136,7 +137,7 @@ def _joined(
 
 
 def places(
-    path: Path, overrides: Sequence[str], results: Path, address: str | None = None
+    path: Path, overrides: Sequence[str], results: "str | Path", address: str | None = None
 ) -> tuple[Prepared, dict[str, str], dict[str, str]]:
     """A dry run: the plan, why stages are stale, and where each of those would be done, here or on the cluster.
 
@@ -145,7 +146,7 @@ def places(
     from raq.cluster.placement import placement
     from raq.cluster.session import local_node
 
-    store = Store(results.resolve())
+    store = open_store(results)
     if address is None:
         prepared, nodes = prepare(path, overrides), [local_node()]
     else:
@@ -173,7 +174,7 @@ def _complete(
             check_results(stage, record["results"], prepared.experiment.require)
     if not stale:
         same = _same_run(store, prepared)
-        return Outcome(same or _write_run(store.new_run(prepared.experiment.name), prepared, {}), [])
+        return Outcome(same or _write_run(store, store.new_run(prepared.experiment.name), prepared, {}), [])
     from raq.cluster.session import cluster, local_node, output_to
 
     _refuse_what_cannot_be(prepared, stale, store, joined[0] if joined else [local_node()])
@@ -181,7 +182,7 @@ def _complete(
         for stage in prepared.plan:
             store.forget_work(stage.kind, stage.fingerprint)
     folder = store.new_run(prepared.experiment.name)
-    with _recorded(folder, prepared, stale), ExitStack() as stack:
+    with _recorded(store, folder, prepared, stale), ExitStack() as stack:
         output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined[1]
         listener.begin(prepared.plan, stale, output)
         stack.callback(listener.end)
@@ -210,28 +211,42 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
 
 
 @contextmanager
-def _recorded(folder: Path, prepared: Prepared, stale: Mapping[str, str]) -> Iterator[None]:
+def _recorded(store: Store, folder: Path, prepared: Prepared, stale: Mapping[str, str]) -> Iterator[None]:
     """Write the run's record at the start, and at the end with how it ended."""
     (folder / "logs").mkdir(exist_ok=True)
-    _write_run(folder, prepared, stale, error="unfinished")
+    _write_run(store, folder, prepared, stale, error="unfinished")
     try:
-        yield
+        with _logs_kept(store, folder):
+            yield
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        _write_run(folder, prepared, stale, error="interrupted" if interrupted else str(error) or type(error).__name__)
+        _write_run(
+            store, folder, prepared, stale, error="interrupted" if interrupted else str(error) or type(error).__name__
+        )
         raise
-    _write_run(folder, prepared, stale)
+    _write_run(store, folder, prepared, stale)
 
 
-def _write_run(folder: Path, prepared: Prepared, stale: Mapping[str, str], error: str | None = None) -> Path:
+@contextmanager
+def _logs_kept(store: Store, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(RaqError):  # how the run ended counts more
+            store.keep_logs(folder)
+
+
+def _write_run(
+    store: Store, folder: Path, prepared: Prepared, stale: Mapping[str, str], error: str | None = None
+) -> Path:
     """Write run.json; a run is complete if it ended without an error."""
     earlier = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     stages = {
         stage.name: {"kind": stage.kind, "fingerprint": stage.fingerprint, "why": stale.get(stage.name)}
         for stage in prepared.plan
     }
-    write_json(
-        folder / "run.json",
+    store.write_run(
+        folder,
         {
             "id": folder.name,
             "experiment": prepared.experiment.name,

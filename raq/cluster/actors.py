@@ -3,6 +3,7 @@
 import os
 import time
 import traceback
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from raq.environment import environment
 from raq.errors import RaqError, UserError
 from raq.plan import Pool
 from raq.records import now
+from raq.stages.at_hand import at_hand, log_sent, send_stage
 from raq.stages.call import Call
 from raq.stages.table import run_stage
 
@@ -30,11 +32,15 @@ class StageActor:
 
     def run(self, call: Call, log: str) -> dict[str, Any]:
         """Do a stage: its results with the environment they came from, or what went wrong, as plain values."""
-        with output_to(Path(log)):
+        execution, path = uuid.uuid4().hex, Path(log)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with output_to(path), log_sent(call, path):
             self.board.post.remote({"stage": call.name, "started": True})
             started, started_at = time.perf_counter(), now()
             try:
-                results = _do(call, self.board)
+                here = at_hand(call)
+                results = _do(here, self.board)
+                send_stage(here, execution)
             except OSError as error:
                 traceback.print_exc()
                 place = f"{error.filename}: " if error.filename else ""
@@ -51,6 +57,7 @@ class StageActor:
                 first = next(iter(str(error).strip().splitlines()), "")
                 return {"error": f"{type(error).__name__}: {first}", "hint": "", "user": False}
             return {
+                "id": execution,
                 "results": results,
                 "environment": environment(),
                 "started_at": started_at,

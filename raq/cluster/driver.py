@@ -145,6 +145,7 @@ class Driver:
             demand.workers,
             stage.resources.labels,
             None if stage.least_workers is None else (stage.least_workers, stage.workers),
+            self.store.address,
         )
 
     def _finish(self, reference: Any, demands: Mapping[str, Demand], board: Any) -> None:
@@ -216,6 +217,7 @@ class Driver:
         inputs = {role: self.by_name[name] for role, name in stage.inputs.items()}
         found = {role: self.store.find(given.kind, given.fingerprint) for role, given in inputs.items()}
         return {
+            "id": answer["id"],
             "stage": stage.name,
             "kind": stage.kind,
             "fingerprint": stage.fingerprint,

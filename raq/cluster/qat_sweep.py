@@ -6,7 +6,6 @@ that a search comes to the same table however many trials run at a time, and aft
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +15,9 @@ from ray.tune.search import Searcher
 
 from raq.cluster.sweep import Progress, reason, resources_of, run_config, tune_config
 from raq.cluster.training import PLACE, remove_place, train_on_workers
+from raq.errors import RaqError
 from raq.searches import Search
+from raq.stages.at_hand import fetch_trials, forget_work, noted, send_trials, trials_at_hand
 from raq.stages.call import Call, Results
 from raq.stages.qat_trials import (
     call_of,
@@ -45,7 +46,9 @@ def distributed_qat_sweep(call: Call, board: Any) -> Results:
     how = f"each {'a plain function' if each == 1 else f'{each} workers of Ray Train'} with {call.cpus} CPUs a worker"
     show = {"stage": call.name, "progress": {"text": f"{search.asked} trials, {places} at a time, {how}"}}
     board.post.remote(show)
+    fetch_trials(call)
     prepare_qat_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
+    send_trials(call)
     if each == 1:
         trainable, resources = tune.with_parameters(_trial, call=call), resources_of(call)
     else:
@@ -54,6 +57,7 @@ def distributed_qat_sweep(call: Call, board: Any) -> Results:
         resources = tune.PlacementGroupFactory([{"memory": 1}])
     callbacks = [] if each == 1 else [_GiveBack(call)]
     tune_search(call, board, search, tune.with_resources(trainable, resources), places, callbacks)
+    fetch_trials(call)
     return finish_qat_sweep(call, search)
 
 
@@ -84,7 +88,9 @@ def tune_search(
 
 def _trial(config: Config, call: Call) -> None:
     """What Tune runs in an actor: a training in this process."""
+    call = trials_at_hand(call)
     run_qat_trial(call, config, _report)
+    send_trials(call)
 
 
 def _report(row: dict[str, Any]) -> None:
@@ -93,6 +99,7 @@ def _report(row: dict[str, Any]) -> None:
 
 def _trial_on_workers(config: Config, call: Call, board: Any) -> None:
     """What Tune runs in an actor: a training by several workers of Ray Train, which has the resources."""
+    call = trials_at_hand(call)
     trial = call_of(call, config)
     known = finished(trial)
     if known is not None:
@@ -100,6 +107,8 @@ def _trial_on_workers(config: Config, call: Call, board: Any) -> None:
             _report(row)
         return
     finish_trial(trial, train_on_workers(trial, board, _report))
+    send_trials(call)
+    forget_work(trial)
 
 
 class _Suggestions(Searcher):
@@ -169,6 +178,5 @@ class _GiveBack(tune.Callback):
         self._give_back(trial)
 
     def _give_back(self, trial: Any) -> None:
-        note = Path(call_of(self.call, trial.config).folder) / PLACE
-        with suppress(OSError, ValueError, ray.exceptions.RayError):
-            remove_place(note.read_text())
+        with suppress(OSError, ValueError, ray.exceptions.RayError, RaqError):
+            remove_place(noted(call_of(self.call, trial.config), PLACE) or "")

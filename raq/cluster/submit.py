@@ -18,6 +18,7 @@ from raq.cluster.session import RAY_SETTINGS
 from raq.errors import RaqError, UserError
 from raq.interruption import uninterrupted
 from raq.records import now
+from raq.storage import check_address, is_address
 
 REQUEST_TIMEOUT_S = 60.0
 LOOK_AGAIN_S = 10.0
@@ -42,13 +43,16 @@ def submit(
 ) -> int:
     """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
 
-    results: a folder that all nodes of the cluster share. Raises UserError for what is wrong before anything is sent:
-    the experiment, its package, the address, the token; RaqError if the cluster does not take the job or is lost.
+    results: a folder that all nodes of the cluster share, or an address that they can reach. Raises UserError for what
+    is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the cluster does
+    not take the job or is lost.
     """
-    if not results.startswith("/"):
+    if is_address(results):
+        check_address(results)
+    elif not results.startswith("/"):
         raise UserError(
             f"--results {results}: the job runs on the cluster, where this is no place",
-            "give the absolute path of a folder that all its nodes share",
+            "give the absolute path of a folder that all its nodes share, or an address such as s3://BUCKET/FOLDER",
         )
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
         package = pack(path, overrides, Path.cwd(), Path(scratch))

@@ -10,6 +10,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raq.errors import StageError
 from raq.fingerprints import digest, short_digest
+from raq.stages.at_hand import fetch_trials, send_trials, trials_at_hand
 from raq.stages.call import Call, Results
 from raq.stages.layer_trials import run_layer_trial, search_layers
 from raq.stages.sweeping import finish_sweep, prepare_sweep, run_trial
@@ -25,15 +26,21 @@ def distributed_sweep(call: Call, board: Any) -> Results:
     Tune's own results (`tune.ResultGrid` of the stage's folder `tune`) are complete. A trial that fails is tried once
     more and then told; the others go on. Raises StageError if none finishes.
     """
+    fetch_trials(call)
     prepare_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
+    send_trials(call)
     configs = grid(call.settings)
     failed = tune_all(call, board, tune.with_parameters(_trial, call=call), configs, "top1")
+    fetch_trials(call)
     return finish_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})
 
 
 def _trial(config: Config, call: Call) -> None:
     """What Tune runs in an actor."""
-    tune.report({key: value for key, value in run_trial(call, config).items() if key != "config"})
+    call = trials_at_hand(call)
+    found = run_trial(call, config)
+    send_trials(call)
+    tune.report({key: value for key, value in found.items() if key != "config"})
 
 
 def distributed_layer_sweep(call: Call, board: Any) -> Results:
@@ -46,14 +53,20 @@ def distributed_layer_sweep(call: Call, board: Any) -> Results:
     names = iter((EXPERIMENT, f"{EXPERIMENT}-mixtures"))
 
     def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
-        return tune_all(call, board, trainable, configs, "top1", next(names))
+        send_trials(call)
+        failed = tune_all(call, board, trainable, configs, "top1", next(names))
+        fetch_trials(call)
+        return failed
 
+    fetch_trials(call)
     return search_layers(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}), run_all)
 
 
 def _layer_trial(config: dict[str, str], call: Call) -> None:
     """What Tune runs in an actor."""
+    call = trials_at_hand(call)
     found = run_layer_trial(call, config)
+    send_trials(call)
     tune.report({key: found[key] for key in ("top1", "correct", "images", "noise")})
 
 

@@ -1,5 +1,6 @@
 """Training by several workers: the loop of model/training.py inside Ray Train."""
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import ray.train
 import torch
+from pyarrow.fs import FileSelector, LocalFileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -21,9 +23,10 @@ from ray.util.placement_group import (
 from raq.cluster.session import OWN_CLUSTER_RESOURCE
 from raq.errors import RaqError, StageError, UserError
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
-from raq.records import read_json, write_json
+from raq.stages.at_hand import at_hand, forget, note, noted, remote_store
 from raq.stages.call import Call, Results
 from raq.stages.training import finish_qat, finish_training, train_in
+from raq.storage import StorageError
 
 MAX_FAILURES = 2
 FAILED = "failed.json"
@@ -48,21 +51,21 @@ class _Trainer(TorchTrainer):
 class RayTrainContext:
     """The loop's context in a worker of Ray Train; checkpoints go through it to the trainer's storage."""
 
-    def __init__(self, stage: str, board: Any, place: Path) -> None:
-        """place: where rank 0 notes the placement group that the workers have."""
+    def __init__(self, call: Call, board: Any) -> None:
+        """Rank 0 notes, for this stage, the placement group that the workers have."""
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = torch.device(get_device())
-        self.stage = stage
+        self.call = call
         self.board = board
         group = get_current_placement_group()
         if self.rank == 0 and group is not None:
-            place.write_text(group.id.hex())
+            note(call, PLACE, group.id.hex())
 
     def progress(self, metrics: Metrics) -> None:
         """Post to the board."""
-        self.board.post.remote({"stage": self.stage, "progress": metrics})
+        self.board.post.remote({"stage": self.call.name, "progress": metrics})
 
     def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Report the epoch from every rank (a barrier), with rank 0's checkpoint."""
@@ -71,7 +74,8 @@ class RayTrainContext:
             return
         with tempfile.TemporaryDirectory() as scratch:
             write(Path(scratch))
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(scratch))
+            upload = _upload_of(self.call)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(scratch), checkpoint_upload_fn=upload)
         self.progress({"epoch_done": metrics})
 
     def restore(self) -> Path | None:
@@ -80,20 +84,45 @@ class RayTrainContext:
         return None if checkpoint is None else Path(checkpoint.to_directory())
 
 
+def _storage_of(call: Call) -> tuple[str, Any]:
+    """Where Ray Train keeps the checkpoints of a stage: a path, and its file system if it is not a node's own."""
+    store = remote_store(call)
+    if store is None:
+        return str(Path(call.folder) / "ray_train"), None
+    return store.storage.path(f"work/{Path(call.folder).name}/ray_train"), store.storage.filesystem
+
+
+def _upload_of(call: Call) -> Callable[[Checkpoint, str], Checkpoint] | None:
+    """What puts a checkpoint at an address, and tries again where Ray Train itself would not; None for folders."""
+    store = remote_store(call)
+    if store is None:
+        return None
+
+    def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+        folder = f"work/{Path(call.folder).name}/ray_train/{call.kind}/{name}"
+        files = [file.name for file in Path(checkpoint.path).iterdir()]
+        store.storage.send_folder(Path(checkpoint.path), folder, files)
+        return Checkpoint(store.storage.path(folder), store.storage.filesystem)
+
+    return upload
+
+
 def _worker(config: dict[str, Any]) -> None:
     """What each worker runs. Whatever it raises Ray Train tries again, MAX_FAILURES times, from the last checkpoint.
 
     One of our own errors would only come again: it is left in a file, and the next attempt ends on seeing that.
     """
-    call: Call = config["call"]
-    failed = Path(call.folder) / FAILED
-    if failed.exists():
+    call = at_hand(config["call"])
+    if noted(call, FAILED) is not None:
         return
     torch.set_num_threads(call.cpus)
     try:
-        train_in(call, RayTrainContext(call.name, config["board"], Path(call.folder) / PLACE))
+        train_in(call, RayTrainContext(call, config["board"]))
+    except StorageError:
+        raise  # another attempt may find it
     except RaqError as error:
-        write_json(failed, {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)})
+        what = {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
+        note(call, FAILED, json.dumps(what))
         raise
 
 
@@ -111,11 +140,11 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
     Raises StageError if the workers cannot start or keep failing.
     """
     Path(call.folder).mkdir(parents=True, exist_ok=True)
-    failed = Path(call.folder) / FAILED
-    failed.unlink(missing_ok=True)
+    forget(call, FAILED)
     per_worker: dict[str, float] = {"CPU": call.cpus}
     if call.gpus:
         per_worker["GPU"] = call.gpus
+    path, filesystem = _storage_of(call)
     trainer = _Trainer(
         _worker,
         train_loop_config={"call": call, "board": board},
@@ -128,7 +157,8 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
         torch_config=TorchConfig(backend="nccl" if call.gpus else "gloo"),
         run_config=RunConfig(
             name=call.kind,
-            storage_path=str(Path(call.folder) / "ray_train"),
+            storage_path=path,
+            storage_filesystem=filesystem,
             callbacks=[] if report is None else [TuneReportCallback()],
             failure_config=FailureConfig(
                 max_failures=MAX_FAILURES,
@@ -139,25 +169,32 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
         ),
     )
     if report is not None:
-        for row in _known_history(Path(call.folder) / "ray_train" / call.kind):
+        for row in _known_history(call):
             report(row)
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        if not failed.exists():
+        if noted(call, FAILED) is None:
             raise _cause(error) from error
-    if failed.exists():
-        what = read_json(failed)
+    failed = noted(call, FAILED)
+    if failed is not None:
+        what = json.loads(failed)
         raise (UserError if what["user"] else StageError)(what["error"], what["hint"])
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         return read_result(Path(folder))
 
 
-def _known_history(folder: Path) -> list[Metrics]:
-    """The history in the newest checkpoint that a trainer has in this folder."""
-    found = max(folder.glob(f"checkpoint_*/{CHECKPOINT}"), key=lambda path: path.parent.name, default=None)
-    return [] if found is None else read_result(found.parent).history
+def _known_history(call: Call) -> list[Metrics]:
+    """The history in the newest checkpoint that the trainer of this stage has."""
+    path, filesystem = _storage_of(call)
+    system = filesystem or LocalFileSystem()
+    infos = system.get_file_info(FileSelector(f"{path}/{call.kind}", allow_not_found=True, recursive=True))
+    found = max((info.path for info in infos if info.base_name == CHECKPOINT), default=None)
+    if found is None:
+        return []
+    with Checkpoint(found.rpartition("/")[0], system).as_directory() as folder:
+        return read_result(Path(folder)).history
 
 
 def remove_place(identity: str) -> None:

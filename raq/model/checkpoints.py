@@ -57,9 +57,15 @@ class LocalContext:
     world_size = 1
 
     def __init__(
-        self, folder: Path, device: str = "cpu", progress: Callable[[Metrics], None] = lambda metrics: None
+        self,
+        folder: Path,
+        device: str = "cpu",
+        progress: Callable[[Metrics], None] = lambda metrics: None,
+        saved: Callable[[Path], None] = lambda folder: None,
     ) -> None:
+        """progress: takes what is to be shown; saved: is given the folder when a checkpoint is in it."""
         self.folder = folder
+        self.saved = saved
         self.device = torch.device(device)
         self.show = progress
 
@@ -77,6 +83,7 @@ class LocalContext:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
             file.replace(self.folder / file.name)
+        self.saved(self.folder)
         self.progress({"epoch_done": metrics})
 
     def restore(self) -> Path | None:

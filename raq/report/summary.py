@@ -18,6 +18,7 @@ from raq.errors import UserError
 from raq.experiment import FILE_OF_RUNTIME, kind_of
 from raq.plan import why_not_lowered
 from raq.records import Record, Store, read_run
+from raq.stores import store_of
 
 Summary = dict[str, Any]
 PREDICTIONS = "predictions.npy"
@@ -29,7 +30,7 @@ def summarise(run_folder: Path) -> Summary:
     Raises UserError if a record is damaged.
     """
     run = read_run(run_folder)
-    store = Store(run_folder.parent.parent)
+    store = store_of(run_folder)
     stages = {name: store.find(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     settings = run["settings"]
     names = [name.removeprefix("evaluate/") for name in run["stages"] if name.startswith("evaluate/")]
@@ -99,7 +100,7 @@ def _candidate(
             for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
         }
         | {"resident_bytes": evaluation["results"].get("resident_bytes") if evaluation is not None else None}
-        | {"path": str(store.stage_folder(record["kind"], record["fingerprint"]) / _file_of(record))}
+        | {"path": store.place(record, _file_of(record))}
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
     ]
@@ -151,7 +152,7 @@ def _noise(noise: Record) -> Record:
 
 def predictions_of(run_folder: Path) -> dict[str, Any]:
     """By candidate, int32 [2, N]: the predicted classes of the test images, and their labels; None if not evaluated."""
-    run, store = read_run(run_folder), Store(run_folder.parent.parent)
+    run, store = read_run(run_folder), store_of(run_folder)
     return {
         name.removeprefix("evaluate/"): _predictions(store, store.find(stage["kind"], stage["fingerprint"]))
         for name, stage in run["stages"].items()
@@ -162,7 +163,7 @@ def predictions_of(run_folder: Path) -> dict[str, Any]:
 def _predictions(store: Store, record: Record | None) -> Any:
     if record is None:
         return None
-    path = store.stage_folder(record["kind"], record["fingerprint"]) / PREDICTIONS
+    path = store.file(record, PREDICTIONS)
     try:
         predictions = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

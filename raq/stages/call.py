@@ -38,7 +38,8 @@ class Call:
     inputs: role -> folder of the finished stage; folder: where this one works; data_root, weights_file and
     working_directory: where things lie, which no fingerprint covers; cpus: how many CPUs are its own; labels: those
     that the nodes of its workers or trials must have; elastic: the least and the most workers of a training that goes
-    on when nodes come and go, of which there is room for `workers` at first.
+    on when nodes come and go, of which there is room for `workers` at first; address: where the results are, if not in
+    the folders named, which are then the driver's.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Call:
     workers: int
     labels: Mapping[str, str] = field(default_factory=dict)
     elastic: tuple[int, int] | None = None
+    address: str | None = None
 
     @property
     def device(self) -> str:

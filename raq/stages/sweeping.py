@@ -4,6 +4,7 @@ Plain torch, never ray; torch is imported inside the functions. Trials are kept 
 stage's own folder: a sweep that is extended, or was interrupted, finds those that are there.
 """
 
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,8 +170,8 @@ def _pass_folder(folder: Path, config: Config) -> Path:
 
 
 def _count(pass_folder: Path, images: int) -> None:
-    """Note that so many more images were read to calibrate."""
-    with (pass_folder / "images").open("a") as counted:
+    """Note, in a file of this node, that so many more images were read to calibrate."""
+    with (pass_folder / f"images-{platform.node()}").open("a") as counted:
         counted.write(f"{images}\n")
 
 
@@ -193,8 +194,9 @@ def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str
     right = {name: found == labels for name, found in answers.items() if found is not None}
     baseline = np.load(folder / BASELINE, allow_pickle=False) == labels
     rows = curve(done, right, baseline)
-    passes = {_pass_folder(folder, c) / "images" for c in configs}
-    images = [int(line) for path in passes if path.is_file() for line in path.read_text().split()]
+    passes = {_pass_folder(folder, c) for c in configs}
+    counts = [count for passed in passes for count in passed.glob("images-*")]
+    images = [int(line) for count in counts for line in count.read_text().split()]
     results: Results = {
         "trials": done,
         "failed": [{"config": c, "error": failed[short_digest(c)]} for c in configs if short_digest(c) in failed],

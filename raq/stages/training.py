@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import UserError
+from raq.stages.at_hand import send_checkpoint
 from raq.stages.call import (
     WEIGHTS,
     Call,
@@ -148,7 +149,10 @@ def finish_qat(call: Call, result: "TrainingResult") -> Results:
 def _local_context(call: Call, progress: Progress) -> "TrainingContext":
     from raq.model.checkpoints import LocalContext
 
-    return LocalContext(Path(call.folder) / "checkpoint", call.device, progress)
+    def saved(folder: Path) -> None:
+        send_checkpoint(call, folder)
+
+    return LocalContext(Path(call.folder) / "checkpoint", call.device, progress, saved)
 
 
 def _size_of_weights(model: "nn.Module") -> Results:

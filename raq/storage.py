@@ -1,0 +1,253 @@
+"""A folder at any address that pyarrow.fs knows (s3://, gs://, abfs://, hdfs://), for nodes that share no other one.
+
+Object stores put a file there whole or not at all; where a file system would show half of one, it is written beside its
+place and moved. What does not answer is asked again for ANSWER_TIMEOUT_S, and every time is said on standard error.
+Imports neither torch nor ray; pyarrow inside the functions.
+"""
+
+import shutil
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from raq.errors import RaqError, UserError
+
+ANSWER_TIMEOUT_S = 45.0
+WAITS_S = (1.0, 2.0, 4.0, 8.0)
+LEASE_S, RENEW_S = 30.0, 10.0
+LOCK = ".lock"
+WHOLE_OR_NOT = ("s3", "gcs", "abfs")  # the file systems where a file appears whole
+GOOGLE = ("gs://", "gcs://")
+REFUSALS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE")
+OPTIONS = {"region", "scheme", "endpoint_override"}
+Answer = TypeVar("Answer")
+
+
+class StorageError(RaqError):
+    """The storage did not answer, or refused; exit code 1."""
+
+
+def is_address(results: str) -> bool:
+    """Whether results lie at an address, and not in a folder of this machine."""
+    return "://" in results
+
+
+def check_address(uri: str) -> None:
+    """UserError if it is not an address of a storage, or has credentials in it: it is written to logs and records."""
+    parts = urlsplit(uri)
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            f"--results {parts.scheme}://...: credentials do not belong in an address, which logs and records show",
+            "leave them to the environment or the configuration files of the storage's own tools, on every node",
+        )
+    unknown = {key for key, _ in parse_qsl(parts.query, keep_blank_values=True)} - OPTIONS
+    if unknown:
+        raise UserError(
+            f"--results {parts.scheme}://...: unknown option {min(unknown)!r}",
+            f"known are {', '.join(sorted(OPTIONS))}",
+        )
+    if not parts.netloc or not parts.path.strip("/"):
+        raise UserError(
+            f"--results {uri}: not the address of a folder", "give for example s3://BUCKET/FOLDER, or a folder's path"
+        )
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder at an address. Names of files in it are relative to it, with slashes.
+
+    Every function raises StorageError if the storage refuses, or does not answer for ANSWER_TIMEOUT_S.
+    """
+
+    uri: str
+
+    @cached_property
+    def _place(self) -> tuple[Any, str]:
+        """The file system, and the folder's path in it; UserError if nothing handles such addresses."""
+        import pyarrow
+        from pyarrow import fs
+
+        check_address(self.uri)
+        uri = self.uri
+        if uri.startswith(GOOGLE):  # its own retries, of a quarter of an hour, would come before ours
+            uri += ("&" if "?" in uri else "?") + f"retry_limit_seconds={ANSWER_TIMEOUT_S / 3:g}"
+        try:
+            system, base = fs.FileSystem.from_uri(uri)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError) as error:
+            raise UserError(
+                f"--results {self.uri}: {_first_line(error)}", "give an address such as s3://BUCKET/FOLDER"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"{self.uri}: {_first_line(error)}", "see that the storage can be reached from here"
+            ) from error
+        return system, base.rstrip("/")
+
+    @property
+    def filesystem(self) -> Any:
+        """The pyarrow file system of this address."""
+        return self._place[0]
+
+    def path(self, name: str) -> str:
+        """The path of a file or folder in the file system."""
+        return f"{self._place[1]}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None if there is no such file."""
+
+        def read() -> bytes:
+            with self.filesystem.open_input_stream(self.path(name)) as file:
+                content: bytes = file.read()
+                return content
+
+        try:
+            return self._tried(read)
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file there, whole or not at all."""
+
+        def write(path: str) -> None:
+            with self.filesystem.open_output_stream(path) as file:
+                file.write(content)
+
+        self._put(name, write)
+
+    def send(self, local: Path, name: str) -> None:
+        """Put a copy of a local file there, whole or not at all."""
+
+        def write(path: str) -> None:
+            with local.open("rb") as source, self.filesystem.open_output_stream(path) as file:
+                shutil.copyfileobj(source, file, 4_000_000)
+
+        self._put(name, write)
+
+    def fetch(self, name: str, local: Path) -> None:
+        """Copy a file to this machine, whole or not at all; FileNotFoundError if there is none."""
+        local.parent.mkdir(parents=True, exist_ok=True)
+        scratch = local.with_name(f".{uuid.uuid4().hex}-{local.name}")
+
+        def copy() -> None:
+            with self.filesystem.open_input_stream(self.path(name)) as source, scratch.open("wb") as file:
+                shutil.copyfileobj(source, file, 4_000_000)
+
+        try:
+            self._tried(copy)
+            scratch.replace(local)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files below a folder, by their names relative to it, with sizes in bytes; none without the folder."""
+        from pyarrow.fs import FileSelector, FileType
+
+        path = self.path(folder)
+        selector = FileSelector(path, allow_not_found=True, recursive=True)
+        found = self._tried(lambda: self.filesystem.get_file_info(selector))
+        return {file.path.removeprefix(f"{path}/"): file.size for file in found if file.type == FileType.File}
+
+    def names(self, folder: str) -> list[str]:
+        """What lies in a folder, sorted; nothing if it is not there."""
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(self.path(folder), allow_not_found=True)
+        return sorted(file.base_name for file in self._tried(lambda: self.filesystem.get_file_info(selector)))
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._tried(lambda: self.filesystem.delete_file(self.path(name)))
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with suppress(FileNotFoundError):
+            self._tried(lambda: self.filesystem.delete_dir(self.path(folder)))
+
+    def send_folder(self, local: Path, folder: str, names: Iterable[str]) -> None:
+        """Put copies of these files of a local folder there, one after the other."""
+        for name in names:
+            self.send(local / name, f"{folder}/{name}")
+
+    @contextmanager
+    def leased(self) -> Iterator[None]:
+        """Hold the folder for one writer. UserError if another one lives: it renews its lock, a dead one does not.
+
+        Clocks of several machines are not compared: a lock that is there is watched for LEASE_S. There is no lock
+        against two that start in the same second.
+        """
+        own = uuid.uuid4().hex
+        before = self.read(LOCK)
+        if before is not None:
+            sys.stderr.write(f"raq: {self.uri} is locked: watching for {LEASE_S:.0f} s whether its writer lives\n")
+            sys.stderr.flush()
+            time.sleep(LEASE_S)
+            if self.read(LOCK) not in (None, before):
+                raise UserError(
+                    f"{self.uri}: another raq run is writing here", "wait for it, or give another place with --results"
+                )
+        self.write(LOCK, f"{own} 0".encode())
+        ended = threading.Event()
+
+        def renew() -> None:
+            count = 0
+            while not ended.wait(RENEW_S):
+                count += 1
+                with suppress(RaqError):  # the run's own reads and writes say that the storage is lost
+                    self.write(LOCK, f"{own} {count}".encode())
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            with suppress(RaqError):
+                self.delete(LOCK)
+
+    def _put(self, name: str, write: Callable[[str], None]) -> None:
+        path = self.path(name)
+
+        def put() -> None:
+            if self.filesystem.type_name in WHOLE_OR_NOT:
+                write(path)
+                return
+            self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            scratch = f"{path}.{uuid.uuid4().hex}"
+            write(scratch)
+            self.filesystem.move(scratch, path)
+
+        self._tried(put)
+
+    def _tried(self, do: Callable[[], Answer]) -> Answer:
+        """What it answers, asked again while it does not; FileNotFoundError is an answer."""
+        until, number = time.monotonic() + ANSWER_TIMEOUT_S, 0
+        while True:
+            try:
+                return do()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                refused = isinstance(error, PermissionError) or any(word in str(error) for word in REFUSALS)
+                if refused or time.monotonic() > until:
+                    how = "refuses" if refused else f"has not answered for {ANSWER_TIMEOUT_S:.0f} s"
+                    raise StorageError(
+                        f"{self.uri} {how}: {_first_line(error)}",
+                        "finished stages are kept; the same command goes on once the storage answers",
+                    ) from error
+                sys.stderr.write(f"raq: {self.uri} does not answer, trying again: {_first_line(error)}\n")
+                sys.stderr.flush()
+            time.sleep(WAITS_S[min(number, len(WAITS_S) - 1)])
+            number += 1
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -1,0 +1,205 @@
+"""Where results are: a folder, or an address, of which this machine keeps what it needed in a folder of its cache.
+
+At an address a stage's files lie in a folder of the execution that made them, and its record, put there last, names
+that: a stage is there whole or not at all, and an execution that was given up harms none. Neither torch nor ray.
+
+    stages/<kind>-<fingerprint>/record.json, <execution's id>/...
+    runs/<run id>/run.json, logs/
+    work/<kind>-<fingerprint>/      checkpoints of unfinished trainings
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from raq.errors import RaqError, UserError
+from raq.records import CHECKPOINTS, Record, Store, is_record, read_json, write_json
+from raq.storage import Storage, check_address, is_address
+
+ADDRESS, EXECUTION, RECORD, RUN = ".address", ".execution", "record.json", "run.json"
+
+
+def open_store(results: "str | Path") -> Store:
+    """The store in a folder, or at an address (`s3://bucket/folder`); UserError for an address that is none."""
+    if not is_address(str(results)):
+        return Store(Path(results).expanduser().resolve())
+    from raq.model.cache import cache_folder
+
+    address = str(results).rstrip("/")
+    check_address(address)
+    root = cache_folder() / "stores" / hashlib.sha256(address.encode()).hexdigest()[:24]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / ADDRESS).write_text(address)
+    return RemoteStore(root, Storage(address))
+
+
+def store_of(run_folder: Path) -> Store:
+    """The store that a run's folder is in."""
+    root = run_folder.parent.parent
+    return open_store((root / ADDRESS).read_text()) if (root / ADDRESS).is_file() else Store(root)
+
+
+@dataclass(frozen=True)
+class RemoteStore(Store):
+    """A store at an address; `root` is this machine's copy of what it needed of it."""
+
+    storage: Storage
+
+    @property
+    def address(self) -> str:
+        """The address of the results."""
+        return self.storage.uri
+
+    def find(self, kind: str, fingerprint: str) -> Record | None:
+        """The record of a finished stage; None if there is none, or if it or one of its files is damaged or gone."""
+        folder = self._name_of(kind, fingerprint)
+        try:
+            record = json.loads(self.storage.read(f"{folder}/{RECORD}") or b"null")
+        except ValueError:
+            return None
+        if not isinstance(record, dict) or not is_record(record, fingerprint):
+            return None
+        sizes = self.storage.sizes(f"{folder}/{record['id']}")
+        return record if all(sizes.get(name) == size for name, size in record["files"].items()) else None
+
+    def file(self, record: Record, name: str) -> Path:
+        """A file of a finished stage, on this machine; copied here if it is not."""
+        with self._copying(record) as folder:
+            if not (folder / name).is_file():
+                self.storage.fetch(f"{self._files_of(record)}/{name}", folder / name)
+        return folder / name
+
+    def place(self, record: Record, name: str) -> str:
+        """The address of a file of a finished stage."""
+        return f"{self.address.partition('?')[0]}/{self._files_of(record)}/{name}"
+
+    def fetch_stage(self, name: str) -> Path:
+        """A folder of this machine with all files of a finished stage, `name` that of its folder, and its record."""
+        content = self.storage.read(f"stages/{name}/{RECORD}")
+        if content is None:
+            raise RaqError(f"{self.address}: stages/{name} is gone", "run again: it is made anew")
+        record = json.loads(content)
+        with self._copying(record) as folder:
+            for file, size in record["files"].items():
+                if not (folder / file).is_file() or (folder / file).stat().st_size != size:
+                    self.storage.fetch(f"stages/{name}/{record['id']}/{file}", folder / file)
+            write_json(folder / RECORD, record)
+        return folder
+
+    def fetch_checkpoints(self, name: str) -> Path:
+        """The work folder of this machine for an unfinished stage, with the checkpoint that any node has left."""
+        work = self.root / "work" / name
+        for file in self.storage.sizes(f"work/{name}/{CHECKPOINTS[0]}"):
+            self.storage.fetch(f"work/{name}/{CHECKPOINTS[0]}/{file}", work / CHECKPOINTS[0] / file)
+        return work
+
+    def send_checkpoint(self, folder: Path) -> None:
+        """Put a training's checkpoint where other nodes find it."""
+        for file in folder.iterdir():
+            if file.is_file():
+                self.storage.send(file, f"work/{folder.parent.name}/{folder.name}/{file.name}")
+
+    def fetch_trials(self, name: str) -> None:
+        """Copy what sweeps have left in this folder of trials to this machine, but for what is here."""
+        folder = self.root / "trials" / name
+        for file, size in self.storage.sizes(f"trials/{name}").items():
+            if not (folder / file).is_file() or (folder / file).stat().st_size != size:
+                self.storage.fetch(f"trials/{name}/{file}", folder / file)
+
+    def send_trials(self, name: str) -> None:
+        """Put there what this machine has of a folder of trials, but for checkpoints and what is there."""
+        folder = self.root / "trials" / name
+        there = self.storage.sizes(f"trials/{name}")
+        for path in sorted(folder.rglob("*")):
+            parts = path.relative_to(folder).parts
+            hidden = any(part.startswith(".") or part in CHECKPOINTS for part in parts)
+            if path.is_file() and not hidden and there.get("/".join(parts)) != path.stat().st_size:
+                self.storage.send(path, f"trials/{name}/{'/'.join(parts)}")
+
+    def send_stage(self, work: Path, execution: str) -> None:
+        """Put the files of a stage that is done there; they count when its record follows."""
+        names = [
+            str(path.relative_to(work))
+            for path in sorted(work.rglob("*"))
+            if path.is_file() and path.relative_to(work).parts[0] not in CHECKPOINTS
+        ]
+        self.storage.send_folder(work, f"stages/{work.name}/{execution}", names)
+        kept = self.root / "stages" / work.name
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        (work / EXECUTION).write_text(execution)
+        work.rename(kept)
+
+    def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
+        """Make a stage whose files are there, sent by the execution `record["id"]`, the finished stage."""
+        folder = self._name_of(kind, fingerprint)
+        files = {n: s for n, s in self.storage.sizes(f"{folder}/{record['id']}").items() if n != RECORD}
+        content = json.dumps({**record, "files": files}, indent=1, allow_nan=False)
+        self.storage.write(f"{folder}/{RECORD}", content.encode())
+        self.forget_work(kind, fingerprint)
+        for name in self.storage.names(folder):
+            if name not in (RECORD, record["id"]):
+                self.storage.delete_folder(f"{folder}/{name}")
+        return self.stage_folder(kind, fingerprint)
+
+    def forget_work(self, kind: str, fingerprint: str) -> None:
+        """Delete what an unfinished stage has so far."""
+        super().forget_work(kind, fingerprint)
+        self.storage.delete_folder(f"work/{self.work_folder(kind, fingerprint).name}")
+
+    def write_run(self, folder: Path, run: Record) -> None:
+        """Write a run's record."""
+        super().write_run(folder, run)
+        self.storage.send(folder / RUN, f"runs/{folder.name}/{RUN}")
+
+    def keep_logs(self, folder: Path) -> None:
+        """Keep the logs of a run that has ended."""
+        for log in (folder / "logs").glob("*.log"):
+            self.send_log(log)
+
+    def send_log(self, log: Path) -> None:
+        """Put a log of a run there."""
+        self.storage.send(log, "/".join(log.parts[-4:]))
+
+    def run_folders(self) -> list[Path]:
+        """The runs, oldest first, with their records on this machine."""
+        for name in self.storage.names("runs"):
+            record = self.root / "runs" / name / RUN
+            known = False
+            with suppress(UserError):
+                known = bool(read_json(record).get("complete"))  # such a record changes no more
+            if not known:
+                with suppress(FileNotFoundError):
+                    self.storage.fetch(f"runs/{name}/{RUN}", record)
+        return super().run_folders()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for one writer; UserError if another run holds it, StorageError if it cannot be reached."""
+        with super().locked(), self.storage.leased():
+            yield
+
+    def _name_of(self, kind: str, fingerprint: str) -> str:
+        return f"stages/{self.stage_folder(kind, fingerprint).name}"
+
+    def _files_of(self, record: Record) -> str:
+        return f"{self._name_of(record['kind'], record['fingerprint'])}/{record['id']}"
+
+    @contextmanager
+    def _copying(self, record: Record) -> Iterator[Path]:
+        """This machine's folder of a finished stage, with this execution's files only; one process at a time."""
+        folder = self.stage_folder(record["kind"], record["fingerprint"])
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            of = folder / EXECUTION
+            if not of.is_file() or of.read_text() != record["id"]:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                of.write_text(record["id"])
+            yield folder
