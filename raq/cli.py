@@ -34,6 +34,9 @@ ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="W
 ResultsPlace = Annotated[
     str, typer.Option("--results", metavar="DIR", help="Where records and artifacts are: a folder, or s3://...")
 ]
+Wait = Annotated[
+    float, typer.Option("--wait", min=0, max=86_400, metavar="SECONDS", help="How long to wait for nodes; default: 0.")
+]
 Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")]
 DEFAULT_RESULTS = "results"
 INTERRUPTED = 130
@@ -51,13 +54,14 @@ def run(
     results: ResultsPlace = DEFAULT_RESULTS,
     address: Address = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
+    wait: Wait = 0.0,
 ) -> None:
     """Do what is stale of an experiment; end with the table and the verdict."""
     from raq.report.console import RunDisplay, print_summary
     from raq.report.summary import summarise
     from raq.run import run as run_experiment
 
-    outcome = run_experiment(experiment, overrides or [], results, RunDisplay(), address, fresh)
+    outcome = run_experiment(experiment, overrides or [], results, RunDisplay(), address, fresh, wait)
     console = _console()
     if not outcome.ran:
         console.print("Nothing to do: every stage is there already.", highlight=False)
@@ -192,6 +196,7 @@ def submit(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    wait: Wait = 0.0,
 ) -> None:
     """The run as a job of a Ray cluster: sends what it needs, follows its log, returns its exit code."""
     from raq.cluster.submit import ask_on_terminal
@@ -203,7 +208,7 @@ def submit(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     code = submit_experiment(
-        experiment, overrides or [], address, results, fresh, say, ask_on_terminal, follow=not detach
+        experiment, overrides or [], address, results, fresh, say, ask_on_terminal, follow=not detach, wait_s=wait
     )
     raise typer.Exit(code)
 

@@ -105,8 +105,11 @@ def run(
     listener: Listener,
     address: str | None = None,
     fresh: bool = False,
+    wait_s: float = 0.0,
 ) -> Outcome:
     """Do what is stale of the experiment and leave a run's record; without stale stages, find the run that did it.
+
+    wait_s: how long to wait for nodes of the cluster at `address` that stages need, now and when some are lost.
 
     Raises RaqError for what went wrong; the run's record then says so, and finished stages are kept.
     """
@@ -115,25 +118,37 @@ def run(
         prepared = prepare(path, overrides)
         with store.locked():
             return _complete(prepared, store, listener, fresh)
-    with store.locked(), _joined(path, overrides, address, store.root) as (prepared, nodes, output):
-        return _complete(prepared, store, listener, fresh, (nodes, output))
+    with store.locked(), _joined(path, overrides, address, store.root, wait_s) as joined:
+        return _complete(joined.prepared, store, listener, fresh, joined)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """An experiment planned for a cluster that was joined, the cluster's nodes, the real output."""
+
+    prepared: Prepared
+    nodes: "list[Node]"
+    output: TextIO
+    wait_s: float
 
 
 @contextmanager
-def _joined(
-    path: Path, overrides: Sequence[str], address: str, logs: Path
-) -> "Iterator[tuple[Prepared, list[Node], TextIO]]":
-    """The experiment planned for the cluster at `address`, its nodes, the real output; Ray's own goes to `logs`.
+def _joined(path: Path, overrides: Sequence[str], address: str, logs: Path, wait_s: float = 0.0) -> "Iterator[_Joined]":
+    """The cluster at `address`, when it has the nodes that are asked for, or after wait_s; Ray's output goes to `logs`.
 
     The plan depends on what the cluster's machines are, so they are asked first.
     """
     from raq.cluster.session import cluster, output_to
 
-    labels = load_experiment(path, overrides).resources.bench.labels  # what is wrong is said before it is joined
-    with output_to(logs / "connect.log") as output, cluster(address, logs) as nodes:
+    asked = load_experiment(path, overrides)  # what is wrong is said before it is joined
+    with output_to(logs / "connect.log") as output, cluster(address, logs):
         from raq.cluster.actors import machine_of_bench_node
+        from raq.cluster.placement import nodes_in_time
 
-        yield prepare(path, overrides, machine_of_bench_node(labels)), nodes, output
+        nodes = nodes_in_time(asked, wait_s, output)
+        yield _Joined(
+            prepare(path, overrides, machine_of_bench_node(asked.resources.bench.labels)), nodes, output, wait_s
+        )
 
 
 def places(
@@ -152,9 +167,9 @@ def places(
     else:
         with (
             tempfile.TemporaryDirectory(prefix="raq-plan-") as scratch,
-            _joined(path, overrides, address, Path(scratch)) as (prepared, nodes, _),
+            _joined(path, overrides, address, Path(scratch)) as joined,
         ):
-            pass
+            prepared, nodes = joined.prepared, joined.nodes
     stale = stale_stages(prepared.plan, store)
     return prepared, stale, {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
 
@@ -164,7 +179,7 @@ def _complete(
     store: Store,
     listener: Listener,
     fresh: bool,
-    joined: "tuple[list[Node], TextIO] | None" = None,
+    joined: _Joined | None = None,
 ) -> Outcome:
     """Do the stale stages on the cluster that was joined, or on one started here if there are any."""
     stale = stale_stages(prepared.plan, store, fresh)
@@ -177,19 +192,22 @@ def _complete(
         return Outcome(same or _write_run(store, store.new_run(prepared.experiment.name), prepared, {}), [])
     from raq.cluster.session import cluster, local_node, output_to
 
-    _refuse_what_cannot_be(prepared, stale, store, joined[0] if joined else [local_node()])
+    _refuse_what_cannot_be(prepared, stale, store, joined.nodes if joined else [local_node()])
     if fresh:
         for stage in prepared.plan:
             store.forget_work(stage.kind, stage.fingerprint)
     folder = store.new_run(prepared.experiment.name)
     with _recorded(store, folder, prepared, stale), ExitStack() as stack:
-        output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined[1]
+        output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined.output
         listener.begin(prepared.plan, stale, output)
         stack.callback(listener.end)
-        nodes = joined[0] if joined else stack.enter_context(cluster(None, folder / "logs"))
+        wait_s = joined.wait_s if joined else 0.0
+        nodes = joined.nodes if joined else stack.enter_context(cluster(None, folder / "logs"))
         from raq.cluster.driver import Driver
 
-        driver = Driver(prepared.experiment, prepared.plan, store, folder, nodes, listener.stage, str(Path.cwd()))
+        driver = Driver(
+            prepared.experiment, prepared.plan, store, folder, nodes, listener.stage, str(Path.cwd()), wait_s
+        )
         driver.run(stale)
     return Outcome(folder, list(stale))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 from raq.cluster.session import RAY_SETTINGS, end_stragglers
@@ -23,17 +24,27 @@ START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Head:
-    """Where a cluster is reached: its dashboard, its head's port, its token."""
+    """Where a cluster is reached: its dashboard, its head's port, its token; and its nodes, `heads` and `workers`."""
 
     dashboard: str
     address: str
     token: str
     workers: "list[subprocess.Popen[bytes]]"
     start_worker: Callable[[Sequence[str]], None]
+    heads: "list[subprocess.Popen[bytes]]"
+    start_head: Callable[[], None]
 
     def lose(self, number: int) -> None:
         """A worker's node is gone, from one moment to the next, with all of its processes."""
         os.killpg(self.workers[number].pid, signal.SIGKILL)
+
+    def lose_head(self) -> None:
+        """The head is gone likewise; `start_head` brings it back, at the same ports, knowing nothing."""
+        os.killpg(self.heads[-1].pid, signal.SIGKILL)
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers."""
+        return asked(self.dashboard, self.token, path)
 
 
 def free_port() -> int:
@@ -70,8 +81,14 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
             stack.callback(_end, process)
             return process, log
 
-        process, log = start("head", [*first, *head])
-        _wait_for(dashboard, process, log)
+        heads: list[subprocess.Popen[bytes]] = []
+
+        def start_head() -> None:
+            process, log = start(f"head-{len(heads)}", [*first, *head])
+            heads.append(process)
+            _wait_for(dashboard, process, log)
+
+        start_head()
         started: list[subprocess.Popen[bytes]] = []
 
         def start_worker(options: Sequence[str]) -> None:
@@ -82,8 +99,8 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
 
         for options in workers:
             start_worker(options)
-        _wait_for_nodes(f"http://127.0.0.1:{dashboard}", token, 1 + len(workers))
-        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, started, start_worker)
+        wait_for_nodes(f"http://127.0.0.1:{dashboard}", token, 1 + len(workers))
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, started, start_worker, heads, start_head)
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -99,12 +116,18 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
             return
 
 
-def _wait_for_nodes(dashboard: str, token: str, count: int) -> None:
-    request = Request(f"{dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+def asked(dashboard: str, token: str, path: str) -> Any:
+    """What a dashboard answers, from JSON."""
+    with urlopen(Request(f"{dashboard}{path}", headers={"Authorization": f"Bearer {token}"}), timeout=10) as answer:
+        return json.load(answer)
+
+
+def wait_for_nodes(dashboard: str, token: str, count: int) -> None:
+    """Until so many nodes live."""
     until = time.monotonic() + START_TIMEOUT_S
     while True:
-        with suppress(OSError), urlopen(request, timeout=10) as answer:
-            nodes = json.load(answer)["data"]["result"]["result"]
+        with suppress(OSError):
+            nodes = asked(dashboard, token, "/api/v0/nodes")["data"]["result"]["result"]
             if sum(node["state"] == "ALIVE" for node in nodes) == count:
                 return
         assert time.monotonic() < until, f"{count} nodes have not joined"

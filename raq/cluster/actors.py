@@ -35,7 +35,7 @@ class StageActor:
         execution, path = uuid.uuid4().hex, Path(log)
         path.parent.mkdir(parents=True, exist_ok=True)
         with output_to(path), log_sent(call, path):
-            self.board.post.remote({"stage": call.name, "started": True})
+            self.board.post.remote({"stage": call.name, "node": ray.get_runtime_context().get_node_id()})
             started, started_at = time.perf_counter(), now()
             try:
                 here = at_hand(call)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raq.cluster.placement import Demand, Room, demand_of
-from raq.cluster.session import Node
+from raq.cluster.placement import Demand, Room, able_nodes, demand_of
+from raq.cluster.session import Node, draining_nodes, nodes_now
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
@@ -16,6 +16,7 @@ from raq.requirements import check_results
 from raq.stages.call import Call
 
 START_TIMEOUT_S = 180.0
+LOST_TIMEOUT_S = 45.0
 TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
 MAX_ATTEMPTS = 3
@@ -30,6 +31,7 @@ class _Running:
     attempt: int
     submitted: float
     started: float | None = None  # when its process told that it is at work
+    node: str | None = None  # where
 
 
 @dataclass
@@ -43,11 +45,14 @@ class Driver:
     nodes: list[Node]
     listener: Listener
     working_directory: str
+    wait_s: float = 0.0  # how long to wait for nodes in place of those that are lost
     running: dict[Any, _Running] = field(default_factory=dict)
     idle: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
     by_name: dict[str, Stage] = field(init=False)
     room: Room = field(init=False)
     last_end: float = 0.0  # when a stage ended, the last time
+    leaving: set[str] = field(default_factory=set)  # nodes that will be taken away
+    looked: float = 0.0  # when that was asked, the last time
 
     def __post_init__(self) -> None:
         self.by_name = {stage.name: stage for stage in self.plan}
@@ -75,6 +80,7 @@ class Driver:
                     events = board.take.remote(TAKE_TIMEOUT_S)
                 for reference in [entry for entry in finished if entry in self.running]:
                     self._finish(reference, demands, board)
+                self._leave_what_leaves()
                 self._refuse_to_wait_for_ever(demands, board)
         finally:
             for entry in self.running.values():
@@ -197,6 +203,7 @@ class Driver:
             entry = running.get(event["stage"])
             if entry is not None:  # else it is late: the stage has ended
                 entry.started = entry.started or time.monotonic()
+                entry.node = event.get("node", entry.node)
                 self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
 
     def _refuse_to_wait_for_ever(self, demands: Mapping[str, Demand], board: Any) -> None:
@@ -207,11 +214,40 @@ class Driver:
             if entry.started is not None and limit is not None and time.monotonic() - entry.started > limit:
                 del self.running[reference]
                 self._try_again(entry, "it did not end in time", f"{limit:g} s", demands, board)
-            elif idle and time.monotonic() - max(entry.submitted, self.last_end) > START_TIMEOUT_S:
+                continue
+            waited = time.monotonic() - max(entry.submitted, self.last_end)
+            demand = demands[entry.stage.name]
+            patience = max(LOST_TIMEOUT_S, self.wait_s)
+            if idle and waited > patience and not able_nodes(entry.stage, nodes_now(), demand.cpus, demand.gpus):
                 raise StageError(
-                    f"{entry.stage.name}: no node started it within {START_TIMEOUT_S:.0f} s",
+                    f"{entry.stage.name}: the nodes that could do it are gone, and none has come for {patience:.0f} s",
+                    "finished stages are kept; bring them back, or wait for them with --wait",
+                )
+            longest = max(START_TIMEOUT_S, self.wait_s)
+            if idle and waited > longest:
+                raise StageError(
+                    f"{entry.stage.name}: no node started it within {longest:.0f} s",
                     "the cluster is busy, or its nodes are not well; see 'ray status'",
                 )
+
+    def _leave_what_leaves(self) -> None:
+        """After a notice of pre-emption nothing more starts on that node: Ray sees to it, but for processes there."""
+        import ray
+
+        if time.monotonic() - self.looked < TAKE_TIMEOUT_S:
+            return
+        self.looked = time.monotonic()
+        leaving = draining_nodes()
+        if set(leaving) <= self.leaving:
+            return
+        for node in set(leaving) - self.leaving:
+            running = [entry.stage.name for entry in self.running.values() if entry.node == node]
+            for name in running:
+                self.listener(name, {"state": "running", "text": f"its node will be taken away{leaving[node]}"})
+        self.leaving = set(leaving)
+        for actor, _ in self.idle:
+            ray.kill(actor)
+        self.idle.clear()
 
     def _record(self, stage: Stage, answer: Record, attempts: int) -> Record:
         inputs = {role: self.by_name[name] for role, name in stage.inputs.items()}

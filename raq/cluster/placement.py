@@ -1,12 +1,17 @@
 """What each stage takes of a cluster, and which of its nodes can give it. Imports neither torch nor ray."""
 
+import time
 from dataclasses import dataclass
+from typing import TextIO
 
-from raq.cluster.session import Node
+from raq.cluster.session import Node, nodes_now
 from raq.errors import UserError
+from raq.experiment import Experiment
 from raq.plan import Stage
 from raq.searches import Search
 from raq.sweeps import grid
+
+LOOK_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,34 @@ class Room:
         for number in places:
             self.free[number][0] += sign * demand.cpus
             self.free[number][1] += sign * demand.gpus
+
+
+def nodes_in_time(experiment: Experiment, wait_s: float, output: TextIO) -> list[Node]:
+    """The nodes of the cluster, as soon as all that the experiment asks for are there, else after wait_s."""
+    until, said = time.monotonic() + wait_s, ""
+    while True:
+        nodes = nodes_now()
+        lacking = _lacking(experiment, nodes)
+        if not lacking or time.monotonic() >= until:
+            return nodes
+        if lacking != said:
+            output.write(f"waiting at most {wait_s:.0f} s for {lacking}\n")
+            output.flush()
+            said = lacking
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _lacking(experiment: Experiment, nodes: list[Node]) -> str:
+    """In words: nodes that the experiment asks for and that are not there; empty if there are all."""
+    trainings = [part.workers for part in (experiment.train, experiment.qat) if part is not None]
+    workers = max(count if isinstance(count, int) else count[0] for count in trainings)
+    for pool, wanted in (("train", workers), ("quantize", 1), ("bench", 1)):
+        asked = getattr(experiment.resources, pool)
+        able = [n for n in nodes if n.gpus >= asked.gpus and n.has(asked.labels) and (n.bench or pool != "bench")]
+        places = sum(min(n.cpus // (asked.cpus or 1), n.gpus // asked.gpus if asked.gpus else n.cpus) for n in able)
+        if places < wanted:
+            return f"nodes for {pool}: there is room for {places} of {wanted}"
+    return ""
 
 
 def placement(stage: Stage, nodes: list[Node]) -> str:

@@ -81,7 +81,7 @@ def cluster(address: str | None, logs: Path) -> Iterator[list[Node]]:
     try:
         with interruption_kept():
             _start(ray, address, scratch)
-        yield _nodes(ray)
+        yield nodes_now()
     except Exception:
         if scratch is not None:
             _keep_logs(scratch, logs / "ray")
@@ -150,7 +150,11 @@ def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
         raise RaqError(f"Ray does not start on this machine: {first}", "see the log") from error
 
 
-def _nodes(ray: Any) -> list[Node]:
+def nodes_now() -> list[Node]:
+    """The nodes that live and stay: what is to be taken away, by a notice of pre-emption, is none."""
+    import ray
+
+    leaving = draining_nodes()
     return [
         Node(
             int(node["Resources"].get("CPU", 0)),
@@ -161,8 +165,17 @@ def _nodes(ray: Any) -> list[Node]:
             node["Labels"],
         )
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in leaving
     ]
+
+
+def draining_nodes() -> dict[str, str]:
+    """The nodes that a notice says will be taken away, by id, and when, in words (" in 30 s"; empty if unknown)."""
+    from ray._private.state import state  # Ray Train's own watcher reads it there
+
+    now_ms = time.time() * 1000
+    nodes: dict[str, int] = state.get_draining_nodes()
+    return {node: f" in {max(0, end_ms - now_ms) / 1000:.0f} s" if end_ms else "" for node, end_ms in nodes.items()}
 
 
 def given_labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,10 +26,57 @@ LOOK_AGAIN_S = 10.0
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 MOST_RECONNECTIONS, RECONNECT_S = 10, 5.0
+MOST_SUBMISSIONS = 3
+WAIT_AGAIN_S = 120.0  # for the nodes of a cluster that has just been started again
+KILLED = (-9, 137)
 INTERRUPTED = 130
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 Say = Callable[[str], None]
 Ask = Callable[[], str]  # after Ctrl-C: "stop" or "detach"
+
+
+class JobLost(Exception):
+    """A job that ended by no fault of its own: its head was started anew, or its process was killed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of the cluster, however often it has to be sent."""
+
+    client: Any
+    package: Package
+    overrides: Sequence[str]
+    results: str
+    fresh: bool
+    wait_s: float
+
+    def sent(self, number: int) -> str:
+        """Send it, the `number`th time; the job's id. RaqError if the cluster does not take it."""
+        package, again = self.package, number > 1
+        command = ["python", "-m", "raq", "run", package.experiment, "--address", "auto", "--results", self.results]
+        for override in self.overrides:
+            command += ["--set", override]
+        command += ["--fresh"] if self.fresh else []
+        wait_s = max(self.wait_s, WAIT_AGAIN_S) if again else self.wait_s
+        command += ["--wait", f"{wait_s:g}"] if wait_s else []
+        moment = re.sub(r"[^0-9]", "", now())[:14]
+        until = time.monotonic() + (WAIT_AGAIN_S if again else 0)  # one that has just been started may not take it yet
+        while True:
+            try:
+                job: str = self.client.submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=f"raq-{package.name}-{moment}-{os.getpid()}" + (f"-{number}" if again else ""),
+                    runtime_env={"working_dir": str(package.folder)},
+                    metadata={"experiment": package.name, "results": self.results},
+                )
+                return job
+            except _failures() as error:
+                if time.monotonic() >= until:
+                    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                    raise RaqError(
+                        f"the cluster does not take the job: {first}", "see the head's dashboard.log"
+                    ) from error
+            time.sleep(RECONNECT_S)
 
 
 def submit(
@@ -40,12 +88,15 @@ def submit(
     say: Say,
     ask: Ask,
     follow: bool = True,
+    wait_s: float = 0.0,
 ) -> int:
     """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
 
-    results: a folder that all nodes of the cluster share, or an address that they can reach. Raises UserError for what
-    is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the cluster does
-    not take the job or is lost.
+    A job that is lost by no fault of its own while it is followed is sent again, MOST_SUBMISSIONS times in all, and
+    goes on where it was. results: a folder that all nodes of the cluster share, or an address that they can reach;
+    wait_s: how long the job may wait for nodes that its stages need. Raises UserError for what is wrong before anything
+    is sent: the experiment, its package, the address, the token; RaqError if the cluster does not take the job or is
+    lost.
     """
     if is_address(results):
         check_address(results)
@@ -56,23 +107,37 @@ def submit(
         )
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
         package = pack(path, overrides, Path.cwd(), Path(scratch))
-        client = _connected(address)
-        job = _sent(client, package, overrides, results, fresh)
-    size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
-    say(f"job {job} submitted to {address}: {size}")
-    if not follow:
-        say(_how_to_look(job, address, results))
-        return 0
+        asked = Job(_connected(address), package, overrides, results, fresh, wait_s)
+        for number in range(1, MOST_SUBMISSIONS + 1):
+            job = asked.sent(number)
+            size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
+            say(f"job {job} submitted to {address}: {size}")
+            if not follow:
+                say(_how_to_look(job, address, results))
+                return 0
+            try:
+                return _followed_to_its_end(asked, job, address, say, ask)
+            except JobLost as lost:
+                reason = f"job {job} was lost: {lost}"
+                if number < MOST_SUBMISSIONS:
+                    say(f"{reason}; submitted again, {number + 1} of at most {MOST_SUBMISSIONS} times")
+    raise RaqError(
+        f"{reason}; it was submitted {MOST_SUBMISSIONS} times", "finished stages are kept; see the head's logs"
+    )
+
+
+def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask) -> int:
+    """The job's exit code; after Ctrl-C, what was answered. Raises JobLost if it is to be sent again."""
     try:
-        asyncio.run(_followed(client, job, say))
+        began = asyncio.run(_followed(asked.client, job, say))
+        return _ended(asked.client, job, say, asked.results, began=began)
     except KeyboardInterrupt:
         with uninterrupted():
             answer = ask()
             if answer != "stop":
-                say(f"detached: the job goes on. {_how_to_look(job, address, results)}")
+                say(f"detached: the job goes on. {_how_to_look(job, address, asked.results)}")
                 return 0
-            return _stopped(client, job)
-    return _ended(client, job, say, results)
+            return _stopped(asked.client, job)
 
 
 def _how_to_look(job: str, address: str, results: str) -> str:
@@ -136,29 +201,10 @@ def _refused(address: str) -> UserError:
     )
 
 
-def _sent(client: Any, package: Package, overrides: Sequence[str], results: str, fresh: bool) -> str:
-    command = ["python", "-m", "raq", "run", package.experiment, "--address", "auto", "--results", results]
-    for override in overrides:
-        command += ["--set", override]
-    command += ["--fresh"] if fresh else []
-    moment = re.sub(r"[^0-9]", "", now())[:14]
-    try:
-        job: str = client.submit_job(
-            entrypoint=shlex.join(command),
-            submission_id=f"raq-{package.name}-{moment}-{os.getpid()}",
-            runtime_env={"working_dir": str(package.folder)},
-            metadata={"experiment": package.name, "results": results},
-        )
-    except _failures() as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RaqError(f"the cluster does not take the job: {first}", "see the head's dashboard.log") from error
-    return job
+async def _followed(client: Any, job: str, say: Say) -> bool:
+    """Say the job's lines until it ends, after a break in the line where it broke; whether there were any.
 
-
-async def _followed(client: Any, job: str, say: Say) -> None:
-    """Say the job's lines until it ends; after a break in the line go on where it broke.
-
-    Raises RaqError if the job does not start, or if the job server cannot be reached again.
+    Raises JobLost if the job server no longer knows it, RaqError if it does not start, or the server stays away.
     """
     lines, began, breaks = Lines(say), time.monotonic(), 0
     while True:
@@ -175,17 +221,19 @@ async def _followed(client: Any, job: str, say: Say) -> None:
                             f"see 'ray job status {job}' and the head's logs",
                         )
                     if status in ENDED:
-                        return lines.end()
+                        return lines.ended()
                     continue
                 text = waiting.result()
                 if text is None:
                     if str(client.get_job_info(job).status) in ENDED:
-                        return lines.end()
+                        return lines.ended()
                     raise ConnectionError("the log ended before the job")  # its server, or what lies between, let go
                 lines.take(text)
                 breaks = 0
                 waiting = asyncio.ensure_future(anext(stream, None))
         except _failures() as error:  # the line broke
+            if _unknown(client, job):
+                raise JobLost("the cluster was started anew, and does not know it") from error
             breaks += 1
             if breaks > MOST_RECONNECTIONS:
                 raise RaqError(
@@ -214,17 +262,27 @@ class Lines:
         """The next piece is the log's first."""
         self.place, self.rest = 0, ""
 
-    def end(self) -> None:
-        """No more comes: a last line without an end is a line too."""
+    def ended(self) -> bool:
+        """No more comes: a last line without an end is a line too. Whether there were any."""
         if self.rest:
             self._take_line(self.rest)
             self.rest = ""
+        return self.said > 0
 
     def _take_line(self, line: str) -> None:
         self.place += 1
         if self.place > self.said:
             self.said = self.place
             self.say(line.rstrip("\r"))
+
+
+def _unknown(client: Any, job: str) -> bool:
+    """Whether the job server answers that there is no such job."""
+    try:
+        client.get_job_info(job)
+    except _failures() as error:
+        return isinstance(error, RuntimeError) and "status code 404" in str(error)
+    return False
 
 
 def _until_ended(client: Any, job: str) -> Any:
@@ -245,7 +303,8 @@ def _until_ended(client: Any, job: str) -> Any:
         time.sleep(0.5)
 
 
-def _ended(client: Any, job: str, say: Say, results: str) -> int:
+def _ended(client: Any, job: str, say: Say, results: str, *, began: bool) -> int:
+    """The exit code of a job that has ended; began: whether it has said anything."""
     info = _until_ended(client, job)
     status, code = str(info.status), info.driver_exit_code
     if status == "SUCCEEDED":
@@ -254,6 +313,10 @@ def _ended(client: Any, job: str, say: Say, results: str) -> int:
     first = next(iter(str(info.message or "").strip().splitlines()), "")
     if status == "STOPPED":
         raise RaqError(f"job {job} was stopped", "finished stages are kept; the same command goes on from there")
+    if code in KILLED:
+        raise JobLost("its process was killed")
+    if code is None and began:
+        raise JobLost(first or "its node ended")
     if code is None:
         raise RaqError(f"job {job} failed before raq ran: {first}", "see the head's logs; raq must be installed there")
     return int(code) or 1

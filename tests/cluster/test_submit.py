@@ -107,5 +107,5 @@ def test_a_log_that_comes_again_is_told_once() -> None:
     for piece in ("one\n", "two\nthree\r\nfour"):
         lines.take(piece)
     assert told == ["one", "two", "three"]
-    lines.end()
+    lines.ended()
     assert told == ["one", "two", "three", "four"]
