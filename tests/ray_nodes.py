@@ -100,7 +100,9 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
         for options in workers:
             start_worker(options)
         wait_for_nodes(f"http://127.0.0.1:{dashboard}", token, 1 + len(workers))
-        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, started, start_worker, heads, start_head)
+        yield Head(
+            f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, started, start_worker, heads, start_head
+        )
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -1,0 +1,460 @@
+"""What breaks, broken: an experiment of about a minute on a cluster of real nodes, with a fault at random moments.
+
+    uv run python tests/benchmarks/faults.py [--points 5] [--only worker,node,...] [--work FOLDER]
+
+worker: a process at work is killed. node: a node is gone, and another one comes. driver: the job's process is killed.
+head: the head is gone with all nodes, and all come back. preemption: a notice, then the node is gone, and another one
+comes. storage: the storage (S3) does not answer for 30 s. disk: the disk of the results is full, then has room again.
+straggler: a node gets a fifth of its time for 30 s. hang: a process at work stops for ever.
+
+Every run is submitted. At its end: is it complete, are its records those of an undisturbed run (but for what two
+undisturbed runs have different too), are the stages that were done before the fault still the same executions, is a
+process of a stage or a placement group left? Finished points are kept in the work folder: it goes on where it was
+interrupted. The table goes to results/reference/faults.json. A full disk needs the right to mount one.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from ray_nodes import Head, ray_cluster, wait_for_nodes  # noqa: E402
+from s3_server import Line, s3_server  # noqa: E402
+
+from raq.environment import commit, environment  # noqa: E402
+from raq.interruption import stop_on_sigterm  # noqa: E402
+from raq.records import now, read_run, write_json  # noqa: E402
+from raq.stores import open_store  # noqa: E402
+
+MODULE = '''
+"""A small network for the digits."""
+from torch import nn
+
+
+def model(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, num_classes),
+    )
+'''
+EXPERIMENT = """
+name: faults
+data: {name: digits}
+model: {name: "faults_user:model"}
+train: {epochs: 10, lr: 0.05, augment: false, progressive: [], batch_size: 64, workers: 2}
+ptq: {calibration: {size: 64}}
+qat: null
+bench: {batch_sizes: [1], rounds: 6, precision: null, round_ms: 5, warmup: 1}
+resources:
+  train: {cpus: 1, timeout_s: 100}
+  quantize: {cpus: 1, timeout_s: 45}
+  bench: {cpus: 1, timeout_s: 60}
+"""
+WORKER = ("--num-cpus=1", '--resources={"bench": 1}')
+COUNT = 2
+AT_WORK = (b"ray::StageActor.run", b"ray::RayTrainWorker", b"ray::_RayTrainWorker")
+OURS = (b"ray::StageActor", b"ray::Board", b"ray::RayTrainWorker", b"ray::_RayTrainWorker", b"ray::TrainController")
+RUN_TIMEOUT_S, LEFT_TIMEOUT_S = 420.0, 30.0
+OUTAGE_S, NOTICE_S, SLOW_S, REPLACED_S = 30.0, 10.0, 30.0, 5.0
+VISIBLE = ("retry", "again", "lost", "taken away", "waiting", "raq: ")
+Found = dict[str, Any]
+
+
+@dataclass
+class Setting:
+    """The cluster, and where the runs' results are."""
+
+    cluster: Head
+    folder: Path
+    alive: list[int]  # the workers, by number
+    address: str
+    line: Line
+
+    def add_worker(self) -> None:
+        """A further node, with its number as a label."""
+        number = len(self.cluster.workers)
+        self.cluster.start_worker((*WORKER, f"--labels=number={number}"))
+        self.alive.append(number)
+
+    def processes(self, titles: tuple[bytes, ...], node: int | None = None) -> list[int]:
+        """The processes of this cluster with such titles, of one node or all."""
+        mark = f"/tmp/raq-nodes-{os.getpid()}" + ("" if node is None else f"/worker-{node}")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                titled = (process / "cmdline").read_bytes().startswith(titles)
+                if titled and mark.encode() in (process / "environ").read_bytes():
+                    found.append(int(process.name))
+        return found
+
+
+@dataclass
+class Run:
+    """One submitted run: its process, what it has said, where its results are."""
+
+    process: "subprocess.Popen[str]"
+    results: str
+    said: list[str]
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+
+def submitted(setting: Setting, results: str) -> Run:
+    command = [sys.executable, "-m", "raq", "submit", "faults.yaml", "--address", setting.cluster.dashboard]
+    process = subprocess.Popen(
+        [*command, "--results", results],
+        cwd=setting.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    run = Run(process, results, [])
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            run.said.append(f"{time.monotonic():.1f} {line.rstrip()}")
+
+    threading.Thread(target=read, daemon=True).start()
+    return run
+
+
+def soon(setting: Setting, random_of: random.Random, run: Run, titles: tuple[bytes, ...] = AT_WORK) -> int | None:
+    """A process at work, as soon as there is one; None if the run ends before."""
+    while not run.ended():
+        if found := setting.processes(titles):
+            return random_of.choice(sorted(found))
+        time.sleep(0.2)
+    return None
+
+
+def title_of(process: int) -> str:
+    with suppress(OSError):
+        return (Path("/proc") / str(process) / "cmdline").read_bytes().split(b"\0")[0].decode()
+    return "?"
+
+
+def worker(setting: Setting, chance: random.Random, run: Run) -> str:
+    process = soon(setting, chance, run)
+    if process is None:
+        return "nothing was at work"
+    title = title_of(process)
+    os.kill(process, signal.SIGKILL)
+    return title
+
+
+def node(setting: Setting, chance: random.Random, run: Run) -> str:
+    lost = chance.choice(setting.alive)
+    setting.alive.remove(lost)
+    setting.cluster.lose(lost)
+    time.sleep(REPLACED_S)
+    setting.add_worker()
+    return f"worker-{lost}"
+
+
+def driver(setting: Setting, chance: random.Random, run: Run) -> str:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if words[1:4] == [b"-m", b"raq", b"run"] and run.results.encode() in words:
+                os.kill(int(process.name), signal.SIGKILL)
+                return "raq run"
+    return "it was not there"
+
+
+def head(setting: Setting, chance: random.Random, run: Run) -> str:
+    setting.cluster.lose_head()
+    for number in setting.alive:
+        setting.cluster.lose(number)
+    setting.alive.clear()
+    time.sleep(REPLACED_S)
+    setting.cluster.start_head()
+    for _ in range(COUNT):
+        setting.add_worker()
+    return "head and all nodes"
+
+
+def preemption(setting: Setting, chance: random.Random, run: Run) -> str:
+    lost = chance.choice(setting.alive)
+    setting.alive.remove(lost)
+    nodes = setting.cluster.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+    (identity,) = [n["node_id"] for n in nodes if n["labels"].get("number") == str(lost)]
+    notice = [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", setting.cluster.address,
+              "--node-id", identity, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+              "--deadline-remaining-seconds", f"{NOTICE_S:.0f}"]  # fmt: skip
+    subprocess.run(notice, check=True, capture_output=True)
+    told = time.monotonic()
+    setting.add_worker()
+    time.sleep(max(0.0, NOTICE_S - (time.monotonic() - told)))
+    setting.cluster.lose(lost)
+    return f"worker-{lost}"
+
+
+def storage(setting: Setting, chance: random.Random, run: Run) -> str:
+    setting.line.cut()
+    time.sleep(OUTAGE_S)
+    setting.line.mend()
+    return "S3"
+
+
+def disk(setting: Setting, chance: random.Random, run: Run) -> str:
+    """Full until the run has ended, or until it is seen to end well nevertheless."""
+    filler = Path(run.results).parent / "filler"
+    with suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(b"0" * 1_000_000)
+            file.flush()
+    began = time.monotonic()
+    while not run.ended() and time.monotonic() - began < RUN_TIMEOUT_S:
+        time.sleep(0.2)
+    filler.unlink()
+    return f"full; the run ended with {run.process.poll()} after {time.monotonic() - began:.0f} s"
+
+
+def straggler(setting: Setting, chance: random.Random, run: Run) -> str:
+    slow = chance.choice(setting.alive)
+    until = time.monotonic() + SLOW_S
+    while time.monotonic() < until:
+        os.killpg(setting.cluster.workers[slow].pid, signal.SIGSTOP)
+        time.sleep(0.4)
+        os.killpg(setting.cluster.workers[slow].pid, signal.SIGCONT)
+        time.sleep(0.1)
+    return f"worker-{slow}"
+
+
+def hang(setting: Setting, chance: random.Random, run: Run) -> str:
+    process = soon(setting, chance, run)
+    if process is None:
+        return "nothing was at work"
+    title = title_of(process)
+    os.kill(process, signal.SIGSTOP)
+    return title
+
+
+FAULTS: dict[str, Callable[[Setting, random.Random, Run], str]] = {
+    "worker": worker, "node": node, "driver": driver, "head": head, "preemption": preemption, "storage": storage,
+    "disk": disk, "straggler": straggler, "hang": hang,
+}  # fmt: skip
+
+
+def records_of(results: str) -> dict[str, Found]:
+    """The records of the newest run, by stage; only those that are there."""
+    store = open_store(results)
+    run = read_run(store.find_run("latest"))
+    found = {name: store.find(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All plain values of a record, by their paths."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}/{key}")
+    elif isinstance(value, list):
+        yield f"{path}#", len(value)
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}/{number}")
+    else:
+        yield path, value
+
+
+def flat(records: dict[str, Found]) -> Found:
+    wanted = ("kind", "fingerprint", "settings", "inputs", "results", "files")
+    return dict(leaves({name: {key: record[key] for key in wanted} for name, record in records.items()}))
+
+
+def of_time(path: str) -> bool:
+    """Whether a value is a measured time, or made of one."""
+    return path.startswith("/bench/") or path.endswith(("_s", "_ms", "per_s"))
+
+
+def differences(expected: Found, found: Found, ignored: set[str]) -> list[str]:
+    return sorted(
+        path
+        for path in {*expected, *found}
+        if path not in ignored and not of_time(path) and expected.get(path, "missing") != found.get(path, "missing")
+    )
+
+
+def left_over(setting: Setting) -> Found:
+    """The processes of stages and the placement groups that stay; those that are about to go are waited for."""
+    until = time.monotonic() + LEFT_TIMEOUT_S
+    while True:
+        processes = [title_of(process) for process in setting.processes(OURS)]
+        answer = setting.cluster.ask("/api/v0/placement_groups?detail=1")["data"]["result"]["result"]
+        groups = [group["placement_group_id"] for group in answer if group["state"] != "REMOVED"]
+        if not (processes or groups) or time.monotonic() > until:
+            return {"processes": processes, "placement_groups": groups}
+        time.sleep(1)
+
+
+def one_run(setting: Setting, name: str | None, number: int, after_s: float, chance: random.Random) -> Found:
+    """A run, with this fault after so many seconds; what came of it, its records among it."""
+    where = f"{name}-{number}"
+    with ExitStack() as stack:
+        if name == "disk":
+            stack.enter_context(small_disk(setting.folder / "disk"))
+            results = str(setting.folder / "disk" / "results")
+        elif name == "storage":
+            address, _, options = setting.address.partition("?")
+            results = f"{address}/{where}?{options}"
+        else:
+            results = str(setting.folder / where)
+        began = time.monotonic()
+        run = submitted(setting, results)
+        hit, finished_before = None, {}
+        if name is not None:
+            while time.monotonic() - began < after_s and not run.ended():
+                time.sleep(0.1)
+            with suppress(Exception):  # no run is there yet
+                finished_before = {stage: record["id"] for stage, record in records_of(results).items()}
+            injected = time.monotonic()
+            hit = FAULTS[name](setting, chance, run)
+        code = waited_for(run)
+        again = None
+        if name == "disk" and code != 0:
+            again = submitted(setting, results)
+            again_code = waited_for(again)
+        duration = time.monotonic() - began
+        said = [*run.said, *(again.said if again else [])]
+        records = records_of(results)
+        told = read_run(open_store(results).find_run("latest"))
+        lost = [stage for stage, identity in finished_before.items() if records.get(stage, {}).get("id") != identity]
+        if not results.startswith("s3"):
+            shutil.rmtree(results, ignore_errors=True)
+    found = {
+        "fault": name, "number": number, "after_s": round(after_s, 1), "hit": hit, "code": code,
+        "code_of_second": again_code if again else None, "duration_s": round(duration, 1),
+        "error_after_s": round(ended_at(run) - injected, 1) if name and code != 0 else None,
+        "complete": told["complete"], "stages_done_before": len(finished_before), "stages_lost": lost,
+        "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
+        "visible": [line.partition(" ")[2] for line in said if any(word in line for word in VISIBLE)],
+        "left": left_over(setting), "commit": commit(),
+    }  # fmt: skip
+    return {**found, "records": flat(records), "said": said}
+
+
+def waited_for(run: Run) -> int:
+    try:
+        code = run.process.wait(timeout=RUN_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        run.process.kill()
+        code = run.process.wait()
+    time.sleep(0.3)  # its last lines
+    return code
+
+
+def ended_at(run: Run) -> float:
+    """When it said its last line."""
+    return float(run.said[-1].split()[0]) if run.said else time.monotonic()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 64 MB."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def main() -> None:
+    stop_on_sigterm()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=5)
+    parser.add_argument("--only", default=",".join(FAULTS))
+    parser.add_argument("--work", type=Path, default=ROOT / "results" / "faults")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    done = {path.stem: json.loads(path.read_text()) for path in options.work.glob("*.json")}
+    wanted = [(name, number) for number in range(options.points) for name in options.only.split(",")]
+    missing = [(name, number) for name, number in wanted if f"{name}-{number}" not in done]
+    with tempfile.TemporaryDirectory(prefix="raq-faults-") as scratch, ExitStack() as stack:
+        folder = Path(scratch)
+        (folder / "faults_user.py").write_text(MODULE)
+        (folder / "faults.yaml").write_text(EXPERIMENT)
+        os.environ |= {"RAQ_CACHE": str(folder / "cache"), "RAY_AUTH_MODE": "token"}
+        os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+        if missing or "None-0" not in done:
+            address, line = stack.enter_context(s3_server(folder))
+            workers = [(*WORKER, f"--labels=number={number}") for number in range(COUNT)]
+            cluster = stack.enter_context(ray_cluster(folder, ["--num-cpus=0"], workers))
+            os.environ["RAY_AUTH_TOKEN"] = cluster.token
+            setting = Setting(cluster, folder, list(range(COUNT)), address, line)
+            for number in range(3):  # the first one fills caches
+                if f"None-{number}" not in done:
+                    done[f"None-{number}"] = kept(options.work, one_run(setting, None, number, 0.0, random.Random(0)))
+        usual = [done[f"None-{number}"] for number in (1, 2)]
+        duration = statistics.median(run["duration_s"] for run in usual)
+        for name, number in missing:
+            chance = random.Random(f"{name} {number}")
+            fifth = (duration - 4) / options.points
+            after_s = 2 + fifth * (number + chance.random())
+            found = one_run(setting, name, number, after_s, chance)
+            done[f"{name}-{number}"] = kept(options.work, found)
+            wait_for_nodes(cluster.dashboard, cluster.token, 1 + COUNT)
+    report(done, wanted, duration)
+
+
+def kept(folder: Path, found: Found) -> Found:
+    write_json(folder / f"{found['fault']}-{found['number']}.json", found)
+    shown = {key: value for key, value in found.items() if key not in ("records", "said", "commit")}
+    print(json.dumps(shown), flush=True)
+    return found
+
+
+def report(done: dict[str, Found], wanted: list[tuple[str, int]], duration: float) -> None:
+    """Print the table, and write it to the reference."""
+    first, second = done["None-1"]["records"], done["None-2"]["records"]
+    ignored = set(differences(first, second, set()))
+    rows = []
+    for name, number in wanted:
+        run = done.get(f"{name}-{number}")
+        if run is not None:
+            kept_keys = {key: value for key, value in run.items() if key not in ("records", "said")}
+            rows.append({**kept_keys, "different": differences(first, run["records"], ignored)})
+    table = {}
+    for name in dict.fromkeys(name for name, _ in wanted):
+        own = [row for row in rows if row["fault"] == name]
+        table[name] = {
+            "runs": len(own),
+            "complete": sum(row["complete"] and (row["code_of_second"] or row["code"]) == 0 for row in own),
+            "records_equal": sum(not row["different"] for row in own),
+            "nothing_lost": sum(not row["stages_lost"] for row in own),
+            "nothing_left": sum(not any(row["left"].values()) for row in own),
+            "median_s": statistics.median(row["duration_s"] for row in own) if own else None,
+            "longest_s": max((row["duration_s"] for row in own), default=None),
+        }
+    about = {
+        "undisturbed_s": duration,
+        "not_compared": sorted(ignored),
+        "measured_at": now(),
+        "environment": environment(),
+    }
+    write_json(ROOT / "results" / "reference" / "faults.json", {**about, "table": table, "runs": rows})
+    print(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

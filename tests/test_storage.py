@@ -1,0 +1,188 @@
+"""Results at an address: a real S3-compatible server, whose line is cut and mended."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3_server import CREDENTIALS, Line, s3_server
+
+import raq.storage
+from raq.errors import UserError
+from raq.records import Store
+from raq.storage import Storage, StorageError
+from raq.stores import RemoteStore, open_store, store_of
+
+FINGERPRINT = "f" * 64
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Line]]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+@pytest.fixture
+def store(server: tuple[str, Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteStore:
+    monkeypatch.setenv("RAQ_CACHE", str(tmp_path / "cache"))
+    address, _, options = server[0].partition("?")
+    found = open_store(f"{address}/{tmp_path.name}?{options}")
+    assert isinstance(found, RemoteStore)
+    return found
+
+
+def elsewhere(store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteStore:
+    """The same store, as another machine sees it."""
+    monkeypatch.setenv("RAQ_CACHE", str(tmp_path / "other"))
+    found = open_store(store.address)
+    assert isinstance(found, RemoteStore)
+    assert found.root != store.root
+    return found
+
+
+def leave(store: RemoteStore, execution: str, content: bytes) -> None:
+    """What an actor does: files in the work folder, sent."""
+    work = store.work_folder("train", FINGERPRINT)
+    (work / "checkpoint").mkdir(parents=True)
+    (work / "weights.pt").write_bytes(content)
+    (work / "checkpoint" / "training.pt").write_bytes(b"not sent")
+    store.send_stage(work, execution)
+
+
+def record(execution: str) -> dict[str, object]:
+    return {"id": execution, "kind": "train", "fingerprint": FINGERPRINT, "results": {"top1": 0.5}}
+
+
+def test_a_stage_is_there_with_its_record(store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(store, "one", b"weights")
+    assert store.find("train", FINGERPRINT) is None
+    store.publish("train", FINGERPRINT, record("one"))
+    other = elsewhere(store, tmp_path, monkeypatch)
+    found = other.find("train", FINGERPRINT)
+    assert found is not None
+    assert found["files"] == {"weights.pt": 7}
+    folder = other.fetch_stage(other.stage_folder("train", FINGERPRINT).name)
+    assert (folder / "weights.pt").read_bytes() == b"weights"
+    assert other.place(found, "weights.pt").startswith("s3://results/raq/")
+    assert "endpoint" not in other.place(found, "weights.pt")
+
+
+def test_an_execution_that_was_given_up_harms_none(store: RemoteStore) -> None:
+    leave(store, "one", b"weights")
+    store.publish("train", FINGERPRINT, record("one"))
+    leave(store, "late", b"other weights")  # it comes after another has been published
+    found = store.find("train", FINGERPRINT)
+    assert found is not None
+    assert store.file(found, "weights.pt").read_bytes() == b"weights"
+
+
+def test_what_is_made_anew_takes_the_place_of_the_copy(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = elsewhere(store, tmp_path, monkeypatch)
+    for execution, content in (("one", b"weights"), ("two", b"WEIGHTS")):
+        leave(store, execution, content)
+        store.publish("train", FINGERPRINT, record(execution))
+        folder = other.fetch_stage(other.stage_folder("train", FINGERPRINT).name)
+        assert (folder / "weights.pt").read_bytes() == content
+    assert store.storage.names(f"stages/{folder.name}") == ["record.json", "two"]
+
+
+def test_a_damaged_file_makes_it_stale(store: RemoteStore) -> None:
+    leave(store, "one", b"weights")
+    store.publish("train", FINGERPRINT, record("one"))
+    store.storage.write(f"stages/{store.stage_folder('train', FINGERPRINT).name}/one/weights.pt", b"weight")
+    assert store.find("train", FINGERPRINT) is None
+
+
+def test_checkpoints_reach_the_next_node(store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = store.work_folder("train", FINGERPRINT) / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "training.pt").write_bytes(b"epoch 3")
+    store.send_checkpoint(checkpoint)
+    other = elsewhere(store, tmp_path, monkeypatch)
+    work = other.fetch_checkpoints(other.work_folder("train", FINGERPRINT).name)
+    assert (work / "checkpoint" / "training.pt").read_bytes() == b"epoch 3"
+    other.forget_work("train", FINGERPRINT)
+    assert store.storage.sizes("work") == {}
+
+
+def test_runs_are_found_from_another_machine(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {"id": "x", "experiment": "x", "settings": {}, "data": {}, "environment": {}, "stages": {}}
+    folder = store.new_run("tiny")
+    store.write_run(folder, {**run, "complete": False, "error": "unfinished"})
+    other = elsewhere(store, tmp_path, monkeypatch)
+    assert not other.find_run("latest").joinpath("run.json").read_text().count('"complete": true')
+    store.write_run(folder, {**run, "complete": True, "error": None})
+    found = other.find_run("latest")
+    assert found.joinpath("run.json").read_text().count('"complete": true') == 1
+    assert store_of(found).address == store.address
+    assert store_of(tmp_path / "runs" / "x") == Store(tmp_path)
+
+
+def test_a_line_that_is_mended_costs_a_moment(store: RemoteStore, server: tuple[str, Line]) -> None:
+    line = server[1]
+    line.cut()
+    threading.Timer(3.0, line.mend).start()
+    store.storage.write("late", b"there")
+    assert store.storage.read("late") == b"there"
+
+
+def test_a_line_that_stays_cut_is_one_error(
+    store: RemoteStore, server: tuple[str, Line], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(raq.storage, "ANSWER_TIMEOUT_S", 1.0)
+    line = server[1]
+    line.cut()
+    try:
+        with pytest.raises(StorageError, match="has not answered for 1 s") as error:
+            store.storage.read("x")
+    finally:
+        line.mend()
+    said = capfd.readouterr().err + str(error.value)
+    assert "trying again" in said
+    assert not any(secret in said for secret in CREDENTIALS.values())
+
+
+def test_one_writer_at_a_time(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(raq.storage, "LEASE_S", 1.0)
+    monkeypatch.setattr(raq.storage, "RENEW_S", 0.2)
+    other = elsewhere(store, tmp_path, monkeypatch)
+    with store.locked(), pytest.raises(UserError, match="another raq run is writing here"), other.locked():
+        pass
+    store.storage.write(".lock", b"one that was killed")
+    with other.locked():
+        assert store.storage.read(".lock") != b"one that was killed"
+    assert store.storage.read(".lock") is None
+    assert "watching" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "complaint"),
+    [
+        ("s3://key:secret@bucket/folder", "credentials do not belong in an address"),
+        ("s3://bucket/folder?secret_key=x", "unknown option 'secret_key'"),
+        ("s3://bucket", "not the address of a folder"),
+        ("nothing://bucket/folder", "Unrecognized filesystem type"),
+    ],
+)
+def test_addresses_that_are_refused(address: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as error:
+        Storage(address).read("x")
+    assert "secret@" not in error.value.message
+
+
+def test_a_bucket_that_is_not_there_is_not_waited_for(server: tuple[str, Line]) -> None:
+    options = server[0].partition("?")[2]
+    with pytest.raises(StorageError, match="refuses"):
+        Storage(f"s3://nobody-has-this/folder?{options}").write("x", b"")
+
+
+def test_a_folder_is_a_folder(tmp_path: Path) -> None:
+    assert open_store(str(tmp_path)) == Store(tmp_path)
+    assert open_store(os.path.relpath(tmp_path)) == Store(tmp_path)
