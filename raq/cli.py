@@ -30,7 +30,7 @@ ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")
 ]
-ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records and artifacts are.")]
+ResultsFolder = Annotated[str, typer.Option("--results", metavar="DIR", help="The folder of records and artifacts.")]
 ResultsPlace = Annotated[
     str, typer.Option("--results", metavar="DIR", help="Where records and artifacts are: a folder, or s3://...")
 ]
@@ -109,7 +109,7 @@ def check(
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8.")
     ] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsFolder = Path(DEFAULT_RESULTS),
+    results: ResultsFolder = DEFAULT_RESULTS,
 ) -> None:
     """Is it quantized, is it whole, is it the one that was evaluated? Reads the generated code, layer by layer.
 
@@ -118,7 +118,8 @@ def check(
     from raq.quantize.checking import check as check_artifact
     from raq.report.proof import print_check
 
-    found = [check_artifact(path, results, run=run, require=require) for path in artifacts]
+    folder = _folder(results)
+    found = [check_artifact(path, folder, run=run, require=require) for path in artifacts]
     if as_json:
         _print_json(found)
     else:
@@ -216,20 +217,32 @@ def submit(
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsFolder = Path(DEFAULT_RESULTS),
+    results: ResultsFolder = DEFAULT_RESULTS,
 ) -> None:
     """This machine: what it means for int8, and what would go wrong in a run."""
     from raq.doctor import as_json as plain
     from raq.doctor import examine
     from raq.report.proof import print_findings
 
-    findings = examine(results)
+    findings = examine(_folder(results))
     if as_json:
         _print_json({"findings": plain(findings)})
     else:
         print_findings(_console(), findings)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+def _folder(results: str) -> Path:
+    """The folder given by --results to a verb that reads no other place."""
+    from raq.errors import UserError
+    from raq.storage import is_address
+
+    if is_address(results):
+        raise UserError(
+            f"--results {results}: this verb reads a folder of this machine", "give a folder, or leave it out"
+        )
+    return Path(results)
 
 
 def _print_json(value: Any) -> None:

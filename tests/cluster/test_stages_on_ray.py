@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-from dataclasses import replace
 
 import pytest
 import ray
@@ -11,11 +10,9 @@ from workplace import own_stage_processes
 
 from raq.cluster.board import start_board
 from raq.cluster.driver import Driver
-from raq.cluster.placement import Demand, Room, demand_of
-from raq.cluster.session import Node, cluster
+from raq.cluster.session import cluster
 from raq.cluster.training import distributed_stage
 from raq.errors import StageError, UserError
-from raq.experiment import Resources
 from raq.plan import Stage
 from raq.records import Store
 from raq.run import Prepared, prepare
@@ -120,65 +117,6 @@ def test_an_error_of_ours_in_a_worker_is_not_tried_again(nodes, workplace, monke
         distributed_stage(call_of(stage, workplace, "diverged", workers=2), board)
     events = ray.get(board.take.remote(5.0), timeout=20)
     assert len([e for e in events if "share" in e.get("progress", {})]) == 1, "the first step, once"
-
-
-@pytest.mark.parametrize(
-    ("pool", "resources", "workers", "machines", "expected"),
-    [
-        ("train", {}, 1, [Node(4, 0, True)], Demand(4, 0, 1)),
-        ("train", {}, 2, [Node(4, 0, True)], Demand(2, 0, 2, waits=True)),
-        ("train", {"cpus": 3}, 2, [Node(4, 0, False), Node(4, 0, True)], Demand(3, 0, 2, waits=True)),
-        ("train", {"gpus": 1}, 2, [Node(8, 2, False), Node(64, 0, True)], Demand(4, 1, 2, waits=True)),
-        ("bench", {}, 1, [Node(64, 0, False), Node(8, 0, True)], Demand(8, 0, 1)),
-        (
-            "train",
-            {"labels": {"role": "a"}},
-            1,
-            [Node(4, 0, True), Node(2, 0, False, "n", {"role": "a"})],
-            Demand(2, 0, 1),
-        ),
-        ("train", {"labels": {"role": "a"}}, 1, [Node(4, 0, True, "n", {"role": "b"})], "a CPU, role=a"),
-        ("train", {"cpus": 3}, 2, [Node(4, 0, True)], "has room for 1"),
-        ("train", {"cpus": 5}, 1, [Node(4, 0, True)], "largest node has 4"),
-        ("train", {"gpus": 1}, 3, [Node(8, 2, True)], "has room for 2"),
-        ("bench", {}, 1, [Node(8, 0, False)], "the resource 'bench'"),
-        ("train", {}, 1, [Node(0, 0, True)], "a CPU"),
-    ],
-)
-def test_demands(pool, resources, workers, machines, expected) -> None:
-    stage = Stage(pool, pool, pool, {}, {}, "f", Resources(**resources), workers)
-    if isinstance(expected, Demand):
-        assert demand_of(stage, machines) == expected
-    else:
-        with pytest.raises(UserError, match=expected):
-            demand_of(stage, machines)
-
-
-def test_demands_of_elastic_training() -> None:
-    """As many workers as there is room for; its actor only waits, even for a single one."""
-    small = Node(1, 0, True)
-    stage = Stage("train", "train", "train", {}, {}, "f", Resources(), workers=4, least_workers=2)
-    assert demand_of(stage, [small] * 3) == Demand(1, 0, 3, waits=True)
-    assert demand_of(replace(stage, workers=1, least_workers=1), [small]) == Demand(1, 0, 1, waits=True)
-    with pytest.raises(UserError, match="asks for 2 workers of 1 CPUs and 0 GPUs, and the cluster has room for 1"):
-        demand_of(stage, [small])
-
-
-def test_room_is_that_of_nodes_not_of_all_together() -> None:
-    """Two nodes of eight CPUs have room for four actors of three, not for five; labels choose the node."""
-    nodes = [Node(8, 0, True, "a", {"role": "a"}), Node(8, 1, False, "b", {"role": "b"})]
-    room, stage = Room(nodes), Stage("ptq", "ptq", "quantize", {}, {}, "f", Resources(cpus=3))
-    three = Demand(3, 0, 1)
-    taken = [room.take(stage, three) for _ in range(5)]
-    assert taken == [[0], [0], [1], [1], None]
-    room.give_back([1], three)
-    on_a = replace(stage, resources=Resources(labels={"role": "a"}))
-    assert room.take(on_a, three) is None
-    assert room.take(stage, Demand(3, 0, 2)) is None, "all workers or none"
-    assert room.take(stage, Demand(3, 1, 1)) == [1]
-    bench = Stage("bench", "bench", "bench", {}, {}, "f", Resources())
-    assert Room(nodes).take(bench, Demand(8, 0, 1)) == [0]
-    assert Room(nodes[1:]).take(bench, Demand(8, 0, 1)) is None
 
 
 def test_what_listens_and_is_not_ray_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

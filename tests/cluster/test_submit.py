@@ -1,8 +1,10 @@
 """`raq submit` to a real head with a token, a process of its own."""
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,12 +92,44 @@ def test_interrupted_away_from_a_terminal_the_job_is_left(head: Head, workplace:
     client.stop_job(job)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("with_token")
+def test_a_job_whose_process_is_killed_is_sent_again(head: Head, workplace: Workplace) -> None:
+    """It goes on where it was; that it was lost is said."""
+    shared = str(workplace.folder / "shared")
+    command = workplace.command("submit", "tiny.yaml", "--address", head.dashboard, "--results", shared, *ONLY_FP32)
+    process = subprocess.Popen(command, cwd=workplace.folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "train: done" in line:
+            os.kill(job_process(shared), signal.SIGKILL)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 0, rest
+    assert "was lost: its process was killed; submitted again, 2 of at most 3 times" in rest
+    assert "train: done" not in rest
+    assert "has succeeded" in rest
+
+
+def job_process(results: str) -> int:
+    """The `raq run` of the job that writes these results."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if words[1:4] == [b"-m", b"raq", b"run"] and results.encode() in words:
+                return int(process.name)
+    raise AssertionError("no job runs")
+
+
 def test_addresses_that_are_none(workplace: Workplace) -> None:
     shared = ("--results", "/shared")
     for address, said in (("ray://x:1", "not the address"), ("127.0.0.1:9", "no job server of Ray answers")):
         assert said in clear_error(workplace.raq_here("submit", "tiny.yaml", "--address", address, *shared), 2)
     here = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", "results")
     assert "give the absolute path" in clear_error(here, 2)
+    secret = "s3://key:word@bucket/folder"
+    told = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", secret)
+    assert "word@" not in clear_error(told, 2)
 
 
 def test_a_log_that_comes_again_is_told_once() -> None:

@@ -1,0 +1,98 @@
+"""What stages take of nodes, and which nodes can give it."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raq.cluster import placement
+from raq.cluster.placement import Demand, Room, demand_of, nodes_in_time
+from raq.cluster.session import Node
+from raq.errors import UserError
+from raq.experiment import Resources
+from raq.experiment_file import load_experiment
+from raq.plan import Stage
+
+QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    ("pool", "resources", "workers", "machines", "expected"),
+    [
+        ("train", {}, 1, [Node(4, 0, True)], Demand(4, 0, 1)),
+        ("train", {}, 2, [Node(4, 0, True)], Demand(2, 0, 2, waits=True)),
+        ("train", {"cpus": 3}, 2, [Node(4, 0, False), Node(4, 0, True)], Demand(3, 0, 2, waits=True)),
+        ("train", {"gpus": 1}, 2, [Node(8, 2, False), Node(64, 0, True)], Demand(4, 1, 2, waits=True)),
+        ("bench", {}, 1, [Node(64, 0, False), Node(8, 0, True)], Demand(8, 0, 1)),
+        (
+            "train",
+            {"labels": {"role": "a"}},
+            1,
+            [Node(4, 0, True), Node(2, 0, False, "n", {"role": "a"})],
+            Demand(2, 0, 1),
+        ),
+        ("train", {"labels": {"role": "a"}}, 1, [Node(4, 0, True, "n", {"role": "b"})], "a CPU, role=a"),
+        ("train", {"cpus": 3}, 2, [Node(4, 0, True)], "has room for 1"),
+        ("train", {"cpus": 5}, 1, [Node(4, 0, True)], "largest node has 4"),
+        ("train", {"gpus": 1}, 3, [Node(8, 2, True)], "has room for 2"),
+        ("bench", {}, 1, [Node(8, 0, False)], "the resource 'bench'"),
+        ("train", {}, 1, [Node(0, 0, True)], "a CPU"),
+    ],
+)
+def test_demands(pool: Any, resources: dict[str, Any], workers: int, machines: list[Node], expected: Any) -> None:
+    stage = Stage(pool, pool, pool, {}, {}, "f", Resources(**resources), workers)
+    if isinstance(expected, Demand):
+        assert demand_of(stage, machines) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            demand_of(stage, machines)
+
+
+def test_demands_of_elastic_training() -> None:
+    """As many workers as there is room for; its actor only waits, even for a single one."""
+    small = Node(1, 0, True)
+    stage = Stage("train", "train", "train", {}, {}, "f", Resources(), workers=4, least_workers=2)
+    assert demand_of(stage, [small] * 3) == Demand(1, 0, 3, waits=True)
+    assert demand_of(replace(stage, workers=1, least_workers=1), [small]) == Demand(1, 0, 1, waits=True)
+    with pytest.raises(UserError, match="asks for 2 workers of 1 CPUs and 0 GPUs, and the cluster has room for 1"):
+        demand_of(stage, [small])
+
+
+def test_room_is_that_of_nodes_not_of_all_together() -> None:
+    """Two nodes of eight CPUs have room for four actors of three, not for five; labels choose the node."""
+    nodes = [Node(8, 0, True, "a", {"role": "a"}), Node(8, 1, False, "b", {"role": "b"})]
+    room, stage = Room(nodes), Stage("ptq", "ptq", "quantize", {}, {}, "f", Resources(cpus=3))
+    three = Demand(3, 0, 1)
+    taken = [room.take(stage, three) for _ in range(5)]
+    assert taken == [[0], [0], [1], [1], None]
+    room.give_back([1], three)
+    on_a = replace(stage, resources=Resources(labels={"role": "a"}))
+    assert room.take(on_a, three) is None
+    assert room.take(stage, Demand(3, 0, 2)) is None, "all workers or none"
+    assert room.take(stage, Demand(3, 1, 1)) == [1]
+    bench = Stage("bench", "bench", "bench", {}, {}, "f", Resources())
+    assert Room(nodes).take(bench, Demand(8, 0, 1)) == [0]
+    assert Room(nodes[1:]).take(bench, Demand(8, 0, 1)) is None
+
+
+def test_nodes_that_are_just_coming_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the two workers of a training, and a node that may measure, have room; each lack is said once."""
+    comes = iter(
+        [[], [Node(1, 0, False)], [Node(1, 0, False)], [Node(2, 0, False)], [Node(2, 0, False), Node(1, 0, True)]]
+    )
+    monkeypatch.setattr(placement, "nodes_now", lambda: next(comes))
+    monkeypatch.setattr(placement, "LOOK_AGAIN_S", 0.0)
+    experiment, said = load_experiment(QUICKSTART, ["train.workers=2"]), io.StringIO()
+    assert nodes_in_time(experiment, 60.0, said) == [Node(2, 0, False), Node(1, 0, True)]
+    assert said.getvalue().splitlines() == [
+        "waiting at most 60 s for nodes for train: there is room for 0 of 2",
+        "waiting at most 60 s for nodes for train: there is room for 1 of 2",
+        "waiting at most 60 s for nodes for bench: there is room for 0 of 1",
+    ]
+
+
+def test_without_a_wait_what_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "nodes_now", list)
+    assert nodes_in_time(load_experiment(QUICKSTART, []), 0.0, io.StringIO()) == []
