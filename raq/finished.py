@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from raq.errors import UserError
 from raq.records import read_run
-from raq.stores import store_of
+from raq.storage import is_address
+from raq.stores import open_store, store_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,10 +17,16 @@ TRIALS = "trials.parquet"
 
 
 class Run:
-    """A run's records."""
+    """A run's records: those of its folder, or of its address (s3://BUCKET/FOLDER/runs/ID)."""
 
     def __init__(self, path: "str | os.PathLike[str]") -> None:
-        self.folder = Path(path).resolve()
+        address, _, rest = str(path).partition("/runs/")
+        if is_address(address):
+            name, _, options = rest.partition("?")
+            store = open_store(address + (f"?{options}" if options else ""))
+            self.folder = store.find_run(name or "latest")
+        else:
+            self.folder = Path(path).resolve()
         self.record = read_run(self.folder)
 
     @cached_property

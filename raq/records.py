@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class Store:
     def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
         """Make a stage's work, with its record, the finished stage.
 
-        `record["id"]` tells this execution from another of the same fingerprint, for those that take it as input.
+        `record["id"]`, made up if it has none, tells this execution from another of the same fingerprint.
         """
         work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
         for checkpoints in CHECKPOINTS:
@@ -131,7 +132,7 @@ class Store:
             for path in sorted(work.rglob("*"))
             if path.is_file() and path.name != "record.json"
         }
-        record = {**record, "files": files}
+        record = {**record, "id": record.get("id") or uuid.uuid4().hex, "files": files}
         write_json(work / "record.json", record)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # --fresh, or a damaged record

@@ -18,6 +18,7 @@ from raq.experiment_file import load_experiment
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, read_run
 from raq.requirements import check_results
+from raq.storage import StorageError
 from raq.stores import open_store
 
 if TYPE_CHECKING:
@@ -238,9 +239,9 @@ def _recorded(store: Store, folder: Path, prepared: Prepared, stale: Mapping[str
             yield
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        _write_run(
-            store, folder, prepared, stale, error="interrupted" if interrupted else str(error) or type(error).__name__
-        )
+        what = "interrupted" if interrupted else str(error) or type(error).__name__
+        with suppress(StorageError):  # it stands there as unfinished, and what went wrong counts more
+            _write_run(store, folder, prepared, stale, error=what)
         raise
     _write_run(store, folder, prepared, stale)
 

@@ -5,6 +5,8 @@ place and moved. What does not answer is asked again for ANSWER_TIMEOUT_S, and e
 Imports neither torch nor ray; pyarrow inside the functions.
 """
 
+import errno
+import re
 import shutil
 import sys
 import threading
@@ -28,6 +30,9 @@ WHOLE_OR_NOT = ("s3", "gcs", "abfs")  # the file systems where a file appears wh
 GOOGLE = ("gs://", "gcs://")
 REFUSALS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE")
 OPTIONS = {"region", "scheme", "endpoint_override"}
+NAMED = re.compile(r"(abfss?://[a-z0-9-]+|gs://anonymous)@[^@]*$")  # an @ that comes after no secret
+EXAMPLE = "give for example s3://BUCKET/FOLDER, or a folder's path"
+LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # faults of this machine's disk
 Answer = TypeVar("Answer")
 
 
@@ -42,12 +47,16 @@ def is_address(results: str) -> bool:
 
 def check_address(uri: str) -> None:
     """UserError if it is not an address of a storage, or has credentials in it: it is written to logs and records."""
-    parts = urlsplit(uri)
-    if parts.username is not None or parts.password is not None:
+    scheme = uri.partition("://")[0]
+    if "@" in uri and not NAMED.match(uri):  # wherever it stands: a secret may have slashes
         raise UserError(
-            f"--results {parts.scheme}://...: credentials do not belong in an address, which logs and records show",
+            f"--results {scheme}://...: credentials do not belong in an address, which logs and records show",
             "leave them to the environment or the configuration files of the storage's own tools, on every node",
         )
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise UserError(f"--results {scheme}://...: not an address: {error}", EXAMPLE) from None
     unknown = {key for key, _ in parse_qsl(parts.query, keep_blank_values=True)} - OPTIONS
     if unknown:
         raise UserError(
@@ -55,9 +64,7 @@ def check_address(uri: str) -> None:
             f"known are {', '.join(sorted(OPTIONS))}",
         )
     if not parts.netloc or not parts.path.strip("/"):
-        raise UserError(
-            f"--results {uri}: not the address of a folder", "give for example s3://BUCKET/FOLDER, or a folder's path"
-        )
+        raise UserError(f"--results {uri}: not the address of a folder", EXAMPLE)
 
 
 @dataclass(frozen=True)
@@ -79,16 +86,10 @@ class Storage:
         uri = self.uri
         if uri.startswith(GOOGLE):  # its own retries, of a quarter of an hour, would come before ours
             uri += ("&" if "?" in uri else "?") + f"retry_limit_seconds={ANSWER_TIMEOUT_S / 3:g}"
-        try:
-            system, base = fs.FileSystem.from_uri(uri)
+        try:  # asks the network for a region that the address does not name
+            system, base = self._tried(lambda: fs.FileSystem.from_uri(uri))
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError) as error:
-            raise UserError(
-                f"--results {self.uri}: {_first_line(error)}", "give an address such as s3://BUCKET/FOLDER"
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                f"{self.uri}: {_first_line(error)}", "see that the storage can be reached from here"
-            ) from error
+            raise UserError(f"--results {self.uri}: {_first_line(error)}", EXAMPLE) from error
         return system, base.rstrip("/")
 
     @property
@@ -195,13 +196,19 @@ class Storage:
                     f"{self.uri}: another raq run is writing here", "wait for it, or give another place with --results"
                 )
         self.write(LOCK, f"{own} 0".encode())
-        ended = threading.Event()
+        ended, taken = threading.Event(), threading.Event()
+
+        def ours() -> bool:
+            return (self.read(LOCK) or own.encode()).startswith(own.encode())
 
         def renew() -> None:
             count = 0
             while not ended.wait(RENEW_S):
                 count += 1
                 with suppress(RaqError):  # the run's own reads and writes say that the storage is lost
+                    if not ours():
+                        taken.set()
+                        return
                     self.write(LOCK, f"{own} {count}".encode())
 
         thread = threading.Thread(target=renew, daemon=True)
@@ -210,8 +217,15 @@ class Storage:
             yield
         finally:
             ended.set()
+            thread.join(2 * ANSWER_TIMEOUT_S)
             with suppress(RaqError):
-                self.delete(LOCK)
+                if ours():
+                    self.delete(LOCK)
+        if taken.is_set():
+            raise StorageError(
+                f"{self.uri}: another raq run has taken over, as this one could not renew its lock in time",
+                "run again: finished stages are kept",
+            )
 
     def _put(self, name: str, write: Callable[[str], None]) -> None:
         path = self.path(name)
@@ -237,6 +251,8 @@ class Storage:
                 raise
             except OSError as error:
                 refused = isinstance(error, PermissionError) or any(word in str(error) for word in REFUSALS)
+                if error.errno in LOCAL:
+                    raise
                 if refused or time.monotonic() > until:
                     how = "refuses" if refused else f"has not answered for {ANSWER_TIMEOUT_S:.0f} s"
                     raise StorageError(

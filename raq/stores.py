@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from pathlib import Path
 
 from raq.errors import RaqError, UserError
 from raq.records import CHECKPOINTS, Record, Store, is_record, read_json, write_json
-from raq.storage import Storage, check_address, is_address
+from raq.storage import Storage, StorageError, check_address, is_address
 
-ADDRESS, EXECUTION, RECORD, RUN = ".address", ".execution", "record.json", "run.json"
+ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
 
 
 def open_store(results: "str | Path") -> Store:
@@ -34,7 +35,10 @@ def open_store(results: "str | Path") -> Store:
     check_address(address)
     root = cache_folder() / "stores" / hashlib.sha256(address.encode()).hexdigest()[:24]
     root.mkdir(parents=True, exist_ok=True)
-    (root / ADDRESS).write_text(address)
+    if not (root / ADDRESS).is_file():
+        scratch = root / f".{uuid.uuid4().hex}"
+        scratch.write_text(address)
+        scratch.replace(root / ADDRESS)
     return RemoteStore(root, Storage(address))
 
 
@@ -42,6 +46,12 @@ def store_of(run_folder: Path) -> Store:
     """The store that a run's folder is in."""
     root = run_folder.parent.parent
     return open_store((root / ADDRESS).read_text()) if (root / ADDRESS).is_file() else Store(root)
+
+
+def _of_trials(file: str) -> bool:
+    """Whether a file of a folder of trials, by its name in there, is what a finished trial has left for others."""
+    parts = file.split("/")
+    return not parts[-1].startswith(".") and (len(parts) == 1 or (len(parts) == 2 and parts[0].startswith("ranges-")))
 
 
 @dataclass(frozen=True)
@@ -91,60 +101,90 @@ class RemoteStore(Store):
             write_json(folder / RECORD, record)
         return folder
 
-    def fetch_checkpoints(self, name: str) -> Path:
-        """The work folder of this machine for an unfinished stage, with the checkpoint that any node has left."""
-        work = self.root / "work" / name
-        for file in self.storage.sizes(f"work/{name}/{CHECKPOINTS[0]}"):
-            self.storage.fetch(f"work/{name}/{CHECKPOINTS[0]}/{file}", work / CHECKPOINTS[0] / file)
-        return work
+    def fetch_checkpoint(self, work: str, folder: Path) -> None:
+        """Bring the checkpoint that a training, on whatever node, has sent last to this folder; without one, empty it.
 
-    def send_checkpoint(self, folder: Path) -> None:
-        """Put a training's checkpoint where other nodes find it."""
-        for file in folder.iterdir():
-            if file.is_file():
-                self.storage.send(file, f"work/{folder.parent.name}/{folder.name}/{file.name}")
+        work: the name of the training's work folder.
+        """
+        pointer = self.storage.read(f"{work}/{CURRENT}")
+        if pointer is None:
+            shutil.rmtree(folder, ignore_errors=True)  # what is there is of an attempt that is no longer wanted
+            return
+        damaged = RaqError(f"{self.address}: {work}/{CURRENT} is damaged", "run with --fresh: it begins anew")
+        try:
+            current = json.loads(pointer)
+            files = {name: (f"{work}/{current['id']}/{name}", size) for name, size in current["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise damaged from None
+        for name, (sent, size) in files.items():
+            self.storage.fetch(sent, folder / name)
+            if (folder / name).stat().st_size != size:
+                raise damaged
+
+    def send_checkpoint(self, work: str, folder: Path) -> None:
+        """Put a training's checkpoint where other nodes find it: its files, what names them; the last one goes away.
+
+        A file that is interrupted while it is sent would else stand there cut off, under the name of a good one.
+        """
+        sent = uuid.uuid4().hex
+        files = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        before = self.storage.read(f"{work}/{CURRENT}")
+        self.storage.send_folder(folder, f"{work}/{sent}", files)
+        self.storage.write(f"{work}/{CURRENT}", json.dumps({"id": sent, "files": files}).encode())
+        with suppress(ValueError, KeyError, TypeError):
+            self.storage.delete_folder(f"{work}/{json.loads(before or b'')['id']}")
 
     def fetch_trials(self, name: str) -> None:
-        """Copy what sweeps have left in this folder of trials to this machine, but for what is here."""
+        """Copy what finished trials have left in this folder of trials to this machine, but for what is here."""
         folder = self.root / "trials" / name
         for file, size in self.storage.sizes(f"trials/{name}").items():
-            if not (folder / file).is_file() or (folder / file).stat().st_size != size:
+            if _of_trials(file) and (not (folder / file).is_file() or (folder / file).stat().st_size != size):
                 self.storage.fetch(f"trials/{name}/{file}", folder / file)
 
     def send_trials(self, name: str) -> None:
-        """Put there what this machine has of a folder of trials, but for checkpoints and what is there."""
+        """Put there what finished trials have left on this machine, but for what is there."""
         folder = self.root / "trials" / name
         there = self.storage.sizes(f"trials/{name}")
-        for path in sorted(folder.rglob("*")):
-            parts = path.relative_to(folder).parts
-            hidden = any(part.startswith(".") or part in CHECKPOINTS for part in parts)
-            if path.is_file() and not hidden and there.get("/".join(parts)) != path.stat().st_size:
-                self.storage.send(path, f"trials/{name}/{'/'.join(parts)}")
+        for path in sorted([*folder.glob("*"), *folder.glob("ranges-*/*")]):
+            file = path.relative_to(folder).as_posix()
+            with suppress(FileNotFoundError):  # another trial's scratch file
+                if path.is_file() and _of_trials(file) and there.get(file) != path.stat().st_size:
+                    self.storage.send(path, f"trials/{name}/{file}")
 
-    def send_stage(self, work: Path, execution: str) -> None:
-        """Put the files of a stage that is done there; they count when its record follows."""
-        names = [
-            str(path.relative_to(work))
+    def send_stage(self, work: Path, execution: str) -> dict[str, int]:
+        """Put the files of a stage that is done there, their names and sizes in bytes; they count with its record."""
+        files = {
+            path.relative_to(work).as_posix(): path.stat().st_size
             for path in sorted(work.rglob("*"))
             if path.is_file() and path.relative_to(work).parts[0] not in CHECKPOINTS
-        ]
-        self.storage.send_folder(work, f"stages/{work.name}/{execution}", names)
+        }
+        self.storage.send_folder(work, f"stages/{work.name}/{execution}", files)
         kept = self.root / "stages" / work.name
         shutil.rmtree(kept, ignore_errors=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         (work / EXECUTION).write_text(execution)
         work.rename(kept)
+        return files
 
     def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
-        """Make a stage whose files are there, sent by the execution `record["id"]`, the finished stage."""
+        """Make a stage whose `record["files"]` were sent by the execution `record["id"]` the finished stage.
+
+        Raises StorageError if they are not there as they were sent.
+        """
         folder = self._name_of(kind, fingerprint)
-        files = {n: s for n, s in self.storage.sizes(f"{folder}/{record['id']}").items() if n != RECORD}
-        content = json.dumps({**record, "files": files}, indent=1, allow_nan=False)
-        self.storage.write(f"{folder}/{RECORD}", content.encode())
+        there = self.storage.sizes(f"{folder}/{record['id']}")
+        if any(there.get(name) != size for name, size in record["files"].items()):
+            raise StorageError(
+                f"{self.address}: files of {folder} are not there as they were sent",
+                "run again; if another run writes there, wait for it",
+            )
+        before = self.storage.read(f"{folder}/{RECORD}")
+        self.storage.write(f"{folder}/{RECORD}", json.dumps(record, indent=1, allow_nan=False).encode())
         self.forget_work(kind, fingerprint)
-        for name in self.storage.names(folder):
-            if name not in (RECORD, record["id"]):
-                self.storage.delete_folder(f"{folder}/{name}")
+        with suppress(ValueError, KeyError, TypeError):
+            earlier = json.loads(before or b"")["id"]
+            if earlier != record["id"]:
+                self.storage.delete_folder(f"{folder}/{earlier}")
         return self.stage_folder(kind, fingerprint)
 
     def forget_work(self, kind: str, fingerprint: str) -> None:
@@ -154,12 +194,13 @@ class RemoteStore(Store):
 
     def write_run(self, folder: Path, run: Record) -> None:
         """Write a run's record."""
+        content = json.dumps(run, indent=1, allow_nan=False)
+        self.storage.write(f"runs/{folder.name}/{RUN}", content.encode())
         super().write_run(folder, run)
-        self.storage.send(folder / RUN, f"runs/{folder.name}/{RUN}")
 
     def keep_logs(self, folder: Path) -> None:
-        """Keep the logs of a run that has ended."""
-        for log in (folder / "logs").glob("*.log"):
+        """Keep the driver's log of a run that has ended; stages send their own."""
+        for log in (folder / "logs").glob("driver.log"):
             self.send_log(log)
 
     def send_log(self, log: Path) -> None:
@@ -168,7 +209,8 @@ class RemoteStore(Store):
 
     def run_folders(self) -> list[Path]:
         """The runs, oldest first, with their records on this machine."""
-        for name in self.storage.names("runs"):
+        names = self.storage.names("runs")
+        for name in names:
             record = self.root / "runs" / name / RUN
             known = False
             with suppress(UserError):
@@ -176,7 +218,7 @@ class RemoteStore(Store):
             if not known:
                 with suppress(FileNotFoundError):
                     self.storage.fetch(f"runs/{name}/{RUN}", record)
-        return super().run_folders()
+        return [folder for folder in super().run_folders() if folder.name in names]
 
     @contextmanager
     def locked(self) -> Iterator[None]:

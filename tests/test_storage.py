@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_server import CREDENTIALS, Line, s3_server
@@ -11,6 +12,8 @@ from s3_server import CREDENTIALS, Line, s3_server
 import raq.storage
 from raq.errors import UserError
 from raq.records import Store
+from raq.stages.at_hand import work_name
+from raq.stages.call import Call
 from raq.storage import Storage, StorageError
 from raq.stores import RemoteStore, open_store, store_of
 
@@ -47,11 +50,12 @@ def leave(store: RemoteStore, execution: str, content: bytes) -> None:
     (work / "checkpoint").mkdir(parents=True)
     (work / "weights.pt").write_bytes(content)
     (work / "checkpoint" / "training.pt").write_bytes(b"not sent")
-    store.send_stage(work, execution)
+    assert store.send_stage(work, execution) == {"weights.pt": len(content)}
 
 
-def record(execution: str) -> dict[str, object]:
-    return {"id": execution, "kind": "train", "fingerprint": FINGERPRINT, "results": {"top1": 0.5}}
+def record(execution: str, size: int = 7) -> dict[str, object]:
+    files = {"weights.pt": size}
+    return {"id": execution, "kind": "train", "fingerprint": FINGERPRINT, "results": {"top1": 0.5}, "files": files}
 
 
 def test_a_stage_is_there_with_its_record(store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,16 +100,71 @@ def test_a_damaged_file_makes_it_stale(store: RemoteStore) -> None:
     assert store.find("train", FINGERPRINT) is None
 
 
+def test_what_did_not_arrive_whole_is_not_published(store: RemoteStore) -> None:
+    leave(store, "one", b"weights")
+    with pytest.raises(StorageError, match="not there as they were sent"):
+        store.publish("train", FINGERPRINT, record("one", size=8))
+    assert store.find("train", FINGERPRINT) is None
+
+
 def test_checkpoints_reach_the_next_node(store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = store.work_folder("train", FINGERPRINT) / "checkpoint"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "training.pt").write_bytes(b"epoch 3")
-    store.send_checkpoint(checkpoint)
+    """The last one; what a node has of an attempt that was given up is not taken for one."""
+    own, work = tmp_path / "own", "work/train-f"
+    own.mkdir()
+    for epoch in (1, 2, 3):
+        (own / "training.pt").write_bytes(f"epoch {epoch}".encode())
+        store.send_checkpoint(work, own)
+    other, there = elsewhere(store, tmp_path, monkeypatch), tmp_path / "there"
+    other.fetch_checkpoint(work, there)
+    assert (there / "training.pt").read_bytes() == b"epoch 3"
+    assert len(store.storage.names(work)) == 2, "one checkpoint, and what names it"
+    store.storage.delete_folder(work)
+    other.fetch_checkpoint(work, there)
+    assert not there.exists()
+
+
+def test_a_checkpoint_that_was_cut_off_leaves_the_last_one(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyarrow closes, and so completes, a file whose writing is interrupted: it must not stand for the good one."""
+    own, work = tmp_path / "own", "work/train-f"
+    own.mkdir()
+    (own / "training.pt").write_bytes(b"epoch 1")
+    store.send_checkpoint(work, own)
+
+    def interrupted(source: object, sink: Any, length: int) -> None:
+        sink.write(b"epo")
+        raise SystemExit
+
+    (own / "training.pt").write_bytes(b"epoch 2")
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr("raq.storage.shutil.copyfileobj", interrupted)
+        store.send_checkpoint(work, own)
+    store.fetch_checkpoint(work, tmp_path / "there")
+    assert (tmp_path / "there" / "training.pt").read_bytes() == b"epoch 1"
+
+
+def test_trials_are_shared_when_they_have_ended(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = elsewhere(store, tmp_path, monkeypatch)
-    work = other.fetch_checkpoints(other.work_folder("train", FINGERPRINT).name)
-    assert (work / "checkpoint" / "training.pt").read_bytes() == b"epoch 3"
-    other.forget_work("train", FINGERPRINT)
-    assert store.storage.sizes("work") == {}
+    trials = store.root / "trials" / "t"
+    for name in ("a.json", ".scratch-a.json", "ranges-1/16.npz", "running/training.pt", "running/new/training.pt"):
+        (trials / name).parent.mkdir(parents=True, exist_ok=True)
+        (trials / name).write_text(name)
+    store.send_trials("t")
+    other.fetch_trials("t")
+    there = other.root / "trials/t"
+    found = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    assert found == {"a.json", "ranges-1/16.npz"}
+
+
+def test_trainings_of_other_weights_have_other_names(tmp_path: Path) -> None:
+    def call(folder: str) -> Call:
+        return Call("t", "qat", {}, {}, folder, None, None, None, 1, 0, 1)
+
+    names = {work_name(call(f"/x/{folder}")) for folder in ("work/qat-1", "trials/one/d", "trials/two/d")}
+    assert names == {"work/qat-1", "work/one/d", "work/two/d"}
 
 
 def test_runs_are_found_from_another_machine(
@@ -118,6 +177,8 @@ def test_runs_are_found_from_another_machine(
     assert not other.find_run("latest").joinpath("run.json").read_text().count('"complete": true')
     store.write_run(folder, {**run, "complete": True, "error": None})
     found = other.find_run("latest")
+    options = store.address.partition("?")[2]
+    assert raq.open_run(f"{store.address.partition('?')[0]}/runs/{folder.name}?{options}").folder == found
     assert found.joinpath("run.json").read_text().count('"complete": true') == 1
     assert store_of(found).address == store.address
     assert store_of(tmp_path / "runs" / "x") == Store(tmp_path)
@@ -165,6 +226,9 @@ def test_one_writer_at_a_time(
     ("address", "complaint"),
     [
         ("s3://key:secret@bucket/folder", "credentials do not belong in an address"),
+        ("s3://KEY:with/secret@bucket/folder", "credentials do not belong in an address"),
+        ("s3://bucket/folder?endpoint_override=key:secret@host", "credentials do not belong in an address"),
+        ("s3://[bucket/folder", "not an address"),
         ("s3://bucket/folder?secret_key=x", "unknown option 'secret_key'"),
         ("s3://bucket", "not the address of a folder"),
         ("nothing://bucket/folder", "Unrecognized filesystem type"),

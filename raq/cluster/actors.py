@@ -15,8 +15,8 @@ from raq.cluster.session import BENCH_RESOURCE, given_labels, output_to
 from raq.environment import environment
 from raq.errors import RaqError, UserError
 from raq.plan import Pool
-from raq.records import now
-from raq.stages.at_hand import at_hand, log_sent, send_stage
+from raq.records import CHECKPOINTS, now
+from raq.stages.at_hand import at_hand, fetch_checkpoint, log_here, log_sent, send_stage
 from raq.stages.call import Call
 from raq.stages.table import run_stage
 
@@ -32,15 +32,15 @@ class StageActor:
 
     def run(self, call: Call, log: str) -> dict[str, Any]:
         """Do a stage: its results with the environment they came from, or what went wrong, as plain values."""
-        execution, path = uuid.uuid4().hex, Path(log)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        execution, path = uuid.uuid4().hex, log_here(call, Path(log))
         with output_to(path), log_sent(call, path):
             self.board.post.remote({"stage": call.name, "node": ray.get_runtime_context().get_node_id()})
             started, started_at = time.perf_counter(), now()
             try:
                 here = at_hand(call)
+                fetch_checkpoint(here, Path(here.folder) / CHECKPOINTS[0])
                 results = _do(here, self.board)
-                send_stage(here, execution)
+                files = send_stage(here, execution)
             except OSError as error:
                 traceback.print_exc()
                 place = f"{error.filename}: " if error.filename else ""
@@ -52,12 +52,16 @@ class StageActor:
             except RaqError as error:
                 traceback.print_exc()
                 return {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
-            except (Exception, SystemExit) as error:
+            except SystemExit:  # by SIGTERM, as a node ends that is taken away, or by the user's code
+                traceback.print_exc()
+                return {"error": "SystemExit", "told_to_end": True}
+            except Exception as error:
                 traceback.print_exc()
                 first = next(iter(str(error).strip().splitlines()), "")
                 return {"error": f"{type(error).__name__}: {first}", "hint": "", "user": False}
             return {
                 "id": execution,
+                "files": files,
                 "results": results,
                 "environment": environment(),
                 "started_at": started_at,

@@ -32,6 +32,7 @@ class _Running:
     submitted: float
     started: float | None = None  # when its process told that it is at work
     node: str | None = None  # where
+    able: float = field(default_factory=time.monotonic)  # when there was a node that can do it, the last time
 
 
 @dataclass
@@ -53,10 +54,12 @@ class Driver:
     last_end: float = 0.0  # when a stage ended, the last time
     leaving: set[str] = field(default_factory=set)  # nodes that will be taken away
     looked: float = 0.0  # when that was asked, the last time
+    there: list[Node] = field(init=False)  # the nodes as seen the last time
 
     def __post_init__(self) -> None:
         self.by_name = {stage.name: stage for stage in self.plan}
         self.room = Room(self.nodes)
+        self.there = self.nodes
 
     def run(self, stale: Mapping[str, str]) -> None:
         """Do the stale stages; raises the first failure, with nothing left running."""
@@ -80,7 +83,7 @@ class Driver:
                     events = board.take.remote(TAKE_TIMEOUT_S)
                 for reference in [entry for entry in finished if entry in self.running]:
                     self._finish(reference, demands, board)
-                self._leave_what_leaves()
+                self._look_at_nodes()
                 self._refuse_to_wait_for_ever(demands, board)
         finally:
             for entry in self.running.values():
@@ -166,14 +169,18 @@ class Driver:
         except ray.exceptions.RayError as error:
             self._try_again(entry, "its process died", type(error).__name__, demands, board)
             return
+        if answer.get("told_to_end"):
+            self._try_again(entry, "its process was told to end", answer["error"], demands, board)
+            return
         if "error" in answer:
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
             raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {log}")
         self.room.give_back(entry.places, demands[stage.name])
         self.last_end = time.monotonic()
-        if any(other.started is None for other in self.running.values()):
-            ray.kill(entry.actor)  # what it holds may be what they wait for
+        wanted = any(other.started is None for other in self.running.values())  # what it holds they may wait for
+        if wanted or entry.node in self.leaving:
+            ray.kill(entry.actor)
         else:
             self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
         record = self._record(stage, answer, entry.attempt)
@@ -218,33 +225,40 @@ class Driver:
             waited = time.monotonic() - max(entry.submitted, self.last_end)
             demand = demands[entry.stage.name]
             patience = max(LOST_TIMEOUT_S, self.wait_s)
-            if idle and waited > patience and not able_nodes(entry.stage, nodes_now(), demand.cpus, demand.gpus):
+            if entry.started is not None and not demand.waits:
+                continue
+            if able_nodes(entry.stage, self.there, demand.cpus, demand.gpus):
+                entry.able = time.monotonic()
+            if time.monotonic() - entry.able > patience:
                 raise StageError(
                     f"{entry.stage.name}: the nodes that could do it are gone, and none has come for {patience:.0f} s",
                     "finished stages are kept; bring them back, or wait for them with --wait",
                 )
             longest = max(START_TIMEOUT_S, self.wait_s)
-            if idle and waited > longest:
+            if idle and entry.started is None and waited > longest:
                 raise StageError(
                     f"{entry.stage.name}: no node started it within {longest:.0f} s",
                     "the cluster is busy, or its nodes are not well; see 'ray status'",
                 )
 
-    def _leave_what_leaves(self) -> None:
-        """After a notice of pre-emption nothing more starts on that node: Ray sees to it, but for processes there."""
+    def _look_at_nodes(self) -> None:
+        """What nodes there are. On one that a notice says will be taken away nothing more starts.
+
+        Ray sees to that; but actors that have ended what they did there are not taken again.
+        """
         import ray
 
         if time.monotonic() - self.looked < TAKE_TIMEOUT_S:
             return
         self.looked = time.monotonic()
-        leaving = draining_nodes()
+        self.there, leaving = nodes_now(), draining_nodes()
         if set(leaving) <= self.leaving:
             return
         for node in set(leaving) - self.leaving:
             running = [entry.stage.name for entry in self.running.values() if entry.node == node]
             for name in running:
                 self.listener(name, {"state": "running", "text": f"its node will be taken away{leaving[node]}"})
-        self.leaving = set(leaving)
+        self.leaving |= set(leaving)
         for actor, _ in self.idle:
             ray.kill(actor)
         self.idle.clear()
@@ -254,6 +268,7 @@ class Driver:
         found = {role: self.store.find(given.kind, given.fingerprint) for role, given in inputs.items()}
         return {
             "id": answer["id"],
+            "files": answer["files"],
             "stage": stage.name,
             "kind": stage.kind,
             "fingerprint": stage.fingerprint,

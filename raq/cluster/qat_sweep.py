@@ -13,11 +13,11 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raq.cluster.sweep import Progress, reason, resources_of, run_config, tune_config
+from raq.cluster.sweep import Progress, reason, refuse_lost_storage, resources_of, run_config, tune_config
 from raq.cluster.training import PLACE, remove_place, train_on_workers
 from raq.errors import RaqError
 from raq.searches import Search
-from raq.stages.at_hand import fetch_trials, forget_work, noted, send_trials, trials_at_hand
+from raq.stages.at_hand import fetch_trials, forget_trainings, forget_work, noted, send_trials, trials_at_hand
 from raq.stages.call import Call, Results
 from raq.stages.qat_trials import (
     call_of,
@@ -58,7 +58,9 @@ def distributed_qat_sweep(call: Call, board: Any) -> Results:
     callbacks = [] if each == 1 else [_GiveBack(call)]
     tune_search(call, board, search, tune.with_resources(trainable, resources), places, callbacks)
     fetch_trials(call)
-    return finish_qat_sweep(call, search)
+    results = finish_qat_sweep(call, search)
+    forget_trainings(call)
+    return results
 
 
 def tune_search(
@@ -82,6 +84,7 @@ def tune_search(
     )
     for result in tuner.fit():
         number = suggestions.number_of(result.config)
+        refuse_lost_storage(result.error)
         if result.error is not None and number is not None:
             search.fail(number, reason(result.error))
 

@@ -60,17 +60,20 @@ class Job:
         wait_s = max(self.wait_s, WAIT_AGAIN_S) if again else self.wait_s
         command += ["--wait", f"{wait_s:g}"] if wait_s else []
         moment = re.sub(r"[^0-9]", "", now())[:14]
+        identity = f"raq-{package.name}-{moment}-{os.getpid()}" + (f"-{number}" if again else "")
         until = time.monotonic() + (WAIT_AGAIN_S if again else 0)  # one that has just been started may not take it yet
         while True:
             try:
                 job: str = self.client.submit_job(
                     entrypoint=shlex.join(command),
-                    submission_id=f"raq-{package.name}-{moment}-{os.getpid()}" + (f"-{number}" if again else ""),
+                    submission_id=identity,
                     runtime_env={"working_dir": str(package.folder)},
                     metadata={"experiment": package.name, "results": self.results},
                 )
                 return job
             except _failures() as error:
+                if number > 1 and "already exists" in str(error):  # it was taken, and its answer lost
+                    return identity
                 if time.monotonic() >= until:
                     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
                     raise RaqError(
@@ -93,10 +96,10 @@ def submit(
     """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
 
     A job that is lost by no fault of its own while it is followed is sent again, MOST_SUBMISSIONS times in all, and
-    goes on where it was. results: a folder that all nodes of the cluster share, or an address that they can reach;
-    wait_s: how long the job may wait for nodes that its stages need. Raises UserError for what is wrong before anything
-    is sent: the experiment, its package, the address, the token; RaqError if the cluster does not take the job or is
-    lost.
+    goes on where it was (with `fresh`, from the start). results: a folder that all nodes of the cluster share, or an
+    address that they can reach; wait_s: how long the job may wait for nodes that its stages need. Raises UserError for
+    what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the cluster
+    does not take the job or is lost.
     """
     if is_address(results):
         check_address(results)
@@ -143,7 +146,7 @@ def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask)
 def _how_to_look(job: str, address: str, results: str) -> str:
     return (
         f"Its log: ray job logs --address {address} --follow {job}. Its results, where that folder is: "
-        f"raq show latest --results {results}"
+        f"raq show latest --results {shlex.quote(results)}"
     )
 
 
@@ -308,7 +311,7 @@ def _ended(client: Any, job: str, say: Say, results: str, *, began: bool) -> int
     info = _until_ended(client, job)
     status, code = str(info.status), info.driver_exit_code
     if status == "SUCCEEDED":
-        say(f"job {job} has succeeded; where its results are: raq show latest --results {results}")
+        say(f"job {job} has succeeded; where its results are: raq show latest --results {shlex.quote(results)}")
         return 0
     first = next(iter(str(info.message or "").strip().splitlines()), "")
     if status == "STOPPED":

@@ -14,6 +14,7 @@ from raq.stages.at_hand import fetch_trials, send_trials, trials_at_hand
 from raq.stages.call import Call, Results
 from raq.stages.layer_trials import run_layer_trial, search_layers
 from raq.stages.sweeping import finish_sweep, prepare_sweep, run_trial
+from raq.storage import StorageError
 from raq.sweeps import Config, grid
 
 EXPERIMENT = "tune"
@@ -88,11 +89,11 @@ def tune_all(
         run_config=run_config(call, [Progress(call.name, board, len(configs))], name),
     )
     numbers = {digest(config): number for number, config in enumerate(configs)}
-    failed = {
-        numbers[digest({key: result.config[key] for key in configs[0]})]: reason(result.error)
-        for result in tuner.fit()
-        if result.error is not None and result.config is not None
-    }
+    failed = {}
+    for result in tuner.fit():
+        refuse_lost_storage(result.error)
+        if result.error is not None and result.config is not None:
+            failed[numbers[digest({key: result.config[key] for key in configs[0]})]] = reason(result.error)
     if len(failed) == len(configs):
         raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")
     return failed
@@ -124,6 +125,12 @@ def run_config(call: Call, callbacks: Sequence[tune.Callback], name: str = EXPER
         callbacks=list(callbacks),
         verbose=0,
     )
+
+
+def refuse_lost_storage(error: Any) -> None:
+    """StageError if a trial failed because the storage did not answer: that is no result of the trial's."""
+    if error is not None and StorageError.__name__ in str(error):
+        raise StageError(f"a trial failed: {reason(error)}", "finished trials are kept; run again")
 
 
 def reason(error: Any) -> str:

@@ -23,7 +23,7 @@ from ray.util.placement_group import (
 from raq.cluster.session import OWN_CLUSTER_RESOURCE
 from raq.errors import RaqError, StageError, UserError
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
-from raq.stages.at_hand import at_hand, forget, note, noted, remote_store
+from raq.stages.at_hand import at_hand, forget, note, noted, remote_store, work_name
 from raq.stages.call import Call, Results
 from raq.stages.training import finish_qat, finish_training, train_in
 from raq.storage import StorageError
@@ -89,7 +89,7 @@ def _storage_of(call: Call) -> tuple[str, Any]:
     store = remote_store(call)
     if store is None:
         return str(Path(call.folder) / "ray_train"), None
-    return store.storage.path(f"work/{Path(call.folder).name}/ray_train"), store.storage.filesystem
+    return store.storage.path(f"{work_name(call)}/ray_train"), store.storage.filesystem
 
 
 def _upload_of(call: Call) -> Callable[[Checkpoint, str], Checkpoint] | None:
@@ -99,7 +99,7 @@ def _upload_of(call: Call) -> Callable[[Checkpoint, str], Checkpoint] | None:
         return None
 
     def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
-        folder = f"work/{Path(call.folder).name}/ray_train/{call.kind}/{name}"
+        folder = f"{work_name(call)}/ray_train/{call.kind}/{name}"
         files = [file.name for file in Path(checkpoint.path).iterdir()]
         store.storage.send_folder(Path(checkpoint.path), folder, files)
         return Checkpoint(store.storage.path(folder), store.storage.filesystem)
@@ -162,8 +162,9 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
             callbacks=[] if report is None else [TuneReportCallback()],
             failure_config=FailureConfig(
                 max_failures=MAX_FAILURES,
-                # a lost node is seen after a while: until then an elastic training waits in vain for its workers
-                controller_failure_limit=MAX_FAILURES if call.elastic else 0,
+                # a lost node is seen after a while: until then an elastic training waits in vain for its workers; and
+                # where it writes its state may not answer for a moment
+                controller_failure_limit=MAX_FAILURES if call.elastic or call.address else 0,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

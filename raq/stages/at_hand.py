@@ -19,26 +19,49 @@ if TYPE_CHECKING:
 
 
 def at_hand(call: Call) -> Call:
-    """The call with folders of this node, its inputs in them, and what an interrupted training has left."""
+    """The call with folders of this node, and its inputs in them."""
     store = remote_store(call)
     if store is None:
         return call
     inputs = {role: str(store.fetch_stage(Path(folder).name)) for role, folder in call.inputs.items()}
-    return replace(call, inputs=inputs, folder=str(store.fetch_checkpoints(Path(call.folder).name)))
+    own = Path(call.folder).parts
+    return replace(call, inputs=inputs, folder=str(store.root.joinpath(*own[-2 if own[-2] == "work" else -3 :])))
 
 
-def send_stage(call: Call, execution: str) -> None:
-    """Send the files that a stage left in its folder, as those of this execution."""
+def work_name(call: Call) -> str:
+    """The name at the address of what an unfinished stage, or training of a sweep, has there."""
+    folder = Path(call.folder)
+    return f"work/{folder.name}" if folder.parent.name == "work" else f"work/{folder.parent.name}/{folder.name}"
+
+
+def send_stage(call: Call, execution: str) -> dict[str, int] | None:
+    """Send the files that a stage left in its folder, as those of this execution: names, sizes in bytes; else None."""
+    store = remote_store(call)
+    return None if store is None else store.send_stage(Path(call.folder), execution)
+
+
+def fetch_checkpoint(call: Call, folder: Path) -> None:
+    """Bring the checkpoint of an interrupted training, from whatever node, to this folder."""
     store = remote_store(call)
     if store is not None:
-        store.send_stage(Path(call.folder), execution)
+        store.fetch_checkpoint(work_name(call), folder)
 
 
 def send_checkpoint(call: Call, folder: Path) -> None:
     """Send the checkpoint of a training that goes on, for the node that may have to go on with it."""
     store = remote_store(call)
     if store is not None:
-        store.send_checkpoint(folder)
+        store.send_checkpoint(work_name(call), folder)
+
+
+def log_here(call: Call, log: Path) -> Path:
+    """Where this node has a log of a run."""
+    store = remote_store(call)
+    if store is None:
+        return log
+    here = store.root.joinpath(*log.parts[-4:])
+    here.parent.mkdir(parents=True, exist_ok=True)
+    return here
 
 
 @contextmanager
@@ -63,7 +86,7 @@ def note(call: Call, name: str, text: str) -> None:
         scratch.write_text(text)
         scratch.replace(Path(call.folder) / name)
     else:
-        store.storage.write(f"work/{Path(call.folder).name}/{name}", text.encode())
+        store.storage.write(f"{work_name(call)}/{name}", text.encode())
 
 
 def noted(call: Call, name: str) -> str | None:
@@ -72,7 +95,7 @@ def noted(call: Call, name: str) -> str | None:
     if store is None:
         path = Path(call.folder) / name
         return path.read_text() if path.is_file() else None
-    content = store.storage.read(f"work/{Path(call.folder).name}/{name}")
+    content = store.storage.read(f"{work_name(call)}/{name}")
     return None if content is None else content.decode()
 
 
@@ -82,14 +105,21 @@ def forget(call: Call, name: str) -> None:
     if store is None:
         (Path(call.folder) / name).unlink(missing_ok=True)
     else:
-        store.storage.delete(f"work/{Path(call.folder).name}/{name}")
+        store.storage.delete(f"{work_name(call)}/{name}")
 
 
 def forget_work(call: Call) -> None:
     """Take away what an unfinished training has at the address."""
     store = remote_store(call)
     if store is not None:
-        store.storage.delete_folder(f"work/{Path(call.folder).name}")
+        store.storage.delete_folder(work_name(call))
+
+
+def forget_trainings(call: Call) -> None:
+    """Take away what the unfinished trainings of a sweep that has ended have at the address."""
+    store = remote_store(call)
+    if store is not None:
+        store.storage.delete_folder(f"work/{trials_folder(call).name}")
 
 
 def fetch_trials(call: Call) -> None:

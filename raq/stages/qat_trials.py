@@ -19,6 +19,7 @@ from raq.errors import StageError
 from raq.fingerprints import short_digest
 from raq.records import read_json, write_json
 from raq.searches import Config, Search, front, importance
+from raq.stages.at_hand import fetch_checkpoint, forget_work, send_checkpoint
 from raq.stages.call import Call, Progress, Results, dataset_of, trained_network
 from raq.stages.training import train_in, trained_graph
 from raq.stages.trials import BASELINE, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
@@ -110,7 +111,12 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
                 report(row)
             return found
 
-    finish_trial(trial, train_in(trial, Context(Path(trial.folder), trial.device)))
+    def saved(folder: Path) -> None:
+        send_checkpoint(trial, folder)
+
+    fetch_checkpoint(trial, Path(trial.folder))
+    finish_trial(trial, train_in(trial, Context(Path(trial.folder), trial.device, saved=saved)))
+    forget_work(trial)
 
 
 def finished(trial: Call) -> dict[str, Any] | None:

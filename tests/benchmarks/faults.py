@@ -72,6 +72,7 @@ COUNT = 2
 AT_WORK = (b"ray::StageActor.run", b"ray::RayTrainWorker", b"ray::_RayTrainWorker")
 OURS = (b"ray::StageActor", b"ray::Board", b"ray::RayTrainWorker", b"ray::_RayTrainWorker", b"ray::TrainController")
 RUN_TIMEOUT_S, LEFT_TIMEOUT_S = 420.0, 30.0
+WAIT_S = 60.0  # for nodes, where some come and go
 OUTAGE_S, NOTICE_S, SLOW_S, REPLACED_S = 30.0, 10.0, 30.0, 5.0
 VISIBLE = ("retry", "again", "lost", "taken away", "waiting", "raq: ")
 Found = dict[str, Any]
@@ -119,6 +120,7 @@ class Run:
 
 def submitted(setting: Setting, results: str) -> Run:
     command = [sys.executable, "-m", "raq", "submit", "faults.yaml", "--address", setting.cluster.dashboard]
+    command += ["--wait", f"{WAIT_S:.0f}"]
     process = subprocess.Popen(
         [*command, "--results", results],
         cwd=setting.folder,
@@ -259,6 +261,8 @@ FAULTS: dict[str, Callable[[Setting, random.Random, Run], str]] = {
 def records_of(results: str) -> dict[str, Found]:
     """The records of the newest run, by stage; only those that are there."""
     store = open_store(results)
+    if not store.run_folders():
+        return {}
     run = read_run(store.find_run("latest"))
     found = {name: store.find(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     return {name: record for name, record in found.items() if record is not None}
@@ -337,7 +341,8 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         duration = time.monotonic() - began
         said = [*run.said, *(again.said if again else [])]
         records = records_of(results)
-        told = read_run(open_store(results).find_run("latest"))
+        runs = open_store(results).run_folders()
+        complete = bool(runs) and read_run(runs[-1])["complete"]
         lost = [stage for stage, identity in finished_before.items() if records.get(stage, {}).get("id") != identity]
         if not results.startswith("s3"):
             shutil.rmtree(results, ignore_errors=True)
@@ -345,7 +350,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         "fault": name, "number": number, "after_s": round(after_s, 1), "hit": hit, "code": code,
         "code_of_second": again_code if again else None, "duration_s": round(duration, 1),
         "error_after_s": round(ended_at(run) - injected, 1) if name and code != 0 else None,
-        "complete": told["complete"], "stages_done_before": len(finished_before), "stages_lost": lost,
+        "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
         "visible": [line.partition(" ")[2] for line in said if any(word in line for word in VISIBLE)],
         "left": left_over(setting), "commit": commit(),
