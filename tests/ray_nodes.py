@@ -55,8 +55,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]] = ()) -> Iterator[Head]:
-    """A cluster of `ray start` processes with these options; all of it ends with the context."""
+def ray_cluster(
+    logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]] = (), *, caches: bool = False
+) -> Iterator[Head]:
+    """A cluster of `ray start` processes with these options; all of it ends with the context.
+
+    caches: each node has a cache of its own, as machines have.
+    """
     scratch = Path(f"/tmp/raq-nodes-{os.getpid()}")
     token, port, dashboard = secrets.token_hex(32), free_port(), free_port()
     environment = {**os.environ, **RAY_SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
@@ -70,10 +75,11 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
 
         def start(name: str, options: Sequence[str]) -> tuple[subprocess.Popen[bytes], Path]:
             log = logs / f"{name}.log"
+            own = {"RAQ_CACHE": f"{scratch}/{name}/cache"} if caches else {}
             with log.open("w") as output:
                 process = subprocess.Popen(
                     [str(BIN / "ray"), "start", *common, *options],
-                    env=environment,
+                    env=environment | own,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
@@ -92,9 +98,8 @@ def ray_cluster(logs: Path, head: Sequence[str], workers: Sequence[Sequence[str]
         started: list[subprocess.Popen[bytes]] = []
 
         def start_worker(options: Sequence[str]) -> None:
-            name = (
-                f"worker-{len(started)}"  # a folder of its own, as a node has: else they delete one another's packages
-            )
+            # a folder of its own, as a node has: else they delete one another's packages
+            name = f"worker-{len(started)}"
             started.append(start(name, [f"--address=127.0.0.1:{port}", f"--temp-dir={scratch}/{name}", *options])[0])
 
         for options in workers:

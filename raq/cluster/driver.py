@@ -132,6 +132,12 @@ class Driver:
         self.running[reference] = _Running(stage, actor, places, attempt, time.monotonic())
         self.listener(stage.name, {"state": "starting"})
 
+    def _where_log_is(self, stage: Stage) -> str:
+        """Where people find a stage's log."""
+        log = self._log_of(stage)
+        address = self.store.address
+        return str(log) if address is None else f"{address.partition('?')[0]}/{'/'.join(log.parts[-4:])}"
+
     def _log_of(self, stage: Stage) -> Path:
         return self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
 
@@ -163,7 +169,6 @@ class Driver:
 
         entry = self.running.pop(reference)
         stage = entry.stage
-        log = self._log_of(stage)
         try:
             answer = ray.get(reference, timeout=60)
         except ray.exceptions.RayError as error:
@@ -175,7 +180,7 @@ class Driver:
         if "error" in answer:
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
-            raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {log}")
+            raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {self._where_log_is(stage)}")
         self.room.give_back(entry.places, demands[stage.name])
         self.last_end = time.monotonic()
         wanted = any(other.started is None for other in self.running.values())  # what it holds they may wait for
@@ -195,7 +200,9 @@ class Driver:
         stage = entry.stage
         ray.kill(entry.actor)
         if entry.attempt >= MAX_ATTEMPTS:
-            raise StageError(f"{stage.name}: {what} {MAX_ATTEMPTS} times ({reason})", f"see {self._log_of(stage)}")
+            raise StageError(
+                f"{stage.name}: {what} {MAX_ATTEMPTS} times ({reason})", f"see {self._where_log_is(stage)}"
+            )
         waiting = [demands[other.stage.name].waits for other in self.running.values()]
         if demands[stage.name].waits and not any(waiting):
             from raq.cluster.training import release_leaked_places
