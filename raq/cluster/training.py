@@ -141,11 +141,29 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
     """
     Path(call.folder).mkdir(parents=True, exist_ok=True)
     forget(call, FAILED)
+    if report is not None:
+        for row in _known_history(call):
+            report(row)
+    for attempt in range(MAX_FAILURES + 1):
+        try:
+            result = _trainer(call, board, for_tune=report is not None).fit()
+            _raise_noted(call)
+            assert result.checkpoint is not None
+            with result.checkpoint.as_directory() as folder:
+                return read_result(Path(folder))
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
+            _raise_noted(call)
+            if attempt == MAX_FAILURES or not _storage_was_lost(call, error):
+                raise _cause(error) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _trainer(call: Call, board: Any, *, for_tune: bool) -> _Trainer:
     per_worker: dict[str, float] = {"CPU": call.cpus}
     if call.gpus:
         per_worker["GPU"] = call.gpus
     path, filesystem = _storage_of(call)
-    trainer = _Trainer(
+    return _Trainer(
         _worker,
         train_loop_config={"call": call, "board": board},
         scaling_config=ScalingConfig(
@@ -159,31 +177,38 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
             name=call.kind,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[] if report is None else [TuneReportCallback()],
+            callbacks=[TuneReportCallback()] if for_tune else [],
             failure_config=FailureConfig(
                 max_failures=MAX_FAILURES,
-                # a lost node is seen after a while: until then an elastic training waits in vain for its workers; and
-                # where it writes its state may not answer for a moment
-                controller_failure_limit=MAX_FAILURES if call.elastic or call.address else 0,
+                # a lost node is seen after a while: until then an elastic training waits in vain for its workers
+                controller_failure_limit=MAX_FAILURES if call.elastic else 0,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    if report is not None:
-        for row in _known_history(call):
-            report(row)
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        if noted(call, FAILED) is None:
-            raise _cause(error) from error
+
+
+def _raise_noted(call: Call) -> None:
+    """The error of ours that a worker has left, if one has."""
     failed = noted(call, FAILED)
     if failed is not None:
         what = json.loads(failed)
         raise (UserError if what["user"] else StageError)(what["error"], what["hint"])
-    assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as folder:
-        return read_result(Path(folder))
+
+
+def _storage_was_lost(call: Call, error: Exception) -> bool:
+    """Whether Ray Train ended as the storage did not answer, which it does again: Ray Train itself waits for nothing.
+
+    Raises StorageError if it does not answer in time.
+    """
+    store = remote_store(call)
+    words = ("OSError", "AWS Error", StorageError.__name__)
+    of_storage = isinstance(error, ray.exceptions.RayError | OSError) or any(word in str(error) for word in words)
+    if store is None or not of_storage:
+        return False
+    print(f"training was interrupted as {store.address} did not answer; it goes on from its last epoch", flush=True)
+    store.storage.read(FAILED)
+    return True
 
 
 def _known_history(call: Call) -> list[Metrics]:
