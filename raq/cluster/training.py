@@ -180,8 +180,8 @@ def _trainer(call: Call, board: Any, *, for_tune: bool) -> _Trainer:
             callbacks=[TuneReportCallback()] if for_tune else [],
             failure_config=FailureConfig(
                 max_failures=MAX_FAILURES,
-                # a lost node is seen after a while: until then an elastic training waits in vain for its workers
-                controller_failure_limit=MAX_FAILURES if call.elastic else 0,
+                # a worker, or its node, may be lost while the group of them starts
+                controller_failure_limit=MAX_FAILURES,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

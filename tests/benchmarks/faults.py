@@ -326,13 +326,13 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
     where = f"{name}-{number}"
     with ExitStack() as stack:
         if name == "disk":
-            stack.enter_context(small_disk(setting.folder / "disk"))
-            results = str(setting.folder / "disk" / "results")
+            stack.enter_context(small_disk(setting.folder.parent / "disk"))
+            results = str(setting.folder.parent / "disk" / "results")
         elif name == "storage":
             address, _, options = setting.address.partition("?")
             results = f"{address}/{where}?{options}"
         else:
-            results = str(setting.folder / where)
+            results = str(setting.folder.parent / where)
         began = time.monotonic()
         run = submitted(setting, results)
         hit, finished_before = None, {}
@@ -411,10 +411,11 @@ def main() -> None:
     wanted = [(name, number) for number in range(options.points) for name in options.only.split(",")]
     missing = [(name, number) for name, number in wanted if f"{name}-{number}" not in done]
     with tempfile.TemporaryDirectory(prefix="raq-faults-") as scratch, ExitStack() as stack:
-        folder = Path(scratch)
+        folder = Path(scratch) / "work"
+        folder.mkdir()
         (folder / "faults_user.py").write_text(MODULE)
         (folder / "faults.yaml").write_text(EXPERIMENT)
-        os.environ |= {"RAQ_CACHE": str(folder / "cache"), "RAY_AUTH_MODE": "token"}
+        os.environ |= {"RAQ_CACHE": f"{scratch}/cache", "RAY_AUTH_MODE": "token"}
         os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
         if missing or "None-0" not in done:
             address, line = stack.enter_context(s3_server(folder))
