@@ -61,6 +61,8 @@ class RayTrainContext:
         self.board = board
         group = get_current_placement_group()
         if self.rank == 0 and group is not None:
+            if noted(call, PLACE) is not None:
+                self.progress({"text": "its workers were started again, from their last epoch"})
             note(call, PLACE, group.id.hex())
 
     def progress(self, metrics: Metrics) -> None:
