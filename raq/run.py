@@ -240,7 +240,7 @@ def _recorded(store: Store, folder: Path, prepared: Prepared, stale: Mapping[str
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         what = "interrupted" if interrupted else str(error) or type(error).__name__
-        with suppress(StorageError):  # it stands there as unfinished, and what went wrong counts more
+        with suppress(StorageError, OSError):  # it stands there as unfinished, and what went wrong counts more
             _write_run(store, folder, prepared, stale, error=what)
         raise
     _write_run(store, folder, prepared, stale)

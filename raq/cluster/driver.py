@@ -171,6 +171,8 @@ class Driver:
         stage = entry.stage
         try:
             answer = ray.get(reference, timeout=60)
+        except ray.exceptions.RayTaskError as error:  # not of the stage, whose errors it answers: of its log
+            raise StageError(f"{stage.name}: {error.cause}", "free some space there, or see its node") from error
         except ray.exceptions.RayError as error:
             self._try_again(entry, "its process died", type(error).__name__, demands, board)
             return

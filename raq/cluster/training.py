@@ -131,6 +131,7 @@ def _worker(config: dict[str, Any]) -> None:
 def distributed_stage(call: Call, board: Any) -> Results:
     """FP32 or quantization-aware training by `call.workers` workers, and what is made of it."""
     trained = train_on_workers(call, board)
+    forget(call, PLACE)
     return (finish_training if call.kind == "train" else finish_qat)(call, trained)
 
 

@@ -294,8 +294,8 @@ def of_time(path: str) -> bool:
 
 
 def is_name(path: str) -> bool:
-    """Whether a value only names a stage, or what it stands on, by the code among others: points of several commits."""
-    return path.endswith("/fingerprint") or path.split("/")[2] == "inputs"
+    """Whether a value only names a stage, what it stands on, or its workers: points may be of several commits."""
+    return path.endswith(("/fingerprint", "/files/place")) or "/inputs/" in path
 
 
 def differences(expected: Found, found: Found, ignored: set[str]) -> list[str]:
