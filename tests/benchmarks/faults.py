@@ -118,11 +118,11 @@ class Run:
         return self.process.poll() is not None
 
 
-def submitted(setting: Setting, results: str) -> Run:
+def submitted(setting: Setting, results: str, *more: str) -> Run:
     command = [sys.executable, "-m", "raq", "submit", "faults.yaml", "--address", setting.cluster.dashboard]
     command += ["--wait", f"{WAIT_S:.0f}"]
     process = subprocess.Popen(
-        [*command, "--results", results],
+        [*command, "--results", results, *more],
         cwd=setting.folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -334,7 +334,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         else:
             results = str(setting.folder.parent / where)
         began = time.monotonic()
-        run = submitted(setting, results)
+        run = submitted(setting, results, *(("--set", "resources.train.timeout_s=60") if name == "hang" else ()))
         hit, finished_before = None, {}
         if name is not None:
             while time.monotonic() - began < after_s and not run.ended():
