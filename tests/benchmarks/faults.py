@@ -335,6 +335,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
             results = str(setting.folder.parent / where)
         began = time.monotonic()
         run = submitted(setting, results, *(("--set", "resources.train.timeout_s=60") if name == "hang" else ()))
+        stack.callback(run.process.kill)  # where this is interrupted
         hit, finished_before = None, {}
         if name is not None:
             while time.monotonic() - began < after_s and not run.ended():
