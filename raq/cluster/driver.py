@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raq.cluster.placement import Demand, Room, able_nodes, demand_of
-from raq.cluster.session import Node, draining_nodes, nodes_now
+from raq.cluster.session import Node, draining_nodes, node_is_gone, nodes_now
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
@@ -19,7 +19,8 @@ START_TIMEOUT_S = 180.0
 LOST_TIMEOUT_S = 45.0
 TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS, MOST_NODES_LOST = 3, 10
+NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 
 
@@ -30,6 +31,7 @@ class _Running:
     places: list[int]
     attempt: int
     submitted: float
+    nodes_lost: int = 0  # how many of the attempts before ended with their node: those count apart
     started: float | None = None  # when its process told that it is at work
     node: str | None = None  # where
     able: float = field(default_factory=time.monotonic)  # when there was a node that can do it, the last time
@@ -113,7 +115,9 @@ class Driver:
                 break
         return chosen
 
-    def _start(self, stage: Stage, demand: Demand, places: list[int], board: Any, attempt: int) -> None:
+    def _start(
+        self, stage: Stage, demand: Demand, places: list[int], board: Any, attempt: int, nodes_lost: int = 0
+    ) -> None:
         import ray
 
         from raq.cluster.actors import start_actor
@@ -129,7 +133,7 @@ class Driver:
             self.idle.remove((actor, key))
         log = self._log_of(stage)
         reference = actor.run.remote(self._call(stage, demand), str(log))
-        self.running[reference] = _Running(stage, actor, places, attempt, time.monotonic())
+        self.running[reference] = _Running(stage, actor, places, attempt, time.monotonic(), nodes_lost)
         self.listener(stage.name, {"state": "starting"})
 
     def _where_log_is(self, stage: Stage) -> str:
@@ -174,7 +178,11 @@ class Driver:
         except ray.exceptions.RayTaskError as error:  # not of the stage, whose errors it answers: of its log
             raise StageError(f"{stage.name}: {error.cause}", "free some space there, or see its node") from error
         except ray.exceptions.RayError as error:
-            self._try_again(entry, "its process died", type(error).__name__, demands, board)
+            unknown = isinstance(error, ray.exceptions.ActorUnavailableError)
+            lost = entry.node is not None and node_is_gone(entry.node, NOTICED_TIMEOUT_S if unknown else 0.0)
+            entry.nodes_lost += lost
+            what = "its node was lost" if lost else "its process died"
+            self._try_again(entry, what, type(error).__name__, demands, board)
             return
         if answer.get("told_to_end"):
             self._try_again(entry, "its process was told to end", answer["error"], demands, board)
@@ -201,9 +209,9 @@ class Driver:
 
         stage = entry.stage
         ray.kill(entry.actor)
-        if entry.attempt >= MAX_ATTEMPTS:
+        if entry.attempt - entry.nodes_lost >= MAX_ATTEMPTS or entry.nodes_lost > MOST_NODES_LOST:
             raise StageError(
-                f"{stage.name}: {what} {MAX_ATTEMPTS} times ({reason})", f"see {self._where_log_is(stage)}"
+                f"{stage.name}: {what}, at attempt {entry.attempt} ({reason})", f"see {self._where_log_is(stage)}"
             )
         waiting = [demands[other.stage.name].waits for other in self.running.values()]
         if demands[stage.name].waits and not any(waiting):
@@ -211,7 +219,7 @@ class Driver:
 
             release_leaked_places()
         self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {entry.attempt + 1}"})
-        self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1)
+        self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1, entry.nodes_lost)
 
     def _show(self, events: list[dict[str, Any]]) -> None:
         running = {entry.stage.name: entry for entry in self.running.values()}

@@ -178,6 +178,18 @@ def draining_nodes() -> dict[str, str]:
     return {node: f" in {max(0, end_ms - now_ms) / 1000:.0f} s" if end_ms else "" for node, end_ms in nodes.items()}
 
 
+def node_is_gone(identity: str, timeout_s: float) -> bool:
+    """Whether this node is dead, by its id, as soon as that is known, or not after timeout_s."""
+    import ray
+
+    until = time.monotonic() + timeout_s
+    while any(node["NodeID"] == identity and node["Alive"] for node in ray.nodes()):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def given_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """The labels that a node was given, without those that Ray gives every node."""
     return {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
