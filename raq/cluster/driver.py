@@ -1,5 +1,6 @@
 """Runs the stale stages of a plan on the cluster, several at a time where they fit, and publishes their records."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ LOST_TIMEOUT_S = 45.0
 TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
 MAX_ATTEMPTS, MOST_NODES_LOST = 3, 10
+FULL_BYTES = 20_000_000
 NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 
@@ -209,6 +211,11 @@ class Driver:
 
         stage = entry.stage
         ray.kill(entry.actor)
+        if shutil.disk_usage(self.store.root).free < FULL_BYTES:  # then a process may die of what it cannot write
+            raise StageError(
+                f"{stage.name}: {what} ({reason}), and no space is left in {self.store.root}",
+                "free some space there; finished stages are kept",
+            )
         if entry.attempt - entry.nodes_lost >= MAX_ATTEMPTS or entry.nodes_lost > MOST_NODES_LOST:
             raise StageError(
                 f"{stage.name}: {what}, at attempt {entry.attempt} ({reason})", f"see {self._where_log_is(stage)}"
