@@ -363,7 +363,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         "error_after_s": round(ended_at(run) - injected, 1) if name and code != 0 else None,
         "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
-        "visible": [line.partition(" ")[2] for line in said if any(word in line for word in VISIBLE)],
+        "visible": [line.partition(" ")[2].replace(str(setting.folder.parent), "...") for line in said if any(word in line for word in VISIBLE)],
         "left": left_over(setting), "commit": commit(),
     }  # fmt: skip
     return {**found, "records": flat(records), "said": said}
@@ -461,7 +461,10 @@ def report(done: dict[str, Found], wanted: list[tuple[str, int]], duration: floa
         own = [row for row in rows if row["fault"] == name]
         table[name] = {
             "runs": len(own),
-            "complete": sum(row["complete"] and (row["code_of_second"] or row["code"]) == 0 for row in own),
+            "complete": sum(
+                row["complete"] and (row["code"] if row["code_of_second"] is None else row["code_of_second"]) == 0
+                for row in own
+            ),
             "records_equal": sum(not row["different"] for row in own),
             "nothing_lost": sum(not row["stages_lost"] for row in own),
             "nothing_left": sum(not any(row["left"].values()) for row in own),
