@@ -351,6 +351,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
             again_code = waited_for(again)
         duration = time.monotonic() - began
         said = [*run.said, *(again.said if again else [])]
+        told = [line.partition(" ")[2].replace(str(setting.folder.parent), "...") for line in said]
         records = records_of(results)
         runs = open_store(results).run_folders()
         complete = bool(runs) and read_run(runs[-1])["complete"]
@@ -363,7 +364,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         "error_after_s": round(ended_at(run) - injected, 1) if name and code != 0 else None,
         "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
-        "visible": [line.partition(" ")[2].replace(str(setting.folder.parent), "...") for line in said if any(word in line for word in VISIBLE)],
+        "visible": [line for line in told if any(word in line for word in VISIBLE)],
         "left": left_over(setting), "commit": commit(),
     }  # fmt: skip
     return {**found, "records": flat(records), "said": said}
