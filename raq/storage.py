@@ -1,7 +1,8 @@
 """A folder at any address that pyarrow.fs knows (s3://, gs://, abfs://, hdfs://), for nodes that share no other one.
 
-Object stores put a file there whole or not at all; where a file system would show half of one, it is written beside its
-place and moved. What does not answer is asked again for ANSWER_TIMEOUT_S, and every time is said on standard error.
+An object store shows a file when it is complete; where a file system would show half of one, it is written beside its
+place and moved. But pyarrow completes a file whose writing an exception interrupts: what must be whole is named, with
+its size, by a record that is put after it. What does not answer is asked again for ANSWER_TIMEOUT_S, and every time is said on standard error.
 Imports neither torch nor ray; pyarrow inside the functions.
 """
 
@@ -115,7 +116,7 @@ class Storage:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file there, whole or not at all."""
+        """Put a file there; others see it when it is complete."""
 
         def write(path: str) -> None:
             with self.filesystem.open_output_stream(path) as file:
@@ -124,7 +125,7 @@ class Storage:
         self._put(name, write)
 
     def send(self, local: Path, name: str) -> None:
-        """Put a copy of a local file there, whole or not at all."""
+        """Put a copy of a local file there; others see it when it is complete, or when its writing is interrupted."""
 
         def write(path: str) -> None:
             with local.open("rb") as source, self.filesystem.open_output_stream(path) as file:

@@ -17,11 +17,11 @@ from raq.requirements import check_results
 from raq.stages.call import Call
 
 START_TIMEOUT_S = 180.0
-LOST_TIMEOUT_S = 45.0
+LOST_TIMEOUT_S = 45.0  # that a stage waits while no node is there that could do it, without --wait
 TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
 MAX_ATTEMPTS, MOST_NODES_LOST = 3, 10
-FULL_BYTES = 20_000_000
+FULL_BYTES = 20_000_000  # with less free, a disk counts as full
 NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 
