@@ -34,7 +34,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from ray_nodes import Head, ray_cluster, wait_for_nodes  # noqa: E402
+from ray_nodes import Head, job_process, ray_cluster, wait_for_nodes  # noqa: E402
 from s3_server import Line, s3_server  # noqa: E402
 
 from raq.environment import commit, environment  # noqa: E402
@@ -155,13 +155,18 @@ def title_of(process: int) -> str:
     return "?"
 
 
-def worker(setting: Setting, chance: random.Random, run: Run) -> str:
+def signalled(setting: Setting, chance: random.Random, run: Run, number: signal.Signals) -> str:
+    """Send this signal to a process at work."""
     process = soon(setting, chance, run)
     if process is None:
         return "nothing was at work"
     title = title_of(process)
-    os.kill(process, signal.SIGKILL)
+    os.kill(process, number)
     return title
+
+
+def worker(setting: Setting, chance: random.Random, run: Run) -> str:
+    return signalled(setting, chance, run, signal.SIGKILL)
 
 
 def node(setting: Setting, chance: random.Random, run: Run) -> str:
@@ -174,13 +179,11 @@ def node(setting: Setting, chance: random.Random, run: Run) -> str:
 
 
 def driver(setting: Setting, chance: random.Random, run: Run) -> str:
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if words[1:4] == [b"-m", b"raq", b"run"] and run.results.encode() in words:
-                os.kill(int(process.name), signal.SIGKILL)
-                return "raq run"
-    return "it was not there"
+    process = job_process(run.results)
+    if process is None:
+        return "it was not there"
+    os.kill(process, signal.SIGKILL)
+    return "raq run"
 
 
 def head(setting: Setting, chance: random.Random, run: Run) -> str:
@@ -246,12 +249,7 @@ def straggler(setting: Setting, chance: random.Random, run: Run) -> str:
 
 
 def hang(setting: Setting, chance: random.Random, run: Run) -> str:
-    process = soon(setting, chance, run)
-    if process is None:
-        return "nothing was at work"
-    title = title_of(process)
-    os.kill(process, signal.SIGSTOP)
-    return title
+    return signalled(setting, chance, run, signal.SIGSTOP)
 
 
 FAULTS: dict[str, Callable[[Setting, random.Random, Run], str]] = {

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ray_nodes import Head, ray_cluster
+from ray_nodes import Head, job_process, ray_cluster
 from workplace import Workplace, clear_error
 
 from raq.cluster.submit import Lines
@@ -102,23 +101,15 @@ def test_a_job_whose_process_is_killed_is_sent_again(head: Head, workplace: Work
     assert process.stdout is not None
     for line in process.stdout:
         if "train: done" in line:
-            os.kill(job_process(shared), signal.SIGKILL)
+            job = job_process(shared)
+            assert job is not None
+            os.kill(job, signal.SIGKILL)
             break
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 0, rest
     assert "was lost: its process was killed; submitted again, 2 of at most 3 times" in rest
     assert "train: done" not in rest
     assert "has succeeded" in rest
-
-
-def job_process(results: str) -> int:
-    """The `raq run` of the job that writes these results."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if words[1:4] == [b"-m", b"raq", b"run"] and results.encode() in words:
-                return int(process.name)
-    raise AssertionError("no job runs")
 
 
 def test_addresses_that_are_none(workplace: Workplace) -> None:
