@@ -2,7 +2,9 @@
 
 An object store shows a file when it is complete; where a file system would show half of one, it is written beside its
 place and moved. But pyarrow completes a file whose writing an exception interrupts: what must be whole is named, with
-its size, by a record that is put after it. What does not answer is asked again for ANSWER_TIMEOUT_S, and every time is said on standard error.
+its size, by a record that is put after it. What does not answer is asked again for ANSWER_TIMEOUT_S, and every time is
+said on standard error.
+
 Imports neither torch nor ray; pyarrow inside the functions.
 """
 
