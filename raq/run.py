@@ -22,7 +22,7 @@ from raq.storage import StorageError
 from raq.stores import open_store
 
 if TYPE_CHECKING:
-    from raq.cluster.session import Node
+    from raq.cluster.nodes import Node
 
 
 LEAST_VALIDATION_IMAGES = 10
@@ -159,8 +159,8 @@ def places(
 
     Raises UserError for what is wrong with the experiment, and for a stage that none of the nodes can do.
     """
+    from raq.cluster.nodes import local_node
     from raq.cluster.placement import placement
-    from raq.cluster.session import local_node
 
     store = open_store(results)
     if address is None:
@@ -191,7 +191,8 @@ def _complete(
     if not stale:
         same = _same_run(store, prepared)
         return Outcome(same or _write_run(store, store.new_run(prepared.experiment.name), prepared, {}), [])
-    from raq.cluster.session import cluster, local_node, output_to
+    from raq.cluster.nodes import local_node
+    from raq.cluster.session import cluster, output_to
 
     _refuse_what_cannot_be(prepared, stale, store, joined.nodes if joined else [local_node()])
     if fresh:

@@ -11,7 +11,8 @@ from typing import Any
 import ray
 
 from raq.cluster.board import progress_to
-from raq.cluster.session import BENCH_RESOURCE, given_labels, output_to
+from raq.cluster.nodes import BENCH_RESOURCE, given_labels
+from raq.cluster.session import output_to
 from raq.environment import environment
 from raq.errors import RaqError, UserError
 from raq.plan import Pool

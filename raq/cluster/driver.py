@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raq.cluster.nodes import NOTICED_TIMEOUT_S, Node, NodeWatch, node_is_gone
 from raq.cluster.placement import Demand, Room, able_nodes, demand_of
-from raq.cluster.session import Node, draining_nodes, node_is_gone, nodes_now
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
@@ -22,7 +22,6 @@ TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
 MAX_ATTEMPTS, MOST_NODES_LOST = 3, 10
 FULL_BYTES = 20_000_000  # with less free, a disk counts as full
-NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 
 
@@ -56,14 +55,12 @@ class Driver:
     by_name: dict[str, Stage] = field(init=False)
     room: Room = field(init=False)
     last_end: float = 0.0  # when a stage ended, the last time
-    leaving: set[str] = field(default_factory=set)  # nodes that will be taken away
-    looked: float = 0.0  # when that was asked, the last time
-    there: list[Node] = field(init=False)  # the nodes as seen the last time
+    watch: NodeWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_name = {stage.name: stage for stage in self.plan}
         self.room = Room(self.nodes)
-        self.there = self.nodes
+        self.watch = NodeWatch(self.nodes)
 
     def run(self, stale: Mapping[str, str]) -> None:
         """Do the stale stages; raises the first failure, with nothing left running."""
@@ -87,7 +84,7 @@ class Driver:
                     events = board.take.remote(TAKE_TIMEOUT_S)
                 for reference in [entry for entry in finished if entry in self.running]:
                     self._finish(reference, demands, board)
-                self._look_at_nodes()
+                self._leave_nodes()
                 self._refuse_to_wait_for_ever(demands, board)
         finally:
             for entry in self.running.values():
@@ -178,6 +175,7 @@ class Driver:
         try:
             answer = ray.get(reference, timeout=60)
         except ray.exceptions.RayTaskError as error:  # not of the stage, whose errors it answers: of its log
+            ray.kill(entry.actor)
             raise StageError(f"{stage.name}: {error.cause}", "free some space there, or see its node") from error
         except ray.exceptions.RayError as error:
             unknown = isinstance(error, ray.exceptions.ActorUnavailableError)
@@ -190,13 +188,14 @@ class Driver:
             self._try_again(entry, "its process was told to end", answer["error"], demands, board)
             return
         if "error" in answer:
+            ray.kill(entry.actor)
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
             raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {self._where_log_is(stage)}")
         self.room.give_back(entry.places, demands[stage.name])
         self.last_end = time.monotonic()
         wanted = any(other.started is None for other in self.running.values())  # what it holds they may wait for
-        if wanted or entry.node in self.leaving:
+        if wanted or entry.node in self.watch.leaving:
             ray.kill(entry.actor)
         else:
             self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
@@ -251,7 +250,7 @@ class Driver:
             patience = max(LOST_TIMEOUT_S, self.wait_s)
             if entry.started is not None and not demand.waits:
                 continue
-            if able_nodes(entry.stage, self.there, demand.cpus, demand.gpus):
+            if able_nodes(entry.stage, self.watch.there, demand.cpus, demand.gpus):
                 entry.able = time.monotonic()
             if time.monotonic() - entry.able > patience:
                 raise StageError(
@@ -265,27 +264,21 @@ class Driver:
                     "the cluster is busy, or its nodes are not well; see 'ray status'",
                 )
 
-    def _look_at_nodes(self) -> None:
-        """What nodes there are. On one that a notice says will be taken away nothing more starts.
+    def _leave_nodes(self) -> None:
+        """On a node that a notice says will be taken away nothing more starts.
 
         Ray sees to that; but actors that have ended what they did there are not taken again.
         """
         import ray
 
-        if time.monotonic() - self.looked < TAKE_TIMEOUT_S:
-            return
-        self.looked = time.monotonic()
-        self.there, leaving = nodes_now(), draining_nodes()
-        if set(leaving) <= self.leaving:
-            return
-        for node in set(leaving) - self.leaving:
-            running = [entry.stage.name for entry in self.running.values() if entry.node == node]
-            for name in running:
-                self.listener(name, {"state": "running", "text": f"its node will be taken away{leaving[node]}"})
-        self.leaving |= set(leaving)
-        for actor, _ in self.idle:
-            ray.kill(actor)
-        self.idle.clear()
+        leaving = self.watch.look()
+        for node, when in leaving.items():
+            for name in [entry.stage.name for entry in self.running.values() if entry.node == node]:
+                self.listener(name, {"state": "running", "text": f"its node will be taken away{when}"})
+        if leaving:
+            for actor, _ in self.idle:
+                ray.kill(actor)
+            self.idle.clear()
 
     def _record(self, stage: Stage, answer: Record, attempts: int) -> Record:
         inputs = {role: self.by_name[name] for role, name in stage.inputs.items()}

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import TextIO
 
-from raq.cluster.session import Node, nodes_now
+from raq.cluster.nodes import Node, nodes_now
 from raq.errors import UserError
 from raq.experiment import Experiment
 from raq.plan import Stage

@@ -11,14 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from raq.bench.machine import available_cpus
-from raq.environment import gpus
+from raq.cluster.nodes import BENCH_RESOURCE, Node, local_node, nodes_now
 from raq.errors import RaqError, UserError
 from raq.interruption import interruption_kept, uninterrupted
 
@@ -38,29 +36,8 @@ CONNECT_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 LONGEST_TEMPORARY_FOLDER = 30
 MOST_LOOKS, CLEAN_LOOKS = 25, 4
-BENCH_RESOURCE = "bench"
 OWN_CLUSTER = "RAQ_OWN_CLUSTER"  # in the environment of all processes of a cluster that raq started: its folder
 OWN_CLUSTER_RESOURCE = "raq_own_cluster"  # marks a cluster that raq started
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one node of the cluster has to give."""
-
-    cpus: int
-    gpus: int
-    bench: bool
-    name: str = "this machine"
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-    def has(self, labels: Mapping[str, str]) -> bool:
-        """Whether the node has all of these labels."""
-        return all(self.labels.get(key) == value for key, value in labels.items())
-
-
-def local_node() -> Node:
-    """What a cluster that raq starts on this machine will have."""
-    return Node(len(available_cpus()), len(gpus()), True)
 
 
 @contextmanager
@@ -148,51 +125,6 @@ def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
                 "start one with 'ray start --head', or leave --address out to run on this machine",
             ) from error
         raise RaqError(f"Ray does not start on this machine: {first}", "see the log") from error
-
-
-def nodes_now() -> list[Node]:
-    """The nodes that live and stay: what is to be taken away, by a notice of pre-emption, is none."""
-    import ray
-
-    leaving = draining_nodes()
-    return [
-        Node(
-            int(node["Resources"].get("CPU", 0)),
-            int(node["Resources"].get("GPU", 0)),
-            BENCH_RESOURCE in node["Resources"],
-            node["NodeManagerAddress"]
-            + "".join(f" {key}={value}" for key, value in given_labels(node["Labels"]).items()),
-            node["Labels"],
-        )
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in leaving
-    ]
-
-
-def draining_nodes() -> dict[str, str]:
-    """The nodes that a notice says will be taken away, by id, and when, in words (" in 30 s"; empty if unknown)."""
-    from ray._private.state import state  # Ray Train's own watcher reads it there
-
-    now_ms = time.time() * 1000
-    nodes: dict[str, int] = state.get_draining_nodes()
-    return {node: f" in {max(0, end_ms - now_ms) / 1000:.0f} s" if end_ms else "" for node, end_ms in nodes.items()}
-
-
-def node_is_gone(identity: str, timeout_s: float) -> bool:
-    """Whether this node is dead, by its id, as soon as that is known, or not after timeout_s."""
-    import ray
-
-    until = time.monotonic() + timeout_s
-    while any(node["NodeID"] == identity and node["Alive"] for node in ray.nodes()):
-        if time.monotonic() >= until:
-            return False
-        time.sleep(0.5)
-    return True
-
-
-def given_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels that a node was given, without those that Ray gives every node."""
-    return {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
 
 
 def end_stragglers(scratch: Path) -> None:

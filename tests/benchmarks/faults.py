@@ -9,8 +9,10 @@ straggler: a node gets a fifth of its time for 30 s. hang: a process at work sto
 
 Every run is submitted. At its end: is it complete, are its records those of an undisturbed run (but for what two
 undisturbed runs have different too), are the stages that were done before the fault still the same executions, is a
-process of a stage or a placement group left? Finished points are kept in the work folder: it goes on where it was
-interrupted. The table goes to results/reference/faults.json. A full disk needs the right to mount one.
+process of a stage or a placement group left? A fault that met nothing, as the run had just ended or nothing was at
+work, is injected again at another moment. Finished points are kept in the work folder: it goes on where it was
+interrupted, with those of this commit. The table goes to results/reference/faults.json. A full disk needs the right to
+mount one.
 """
 
 import argparse
@@ -74,6 +76,7 @@ OURS = (b"ray::StageActor", b"ray::Board", b"ray::RayTrainWorker", b"ray::_RayTr
 RUN_TIMEOUT_S, LEFT_TIMEOUT_S = 420.0, 30.0
 WAIT_S = 60.0  # for nodes, where some come and go
 OUTAGE_S, NOTICE_S, SLOW_S, REPLACED_S = 30.0, 10.0, 30.0, 5.0
+MOST_MISSES = 4
 VISIBLE = ("retry", "again", "lost", "taken away", "waiting", "raq: ")
 Found = dict[str, Any]
 
@@ -155,17 +158,17 @@ def title_of(process: int) -> str:
     return "?"
 
 
-def signalled(setting: Setting, chance: random.Random, run: Run, number: signal.Signals) -> str:
+def signalled(setting: Setting, chance: random.Random, run: Run, number: signal.Signals) -> str | None:
     """Send this signal to a process at work."""
     process = soon(setting, chance, run)
     if process is None:
-        return "nothing was at work"
+        return None
     title = title_of(process)
     os.kill(process, number)
     return title
 
 
-def worker(setting: Setting, chance: random.Random, run: Run) -> str:
+def worker(setting: Setting, chance: random.Random, run: Run) -> str | None:
     return signalled(setting, chance, run, signal.SIGKILL)
 
 
@@ -178,10 +181,10 @@ def node(setting: Setting, chance: random.Random, run: Run) -> str:
     return f"worker-{lost}"
 
 
-def driver(setting: Setting, chance: random.Random, run: Run) -> str:
+def driver(setting: Setting, chance: random.Random, run: Run) -> str | None:
     process = job_process(run.results)
     if process is None:
-        return "it was not there"
+        return None
     os.kill(process, signal.SIGKILL)
     return "raq run"
 
@@ -248,11 +251,11 @@ def straggler(setting: Setting, chance: random.Random, run: Run) -> str:
     return f"worker-{slow}"
 
 
-def hang(setting: Setting, chance: random.Random, run: Run) -> str:
+def hang(setting: Setting, chance: random.Random, run: Run) -> str | None:
     return signalled(setting, chance, run, signal.SIGSTOP)
 
 
-FAULTS: dict[str, Callable[[Setting, random.Random, Run], str]] = {
+FAULTS: dict[str, Callable[[Setting, random.Random, Run], str | None]] = {
     "worker": worker, "node": node, "driver": driver, "head": head, "preemption": preemption, "storage": storage,
     "disk": disk, "straggler": straggler, "hang": hang,
 }  # fmt: skip
@@ -291,9 +294,9 @@ def of_time(path: str) -> bool:
     return path.startswith("/bench/") or path.endswith(("_s", "_ms", "per_s"))
 
 
-def is_name(path: str) -> bool:
-    """Whether a value only names a stage, what it stands on, or its workers: points may be of several commits."""
-    return path.endswith(("/fingerprint", "/files/place")) or "/inputs/" in path
+def is_place(path: str) -> bool:
+    """Whether a value names what is new at each execution: the folder of a stage's files."""
+    return path.endswith("/files/place")
 
 
 def differences(expected: Found, found: Found, ignored: set[str]) -> list[str]:
@@ -302,7 +305,7 @@ def differences(expected: Found, found: Found, ignored: set[str]) -> list[str]:
         for path in {*expected, *found}
         if path not in ignored
         and not of_time(path)
-        and not is_name(path)
+        and not is_place(path)
         and expected.get(path, "missing") != found.get(path, "missing")
     )
 
@@ -321,7 +324,7 @@ def left_over(setting: Setting) -> Found:
 
 def one_run(setting: Setting, name: str | None, number: int, after_s: float, chance: random.Random) -> Found:
     """A run, with this fault after so many seconds; what came of it, its records among it."""
-    where = f"{name}-{number}"
+    where = f"{name}-{number}-{time.time():.0f}"
     with ExitStack() as stack:
         if name == "disk":
             stack.enter_context(small_disk(setting.folder.parent / "disk"))
@@ -341,7 +344,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
             with suppress(Exception):  # no run is there yet
                 finished_before = {stage: record["id"] for stage, record in records_of(results).items()}
             injected = time.monotonic()
-            hit = FAULTS[name](setting, chance, run)
+            hit = None if run.ended() else FAULTS[name](setting, chance, run)
         code = waited_for(run)
         again = None
         if name == "disk" and code != 0:
@@ -407,7 +410,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "results" / "faults")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    done = {path.stem: json.loads(path.read_text()) for path in options.work.glob("*.json")}
+    kept_before = {path.stem: json.loads(path.read_text()) for path in options.work.glob("*.json")}
+    done = {name: found for name, found in kept_before.items() if found["commit"] == commit()}
     wanted = [(name, number) for number in range(options.points) for name in options.only.split(",")]
     missing = [(name, number) for name, number in wanted if f"{name}-{number}" not in done]
     with tempfile.TemporaryDirectory(prefix="raq-faults-") as scratch, ExitStack() as stack:
@@ -431,10 +435,13 @@ def main() -> None:
         for name, number in missing:
             chance = random.Random(f"{name} {number}")
             fifth = (duration - 4) / options.points
-            after_s = 2 + fifth * (number + chance.random())
-            found = one_run(setting, name, number, after_s, chance)
+            for misses in range(MOST_MISSES + 1):
+                after_s = 2 + fifth * (number + chance.random())
+                found = {**one_run(setting, name, number, after_s, chance), "misses": misses}
+                wait_for_nodes(cluster.dashboard, cluster.token, 1 + COUNT)
+                if found["hit"] is not None:
+                    break
             done[f"{name}-{number}"] = kept(options.work, found)
-            wait_for_nodes(cluster.dashboard, cluster.token, 1 + COUNT)
     report(done, wanted, duration)
 
 
@@ -460,6 +467,7 @@ def report(done: dict[str, Found], wanted: list[tuple[str, int]], duration: floa
         own = [row for row in rows if row["fault"] == name]
         table[name] = {
             "runs": len(own),
+            "met_nothing": sum(row["hit"] is None for row in own),
             "complete": sum(
                 row["complete"] and (row["code"] if row["code_of_second"] is None else row["code_of_second"]) == 0
                 for row in own

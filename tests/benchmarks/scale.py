@@ -21,7 +21,8 @@ import ray
 
 from raq.cluster import actors
 from raq.cluster.driver import Driver
-from raq.cluster.session import Node, cluster
+from raq.cluster.nodes import Node
+from raq.cluster.session import cluster
 from raq.environment import commit, environment
 from raq.experiment import Experiment, Resources
 from raq.fingerprints import digest

@@ -129,7 +129,8 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=3)
     options = parser.parse_args()
     rounds, starts = options.rounds, range(options.starts)
-    from raq.cluster.session import cluster, local_node
+    from raq.cluster.nodes import local_node
+    from raq.cluster.session import cluster
 
     first: dict[str, list[float]] = {
         "one worker (actor)": [first_step_s() for _ in starts],

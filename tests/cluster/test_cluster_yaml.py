@@ -9,8 +9,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raq.cluster.nodes import Node
 from raq.cluster.placement import placement
-from raq.cluster.session import Node
 from raq.errors import UserError
 from raq.experiment import Resources
 from raq.plan import Stage

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from raq.cluster import placement
+from raq.cluster.nodes import Node
 from raq.cluster.placement import Demand, Room, demand_of, nodes_in_time
-from raq.cluster.session import Node
 from raq.errors import UserError
 from raq.experiment import Resources
 from raq.experiment_file import load_experiment

@@ -13,9 +13,10 @@ from workplace import Workplace, make_workplace, own_stage_processes
 
 import raq
 from raq.cluster.driver import Driver
+from raq.cluster.nodes import Node
 from raq.cluster.placement import demand_of
 from raq.cluster.qat_sweep import tune_search
-from raq.cluster.session import Node, cluster
+from raq.cluster.session import cluster
 from raq.errors import UserError
 from raq.fingerprints import short_digest
 from raq.records import Store, write_json

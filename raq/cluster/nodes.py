@@ -1,0 +1,96 @@
+"""The nodes of a cluster: what each has to give, which are there, and which a notice says will be taken away."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from raq.bench.machine import available_cpus
+from raq.environment import gpus
+
+BENCH_RESOURCE = "bench"
+LOOK_EVERY_S = 5.0
+NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node of the cluster has to give."""
+
+    cpus: int
+    gpus: int
+    bench: bool
+    name: str = "this machine"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, labels: Mapping[str, str]) -> bool:
+        """Whether the node has all of these labels."""
+        return all(self.labels.get(key) == value for key, value in labels.items())
+
+
+def local_node() -> Node:
+    """What a cluster that raq starts on this machine will have."""
+    return Node(len(available_cpus()), len(gpus()), True)
+
+
+@dataclass
+class NodeWatch:
+    """The nodes while a run goes on."""
+
+    there: list[Node]  # as seen the last time
+    leaving: dict[str, str] = field(default_factory=dict)  # by id, and when, in words
+    looked: float = 0.0  # when Ray was asked, the last time
+
+    def look(self) -> dict[str, str]:
+        """Ask Ray, at most every LOOK_EVERY_S; the nodes of which it is new that they will be taken away."""
+        if time.monotonic() - self.looked < LOOK_EVERY_S:
+            return {}
+        self.looked = time.monotonic()
+        self.there, leaving = nodes_now(), draining_nodes()
+        new = {node: when for node, when in leaving.items() if node not in self.leaving}
+        self.leaving |= new
+        return new
+
+
+def nodes_now() -> list[Node]:
+    """The nodes that live and stay: what is to be taken away, by a notice of pre-emption, is none."""
+    import ray
+
+    leaving = draining_nodes()
+    return [
+        Node(
+            int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+            BENCH_RESOURCE in node["Resources"],
+            node["NodeManagerAddress"]
+            + "".join(f" {key}={value}" for key, value in given_labels(node["Labels"]).items()),
+            node["Labels"],
+        )
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving
+    ]
+
+
+def draining_nodes() -> dict[str, str]:
+    """The nodes that a notice says will be taken away, by id, and when, in words (" in 30 s"; empty if unknown)."""
+    from ray._private.state import state  # Ray Train's own watcher reads it there
+
+    now_ms = time.time() * 1000
+    nodes: dict[str, int] = state.get_draining_nodes()
+    return {node: f" in {max(0, end_ms - now_ms) / 1000:.0f} s" if end_ms else "" for node, end_ms in nodes.items()}
+
+
+def node_is_gone(identity: str, timeout_s: float) -> bool:
+    """Whether this node is dead, by its id, as soon as that is known, or not after timeout_s."""
+    import ray
+
+    until = time.monotonic() + timeout_s
+    while any(node["NodeID"] == identity and node["Alive"] for node in ray.nodes()):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def given_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that a node was given, without those that Ray gives every node."""
+    return {key: value for key, value in labels.items() if not key.startswith("ray.io/")}
