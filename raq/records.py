@@ -124,13 +124,10 @@ class Store:
         `record["id"]`, made up if it has none, tells this execution from another of the same fingerprint.
         """
         work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
-        for checkpoints in CHECKPOINTS:
-            if (work / checkpoints).is_dir():
-                shutil.rmtree(work / checkpoints)
         files = {
             str(path.relative_to(work)): path.stat().st_size
             for path in sorted(work.rglob("*"))
-            if path.is_file() and path.name != "record.json"
+            if path.is_file() and path.name != "record.json" and path.relative_to(work).parts[0] not in CHECKPOINTS
         }
         record = {**record, "id": record.get("id") or uuid.uuid4().hex, "files": files}
         write_json(work / "record.json", record)
@@ -140,6 +137,8 @@ class Store:
             final.rename(old)
             shutil.rmtree(old)
         work.rename(final)
+        for checkpoints in CHECKPOINTS:  # now that nobody will go on from them
+            shutil.rmtree(final / checkpoints, ignore_errors=True)
         return final
 
     def write_run(self, folder: Path, run: Record) -> None:

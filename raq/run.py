@@ -4,7 +4,7 @@ Imports neither torch nor ray at its top; a run with nothing to do starts neithe
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,13 +143,12 @@ def _joined(path: Path, overrides: Sequence[str], address: str, logs: Path, wait
 
     asked = load_experiment(path, overrides)  # what is wrong is said before it is joined
     with output_to(logs / "connect.log") as output, cluster(address, logs):
-        from raq.cluster.actors import machine_of_bench_node
+        from raq.cluster.actors import machine_to_measure_on
         from raq.cluster.placement import nodes_in_time
 
         nodes = nodes_in_time(asked, wait_s, output)
-        yield _Joined(
-            prepare(path, overrides, machine_of_bench_node(asked.resources.bench.labels)), nodes, output, wait_s
-        )
+        where = machine_to_measure_on(nodes, asked.resources.bench.labels)
+        yield _Joined(prepare(path, overrides, where), nodes, output, wait_s)
 
 
 def places(
@@ -195,9 +194,7 @@ def _complete(
     from raq.cluster.session import cluster, output_to
 
     _refuse_what_cannot_be(prepared, stale, store, joined.nodes if joined else [local_node()])
-    if fresh:
-        for stage in prepared.plan:
-            store.forget_work(stage.kind, stage.fingerprint)
+    forget_work_on_old_inputs(prepared.plan, stale, store, fresh)
     folder = store.new_run(prepared.experiment.name)
     with _recorded(store, folder, prepared, stale), ExitStack() as stack:
         output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined.output
@@ -212,6 +209,13 @@ def _complete(
         )
         driver.run(stale)
     return Outcome(folder, list(stale))
+
+
+def forget_work_on_old_inputs(plan: Iterable[Stage], stale: Mapping[str, str], store: Store, fresh: bool) -> None:
+    """What an unfinished stage has so far stands on its inputs: where one is made anew, it begins anew too."""
+    for stage in plan:
+        if fresh or (stage.name in stale and any(name in stale for name in stage.inputs.values())):
+            store.forget_work(stage.kind, stage.fingerprint)
 
 
 def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: Store, nodes: "list[Node]") -> None:

@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from raq.errors import RaqError, UserError
 
 ANSWER_TIMEOUT_S = 45.0
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
-LEASE_S, RENEW_S = 30.0, 10.0
+RENEW_S, SETTLE_S = 10.0, 3.0
+LEASE_S = ANSWER_TIMEOUT_S + 3 * RENEW_S  # one that waits out a silence still renews in time
+CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5.0, 10.0  # for a silent S3; by default 99 s pass until it is told
 LOCK = ".lock"
 WHOLE_OR_NOT = ("s3", "gcs", "abfs")  # the file systems where a file appears whole
 GOOGLE = ("gs://", "gcs://")
@@ -51,7 +53,7 @@ def is_address(results: str) -> bool:
 def check_address(uri: str) -> None:
     """UserError if it is not an address of a storage, or has credentials in it: it is written to logs and records."""
     scheme = uri.partition("://")[0]
-    if "@" in uri and not NAMED.match(uri):  # wherever it stands: a secret may have slashes
+    if "@" in unquote(uri) and not NAMED.match(uri):  # wherever it stands: a secret may have slashes
         raise UserError(
             f"--results {scheme}://...: credentials do not belong in an address, which logs and records show",
             "leave them to the environment or the configuration files of the storage's own tools, on every node",
@@ -90,7 +92,9 @@ class Storage:
         if uri.startswith(GOOGLE):  # its own retries, of a quarter of an hour, would come before ours
             uri += ("&" if "?" in uri else "?") + f"retry_limit_seconds={ANSWER_TIMEOUT_S / 3:g}"
         try:  # asks the network for a region that the address does not name
-            system, base = self._tried(lambda: fs.FileSystem.from_uri(uri))
+            system, base = self.tried(lambda: fs.FileSystem.from_uri(uri))
+            if system.type_name == "s3":
+                system = _impatient(system, dict(parse_qsl(urlsplit(uri).query)))
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError) as error:
             raise UserError(f"--results {self.uri}: {_first_line(error)}", EXAMPLE) from error
         return system, base.rstrip("/")
@@ -113,7 +117,7 @@ class Storage:
                 return content
 
         try:
-            return self._tried(read)
+            return self.tried(read)
         except FileNotFoundError:
             return None
 
@@ -145,7 +149,7 @@ class Storage:
                 shutil.copyfileobj(source, file, 4_000_000)
 
         try:
-            self._tried(copy)
+            self.tried(copy)
             scratch.replace(local)
         finally:
             scratch.unlink(missing_ok=True)
@@ -156,7 +160,7 @@ class Storage:
 
         path = self.path(folder)
         selector = FileSelector(path, allow_not_found=True, recursive=True)
-        found = self._tried(lambda: self.filesystem.get_file_info(selector))
+        found = self.tried(lambda: self.filesystem.get_file_info(selector))
         return {file.path.removeprefix(f"{path}/"): file.size for file in found if file.type == FileType.File}
 
     def names(self, folder: str) -> list[str]:
@@ -164,17 +168,17 @@ class Storage:
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self.path(folder), allow_not_found=True)
-        return sorted(file.base_name for file in self._tried(lambda: self.filesystem.get_file_info(selector)))
+        return sorted(file.base_name for file in self.tried(lambda: self.filesystem.get_file_info(selector)))
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
         with suppress(FileNotFoundError):
-            self._tried(lambda: self.filesystem.delete_file(self.path(name)))
+            self.tried(lambda: self.filesystem.delete_file(self.path(name)))
 
     def delete_folder(self, folder: str) -> None:
         """Delete a folder with all that is in it, if it is there."""
         with suppress(FileNotFoundError):
-            self._tried(lambda: self.filesystem.delete_dir(self.path(folder)))
+            self.tried(lambda: self.filesystem.delete_dir(self.path(folder)))
 
     def send_folder(self, local: Path, folder: str, names: Iterable[str]) -> None:
         """Put copies of these files of a local folder there, one after the other."""
@@ -185,21 +189,27 @@ class Storage:
     def leased(self) -> Iterator[None]:
         """Hold the folder for one writer. UserError if another one lives: it renews its lock, a dead one does not.
 
-        Clocks of several machines are not compared: a lock that is there is watched for LEASE_S. There is no lock
-        against two that start in the same second.
+        Clocks of several machines are not compared: a lock that is there is watched for LEASE_S. Of two that start at
+        the same moment the one stays whose lock is there SETTLE_S later. One whose lock was taken nevertheless, as it
+        could not renew it in time, publishes nothing more: see `refuse_if_taken`.
         """
         own = uuid.uuid4().hex
+        in_use = UserError(
+            f"{self.uri}: another raq run is writing here", "wait for it, or give another place with --results"
+        )
         before = self.read(LOCK)
         if before is not None:
             sys.stderr.write(f"raq: {self.uri} is locked: watching for {LEASE_S:.0f} s whether its writer lives\n")
             sys.stderr.flush()
             time.sleep(LEASE_S)
             if self.read(LOCK) not in (None, before):
-                raise UserError(
-                    f"{self.uri}: another raq run is writing here", "wait for it, or give another place with --results"
-                )
+                raise in_use
         self.write(LOCK, f"{own} 0".encode())
-        ended, taken = threading.Event(), threading.Event()
+        time.sleep(SETTLE_S)
+        if not (self.read(LOCK) or b"").startswith(own.encode()):
+            raise in_use
+        ended = threading.Event()
+        self._taken.clear()
 
         def ours() -> bool:
             return (self.read(LOCK) or own.encode()).startswith(own.encode())
@@ -210,7 +220,7 @@ class Storage:
                 count += 1
                 with suppress(RaqError):  # the run's own reads and writes say that the storage is lost
                     if not ours():
-                        taken.set()
+                        self._taken.set()
                         return
                     self.write(LOCK, f"{own} {count}".encode())
 
@@ -224,7 +234,16 @@ class Storage:
             with suppress(RaqError):
                 if ours():
                     self.delete(LOCK)
-        if taken.is_set():
+        self.refuse_if_taken()
+
+    @cached_property
+    def _taken(self) -> threading.Event:
+        """Whether another run has taken the lock that this process holds."""
+        return threading.Event()
+
+    def refuse_if_taken(self) -> None:
+        """StorageError if another run has taken the folder from this one."""
+        if self._taken.is_set():
             raise StorageError(
                 f"{self.uri}: another raq run has taken over, as this one could not renew its lock in time",
                 "run again: finished stages are kept",
@@ -242,9 +261,9 @@ class Storage:
             write(scratch)
             self.filesystem.move(scratch, path)
 
-        self._tried(put)
+        self.tried(put)
 
-    def _tried(self, do: Callable[[], Answer]) -> Answer:
+    def tried(self, do: Callable[[], Answer]) -> Answer:
         """What it answers, asked again while it does not; FileNotFoundError is an answer."""
         until, number = time.monotonic() + ANSWER_TIMEOUT_S, 0
         while True:
@@ -266,6 +285,20 @@ class Storage:
                 sys.stderr.flush()
             time.sleep(WAITS_S[min(number, len(WAITS_S) - 1)])
             number += 1
+
+
+def _impatient(system: Any, options: dict[str, str]) -> Any:
+    """The same S3 file system, with short waits for what is silent: we ourselves ask again, and say so."""
+    from pyarrow import fs
+
+    return fs.S3FileSystem(
+        region=system.region,
+        scheme=options.get("scheme", "https"),
+        endpoint_override=options.get("endpoint_override"),
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=REQUEST_TIMEOUT_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )
 
 
 def _first_line(error: Exception) -> str:

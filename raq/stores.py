@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from raq.records import CHECKPOINTS, Record, Store, is_record, read_json, write_
 from raq.storage import Storage, StorageError, check_address, is_address
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
+MOST_LOOKS = 3  # for a checkpoint that goes away while it is read
 
 
 def open_store(results: "str | Path") -> Store:
@@ -54,6 +56,15 @@ def _of_trials(file: str) -> bool:
     return not parts[-1].startswith(".") and (len(parts) == 1 or (len(parts) == 2 and parts[0].startswith("ranges-")))
 
 
+def _sent_whole(file: str, size: int) -> str:
+    """The name of what says that a file of a folder of trials was sent whole."""
+    return f".whole/{file}.{size}"
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
 @dataclass(frozen=True)
 class RemoteStore(Store):
     """A store at an address; `root` is this machine's copy of what it needed of it."""
@@ -80,7 +91,7 @@ class RemoteStore(Store):
     def file(self, record: Record, name: str) -> Path:
         """A file of a finished stage, on this machine; copied here if it is not."""
         with self._copying(record) as folder:
-            if not (folder / name).is_file():
+            if not _is_whole(folder / name, record["files"].get(name)):
                 self.storage.fetch(f"{self._files_of(record)}/{name}", folder / name)
         return folder / name
 
@@ -96,7 +107,7 @@ class RemoteStore(Store):
         record = json.loads(content)
         with self._copying(record) as folder:
             for file, size in record["files"].items():
-                if not (folder / file).is_file() or (folder / file).stat().st_size != size:
+                if not _is_whole(folder / file, size):
                     self.storage.fetch(f"stages/{name}/{record['id']}/{file}", folder / file)
             write_json(folder / RECORD, record)
         return folder
@@ -106,10 +117,19 @@ class RemoteStore(Store):
 
         work: the name of the training's work folder.
         """
-        pointer = self.storage.read(f"{work}/{CURRENT}")
-        if pointer is None:
-            shutil.rmtree(folder, ignore_errors=True)  # what is there is of an attempt that is no longer wanted
-            return
+        for _ in range(MOST_LOOKS):
+            pointer = self.storage.read(f"{work}/{CURRENT}")
+            if pointer is None:
+                shutil.rmtree(folder, ignore_errors=True)  # what is there is of an attempt that is no longer wanted
+                return
+            with suppress(FileNotFoundError):  # an attempt given up that still lives has just sent another one
+                self._fetch_named(work, pointer, folder)
+                return
+        sys.stderr.write(f"raq: {self.address}: the checkpoint that {work}/{CURRENT} names is gone: beginning anew\n")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetch_named(self, work: str, pointer: bytes, folder: Path) -> None:
+        """Fetch the files of the checkpoint that is named; FileNotFoundError if one is gone."""
         damaged = RaqError(f"{self.address}: {work}/{CURRENT} is damaged", "run with --fresh: it begins anew")
         try:
             current = json.loads(pointer)
@@ -118,7 +138,7 @@ class RemoteStore(Store):
             raise damaged from None
         for name, (sent, size) in files.items():
             self.storage.fetch(sent, folder / name)
-            if (folder / name).stat().st_size != size:
+            if not _is_whole(folder / name, size):
                 raise damaged
 
     def send_checkpoint(self, work: str, folder: Path) -> None:
@@ -135,21 +155,34 @@ class RemoteStore(Store):
             self.storage.delete_folder(f"{work}/{json.loads(before or b'')['id']}")
 
     def fetch_trials(self, name: str) -> None:
-        """Copy what finished trials have left in this folder of trials to this machine, but for what is here."""
+        """Copy what finished trials have left in this folder of trials to this machine, but for what is here.
+
+        Only files that were sent whole, and of those that grow (counts of images) the longer one.
+        """
         folder = self.root / "trials" / name
-        for file, size in self.storage.sizes(f"trials/{name}").items():
-            if _of_trials(file) and (not (folder / file).is_file() or (folder / file).stat().st_size != size):
+        there = self.storage.sizes(f"trials/{name}")
+        for file, size in there.items():
+            here = (folder / file).stat().st_size if (folder / file).is_file() else -1
+            if _of_trials(file) and _sent_whole(file, size) in there and size > here:
                 self.storage.fetch(f"trials/{name}/{file}", folder / file)
 
     def send_trials(self, name: str) -> None:
-        """Put there what finished trials have left on this machine, but for what is there."""
+        """Put there what finished trials have left on this machine, but for what is there.
+
+        Each file is followed by one whose name says how long it is: a file that is interrupted while it is sent stands
+        there cut off.
+        """
         folder = self.root / "trials" / name
         there = self.storage.sizes(f"trials/{name}")
         for path in sorted([*folder.glob("*"), *folder.glob("ranges-*/*")]):
             file = path.relative_to(folder).as_posix()
             with suppress(FileNotFoundError):  # another trial's scratch file
-                if path.is_file() and _of_trials(file) and there.get(file) != path.stat().st_size:
+                if not path.is_file() or not _of_trials(file):
+                    continue
+                size, known = path.stat().st_size, there.get(file, -1)
+                if size > known or _sent_whole(file, known) not in there:
                     self.storage.send(path, f"trials/{name}/{file}")
+                    self.storage.write(f"trials/{name}/{_sent_whole(file, size)}", b"whole")
 
     def send_stage(self, work: Path, execution: str) -> dict[str, int]:
         """Put the files of a stage that is done there, their names and sizes in bytes; they count with its record."""
@@ -171,6 +204,7 @@ class RemoteStore(Store):
 
         Raises StorageError if they are not there as they were sent.
         """
+        self.storage.refuse_if_taken()
         folder = self._name_of(kind, fingerprint)
         there = self.storage.sizes(f"{folder}/{record['id']}")
         if any(there.get(name) != size for name, size in record["files"].items()):
@@ -190,10 +224,13 @@ class RemoteStore(Store):
     def forget_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
         super().forget_work(kind, fingerprint)
-        self.storage.delete_folder(f"work/{self.work_folder(kind, fingerprint).name}")
+        work = f"work/{self.work_folder(kind, fingerprint).name}"
+        self.storage.delete(f"{work}/{CURRENT}")  # first: what it names goes with the rest
+        self.storage.delete_folder(work)
 
     def write_run(self, folder: Path, run: Record) -> None:
         """Write a run's record."""
+        self.storage.refuse_if_taken()
         content = json.dumps(run, indent=1, allow_nan=False)
         self.storage.write(f"runs/{folder.name}/{RUN}", content.encode())
         super().write_run(folder, run)

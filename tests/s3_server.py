@@ -18,10 +18,12 @@ START_TIMEOUT_S = 60.0
 
 
 class Line:
-    """Takes connections at a port of its own and passes them on, while it is not cut."""
+    """Takes connections at a port of its own and passes them on, while it is neither cut nor held."""
 
     def __init__(self, target: int) -> None:
         self.target, self.is_cut = target, False
+        self.flows = threading.Event()
+        self.flows.set()
         self.open: set[socket.socket] = set()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
@@ -34,9 +36,14 @@ class Line:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def hold(self) -> None:
+        """Everything stays open, and nothing comes through."""
+        self.flows.clear()
+
     def mend(self) -> None:
-        """Connections go through again."""
+        """All goes through again."""
         self.is_cut = False
+        self.flows.set()
 
     def _listen(self) -> None:
         while True:
@@ -60,6 +67,7 @@ class Line:
     def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while piece := source.recv(65536):
+                self.flows.wait()
                 sink.sendall(piece)
         for end in (source, sink):
             with suppress(OSError):

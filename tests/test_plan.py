@@ -10,6 +10,7 @@ from raq.experiment import Experiment
 from raq.fingerprints import code_digest
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Store, read_json
+from raq.run import forget_work_on_old_inputs
 
 DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
 MACHINE = {"cpu": "a cpu", "architecture": "x86_64", "features": ["avx512_vnni"], "cpus": 2, "gpus": []}
@@ -183,3 +184,15 @@ def test_damaged_and_missing_files_make_stale(tmp_path: Path, damage: str) -> No
     assert "train" in stale_stages(plan, store)
     finish(store, plan[0])
     assert "train" not in stale_stages(plan, store)
+
+
+@pytest.mark.parametrize(("stale", "kept"), [({"qat"}, True), ({"train", "qat"}, False)])
+def test_a_checkpoint_on_weights_that_are_made_anew_is_not_gone_on_from(
+    tmp_path: Path, stale: set[str], kept: bool
+) -> None:
+    """An interrupted stage goes on; one whose input is damaged or gone began on other weights."""
+    store, plan = Store(tmp_path), planned()
+    work = store.work_folder("qat", plan["qat"].fingerprint)
+    work.mkdir(parents=True)
+    forget_work_on_old_inputs(plan.values(), dict.fromkeys(stale, "x"), store, fresh=False)
+    assert work.exists() == kept

@@ -19,9 +19,13 @@ def test_publish_and_find(tmp_path: Path) -> None:
         work = store.work_folder("train", FINGERPRINT)
         work.mkdir(parents=True)
         (work / "weights.pt").write_text(content)
+        (work / "checkpoint").mkdir()
+        (work / "checkpoint" / "training.pt").write_text("not needed any more")
         final = store.publish("train", FINGERPRINT, {"fingerprint": FINGERPRINT, "results": {}})
         assert (final / "weights.pt").read_text() == content
         assert not work.exists()
+        assert sorted(f.name for f in final.iterdir()) == ["record.json", "weights.pt"]
+        assert read_json(final / "record.json")["files"] == {"weights.pt": len(content)}
     assert store.find("train", FINGERPRINT) is not None
     assert store.find("train", "a" * 16 + "b" * 48) is None, "the whole fingerprint counts, not its beginning"
     assert [f.name for f in (tmp_path / "stages").iterdir()] == [f"train-{'a' * 16}"]

@@ -144,6 +144,20 @@ def test_a_checkpoint_that_was_cut_off_leaves_the_last_one(
     assert (tmp_path / "there" / "training.pt").read_bytes() == b"epoch 1"
 
 
+def test_a_checkpoint_that_is_named_and_gone_is_none(
+    store: RemoteStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own, work = tmp_path / "own", "work/train-f"
+    own.mkdir()
+    (own / "training.pt").write_bytes(b"epoch 1")
+    store.send_checkpoint(work, own)
+    (sent,) = [name for name in store.storage.names(work) if name != "checkpoint.json"]
+    store.storage.delete_folder(f"{work}/{sent}")
+    store.fetch_checkpoint(work, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    assert "beginning anew" in capfd.readouterr().err
+
+
 def test_trials_are_shared_when_they_have_ended(
     store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +171,42 @@ def test_trials_are_shared_when_they_have_ended(
     there = other.root / "trials/t"
     found = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
     assert found == {"a.json", "ranges-1/16.npz"}
+
+
+def test_a_trial_that_was_cut_off_while_it_was_sent_is_sent_again(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = elsewhere(store, tmp_path, monkeypatch)
+    trials, there = store.root / "trials/t", other.root / "trials/t"
+    trials.mkdir(parents=True)
+    (trials / "network.pt2").write_bytes(b"whole")
+    store.storage.write("trials/t/network.pt2", b"who")  # what pyarrow leaves of an upload that is interrupted
+    other.fetch_trials("t")
+    assert not (there / "network.pt2").exists()
+    store.fetch_trials("t")
+    assert (trials / "network.pt2").read_bytes() == b"whole"
+    store.send_trials("t")
+    other.fetch_trials("t")
+    assert (there / "network.pt2").read_bytes() == b"whole"
+
+
+def test_of_files_that_grow_the_longer_one_stays(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = elsewhere(store, tmp_path, monkeypatch)
+    trials, there = store.root / "trials/t", other.root / "trials/t"
+    trials.mkdir(parents=True)
+    for content in ("1", "1 1"):
+        (trials / "images-a").write_text(content)
+        store.send_trials("t")
+        if content == "1":
+            other.fetch_trials("t")
+    other.send_trials("t")  # its shorter copy
+    (trials / "images-a").write_text("1 1 1")
+    store.fetch_trials("t")
+    other.fetch_trials("t")
+    assert (trials / "images-a").read_text() == "1 1 1"
+    assert (there / "images-a").read_text() == "1 1"
 
 
 def test_trainings_of_other_weights_have_other_names(tmp_path: Path) -> None:
@@ -192,6 +242,19 @@ def test_a_line_that_is_mended_costs_a_moment(store: RemoteStore, server: tuple[
     assert store.storage.read("late") == b"there"
 
 
+def test_a_line_that_is_silent_is_told(
+    store: RemoteStore, server: tuple[str, Line], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing breaks and nothing comes: only a time-out of its own ends a request."""
+    monkeypatch.setattr(raq.storage, "REQUEST_TIMEOUT_S", 1.0)
+    line = server[1]
+    store.storage.write("x", b"there")
+    line.hold()
+    threading.Timer(3.0, line.mend).start()
+    assert store.storage.read("x") == b"there"
+    assert "does not answer, trying again" in capfd.readouterr().err
+
+
 def test_a_line_that_stays_cut_is_one_error(
     store: RemoteStore, server: tuple[str, Line], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +275,7 @@ def test_one_writer_at_a_time(
 ) -> None:
     monkeypatch.setattr(raq.storage, "LEASE_S", 1.0)
     monkeypatch.setattr(raq.storage, "RENEW_S", 0.2)
+    monkeypatch.setattr(raq.storage, "SETTLE_S", 0.1)
     other = elsewhere(store, tmp_path, monkeypatch)
     with store.locked(), pytest.raises(UserError, match="another raq run is writing here"), other.locked():
         pass
@@ -222,12 +286,35 @@ def test_one_writer_at_a_time(
     assert "watching" in capfd.readouterr().err
 
 
+def test_of_two_that_start_together_one_stays(store: RemoteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_starts(seconds: float) -> None:
+        store.storage.write(".lock", b"other 0")
+
+    monkeypatch.setattr("raq.storage.time.sleep", other_starts)
+    with pytest.raises(UserError, match="another raq run is writing here"), store.locked():
+        pass
+    assert store.storage.read(".lock") == b"other 0"
+
+
+def test_a_run_whose_lock_was_taken_publishes_nothing_more(store: RemoteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raq.storage, "RENEW_S", 0.1)
+    monkeypatch.setattr(raq.storage, "SETTLE_S", 0.1)
+    leave(store, "one", b"weights")
+    with pytest.raises(StorageError, match="another raq run has taken over"), store.locked():
+        store.storage.write(".lock", b"other 0")
+        assert store.storage._taken.wait(10)
+        store.publish("train", FINGERPRINT, record("one"))
+    assert store.find("train", FINGERPRINT) is None
+    assert store.storage.read(".lock") == b"other 0"
+
+
 @pytest.mark.parametrize(
     ("address", "complaint"),
     [
         ("s3://key:secret@bucket/folder", "credentials do not belong in an address"),
         ("s3://KEY:with/secret@bucket/folder", "credentials do not belong in an address"),
         ("s3://bucket/folder?endpoint_override=key:secret@host", "credentials do not belong in an address"),
+        ("s3://bucket/folder?endpoint_override=key:secret%40host", "credentials do not belong in an address"),
         ("s3://[bucket/folder", "not an address"),
         ("s3://bucket/folder?secret_key=x", "unknown option 'secret_key'"),
         ("s3://bucket", "not the address of a folder"),

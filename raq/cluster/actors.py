@@ -1,5 +1,6 @@
 """Stages in Ray actors with resources of their own."""
 
+import errno
 import os
 import time
 import traceback
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raq.cluster.board import progress_to
-from raq.cluster.nodes import BENCH_RESOURCE, given_labels
+from raq.cluster.board import Post
+from raq.cluster.nodes import BENCH_RESOURCE, NODE_ID, Node, given_labels
+from raq.cluster.placement import Demand
 from raq.cluster.session import output_to
 from raq.environment import environment
 from raq.errors import RaqError, UserError
@@ -20,6 +23,8 @@ from raq.records import CHECKPOINTS, now
 from raq.stages.at_hand import at_hand, fetch_checkpoint, log_here, log_sent, send_stage
 from raq.stages.call import Call
 from raq.stages.table import run_stage
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @ray.remote(max_restarts=0)
@@ -31,23 +36,24 @@ class StageActor:
         if gpus == 0:  # num_gpus=0 no longer hides the GPUs of the node
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    def run(self, call: Call, log: str) -> dict[str, Any]:
+    def run(self, call: Call, log: str, attempt: int) -> dict[str, Any]:
         """Do a stage: its results with the environment they came from, or what went wrong, as plain values."""
+        post = Post(self.board, call.name, attempt)
         execution, path = uuid.uuid4().hex, log_here(call, Path(log))
         with output_to(path), log_sent(call, path):
-            self.board.post.remote({"stage": call.name, "node": ray.get_runtime_context().get_node_id()})
+            post.at_work(ray.get_runtime_context().get_node_id())
             started, started_at = time.perf_counter(), now()
             try:
                 here = at_hand(call)
                 fetch_checkpoint(here, Path(here.folder) / CHECKPOINTS[0])
-                results = _do(here, self.board)
+                results = _do(here, post)
                 files = send_stage(here, execution)
             except OSError as error:
                 traceback.print_exc()
                 place = f"{error.filename}: " if error.filename else ""
                 return {
                     "error": f"{place}{error.strerror or error}",
-                    "hint": "free some space, or see the log",
+                    "hint": "free some space" if error.errno in FULL else "see the log",
                     "user": False,
                 }
             except RaqError as error:
@@ -79,38 +85,38 @@ def _node() -> dict[str, Any]:
     return {"address": ray.util.get_node_ip_address(), "labels": labels}
 
 
-def _do(call: Call, board: Any) -> dict[str, Any]:
+def _do(call: Call, post: Post) -> dict[str, Any]:
     if call.kind == "sweep":
         from raq.cluster.sweep import distributed_sweep
 
-        return distributed_sweep(call, board)
+        return distributed_sweep(call, post)
     if call.kind == "layer_sweep":
         from raq.cluster.sweep import distributed_layer_sweep
 
-        return distributed_layer_sweep(call, board)
+        return distributed_layer_sweep(call, post)
     if call.kind == "qat_sweep":
         from raq.cluster.qat_sweep import distributed_qat_sweep
 
-        return distributed_qat_sweep(call, board)
+        return distributed_qat_sweep(call, post)
     if call.workers > 1 or call.elastic:
         from raq.cluster.training import distributed_stage
 
-        return distributed_stage(call, board)
-    return run_stage(call, progress_to(board, call.name))
+        return distributed_stage(call, post)
+    return run_stage(call, post)
 
 
-def start_actor(board: Any, pool: Pool, cpus: int, gpus: int, labels: Mapping[str, str], *, waits: bool) -> Any:
+def start_actor(board: Any, pool: Pool, demand: Demand, labels: Mapping[str, str]) -> Any:
     """An actor with the resources of a kind of stage, on a node with `labels`; for bench, a whole node's, marked taken.
 
-    waits: the actor only waits for the workers of Ray Train or the trials of Ray Tune, which have the resources.
+    One that waits for the workers of Ray Train or the trials of Ray Tune leaves the resources to them.
     """
-    own_cpus, own_gpus = (0, 0) if waits else (cpus, gpus)
+    own_cpus, own_gpus = (0, 0) if demand.waits else (demand.cpus, demand.gpus)
     resources = {BENCH_RESOURCE: 1} if pool == "bench" else {}
     options: dict[str, Any] = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
-    if labels and not waits:
+    if labels:
         options["label_selector"] = dict(labels)
     actor: Any = StageActor  # ray.remote made it an actor class
-    return actor.options(**options).remote(board, gpus)
+    return actor.options(**options).remote(board, demand.gpus)
 
 
 def _machine_there() -> dict[str, Any]:
@@ -119,21 +125,36 @@ def _machine_there() -> dict[str, Any]:
     return machine()
 
 
-def machine_of_bench_node(labels: Mapping[str, str], timeout_s: float = 120.0) -> dict[str, Any]:
-    """What the machine is on which latencies will be measured: a node with `labels` and the resource 'bench', else any.
+def machine_to_measure_on(nodes: list[Node], labels: Mapping[str, str], timeout_s: float = 120.0) -> dict[str, Any]:
+    """What the machine is on which latencies will be measured: a node with `labels` that may measure, else any.
 
-    Raises UserError if no node answers in time.
+    Of several the one with the most CPUs, which is where a measurement has room. Raises UserError if they are not of
+    one kind, or none answers in time.
     """
-    has_bench = BENCH_RESOURCE in ray.cluster_resources()
-    options: dict[str, Any] = {"resources": {BENCH_RESOURCE: 0.001}} if has_bench else {}
-    if labels:
-        options["label_selector"] = dict(labels)
-    describe = ray.remote(num_cpus=0, **options)(_machine_there)
-    try:
-        described: dict[str, Any] = ray.get(describe.remote(), timeout=timeout_s)
-    except ray.exceptions.RayError as error:
+    able = [node for node in nodes if node.has(labels)] or nodes
+    able = [node for node in able if node.bench] or able
+    describe = ray.remote(num_cpus=0)(_machine_there)
+    asked = [
+        describe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.labels[NODE_ID], soft=False)).remote()
+        for node in able
+    ]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s)
+    machines, why = [], "no answer"
+    for reference in answered:
+        try:
+            machines.append(ray.get(reference))
+        except ray.exceptions.RayError as error:  # a node that has just been lost, and others are there
+            why = type(error).__name__
+    if not machines:
         raise UserError(
-            f"the cluster did not answer within {timeout_s:.0f} s ({type(error).__name__})",
+            f"the cluster did not answer within {timeout_s:.0f} s ({why})",
             "see 'ray status'; raq must be installed on its nodes",
-        ) from error
-    return described
+        )
+    kinds = sorted({f"{machine['cpu']} ({' '.join(machine['features'])})" for machine in machines})
+    if len(kinds) > 1:
+        raise UserError(
+            f"the nodes that may measure are of {len(kinds)} kinds: {'; '.join(kinds)}",
+            "choose those of one kind by their labels: resources.bench.labels",
+        )
+    chosen: dict[str, Any] = max(machines, key=lambda machine: (machine["cpus"], str(machine)))
+    return chosen

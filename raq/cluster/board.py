@@ -4,7 +4,7 @@ Imports nothing of raq: the board's process needs neither torch nor the stages, 
 """
 
 import asyncio
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -44,6 +44,21 @@ def start_board() -> Any:
     return actor.options(scheduling_strategy=here).remote()
 
 
-def progress_to(board: Any, stage: str) -> Callable[[dict[str, Any]], None]:
-    """A progress function that posts to the board and does not wait."""
-    return lambda metrics: board.post.remote({"stage": stage, "progress": metrics})
+@dataclass(frozen=True)
+class Post:
+    """Posts what one attempt at a stage tells, and does not wait: a progress function that other processes can have."""
+
+    board: Any
+    stage: str
+    attempt: int = 1
+
+    def __call__(self, progress: Event) -> None:
+        """How far it is."""
+        self._post(progress=progress)
+
+    def at_work(self, node: str) -> None:
+        """It has begun, on the node with this id."""
+        self._post(node=node)
+
+    def _post(self, **what: Any) -> None:
+        self.board.post.remote({"stage": self.stage, "attempt": self.attempt, **what})

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raq.cluster.nodes import NOTICED_TIMEOUT_S, Node, NodeWatch, node_is_gone
-from raq.cluster.placement import Demand, Room, able_nodes, demand_of
+from raq.cluster.nodes import ENDING_TIMEOUT_S, NODE_ID, NOTICED_TIMEOUT_S, Node, NodeWatch, node_is_gone
+from raq.cluster.placement import Demand, Room, demand_of, least_workers, room_for
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
@@ -52,6 +52,7 @@ class Driver:
     wait_s: float = 0.0  # how long to wait for nodes in place of those that are lost
     running: dict[Any, _Running] = field(default_factory=dict)
     idle: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
+    postponed: list[_Running] = field(default_factory=list)  # to be tried again when no other distributed stage runs
     by_name: dict[str, Stage] = field(init=False)
     room: Room = field(init=False)
     last_end: float = 0.0  # when a stage ended, the last time
@@ -73,7 +74,8 @@ class Driver:
         board = start_board()
         events = board.take.remote(TAKE_TIMEOUT_S)
         try:
-            while waiting or self.running:
+            while waiting or self.running or self.postponed:
+                self._resume_postponed(demands, board)
                 for stage, places in self._startable(waiting, demands):
                     self._start(waiting.pop(stage.name), demands[stage.name], places, board, attempt=1)
                 finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
@@ -89,13 +91,12 @@ class Driver:
         finally:
             for entry in self.running.values():
                 ray.kill(entry.actor)
-            for actor, _ in self.idle:
-                ray.kill(actor)
+            self._end_idle()
             ray.kill(board)
 
     def _startable(self, waiting: Mapping[str, Stage], demands: Mapping[str, Demand]) -> list[tuple[Stage, list[int]]]:
         """The stages whose inputs are there, with the places they now have; a measurement runs alone."""
-        unfinished = {*waiting, *(entry.stage.name for entry in self.running.values())}
+        unfinished = {*waiting, *(entry.stage.name for entry in [*self.running.values(), *self.postponed])}
         chosen: list[tuple[Stage, list[int]]] = []
         if any(entry.stage.pool == "bench" for entry in self.running.values()):
             return chosen
@@ -117,23 +118,34 @@ class Driver:
     def _start(
         self, stage: Stage, demand: Demand, places: list[int], board: Any, attempt: int, nodes_lost: int = 0
     ) -> None:
-        import ray
 
         from raq.cluster.actors import start_actor
 
         key = (stage.pool, demand)
-        actor = next((a for a, k in self.idle if k == key), None)
-        if actor is None:
-            for other, _ in self.idle:  # what they hold may be what the new one needs
-                ray.kill(other)
-            self.idle.clear()
-            actor = start_actor(board, stage.pool, demand.cpus, demand.gpus, stage.resources.labels, waits=demand.waits)
+        actor = next((a for a, k in self.idle if k == key), None) if attempt == 1 else None
+        if actor is None:  # a new one: what the idle ones hold it may need, and a node that was lost has theirs too
+            self._end_idle()
+            actor = start_actor(
+                board, stage.pool, demand, {**stage.resources.labels, **(self._not_on_heads() if demand.waits else {})}
+            )
         else:
             self.idle.remove((actor, key))
         log = self._log_of(stage)
-        reference = actor.run.remote(self._call(stage, demand), str(log))
+        reference = actor.run.remote(self._call(stage, demand), str(log), attempt)
         self.running[reference] = _Running(stage, actor, places, attempt, time.monotonic(), nodes_lost)
         self.listener(stage.name, {"state": "starting"})
+
+    def _end_idle(self) -> None:
+        import ray
+
+        for actor, _ in self.idle:
+            ray.kill(actor)
+        self.idle.clear()
+
+    def _not_on_heads(self) -> dict[str, str]:
+        """A label that keeps what takes no CPU, but works, away from nodes without CPUs: a head that does no work."""
+        heads = [node.labels[NODE_ID] for node in self.watch.there if node.cpus == 0 and NODE_ID in node.labels]
+        return {NODE_ID: f"!in({','.join(heads)})"} if heads else {}
 
     def _where_log_is(self, stage: Stage) -> str:
         """Where people find a stage's log."""
@@ -164,6 +176,7 @@ class Driver:
             stage.resources.labels,
             None if stage.least_workers is None else (stage.least_workers, stage.workers),
             self.store.address,
+            self.wait_s,
         )
 
     def _finish(self, reference: Any, demands: Mapping[str, Demand], board: Any) -> None:
@@ -185,6 +198,7 @@ class Driver:
             self._try_again(entry, what, type(error).__name__, demands, board)
             return
         if answer.get("told_to_end"):
+            entry.nodes_lost += entry.node is not None and node_is_gone(entry.node, ENDING_TIMEOUT_S)
             self._try_again(entry, "its process was told to end", answer["error"], demands, board)
             return
         if "error" in answer:
@@ -219,19 +233,30 @@ class Driver:
             raise StageError(
                 f"{stage.name}: {what}, at attempt {entry.attempt} ({reason})", f"see {self._where_log_is(stage)}"
             )
-        waiting = [demands[other.stage.name].waits for other in self.running.values()]
-        if demands[stage.name].waits and not any(waiting):
-            from raq.cluster.training import release_leaked_places
-
-            release_leaked_places()
         self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {entry.attempt + 1}"})
-        self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1, entry.nodes_lost)
+        if demands[stage.name].waits:  # its workers' places may have leaked, which is mended when no others have any
+            self.postponed.append(entry)
+            self._resume_postponed(demands, board)
+        else:
+            self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1, entry.nodes_lost)
+
+    def _resume_postponed(self, demands: Mapping[str, Demand], board: Any) -> None:
+        """Try the distributed stages again whose actor died, once no other one runs whose places might be taken."""
+        if not self.postponed or any(demands[other.stage.name].waits for other in self.running.values()):
+            return
+        from raq.cluster.training import release_leaked_places
+
+        release_leaked_places()
+        for entry in self.postponed:
+            stage = entry.stage
+            self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1, entry.nodes_lost)
+        self.postponed.clear()
 
     def _show(self, events: list[dict[str, Any]]) -> None:
         running = {entry.stage.name: entry for entry in self.running.values()}
         for event in events:
             entry = running.get(event["stage"])
-            if entry is not None:  # else it is late: the stage has ended
+            if entry is not None and event["attempt"] == entry.attempt:  # else it is late: that attempt has ended
                 entry.started = entry.started or time.monotonic()
                 entry.node = event.get("node", entry.node)
                 self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
@@ -250,11 +275,11 @@ class Driver:
             patience = max(LOST_TIMEOUT_S, self.wait_s)
             if entry.started is not None and not demand.waits:
                 continue
-            if able_nodes(entry.stage, self.watch.there, demand.cpus, demand.gpus):
+            if room_for(entry.stage, self.watch.there, demand) >= least_workers(entry.stage):
                 entry.able = time.monotonic()
             if time.monotonic() - entry.able > patience:
                 raise StageError(
-                    f"{entry.stage.name}: the nodes that could do it are gone, and none has come for {patience:.0f} s",
+                    f"{entry.stage.name}: nodes that it needs are gone, and none have come for {patience:.0f} s",
                     "finished stages are kept; bring them back, or wait for them with --wait",
                 )
             longest = max(START_TIMEOUT_S, self.wait_s)
@@ -269,16 +294,12 @@ class Driver:
 
         Ray sees to that; but actors that have ended what they did there are not taken again.
         """
-        import ray
-
         leaving = self.watch.look()
         for node, when in leaving.items():
             for name in [entry.stage.name for entry in self.running.values() if entry.node == node]:
                 self.listener(name, {"state": "running", "text": f"its node will be taken away{when}"})
         if leaving:
-            for actor, _ in self.idle:
-                ray.kill(actor)
-            self.idle.clear()
+            self._end_idle()
 
     def _record(self, stage: Stage, answer: Record, attempts: int) -> Record:
         inputs = {role: self.by_name[name] for role, name in stage.inputs.items()}

@@ -8,7 +8,9 @@ from raq.bench.machine import available_cpus
 from raq.environment import gpus
 
 BENCH_RESOURCE = "bench"
+NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 LOOK_EVERY_S = 5.0
+ENDING_TIMEOUT_S = 5.0  # until a node is dead that has told its processes to end
 NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
 
 

@@ -56,8 +56,7 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",
             f"lower it to at most {largest}, or leave it out",
         )
-    places = sum(min(node.cpus // cpus, node.gpus // wants_gpu if wants_gpu else stage.workers) for node in able)
-    least = stage.least_workers or stage.workers
+    places, least = _room_on(able, cpus, wants_gpu), least_workers(stage)
     if places < least:
         raise UserError(
             f"{stage.name} asks for {least} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
@@ -75,7 +74,7 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
     A trial of several workers has room where all of them have: their number is a multiple of a trial's.
     """
     cpus = stage.resources.cpus or 1
-    places = sum(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus) for node in able)
+    places = _room_on(able, cpus, gpus)
     if places < stage.workers:
         raise UserError(
             f"resources.{stage.pool}: a trial of {stage.name} wants {stage.workers} x {cpus} CPUs and {gpus} GPUs, "
@@ -84,6 +83,20 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
         )
     at_once = places // stage.workers
     return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
+
+
+def least_workers(stage: Stage) -> int:
+    """How many workers there must be room for; of a sweep, those of a trial."""
+    return stage.least_workers or stage.workers
+
+
+def room_for(stage: Stage, nodes: list[Node], demand: Demand) -> int:
+    """For how many workers of a stage these nodes have room, if nothing else runs."""
+    return _room_on(able_nodes(stage, nodes, demand.cpus, demand.gpus), demand.cpus, demand.gpus)
+
+
+def _room_on(nodes: list[Node], cpus: int, gpus: int) -> int:
+    return sum(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus) for node in nodes)
 
 
 def able_nodes(stage: Stage, nodes: list[Node], cpus: int, gpus: int) -> list[Node]:
@@ -151,7 +164,7 @@ def _lacking(experiment: Experiment, nodes: list[Node]) -> str:
     for pool, wanted in (("train", workers), ("quantize", 1), ("bench", 1)):
         asked = getattr(experiment.resources, pool)
         able = [n for n in nodes if n.gpus >= asked.gpus and n.has(asked.labels) and (n.bench or pool != "bench")]
-        places = sum(min(n.cpus // (asked.cpus or 1), n.gpus // asked.gpus if asked.gpus else n.cpus) for n in able)
+        places = _room_on(able, asked.cpus or 1, asked.gpus)
         if places < wanted:
             return f"nodes for {pool}: there is room for {places} of {wanted}"
     return ""

@@ -13,7 +13,18 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raq.cluster.sweep import Progress, reason, refuse_lost_storage, resources_of, run_config, tune_config
+from raq.cluster.board import Post
+from raq.cluster.sweep import (
+    MOST_PASSES,
+    Progress,
+    reason,
+    refuse_lost_storage,
+    resources_of,
+    run_config,
+    told_again,
+    tune_config,
+    was_lost,
+)
 from raq.cluster.training import PLACE, remove_place, train_on_workers
 from raq.errors import RaqError
 from raq.searches import Search
@@ -33,7 +44,7 @@ from raq.sweeps import Config
 REPORTED = ("epoch", "validation_top1", "loss", "images_per_s")
 
 
-def distributed_qat_sweep(call: Call, board: Any) -> Results:
+def distributed_qat_sweep(call: Call, post: Post) -> Results:
     """The search of `call`, on `call.workers` places of `call.cpus` CPUs each.
 
     A trial of one worker is a plain function in an actor of Tune, which does many; one of several is Ray Train's, for
@@ -42,31 +53,38 @@ def distributed_qat_sweep(call: Call, board: Any) -> Results:
     """
     each = call.settings["qat"]["workers"]
     places = call.workers // each
-    search = search_of(call)
+    search = search_of(call)  # of a pass: a new one is asked the same
     how = f"each {'a plain function' if each == 1 else f'{each} workers of Ray Train'} with {call.cpus} CPUs a worker"
-    show = {"stage": call.name, "progress": {"text": f"{search.asked} trials, {places} at a time, {how}"}}
-    board.post.remote(show)
+    post({"text": f"{search.asked} trials, {places} at a time, {how}"})
     fetch_trials(call)
-    prepare_qat_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
+    prepare_qat_sweep(call, post)
     send_trials(call)
     if each == 1:
         trainable, resources = tune.with_parameters(_trial, call=call), resources_of(call)
     else:
         # Tune wants a trial to take something: a byte; a share of a CPU would be missing for the workers
-        trainable = tune.with_parameters(_trial_on_workers, call=call, board=board)
+        trainable = tune.with_parameters(_trial_on_workers, call=call, post=post)
         resources = tune.PlacementGroupFactory([{"memory": 1}])
     callbacks = [] if each == 1 else [_GiveBack(call)]
-    tune_search(call, board, search, tune.with_resources(trainable, resources), places, callbacks)
-    fetch_trials(call)
+    for last in (number == MOST_PASSES for number in range(1, MOST_PASSES + 1)):
+        lost = tune_search(call, post, search, tune.with_resources(trainable, resources), places, callbacks)
+        fetch_trials(call)
+        if not lost or last:
+            break
+        post({"text": told_again(lost)})
+        search = search_of(call)
     results = finish_qat_sweep(call, search)
     forget_trainings(call)
     return results
 
 
 def tune_search(
-    call: Call, board: Any, search: Search, trainable: Any, places: int, callbacks: Sequence[tune.Callback] = ()
-) -> None:
+    call: Call, post: Post, search: Search, trainable: Any, places: int, callbacks: Sequence[tune.Callback] = ()
+) -> int:
     """Go through a search by Tune, at most `places` trials at a time; what they tell is then in `search`.
+
+    Returns how many trials were lost with their process or their node, which is no result of theirs: the search, asked
+    anew, does them again, and all that stood on them.
 
     trainable: takes a config, and reports "epoch" (from 0) and "validation_top1" after each epoch.
     """
@@ -80,13 +98,16 @@ def tune_search(
             reuse_actors=call.settings["qat"]["workers"] == 1,
             scheduler=_Halving(search, suggestions),
         ),
-        run_config=run_config(call, [Progress(call.name, board, search.asked), *callbacks]),
+        run_config=run_config(call, [Progress(post, search.asked), *callbacks]),
     )
+    lost = 0
     for result in tuner.fit():
         number = suggestions.number_of(result.config)
-        refuse_lost_storage(result.error)
+        refuse_lost_storage(call, result.error)
         if result.error is not None and number is not None:
             search.fail(number, reason(result.error))
+            lost += was_lost(result.error)
+    return lost
 
 
 def _trial(config: Config, call: Call) -> None:
@@ -100,7 +121,7 @@ def _report(row: dict[str, Any]) -> None:
     tune.report({key: row.get(key) for key in REPORTED})
 
 
-def _trial_on_workers(config: Config, call: Call, board: Any) -> None:
+def _trial_on_workers(config: Config, call: Call, post: Post) -> None:
     """What Tune runs in an actor: a training by several workers of Ray Train, which has the resources."""
     call = trials_at_hand(call)
     trial = call_of(call, config)
@@ -109,7 +130,7 @@ def _trial_on_workers(config: Config, call: Call, board: Any) -> None:
         for row in known["history"]:
             _report(row)
         return
-    finish_trial(trial, train_on_workers(trial, board, _report))
+    finish_trial(trial, train_on_workers(trial, post, _report))
     send_trials(call)
     forget_work(trial)
 

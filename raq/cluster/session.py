@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import unquote
 
 from raq.cluster.nodes import BENCH_RESOURCE, Node, local_node, nodes_now
 from raq.errors import RaqError, UserError
@@ -77,8 +78,18 @@ def _scratch_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="raq-ray-", dir=usual if len(usual) <= LONGEST_TEMPORARY_FOLDER else "/tmp"))
 
 
+def refuse_credentials(address: str) -> None:
+    """UserError if there may be credentials in the address of a cluster, which is shown and logged; not repeated."""
+    if any(mark in unquote(address) for mark in "@?#"):
+        raise UserError(
+            "--address: credentials and options do not belong in a cluster's address, which logs show",
+            "give HOST:PORT; a token belongs in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token",
+        )
+
+
 def _refuse_silence(address: str) -> None:
     """UserError if nothing listens at host:port; Ray itself would try for minutes."""
+    refuse_credentials(address)
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         if address == "auto":

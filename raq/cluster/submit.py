@@ -9,15 +9,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from raq.cluster.package import Package, pack
-from raq.cluster.session import RAY_SETTINGS
+from raq.cluster.session import RAY_SETTINGS, refuse_credentials
 from raq.errors import RaqError, UserError
-from raq.interruption import uninterrupted
+from raq.interruption import Terminated, uninterrupted
 from raq.records import now
 from raq.storage import check_address, is_address
 
@@ -49,6 +50,7 @@ class Job:
     results: str
     fresh: bool
     wait_s: float
+    say: Say
 
     def sent(self, number: int) -> str:
         """Send it, the `number`th time; the job's id. RaqError if the cluster does not take it."""
@@ -71,8 +73,11 @@ class Job:
                     metadata={"experiment": package.name, "results": self.results},
                 )
                 return job
+            except KeyboardInterrupt:
+                self.say(f"interrupted while job {identity} was sent: if the cluster has taken it, it goes on there")
+                raise
             except _failures() as error:
-                if number > 1 and "already exists" in str(error):  # it was taken, and its answer lost
+                if self._taken(identity):  # and its answer was lost
                     return identity
                 if time.monotonic() >= until:
                     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -80,6 +85,12 @@ class Job:
                         f"the cluster does not take the job: {first}", "see the head's dashboard.log"
                     ) from error
             time.sleep(RECONNECT_S)
+
+    def _taken(self, identity: str) -> bool:
+        """Whether the cluster says that it has this job."""
+        with suppress(*_failures()):
+            return self.client.get_job_info(identity) is not None
+        return False
 
 
 def submit(
@@ -110,7 +121,7 @@ def submit(
         )
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
         package = pack(path, overrides, Path.cwd(), Path(scratch))
-        asked = Job(_connected(address), package, overrides, results, fresh, wait_s)
+        asked = Job(_connected(address), package, overrides, results, fresh, wait_s, say)
         for number in range(1, MOST_SUBMISSIONS + 1):
             job = asked.sent(number)
             size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
@@ -134,9 +145,11 @@ def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask)
     try:
         began = asyncio.run(_followed(asked.client, job, say))
         return _ended(asked.client, job, say, asked.results, began=began)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
+        answer = "detach"
+        with suppress(KeyboardInterrupt):  # the second one, while it is asked
+            answer = answer if isinstance(interruption, Terminated) else ask()
         with uninterrupted():
-            answer = ask()
             if answer != "stop":
                 say(f"detached: the job goes on. {_how_to_look(job, address, asked.results)}")
                 return 0
@@ -152,6 +165,7 @@ def _how_to_look(job: str, address: str, results: str) -> str:
 
 def _connected(address: str) -> Any:
     """A client of the cluster's job server; UserError if none answers there, or not to this token."""
+    refuse_credentials(address)
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take them in place of what was asked for
         os.environ.pop(name, None)
     os.environ.update({name: value for name, value in RAY_SETTINGS.items() if name not in os.environ})
@@ -219,8 +233,9 @@ async def _followed(client: Any, job: str, say: Say) -> bool:
                 if not done:
                     status = str(client.get_job_info(job).status)
                     if status == "PENDING" and time.monotonic() - began > START_TIMEOUT_S:
+                        client.stop_job(job)
                         raise RaqError(
-                            f"job {job} has not started within {START_TIMEOUT_S:.0f} s",
+                            f"job {job} has not started within {START_TIMEOUT_S:.0f} s, and was told to stop",
                             f"see 'ray job status {job}' and the head's logs",
                         )
                     if status in ENDED:
@@ -231,8 +246,9 @@ async def _followed(client: Any, job: str, say: Say) -> bool:
                     if str(client.get_job_info(job).status) in ENDED:
                         return lines.ended()
                     raise ConnectionError("the log ended before the job")  # its server, or what lies between, let go
+                said = lines.said
                 lines.take(text)
-                breaks = 0
+                breaks = breaks if lines.said == said else 0  # the log comes again from its start
                 waiting = asyncio.ensure_future(anext(stream, None))
         except _failures() as error:  # the line broke
             if _unknown(client, job):

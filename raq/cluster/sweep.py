@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.tune.search import SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from raq.cluster.board import Post
 from raq.errors import StageError
 from raq.fingerprints import digest, short_digest
 from raq.stages.at_hand import fetch_trials, send_trials, trials_at_hand
@@ -18,9 +20,11 @@ from raq.storage import StorageError
 from raq.sweeps import Config, grid
 
 EXPERIMENT = "tune"
+MOST_PASSES = 3
+LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 
-def distributed_sweep(call: Call, board: Any) -> Results:
+def distributed_sweep(call: Call, post: Post) -> Results:
     """The calibrations of `call`, `call.workers` at a time with `call.cpus` CPUs each.
 
     Every trial goes through Tune, those that an interrupted or smaller sweep has left too: they report at once, so that
@@ -28,10 +32,10 @@ def distributed_sweep(call: Call, board: Any) -> Results:
     more and then told; the others go on. Raises StageError if none finishes.
     """
     fetch_trials(call)
-    prepare_sweep(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}))
+    prepare_sweep(call, post)
     send_trials(call)
     configs = grid(call.settings)
-    failed = tune_all(call, board, tune.with_parameters(_trial, call=call), configs, "top1")
+    failed = tune_all(call, post, tune.with_parameters(_trial, call=call), configs, "top1")
     fetch_trials(call)
     return finish_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})
 
@@ -44,7 +48,7 @@ def _trial(config: Config, call: Call) -> None:
     tune.report({key: value for key, value in found.items() if key != "config"})
 
 
-def distributed_layer_sweep(call: Call, board: Any) -> Results:
+def distributed_layer_sweep(call: Call, post: Post) -> Results:
     """The search of `call` for layers to leave in float, `call.workers` trials at a time with `call.cpus` CPUs each.
 
     First each layer alone and each left out, then the mixtures that follow; Tune's own results of both lie in the
@@ -55,12 +59,12 @@ def distributed_layer_sweep(call: Call, board: Any) -> Results:
 
     def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
         send_trials(call)
-        failed = tune_all(call, board, trainable, configs, "top1", next(names))
+        failed = tune_all(call, post, trainable, configs, "top1", next(names))
         fetch_trials(call)
         return failed
 
     fetch_trials(call)
-    return search_layers(call, lambda metrics: board.post.remote({"stage": call.name, "progress": metrics}), run_all)
+    return search_layers(call, post, run_all)
 
 
 def _layer_trial(config: dict[str, str], call: Call) -> None:
@@ -73,30 +77,48 @@ def _layer_trial(config: dict[str, str], call: Call) -> None:
 
 def tune_all(
     call: Call,
-    board: Any,
+    post: Post,
     trainable: Any,
     configs: Sequence[Mapping[str, Any]],
     metric: str,
     name: str = EXPERIMENT,
 ) -> dict[int, str]:
-    """Run all of these trials; what went wrong, by the number of the trial."""
+    """Run all of these trials; what went wrong, by the number of the trial.
+
+    Trials that were lost with their process or their node are done again, MOST_PASSES times in all: that is no result
+    of theirs, unless it comes again and again. Those that have finished report at once.
+    """
+    for last in (number == MOST_PASSES for number in range(1, MOST_PASSES + 1)):
+        failed, lost = _tune_once(call, post, trainable, configs, metric, name)
+        if not lost or last:
+            break
+        post({"text": told_again(lost)})
+        fetch_trials(call)
+    if len(failed) == len(configs):
+        raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")
+    return failed
+
+
+def _tune_once(
+    call: Call, post: Post, trainable: Any, configs: Sequence[Mapping[str, Any]], metric: str, name: str
+) -> tuple[dict[int, str], int]:
+    """What went wrong, by the number of the trial; how many of those were lost."""
     space = {key: tune.choice(list({digest(c[key]): c[key] for c in configs}.values())) for key in configs[0]}
     search = BasicVariantGenerator(points_to_evaluate=list(configs), max_concurrent=call.workers)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources_of(call)),
         param_space=space,
         tune_config=tune_config(search, len(configs), metric),
-        run_config=run_config(call, [Progress(call.name, board, len(configs))], name),
+        run_config=run_config(call, [Progress(post, len(configs))], name),
     )
     numbers = {digest(config): number for number, config in enumerate(configs)}
-    failed = {}
+    failed, lost = {}, 0
     for result in tuner.fit():
-        refuse_lost_storage(result.error)
+        refuse_lost_storage(call, result.error)
         if result.error is not None and result.config is not None:
             failed[numbers[digest({key: result.config[key] for key in configs[0]})]] = reason(result.error)
-    if len(failed) == len(configs):
-        raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")
-    return failed
+            lost += was_lost(result.error)
+    return failed, lost
 
 
 def resources_of(call: Call) -> Any:
@@ -127,9 +149,20 @@ def run_config(call: Call, callbacks: Sequence[tune.Callback], name: str = EXPER
     )
 
 
-def refuse_lost_storage(error: Any) -> None:
+def was_lost(error: Any) -> bool:
+    """Whether a trial ended with its process or its node, and not by what it did itself."""
+    return isinstance(error, LOST)
+
+
+def told_again(lost: int) -> str:
+    """In words: so many trials were lost."""
+    return f"trials that were lost with their process, {lost} of them, are done again"
+
+
+def refuse_lost_storage(call: Call, error: Any) -> None:
     """StageError if a trial failed because the storage did not answer: that is no result of the trial's."""
-    if error is not None and StorageError.__name__ in str(error):
+    words = (StorageError.__name__, "AWS Error") if call.address else ()
+    if error is not None and any(word in str(error) for word in words):
         raise StageError(f"a trial failed: {reason(error)}", "finished trials are kept; run again")
 
 
@@ -139,16 +172,15 @@ def reason(error: Any) -> str:
 
 
 class Progress(tune.Callback):
-    """Tells the board how many trials have ended."""
+    """Tells how many trials have ended."""
 
-    def __init__(self, stage: str, board: Any, count: int) -> None:
-        self.stage, self.board, self.count, self.done = stage, board, count, 0
+    def __init__(self, post: Post, count: int) -> None:
+        self.post, self.count, self.done = post, count, 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One more has finished."""
         self.done += 1
-        metrics = {"share": self.done / self.count, "text": f"trial {self.done} of {self.count}"}
-        self.board.post.remote({"stage": self.stage, "progress": metrics})
+        self.post({"share": self.done / self.count, "text": f"trial {self.done} of {self.count}"})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One more has failed for good."""

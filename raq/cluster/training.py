@@ -1,6 +1,8 @@
 """Training by several workers: the loop of model/training.py inside Ray Train."""
 
 import json
+import os
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +22,8 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from raq.cluster.session import OWN_CLUSTER_RESOURCE
+from raq.cluster.board import Post
+from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
 from raq.errors import RaqError, StageError, UserError
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.stages.at_hand import at_hand, forget, note, noted, remote_store, work_name
@@ -28,7 +31,9 @@ from raq.stages.call import Call, Results
 from raq.stages.training import finish_qat, finish_training, train_in
 from raq.storage import StorageError
 
-MAX_FAILURES = 2
+MAX_FAILURES, MAX_PREEMPTIONS = 2, 10
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+USUAL_START_S = float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
 FAILED = "failed.json"
 PLACE = "place"  # the file of a training in which its workers note their placement group
 QUIET_S, RELEASE_TIMEOUT_S = 8.0, 60.0
@@ -51,23 +56,19 @@ class _Trainer(TorchTrainer):
 class RayTrainContext:
     """The loop's context in a worker of Ray Train; checkpoints go through it to the trainer's storage."""
 
-    def __init__(self, call: Call, board: Any) -> None:
+    def __init__(self, call: Call, post: Post) -> None:
         """Rank 0 notes, for this stage, the placement group that the workers have."""
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = torch.device(get_device())
         self.call = call
-        self.board = board
+        self.progress = post
         group = get_current_placement_group()
         if self.rank == 0 and group is not None:
             if noted(call, PLACE) is not None:
                 self.progress({"text": "its workers were started again, from their last epoch"})
             note(call, PLACE, group.id.hex())
-
-    def progress(self, metrics: Metrics) -> None:
-        """Post to the board."""
-        self.board.post.remote({"stage": self.call.name, "progress": metrics})
 
     def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Report the epoch from every rank (a barrier), with rank 0's checkpoint."""
@@ -119,7 +120,7 @@ def _worker(config: dict[str, Any]) -> None:
         return
     torch.set_num_threads(call.cpus)
     try:
-        train_in(call, RayTrainContext(call, config["board"]))
+        train_in(call, RayTrainContext(call, config["post"]))
     except StorageError:
         raise  # another attempt may find it
     except RaqError as error:
@@ -128,14 +129,14 @@ def _worker(config: dict[str, Any]) -> None:
         raise
 
 
-def distributed_stage(call: Call, board: Any) -> Results:
+def distributed_stage(call: Call, post: Post) -> Results:
     """FP32 or quantization-aware training by `call.workers` workers, and what is made of it."""
-    trained = train_on_workers(call, board)
+    trained = train_on_workers(call, post)
     forget(call, PLACE)
     return (finish_training if call.kind == "train" else finish_qat)(call, trained)
 
 
-def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], None] | None = None) -> TrainingResult:
+def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], None] | None = None) -> TrainingResult:
     """Train by `call.workers` workers, or as many of `call.elastic` as there is room for; from the last checkpoint.
 
     report: in a trial of Tune, what takes the rows of the history, those too that are there already.
@@ -149,7 +150,7 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
             report(row)
     for attempt in range(MAX_FAILURES + 1):
         try:
-            result = _trainer(call, board, for_tune=report is not None).fit()
+            result = _trainer(call, post, for_tune=report is not None).fit()
             _raise_noted(call)
             assert result.checkpoint is not None
             with result.checkpoint.as_directory() as folder:
@@ -161,14 +162,19 @@ def train_on_workers(call: Call, board: Any, report: Callable[[dict[str, Any]], 
     raise AssertionError("the last attempt returns or raises")
 
 
-def _trainer(call: Call, board: Any, *, for_tune: bool) -> _Trainer:
+def _trainer(call: Call, post: Post, *, for_tune: bool) -> _Trainer:
+    # Ray Train gives these to its controller; on a cluster that was joined they are not in this process's environment
+    for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
+        os.environ.setdefault(name, RAY_SETTINGS[name])
+    # elastic, it takes the workers that there are, as soon as this has passed
+    os.environ[START_TIMEOUT] = f"{USUAL_START_S if call.elastic else max(USUAL_START_S, call.wait_s):g}"
     per_worker: dict[str, float] = {"CPU": call.cpus}
     if call.gpus:
         per_worker["GPU"] = call.gpus
     path, filesystem = _storage_of(call)
     return _Trainer(
         _worker,
-        train_loop_config={"call": call, "board": board},
+        train_loop_config={"call": call, "post": post},
         scaling_config=ScalingConfig(
             num_workers=call.elastic or call.workers,
             use_gpu=call.gpus > 0,
@@ -185,6 +191,7 @@ def _trainer(call: Call, board: Any, *, for_tune: bool) -> _Trainer:
                 max_failures=MAX_FAILURES,
                 # a worker, or its node, may be lost while the group of them starts
                 controller_failure_limit=MAX_FAILURES,
+                max_preemption_failures=MAX_PREEMPTIONS,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
@@ -218,12 +225,19 @@ def _known_history(call: Call) -> list[Metrics]:
     """The history in the newest checkpoint that the trainer of this stage has."""
     path, filesystem = _storage_of(call)
     system = filesystem or LocalFileSystem()
-    infos = system.get_file_info(FileSelector(f"{path}/{call.kind}", allow_not_found=True, recursive=True))
-    found = max((info.path for info in infos if info.base_name == CHECKPOINT), default=None)
-    if found is None:
+
+    def read() -> list[Metrics]:
+        infos = system.get_file_info(FileSelector(f"{path}/{call.kind}", allow_not_found=True, recursive=True))
+        for found in sorted((info.path for info in infos if info.base_name == CHECKPOINT), reverse=True):
+            with Checkpoint(found.rpartition("/")[0], system).as_directory() as folder:
+                try:
+                    return read_result(Path(folder)).history
+                except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # cut off while it was sent
+                    print(f"{found}: not a whole checkpoint: {error}", flush=True)
         return []
-    with Checkpoint(found.rpartition("/")[0], system).as_directory() as folder:
-        return read_result(Path(folder)).history
+
+    store = remote_store(call)
+    return read() if store is None else store.storage.tried(read)
 
 
 def remove_place(identity: str) -> None:

@@ -39,7 +39,7 @@ class Call:
     working_directory: where things lie, which no fingerprint covers; cpus: how many CPUs are its own; labels: those
     that the nodes of its workers or trials must have; elastic: the least and the most workers of a training that goes
     on when nodes come and go, of which there is room for `workers` at first; address: where the results are, if not in
-    the folders named, which are then the driver's.
+    the folders named, which are then the driver's; wait_s: how long to wait for nodes in place of those that are lost.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Call:
     labels: Mapping[str, str] = field(default_factory=dict)
     elastic: tuple[int, int] | None = None
     address: str | None = None
+    wait_s: float = 0.0
 
     @property
     def device(self) -> str:

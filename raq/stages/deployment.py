@@ -4,8 +4,9 @@ Plain torch, never ray; torch is imported inside the functions.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raq.errors import StageError
 from raq.experiment import FILE_OF_RUNTIME, Bench
@@ -34,9 +35,20 @@ if TYPE_CHECKING:
 TRAIN_SAMPLE = 256
 
 
+def _refuse_other_machine(planned: Mapping[str, Any]) -> None:
+    """StageError if this is not the kind of machine that the plan is for."""
+    from raq.environment import machine
+
+    here = machine()
+    if (here["cpu"], here["features"]) != (planned["cpu"], planned["features"]):
+        raise StageError(
+            f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
+            "give labels that only nodes of that kind have: resources.quantize.labels, resources.bench.labels",
+        )
+
+
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
-    from raq.environment import machine
     from raq.quantize import pte
     from raq.quantize.artifact import load, lower, read
     from raq.quantize.audit import audit
@@ -46,12 +58,8 @@ def lower_stage(call: Call, progress: Progress) -> Results:
 
     settings, path = call.settings, Path(call.folder) / FILE_OF_RUNTIME[call.settings["runtime"]]
     portable = settings["runtime"] == "executorch"
-    here, planned = machine(), settings["machine"]
-    if not portable and (here["cpu"], here["features"]) != (planned["cpu"], planned["features"]):
-        raise StageError(
-            f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
-            "give resources that only nodes of that kind have",
-        )
+    if not portable:
+        _refuse_other_machine(settings["machine"])
     chain = parity_chain(call, dataset_of(call))
     if "program" in call.inputs:
         program = load_program(Path(call.inputs["program"]) / PROGRAM)
@@ -184,6 +192,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     from raq.records import write_json
 
     settings = call.settings
+    _refuse_other_machine(settings["machine"])
     protocol = Bench.model_validate(settings["bench"])
     cpus = available_cpus()[: call.cpus]
     threads = protocol.threads or len(cpus)

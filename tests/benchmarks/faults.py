@@ -4,18 +4,20 @@
 
 worker: a process at work is killed. node: a node is gone, and another one comes. driver: the job's process is killed.
 head: the head is gone with all nodes, and all come back. preemption: a notice, then the node is gone, and another one
-comes. storage: the storage (S3) does not answer for 30 s. disk: the disk of the results is full, then has room again.
-straggler: a node gets a fifth of its time for 30 s. hang: a process at work stops for ever.
+comes. storage: the storage (S3) is silent for 30 s. disk: the disk of the results is full, then has room again.
+straggler: a node gets a fifth of its time for 30 s. hang: a process at work stops for ever. Nodes share the folder of
+the results and no cache; with results at S3, nothing. What is hit is at work: a node that is not would not be missed.
 
 Every run is submitted. At its end: is it complete, are its records those of an undisturbed run (but for what two
 undisturbed runs have different too), are the stages that were done before the fault still the same executions, is a
-process of a stage or a placement group left? A fault that met nothing, as the run had just ended or nothing was at
-work, is injected again at another moment. Finished points are kept in the work folder: it goes on where it was
-interrupted, with those of this commit. The table goes to results/reference/faults.json. A full disk needs the right to
+process of a stage or a placement group left? A fault that met nothing, as the run had just ended, is injected
+again at another moment. Finished points are kept in the work folder: it goes on where it was interrupted, with those
+of the same code. The table goes to results/reference/faults.json. A full disk needs the right to
 mount one.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -30,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from ray_nodes import Head, job_process, ray_cluster, wait_for_nodes  # noqa: E4
 from s3_server import Line, s3_server  # noqa: E402
 
 from raq.environment import commit, environment  # noqa: E402
+from raq.errors import UserError  # noqa: E402
 from raq.interruption import stop_on_sigterm  # noqa: E402
 from raq.records import now, read_run, write_json  # noqa: E402
 from raq.stores import open_store  # noqa: E402
@@ -66,8 +70,8 @@ qat: null
 bench: {batch_sizes: [1], rounds: 6, precision: null, round_ms: 5, warmup: 1}
 resources:
   train: {cpus: 1, timeout_s: 100}
-  quantize: {cpus: 1, timeout_s: 60}
-  bench: {cpus: 1, timeout_s: 60}
+  quantize: {cpus: 1, timeout_s: 80}
+  bench: {cpus: 1, timeout_s: 80}
 """
 WORKER = ("--num-cpus=1", '--resources={"bench": 1}')
 COUNT = 2
@@ -99,7 +103,7 @@ class Setting:
 
     def processes(self, titles: tuple[bytes, ...], node: int | None = None) -> list[int]:
         """The processes of this cluster with such titles, of one node or all."""
-        mark = f"/tmp/raq-nodes-{os.getpid()}" + ("" if node is None else f"/worker-{node}")
+        mark = f"/tmp/raq-nodes-{os.getpid()}" + ("" if node is None else f"/worker-{node}/")
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -164,7 +168,10 @@ def signalled(setting: Setting, chance: random.Random, run: Run, number: signal.
     if process is None:
         return None
     title = title_of(process)
-    os.kill(process, number)
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        return None
     return title
 
 
@@ -172,8 +179,19 @@ def worker(setting: Setting, chance: random.Random, run: Run) -> str | None:
     return signalled(setting, chance, run, signal.SIGKILL)
 
 
-def node(setting: Setting, chance: random.Random, run: Run) -> str:
-    lost = chance.choice(setting.alive)
+def node_at_work(setting: Setting, chance: random.Random, run: Run) -> int | None:
+    """A node with a process at work, as soon as there is one; None if the run ends before."""
+    while not run.ended():
+        if found := [number for number in setting.alive if setting.processes(AT_WORK, number)]:
+            return chance.choice(found)
+        time.sleep(0.2)
+    return None
+
+
+def node(setting: Setting, chance: random.Random, run: Run) -> str | None:
+    lost = node_at_work(setting, chance, run)
+    if lost is None:
+        return None
     setting.alive.remove(lost)
     setting.cluster.lose(lost)
     time.sleep(REPLACED_S)
@@ -185,7 +203,10 @@ def driver(setting: Setting, chance: random.Random, run: Run) -> str | None:
     process = job_process(run.results)
     if process is None:
         return None
-    os.kill(process, signal.SIGKILL)
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return None
     return "raq run"
 
 
@@ -201,8 +222,10 @@ def head(setting: Setting, chance: random.Random, run: Run) -> str:
     return "head and all nodes"
 
 
-def preemption(setting: Setting, chance: random.Random, run: Run) -> str:
-    lost = chance.choice(setting.alive)
+def preemption(setting: Setting, chance: random.Random, run: Run) -> str | None:
+    lost = node_at_work(setting, chance, run)
+    if lost is None:
+        return None
     setting.alive.remove(lost)
     nodes = setting.cluster.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
     (identity,) = [n["node_id"] for n in nodes if n["labels"].get("number") == str(lost)]
@@ -218,7 +241,7 @@ def preemption(setting: Setting, chance: random.Random, run: Run) -> str:
 
 
 def storage(setting: Setting, chance: random.Random, run: Run) -> str:
-    setting.line.cut()
+    setting.line.hold()
     time.sleep(OUTAGE_S)
     setting.line.mend()
     return "S3"
@@ -228,20 +251,24 @@ def disk(setting: Setting, chance: random.Random, run: Run) -> str:
     """Full until the run has ended, or until it is seen to end well nevertheless."""
     filler = Path(run.results).parent / "filler"
     free = os.statvfs(filler.parent).f_bavail * os.statvfs(filler.parent).f_frsize
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, free - 50_000_000)
-        file.seek(0, os.SEEK_END)
-        while True:
-            file.write(b"0" * 1_000_000)
-    began = time.monotonic()
-    while not run.ended() and time.monotonic() - began < RUN_TIMEOUT_S:
-        time.sleep(0.2)
-    filler.unlink()
+    try:
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, free - 50_000_000)
+            file.seek(0, os.SEEK_END)
+            while True:
+                file.write(b"0" * 1_000_000)
+        began = time.monotonic()
+        while not run.ended() and time.monotonic() - began < RUN_TIMEOUT_S:
+            time.sleep(0.2)
+    finally:
+        filler.unlink()
     return f"full; the run ended with {run.process.poll()} after {time.monotonic() - began:.0f} s"
 
 
-def straggler(setting: Setting, chance: random.Random, run: Run) -> str:
-    slow = chance.choice(setting.alive)
+def straggler(setting: Setting, chance: random.Random, run: Run) -> str | None:
+    slow = node_at_work(setting, chance, run)
+    if slow is None:
+        return None
     until = time.monotonic() + SLOW_S
     while time.monotonic() < until:
         os.killpg(setting.cluster.workers[slow].pid, signal.SIGSTOP)
@@ -291,7 +318,8 @@ def flat(records: dict[str, Found]) -> Found:
 
 def of_time(path: str) -> bool:
     """Whether a value is a measured time, or made of one."""
-    return path.startswith("/bench/") or path.endswith(("_s", "_ms", "per_s"))
+    of_bench = path.startswith("/bench/") and path.split("/")[3].rstrip("#") in ("results", "files")
+    return of_bench or path.endswith(("_s", "_ms", "per_s"))
 
 
 def is_place(path: str) -> bool:
@@ -310,13 +338,16 @@ def differences(expected: Found, found: Found, ignored: set[str]) -> list[str]:
     )
 
 
-def left_over(setting: Setting) -> Found:
+def left_over(setting: Setting, results: str) -> Found:
     """The processes of stages and the placement groups that stay; those that are about to go are waited for."""
     until = time.monotonic() + LEFT_TIMEOUT_S
     while True:
         processes = [title_of(process) for process in setting.processes(OURS)]
-        answer = setting.cluster.ask("/api/v0/placement_groups?detail=1")["data"]["result"]["result"]
-        groups = [group["placement_group_id"] for group in answer if group["state"] != "REMOVED"]
+        processes += ["raq run"] if job_process(results) is not None else []
+        groups = ["not known: the dashboard does not answer"]
+        with suppress(OSError, KeyError):
+            answer = setting.cluster.ask("/api/v0/placement_groups?detail=1")["data"]["result"]["result"]
+            groups = [group["placement_group_id"] for group in answer if group["state"] != "REMOVED"]
         if not (processes or groups) or time.monotonic() > until:
             return {"processes": processes, "placement_groups": groups}
         time.sleep(1)
@@ -341,13 +372,13 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         if name is not None:
             while time.monotonic() - began < after_s and not run.ended():
                 time.sleep(0.1)
-            with suppress(Exception):  # no run is there yet
+            with suppress(UserError):  # no run is there yet, or its record just comes
                 finished_before = {stage: record["id"] for stage, record in records_of(results).items()}
             injected = time.monotonic()
             hit = None if run.ended() else FAULTS[name](setting, chance, run)
-        code = waited_for(run)
+        ended_with = waited_for(run)
         again = None
-        if name == "disk" and code != 0:
+        if name == "disk" and ended_with != 0:
             again = submitted(setting, results)
             again_code = waited_for(again)
         duration = time.monotonic() - began
@@ -360,13 +391,13 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         if not results.startswith("s3"):
             shutil.rmtree(results, ignore_errors=True)
     found = {
-        "fault": name, "number": number, "after_s": round(after_s, 1), "hit": hit, "code": code,
+        "fault": name, "number": number, "after_s": round(after_s, 1), "hit": hit, "code": ended_with,
         "code_of_second": again_code if again else None, "duration_s": round(duration, 1),
-        "error_after_s": round(ended_at(run) - injected, 1) if name and code != 0 else None,
+        "error_after_s": round(ended_at(run) - injected, 1) if name and ended_with != 0 else None,
         "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
         "visible": [line for line in told if any(word in line for word in VISIBLE)],
-        "left": left_over(setting), "commit": commit(),
+        "left": left_over(setting, results), "commit": commit(), "source": source(),
     }  # fmt: skip
     return {**found, "records": flat(records), "said": said}
 
@@ -377,6 +408,10 @@ def waited_for(run: Run) -> int:
     except subprocess.TimeoutExpired:
         run.process.kill()
         code = run.process.wait()
+        job = job_process(run.results)
+        if job is not None:  # else it goes on beside all that follow
+            os.kill(job, signal.SIGTERM)
+            time.sleep(LEFT_TIMEOUT_S)
     time.sleep(0.3)  # its last lines
     return code
 
@@ -411,7 +446,7 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     kept_before = {path.stem: json.loads(path.read_text()) for path in options.work.glob("*.json")}
-    done = {name: found for name, found in kept_before.items() if found["commit"] == commit()}
+    done = {name: found for name, found in kept_before.items() if found.get("source") == source()}
     wanted = [(name, number) for number in range(options.points) for name in options.only.split(",")]
     missing = [(name, number) for name, number in wanted if f"{name}-{number}" not in done]
     with tempfile.TemporaryDirectory(prefix="raq-faults-") as scratch, ExitStack() as stack:
@@ -424,13 +459,14 @@ def main() -> None:
         if missing or "None-0" not in done:
             address, line = stack.enter_context(s3_server(folder))
             workers = [(*WORKER, f"--labels=number={number}") for number in range(COUNT)]
-            cluster = stack.enter_context(ray_cluster(folder, ["--num-cpus=0"], workers))
+            cluster = stack.enter_context(ray_cluster(folder, ["--num-cpus=0"], workers, caches=True))
             os.environ["RAY_AUTH_TOKEN"] = cluster.token
             setting = Setting(cluster, folder, list(range(COUNT)), address, line)
             for number in range(3):  # the first one fills caches
                 if f"None-{number}" not in done:
                     done[f"None-{number}"] = kept(options.work, one_run(setting, None, number, 0.0, random.Random(0)))
         usual = [done[f"None-{number}"] for number in (1, 2)]
+        assert all(run["complete"] and run["code"] == 0 for run in usual), "the undisturbed runs are not complete"
         duration = statistics.median(run["duration_s"] for run in usual)
         for name, number in missing:
             chance = random.Random(f"{name} {number}")
@@ -438,11 +474,19 @@ def main() -> None:
             for misses in range(MOST_MISSES + 1):
                 after_s = 2 + fifth * (number + chance.random())
                 found = {**one_run(setting, name, number, after_s, chance), "misses": misses}
+                if found["hit"] is not None:
+                    done[f"{name}-{number}"] = kept(options.work, found)
                 wait_for_nodes(cluster.dashboard, cluster.token, 1 + COUNT)
                 if found["hit"] is not None:
                     break
-            done[f"{name}-{number}"] = kept(options.work, found)
     report(done, wanted, duration)
+
+
+@cache
+def source() -> str:
+    """The digest of what is measured, and of what measures it."""
+    files = [*sorted((ROOT / "raq").rglob("*.py")), Path(__file__), *sorted((ROOT / "tests").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def kept(folder: Path, found: Found) -> Found:
@@ -467,14 +511,17 @@ def report(done: dict[str, Found], wanted: list[tuple[str, int]], duration: floa
         own = [row for row in rows if row["fault"] == name]
         table[name] = {
             "runs": len(own),
-            "met_nothing": sum(row["hit"] is None for row in own),
             "complete": sum(
                 row["complete"] and (row["code"] if row["code_of_second"] is None else row["code_of_second"]) == 0
                 for row in own
             ),
             "records_equal": sum(not row["different"] for row in own),
+            "with_stages_done_before": sum(row["stages_done_before"] > 0 for row in own),
             "nothing_lost": sum(not row["stages_lost"] for row in own),
             "nothing_left": sum(not any(row["left"].values()) for row in own),
+            "ended_with_a_clear_error": sum(any("no space" in line.lower() for line in row["visible"]) for row in own)
+            if name == "disk"
+            else None,
             "median_s": statistics.median(row["duration_s"] for row in own) if own else None,
             "longest_s": max((row["duration_s"] for row in own), default=None),
         }

@@ -14,6 +14,7 @@ import os
 import random
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,15 @@ class Simulated:
     def __init__(self, board: Any) -> None:
         self.board, self.rng = board, random.Random(0)
 
-    async def run(self, call: Any, log: str) -> dict[str, Any]:
+    async def run(self, call: Any, log: str, attempt: int) -> dict[str, Any]:
         """A stage that takes some milliseconds and leaves a file."""
-        self.board.post.remote({"stage": call.name, "started": True})
+        self.board.post.remote({"stage": call.name, "attempt": attempt, "node": "node-0"})
         await asyncio.sleep(self.rng.uniform(0.01, 0.1))
         Path(call.folder).mkdir(parents=True, exist_ok=True)
         (Path(call.folder) / "file").write_text(call.name)
         return {
+            "id": uuid.uuid4().hex,
+            "files": {},
             "results": {
                 "weight_bytes": 11_240_000,
                 "history": [{"epoch": n, "loss": 1.0 / (n + 1)} for n in range(10)],
@@ -91,7 +94,7 @@ def resident_mb() -> float:
 def simulate(candidates: int) -> dict[str, Any]:
     shared: list[Any] = []
 
-    def start(board: Any, *ignored: Any, **waits: Any) -> Handle:
+    def start(board: Any, *ignored: Any) -> Handle:
         if not shared:
             shared.append(Simulated.remote(board))  # type: ignore[attr-defined]
         return Handle(shared[0])

@@ -83,18 +83,19 @@ def in_an_actor(call: Call) -> float:
 
     from raq.cluster.actors import start_actor
     from raq.cluster.board import start_board
+    from raq.cluster.placement import Demand
 
-    actor = start_actor(start_board(), "train", call.cpus, 0, {}, waits=False)
-    answer = ray.get(actor.run.remote(call, f"{call.folder}.log"), timeout=600)
+    actor = start_actor(start_board(), "train", Demand(call.cpus, 0, 1), {})
+    answer = ray.get(actor.run.remote(call, f"{call.folder}.log", 1), timeout=600)
     ray.kill(actor)
     return speed(answer["results"]["history"])
 
 
 def in_ray_train(call: Call) -> float:
-    from raq.cluster.board import start_board
+    from raq.cluster.board import Post, start_board
     from raq.cluster.training import distributed_stage
 
-    return speed(distributed_stage(call, start_board())["history"])
+    return speed(distributed_stage(call, Post(start_board(), call.name))["history"])
 
 
 CONTENDERS: dict[str, tuple[Callable[[Call], float], int, str | None]] = {

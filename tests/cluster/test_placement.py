@@ -9,7 +9,7 @@ import pytest
 
 from raq.cluster import placement
 from raq.cluster.nodes import Node
-from raq.cluster.placement import Demand, Room, demand_of, nodes_in_time
+from raq.cluster.placement import Demand, Room, demand_of, least_workers, nodes_in_time, room_for
 from raq.errors import UserError
 from raq.experiment import Resources
 from raq.experiment_file import load_experiment
@@ -58,6 +58,16 @@ def test_demands_of_elastic_training() -> None:
     assert demand_of(replace(stage, workers=1, least_workers=1), [small]) == Demand(1, 0, 1, waits=True)
     with pytest.raises(UserError, match="asks for 2 workers of 1 CPUs and 0 GPUs, and the cluster has room for 1"):
         demand_of(stage, [small])
+
+
+def test_room_after_a_node_was_lost_is_that_of_the_others() -> None:
+    """What decides whether a stage may go on waiting: room for its least workers, not one node that could take one."""
+    two, one = [Node(4, 0, True), Node(4, 0, False)], [Node(4, 0, True)]
+    fixed = Stage("train", "train", "train", {}, {}, "f", Resources(cpus=4), workers=2)
+    elastic = replace(fixed, workers=4, least_workers=1)
+    demand = demand_of(fixed, two)
+    assert (room_for(fixed, two, demand), room_for(fixed, one, demand), least_workers(fixed)) == (2, 1, 2)
+    assert least_workers(elastic) == 1
 
 
 def test_room_is_that_of_nodes_not_of_all_together() -> None:

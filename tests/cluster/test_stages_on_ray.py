@@ -8,7 +8,7 @@ import pytest
 import ray
 from workplace import own_stage_processes
 
-from raq.cluster.board import start_board
+from raq.cluster.board import Post, start_board
 from raq.cluster.driver import Driver
 from raq.cluster.session import cluster
 from raq.cluster.training import distributed_stage
@@ -75,7 +75,9 @@ def epochs_done(events: list[dict]) -> list[int]:
 def test_two_workers_come_to_the_losses_of_one(nodes, workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers in Ray Train against one bare process."""
     prepared = prepared_in(workplace, monkeypatch, "train.workers=2")
-    found = distributed_stage(call_of(prepared.plan[0], workplace, "together", workers=2), start_board())["history"]
+    found = distributed_stage(
+        call_of(prepared.plan[0], workplace, "together", workers=2), Post(start_board(), "train")
+    )["history"]
     bare = run_stage(call_of(prepared.plan[0], workplace, "bare", workers=1), lambda metrics: None)["history"]
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in bare], rel=0.01)
 
@@ -114,7 +116,7 @@ def test_an_error_of_ours_in_a_worker_is_not_tried_again(nodes, workplace, monke
     stage = prepared_in(workplace, monkeypatch, "train.lr=100").plan[0]
     board = start_board()
     with pytest.raises(StageError, match=r"(epoch 1 is (nan|inf)|after epoch 1, .* is not finite)"):
-        distributed_stage(call_of(stage, workplace, "diverged", workers=2), board)
+        distributed_stage(call_of(stage, workplace, "diverged", workers=2), Post(board, "train"))
     events = ray.get(board.take.remote(5.0), timeout=20)
     assert len([e for e in events if "share" in e.get("progress", {})]) == 1, "the first step, once"
 

@@ -72,8 +72,9 @@ def test_the_code_of_a_failed_run_comes_back(head: Head, workplace: Workplace) -
 @pytest.mark.slow
 @pytest.mark.usefixtures("with_token")
 def test_interrupted_away_from_a_terminal_the_job_is_left(head: Head, workplace: Workplace) -> None:
-    command = workplace.command("submit", "tiny.yaml", "--address", head.dashboard, "--results",
-                                str(workplace.folder / "shared"), "--set", "train.epochs=500")  # fmt: skip
+    shared = str(workplace.folder / "shared")
+    command = workplace.command("submit", "tiny.yaml", "--address", head.dashboard, "--results", shared,
+                                "--set", "train.epochs=500")  # fmt: skip
     process = subprocess.Popen(command, cwd=workplace.folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     job = process.stdout.readline().split()[1]
@@ -84,11 +85,10 @@ def test_interrupted_away_from_a_terminal_the_job_is_left(head: Head, workplace:
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 0
     assert "detached: the job goes on" in rest
-    from ray.job_submission import JobSubmissionClient
-
-    client = JobSubmissionClient(head.dashboard)
-    assert client.get_job_status(job) == "RUNNING"
-    client.stop_job(job)
+    assert head.ask(f"/api/jobs/{job}")["status"] == "RUNNING"
+    running = job_process(shared)
+    assert running is not None
+    os.kill(running, signal.SIGTERM)
 
 
 @pytest.mark.slow
@@ -116,6 +116,8 @@ def test_addresses_that_are_none(workplace: Workplace) -> None:
     shared = ("--results", "/shared")
     for address, said in (("ray://x:1", "not the address"), ("127.0.0.1:9", "no job server of Ray answers")):
         assert said in clear_error(workplace.raq_here("submit", "tiny.yaml", "--address", address, *shared), 2)
+    told = workplace.raq_here("submit", "tiny.yaml", "--address", "http://user:word@127.0.0.1:9", *shared)
+    assert "word" not in clear_error(told, 2)
     here = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", "results")
     assert "give the absolute path" in clear_error(here, 2)
     secret = "s3://key:word@bucket/folder"

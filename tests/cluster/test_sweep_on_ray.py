@@ -17,6 +17,7 @@ from raq.cluster.nodes import Node
 from raq.cluster.placement import demand_of
 from raq.cluster.qat_sweep import tune_search
 from raq.cluster.session import cluster
+from raq.cluster.sweep import tune_all
 from raq.errors import UserError
 from raq.fingerprints import short_digest
 from raq.records import Store, write_json
@@ -113,14 +114,13 @@ def test_an_extended_sweep_does_the_new_trials_alone_and_a_broken_one_ends_no_ot
 
 
 class Told:
-    """A board that keeps what is posted."""
+    """Keeps what is posted."""
 
     def __init__(self) -> None:
-        self.post = self
         self.texts: list[str] = []
 
-    def remote(self, event: dict) -> None:
-        self.texts.append(event["progress"]["text"])
+    def __call__(self, progress: dict) -> None:
+        self.texts.append(progress["text"])
 
 
 QAT = {"lr": 0.001, "epochs": 4, "workers": 1}
@@ -149,6 +149,25 @@ def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
     grid = tune.ResultGrid(tune.ExperimentAnalysis(str(tmp_path / "tune")))
     assert len(grid) == 6
     assert len(grid.get_dataframe()) == 5, "Tune lists no row for a trial that has told nothing"
+
+
+def test_a_trial_whose_process_is_lost_is_done_again(sweeper: Sweeper, tmp_path: Path) -> None:
+    """That is no result of the trial's: twice in one pass of Tune, which ends it there, and it is done in the next."""
+
+    def trial(config: dict) -> None:
+        """Its process dies twice."""
+        died = tmp_path / f"died-{config['number']}"
+        count = len(died.read_text()) if died.exists() else 0
+        if config["number"] == 1 and count < 2:
+            died.write_text("x" * (count + 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        tune.report({"top1": 0.5})
+
+    told = Told()
+    call = Call("sweep/ptq", "sweep", {}, {}, str(tmp_path / "work"), None, None, None, 1, 0, 1)
+    failed = tune_all(call, told, tune.with_parameters(trial), [{"number": n} for n in range(3)], "top1")
+    assert failed == {}
+    assert any("lost with their process, 1 of them" in text for text in told.texts)
 
 
 @pytest.mark.slow
