@@ -29,3 +29,7 @@ class UserError(RaqError):
 
 class StageError(RaqError):
     """A stage ran and failed; exit code 1."""
+
+
+class LostError(RaqError):
+    """Processes or nodes that a stage needs were lost, by no fault of its own: it may be tried again."""

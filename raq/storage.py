@@ -9,6 +9,7 @@ Imports neither torch nor ray; pyarrow inside the functions.
 """
 
 import errno
+import math
 import re
 import shutil
 import sys
@@ -29,7 +30,7 @@ ANSWER_TIMEOUT_S = 45.0
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
 RENEW_S, SETTLE_S = 10.0, 3.0
 LEASE_S = ANSWER_TIMEOUT_S + 3 * RENEW_S  # one that waits out a silence still renews in time
-CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5.0, 10.0  # for a silent S3; by default 99 s pass until it is told
+REQUEST_TIMEOUT_S, S3_ATTEMPTS = 5.0, 2  # a silent S3 is told after 10 s; by default after 99
 LOCK = ".lock"
 WHOLE_OR_NOT = ("s3", "gcs", "abfs")  # the file systems where a file appears whole
 GOOGLE = ("gs://", "gcs://")
@@ -94,7 +95,7 @@ class Storage:
         try:  # asks the network for a region that the address does not name
             system, base = self.tried(lambda: fs.FileSystem.from_uri(uri))
             if system.type_name == "s3":
-                system = _impatient(system, dict(parse_qsl(urlsplit(uri).query)))
+                system = _impatient(system)
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError) as error:
             raise UserError(f"--results {self.uri}: {_first_line(error)}", EXAMPLE) from error
         return system, base.rstrip("/")
@@ -264,14 +265,18 @@ class Storage:
         self.tried(put)
 
     def tried(self, do: Callable[[], Answer]) -> Answer:
-        """What it answers, asked again while it does not; FileNotFoundError is an answer."""
-        until, number = time.monotonic() + ANSWER_TIMEOUT_S, 0
+        """What it answers, asked again for ANSWER_TIMEOUT_S after it did not; FileNotFoundError is an answer.
+
+        What goes before the first failure does not count: a long transfer is no silence.
+        """
+        until, number = math.inf, 0
         while True:
             try:
                 return do()
             except FileNotFoundError:
                 raise
             except OSError as error:
+                until = min(until, time.monotonic() + ANSWER_TIMEOUT_S)
                 refused = isinstance(error, PermissionError) or any(word in str(error) for word in REFUSALS)
                 if error.errno in LOCAL:
                     raise
@@ -287,18 +292,14 @@ class Storage:
             number += 1
 
 
-def _impatient(system: Any, options: dict[str, str]) -> Any:
+def _impatient(system: Any) -> Any:
     """The same S3 file system, with short waits for what is silent: we ourselves ask again, and say so."""
     from pyarrow import fs
 
-    return fs.S3FileSystem(
-        region=system.region,
-        scheme=options.get("scheme", "https"),
-        endpoint_override=options.get("endpoint_override"),
-        connect_timeout=CONNECT_TIMEOUT_S,
-        request_timeout=REQUEST_TIMEOUT_S,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
-    )
+    _, (options,) = system.__reduce__()  # all that it found, in the address and in the environment
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    times = {"connect_timeout": REQUEST_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S}
+    return fs.S3FileSystem(**{**options, **times, "retry_strategy": retries})
 
 
 def _first_line(error: Exception) -> str:

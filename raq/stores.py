@@ -204,7 +204,7 @@ class RemoteStore(Store):
 
         Raises StorageError if they are not there as they were sent.
         """
-        self.storage.refuse_if_taken()
+        self.refuse_if_taken()
         folder = self._name_of(kind, fingerprint)
         there = self.storage.sizes(f"{folder}/{record['id']}")
         if any(there.get(name) != size for name, size in record["files"].items()):
@@ -221,6 +221,10 @@ class RemoteStore(Store):
                 self.storage.delete_folder(f"{folder}/{earlier}")
         return self.stage_folder(kind, fingerprint)
 
+    def refuse_if_taken(self) -> None:
+        """StorageError if another run has taken the lock that this one holds."""
+        self.storage.refuse_if_taken()
+
     def forget_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
         super().forget_work(kind, fingerprint)
@@ -230,7 +234,7 @@ class RemoteStore(Store):
 
     def write_run(self, folder: Path, run: Record) -> None:
         """Write a run's record."""
-        self.storage.refuse_if_taken()
+        self.refuse_if_taken()
         content = json.dumps(run, indent=1, allow_nan=False)
         self.storage.write(f"runs/{folder.name}/{RUN}", content.encode())
         super().write_run(folder, run)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -250,9 +251,33 @@ def test_a_line_that_is_silent_is_told(
     line = server[1]
     store.storage.write("x", b"there")
     line.hold()
-    threading.Timer(3.0, line.mend).start()
+    threading.Timer(4.0, line.mend).start()
     assert store.storage.read("x") == b"there"
     assert "does not answer, trying again" in capfd.readouterr().err
+
+
+def test_what_fails_after_a_long_transfer_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raq.storage, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(raq.storage, "WAITS_S", (0.0,))
+    answers = iter([OSError("reset"), "there"])
+
+    def transfer() -> str:
+        time.sleep(0.2)
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert Storage("s3://bucket/folder").tried(transfer) == "there"
+
+
+def test_an_endpoint_of_the_environment_is_kept(server: tuple[str, Line], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As S3-compatible stores are named for all tools at once."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server[1].port}")
+    storage = Storage("s3://results/by-environment?region=us-east-1")
+    storage.write("x", b"there")
+    assert storage.read("x") == b"there"
+    assert Storage(server[0].replace("/raq?", "/by-environment?")).read("x") == b"there"
 
 
 def test_a_line_that_stays_cut_is_one_error(

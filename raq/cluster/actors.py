@@ -17,7 +17,7 @@ from raq.cluster.nodes import BENCH_RESOURCE, NODE_ID, Node, given_labels
 from raq.cluster.placement import Demand
 from raq.cluster.session import output_to
 from raq.environment import environment
-from raq.errors import RaqError, UserError
+from raq.errors import LostError, RaqError, UserError
 from raq.plan import Pool
 from raq.records import CHECKPOINTS, now
 from raq.stages.at_hand import at_hand, fetch_checkpoint, log_here, log_sent, send_stage
@@ -56,12 +56,15 @@ class StageActor:
                     "hint": "free some space" if error.errno in FULL else "see the log",
                     "user": False,
                 }
+            except LostError as error:
+                traceback.print_exc()
+                return {"error": error.message, "lost": "its workers were lost"}
             except RaqError as error:
                 traceback.print_exc()
                 return {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
             except SystemExit:  # by SIGTERM, as a node ends that is taken away, or by the user's code
                 traceback.print_exc()
-                return {"error": "SystemExit", "told_to_end": True}
+                return {"error": "SystemExit", "lost": "its process was told to end"}
             except Exception as error:
                 traceback.print_exc()
                 first = next(iter(str(error).strip().splitlines()), "")
@@ -138,7 +141,7 @@ def machine_to_measure_on(nodes: list[Node], labels: Mapping[str, str], timeout_
         describe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.labels[NODE_ID], soft=False)).remote()
         for node in able
     ]
-    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s)
+    answered = ray.wait(asked, num_returns=len(asked), timeout=timeout_s)[0] if asked else []
     machines, why = [], "no answer"
     for reference in answered:
         try:

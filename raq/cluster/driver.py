@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raq.cluster.nodes import ENDING_TIMEOUT_S, NODE_ID, NOTICED_TIMEOUT_S, Node, NodeWatch, node_is_gone
+from raq.cluster.nodes import (
+    ENDING_TIMEOUT_S,
+    NODE_ID,
+    NOTICED_TIMEOUT_S,
+    Node,
+    NodeWatch,
+    draining_nodes,
+    node_is_gone,
+)
 from raq.cluster.placement import Demand, Room, demand_of, least_workers, room_for
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
@@ -87,6 +95,7 @@ class Driver:
                 for reference in [entry for entry in finished if entry in self.running]:
                     self._finish(reference, demands, board)
                 self._leave_nodes()
+                self.store.refuse_if_taken()
                 self._refuse_to_wait_for_ever(demands, board)
         finally:
             for entry in self.running.values():
@@ -103,10 +112,13 @@ class Driver:
         full: set[tuple[str, Demand]] = set()  # what there is no room for now: the same for all stages of a kind
         for stage in waiting.values():
             alone = stage.pool != "bench" or not (self.running or chosen)
-            kind = (stage.pool, demands[stage.name])
+            demand = demands[stage.name]
+            kind = (stage.pool, demand)
+            if self.postponed and demand.waits:  # else those would wait on
+                continue
             if not alone or kind in full or unfinished & set(stage.inputs.values()):
                 continue
-            places = self.room.take(stage, demands[stage.name])
+            places = self.room.take(stage, demand)
             if places is None:
                 full.add(kind)
                 continue
@@ -197,9 +209,11 @@ class Driver:
             what = "its node was lost" if lost else "its process died"
             self._try_again(entry, what, type(error).__name__, demands, board)
             return
-        if answer.get("told_to_end"):
-            entry.nodes_lost += entry.node is not None and node_is_gone(entry.node, ENDING_TIMEOUT_S)
-            self._try_again(entry, "its process was told to end", answer["error"], demands, board)
+        if "lost" in answer:
+            if entry.node is not None:
+                leaves = entry.node in draining_nodes() or node_is_gone(entry.node, ENDING_TIMEOUT_S)
+                entry.nodes_lost += leaves
+            self._try_again(entry, answer["lost"], answer["error"], demands, board)
             return
         if "error" in answer:
             ray.kill(entry.actor)
@@ -275,7 +289,8 @@ class Driver:
             patience = max(LOST_TIMEOUT_S, self.wait_s)
             if entry.started is not None and not demand.waits:
                 continue
-            if room_for(entry.stage, self.watch.there, demand) >= least_workers(entry.stage):
+            nodes = self.watch.there if entry.started is None else self.watch.alive
+            if room_for(entry.stage, nodes, demand) >= least_workers(entry.stage):
                 entry.able = time.monotonic()
             if time.monotonic() - entry.able > patience:
                 raise StageError(

@@ -1,7 +1,7 @@
 """The nodes of a cluster: what each has to give, which are there, and which a notice says will be taken away."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from raq.bench.machine import available_cpus
@@ -38,26 +38,31 @@ def local_node() -> Node:
 class NodeWatch:
     """The nodes while a run goes on."""
 
-    there: list[Node]  # as seen the last time
+    there: list[Node]  # those that live and stay, as seen the last time
+    alive: list[Node] = field(init=False)  # and those that live and will be taken away
     leaving: dict[str, str] = field(default_factory=dict)  # by id, and when, in words
     looked: float = 0.0  # when Ray was asked, the last time
+
+    def __post_init__(self) -> None:
+        self.alive = self.there
 
     def look(self) -> dict[str, str]:
         """Ask Ray, at most every LOOK_EVERY_S; the nodes of which it is new that they will be taken away."""
         if time.monotonic() - self.looked < LOOK_EVERY_S:
             return {}
         self.looked = time.monotonic()
-        self.there, leaving = nodes_now(), draining_nodes()
+        leaving = draining_nodes()
+        self.alive, self.there = nodes_now(but=()), nodes_now(but=leaving)
         new = {node: when for node, when in leaving.items() if node not in self.leaving}
         self.leaving |= new
         return new
 
 
-def nodes_now() -> list[Node]:
-    """The nodes that live and stay: what is to be taken away, by a notice of pre-emption, is none."""
+def nodes_now(but: Container[str] | None = None) -> list[Node]:
+    """The nodes that live, but for these, by id; by default, those that a notice says will be taken away."""
     import ray
 
-    leaving = draining_nodes()
+    leaving = draining_nodes() if but is None else but
     return [
         Node(
             int(node["Resources"].get("CPU", 0)),

@@ -23,9 +23,8 @@ from raq.cluster.sweep import (
     run_config,
     told_again,
     tune_config,
-    was_lost,
 )
-from raq.cluster.training import PLACE, remove_place, train_on_workers
+from raq.cluster.training import PLACE, remove_place, train_on_workers, was_lost
 from raq.errors import RaqError
 from raq.searches import Search
 from raq.stages.at_hand import fetch_trials, forget_trainings, forget_work, noted, send_trials, trials_at_hand
@@ -64,12 +63,12 @@ def distributed_qat_sweep(call: Call, post: Post) -> Results:
     else:
         # Tune wants a trial to take something: a byte; a share of a CPU would be missing for the workers
         trainable = tune.with_parameters(_trial_on_workers, call=call, post=post)
-        resources = tune.PlacementGroupFactory([{"memory": 1}])
+        resources = tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[dict(call.labels)])
     callbacks = [] if each == 1 else [_GiveBack(call)]
-    for last in (number == MOST_PASSES for number in range(1, MOST_PASSES + 1)):
+    for number in range(1, MOST_PASSES + 1):
         lost = tune_search(call, post, search, tune.with_resources(trainable, resources), places, callbacks)
         fetch_trials(call)
-        if not lost or last:
+        if not lost or number == MOST_PASSES:
             break
         post({"text": told_again(lost)})
         search = search_of(call)

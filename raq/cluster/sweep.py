@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.tune.search import SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raq.cluster.board import Post
+from raq.cluster.training import was_lost
 from raq.errors import StageError
 from raq.fingerprints import digest, short_digest
 from raq.stages.at_hand import fetch_trials, send_trials, trials_at_hand
@@ -21,7 +21,6 @@ from raq.sweeps import Config, grid
 
 EXPERIMENT = "tune"
 MOST_PASSES = 3
-LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 
 def distributed_sweep(call: Call, post: Post) -> Results:
@@ -88,9 +87,9 @@ def tune_all(
     Trials that were lost with their process or their node are done again, MOST_PASSES times in all: that is no result
     of theirs, unless it comes again and again. Those that have finished report at once.
     """
-    for last in (number == MOST_PASSES for number in range(1, MOST_PASSES + 1)):
+    for number in range(1, MOST_PASSES + 1):
         failed, lost = _tune_once(call, post, trainable, configs, metric, name)
-        if not lost or last:
+        if not lost or number == MOST_PASSES:
             break
         post({"text": told_again(lost)})
         fetch_trials(call)
@@ -147,11 +146,6 @@ def run_config(call: Call, callbacks: Sequence[tune.Callback], name: str = EXPER
         callbacks=list(callbacks),
         verbose=0,
     )
-
-
-def was_lost(error: Any) -> bool:
-    """Whether a trial ended with its process or its node, and not by what it did itself."""
-    return isinstance(error, LOST)
 
 
 def told_again(lost: int) -> str:

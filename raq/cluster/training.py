@@ -12,6 +12,7 @@ from typing import Any
 import ray.train
 import torch
 from pyarrow.fs import FileSelector, LocalFileSystem
+from ray.exceptions import ActorUnschedulableError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -24,7 +25,7 @@ from ray.util.placement_group import (
 
 from raq.cluster.board import Post
 from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
-from raq.errors import RaqError, StageError, UserError
+from raq.errors import LostError, RaqError, StageError, UserError
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.stages.at_hand import at_hand, forget, note, noted, remote_store, work_name
 from raq.stages.call import Call, Results
@@ -34,6 +35,7 @@ from raq.storage import StorageError
 MAX_FAILURES, MAX_PREEMPTIONS = 2, 10
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 USUAL_START_S = float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
+LOST = (RayActorError, ActorUnschedulableError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, LostError)
 FAILED = "failed.json"
 PLACE = "place"  # the file of a training in which its workers note their placement group
 QUIET_S, RELEASE_TIMEOUT_S = 8.0, 60.0
@@ -141,7 +143,7 @@ def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], 
 
     report: in a trial of Tune, what takes the rows of the history, those too that are there already.
     The trainer's name and storage come from the stage's fingerprint, as Ray Train continues whatever has its name.
-    Raises StageError if the workers cannot start or keep failing.
+    Raises StageError if the workers cannot start or keep failing, LostError if they, or what starts them, keep dying.
     """
     Path(call.folder).mkdir(parents=True, exist_ok=True)
     forget(call, FAILED)
@@ -158,7 +160,7 @@ def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], 
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
             _raise_noted(call)
             if attempt == MAX_FAILURES or not _storage_was_lost(call, error):
-                raise _cause(error) from error
+                raise (LostError(_reason(error)) if was_lost(error) else _cause(error)) from error
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -264,8 +266,23 @@ def release_leaked_places() -> None:
         time.sleep(0.5)
 
 
-def _cause(error: Exception) -> StageError:
+def was_lost(error: Any) -> bool:
+    """Whether something of Ray ended with its process or its node, and not by what it did itself.
+
+    Of several workers one is enough: the others fail as they no longer reach it.
+    """
+    inner = [*getattr(error, "worker_failures", {}).values()]
+    inner += [
+        getattr(error, name) for name in ("controller_failure", "health_check_failure", "cause") if hasattr(error, name)
+    ]
+    return isinstance(error, LOST) or any(was_lost(failure) for failure in inner)
+
+
+def _reason(error: Exception) -> str:
     """What a worker died of, out of Ray Train's error."""
     first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    text = next((line for line in reversed(str(first).strip().splitlines()) if line.strip()), type(first).__name__)
-    return StageError(f"distributed training failed: {text}", "see the log")
+    return next((line for line in reversed(str(first).strip().splitlines()) if line.strip()), type(first).__name__)
+
+
+def _cause(error: Exception) -> StageError:
+    return StageError(f"distributed training failed: {_reason(error)}", "see the log")

@@ -396,7 +396,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         "error_after_s": round(ended_at(run) - injected, 1) if name and ended_with != 0 else None,
         "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
-        "visible": [line for line in told if any(word in line for word in VISIBLE)],
+        "visible": [line for line in told if any(word in line for word in VISIBLE) and "of top-1 lost" not in line],
         "left": left_over(setting, results), "commit": commit(), "source": source(),
     }  # fmt: skip
     return {**found, "records": flat(records), "said": said}
