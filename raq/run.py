@@ -18,7 +18,7 @@ from raq.experiment_file import load_experiment
 from raq.plan import Facts, Stage, make_plan, stale_stages
 from raq.records import Record, Store, now, read_json, read_run
 from raq.requirements import check_results
-from raq.storage import StorageError
+from raq.storage import StorageError, told
 from raq.stores import open_store
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class Listener(Protocol):
 
     def stage(self, name: str, event: Mapping[str, Any]) -> None:
         """Something of a stage: its state, its progress, its results."""
+
+    def note(self, text: str) -> None:
+        """Something that is of no stage, such as a storage that does not answer."""
 
     def end(self) -> None:
         """No more will come."""
@@ -199,6 +202,7 @@ def _complete(
     with _recorded(store, folder, prepared, stale), ExitStack() as stack:
         output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined.output
         listener.begin(prepared.plan, stale, output)
+        stack.enter_context(told(listener.note))
         stack.callback(listener.end)
         wait_s = joined.wait_s if joined else 0.0
         nodes = joined.nodes if joined else stack.enter_context(cluster(None, folder / "logs"))

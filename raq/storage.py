@@ -3,7 +3,7 @@
 An object store shows a file when it is complete; where a file system would show half of one, it is written beside its
 place and moved. But pyarrow completes a file whose writing an exception interrupts: what must be whole is named, with
 its size, by a record that is put after it. What does not answer is asked again for ANSWER_TIMEOUT_S, and every time is
-said on standard error.
+said on standard error, and to those who asked to be `told`.
 
 Imports neither torch nor ray; pyarrow inside the functions.
 """
@@ -40,6 +40,27 @@ NAMED = re.compile(r"(abfss?://[a-z0-9-]+|gs://anonymous)@[^@]*$")  # an @ that 
 EXAMPLE = "give for example s3://BUCKET/FOLDER, or a folder's path"
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # faults of this machine's disk
 Answer = TypeVar("Answer")
+
+
+_listeners: list[Callable[[str], None]] = []
+
+
+def say(text: str) -> None:
+    """Say what happens to the storage."""
+    sys.stderr.write(f"raq: {text}\n")
+    sys.stderr.flush()
+    for listener in [*_listeners]:
+        listener(text)
+
+
+@contextmanager
+def told(listener: Callable[[str], None]) -> Iterator[None]:
+    """Tell this function too, from any thread of this process, while the context lasts."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 class StorageError(RaqError):
@@ -200,8 +221,7 @@ class Storage:
         )
         before = self.read(LOCK)
         if before is not None:
-            sys.stderr.write(f"raq: {self.uri} is locked: watching for {LEASE_S:.0f} s whether its writer lives\n")
-            sys.stderr.flush()
+            say(f"{self.uri} is locked: watching for {LEASE_S:.0f} s whether its writer lives")
             time.sleep(LEASE_S)
             if self.read(LOCK) not in (None, before):
                 raise in_use
@@ -286,8 +306,7 @@ class Storage:
                         f"{self.uri} {how}: {_first_line(error)}",
                         "finished stages are kept; the same command goes on once the storage answers",
                     ) from error
-                sys.stderr.write(f"raq: {self.uri} does not answer, trying again: {_first_line(error)}\n")
-                sys.stderr.flush()
+                say(f"{self.uri.partition('?')[0]} does not answer, trying again: {_first_line(error)}")
             time.sleep(WAITS_S[min(number, len(WAITS_S) - 1)])
             number += 1
 

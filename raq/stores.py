@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from raq.errors import RaqError, UserError
 from raq.records import CHECKPOINTS, Record, Store, is_record, read_json, write_json
-from raq.storage import Storage, StorageError, check_address, is_address
+from raq.storage import Storage, StorageError, check_address, is_address, say
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
 MOST_LOOKS = 3  # for a checkpoint that goes away while it is read
@@ -125,7 +124,7 @@ class RemoteStore(Store):
             with suppress(FileNotFoundError):  # an attempt given up that still lives has just sent another one
                 self._fetch_named(work, pointer, folder)
                 return
-        sys.stderr.write(f"raq: {self.address}: the checkpoint that {work}/{CURRENT} names is gone: beginning anew\n")
+        say(f"{self.address}: the checkpoint that {work}/{CURRENT} names is gone: beginning anew")
         shutil.rmtree(folder, ignore_errors=True)
 
     def _fetch_named(self, work: str, pointer: bytes, folder: Path) -> None:

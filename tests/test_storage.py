@@ -15,7 +15,7 @@ from raq.errors import UserError
 from raq.records import Store
 from raq.stages.at_hand import work_name
 from raq.stages.call import Call
-from raq.storage import Storage, StorageError
+from raq.storage import Storage, StorageError, told
 from raq.stores import RemoteStore, open_store, store_of
 
 FINGERPRINT = "f" * 64
@@ -252,8 +252,11 @@ def test_a_line_that_is_silent_is_told(
     store.storage.write("x", b"there")
     line.hold()
     threading.Timer(4.0, line.mend).start()
-    assert store.storage.read("x") == b"there"
-    assert "does not answer, trying again" in capfd.readouterr().err
+    heard: list[str] = []
+    with told(heard.append):
+        assert store.storage.read("x") == b"there"
+    assert "does not answer, trying again" in heard[0]
+    assert heard[0] in capfd.readouterr().err
 
 
 def test_what_fails_after_a_long_transfer_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from raq.records import CHECKPOINTS, now
 from raq.stages.at_hand import at_hand, fetch_checkpoint, log_here, log_sent, send_stage
 from raq.stages.call import Call
 from raq.stages.table import run_stage
+from raq.storage import told
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -40,7 +41,7 @@ class StageActor:
         """Do a stage: its results with the environment they came from, or what went wrong, as plain values."""
         post = Post(self.board, call.name, attempt)
         execution, path = uuid.uuid4().hex, log_here(call, Path(log))
-        with output_to(path), log_sent(call, path):
+        with output_to(path), told(post.notice), log_sent(call, path):
             post.at_work(ray.get_runtime_context().get_node_id())
             started, started_at = time.perf_counter(), now()
             try:

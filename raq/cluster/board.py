@@ -56,6 +56,10 @@ class Post:
         """How far it is."""
         self._post(progress=progress)
 
+    def notice(self, text: str) -> None:
+        """Something that is worth a line wherever people look."""
+        self._post(progress={"text": text, "notice": True})
+
     def at_work(self, node: str) -> None:
         """It has begun, on the node with this id."""
         self._post(node=node)

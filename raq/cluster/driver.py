@@ -312,7 +312,7 @@ class Driver:
         leaving = self.watch.look()
         for node, when in leaving.items():
             for name in [entry.stage.name for entry in self.running.values() if entry.node == node]:
-                self.listener(name, {"state": "running", "text": f"its node will be taken away{when}"})
+                self.listener(name, {"text": f"its node will be taken away{when}", "notice": True})
         if leaving:
             self._end_idle()
 

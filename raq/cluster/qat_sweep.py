@@ -70,7 +70,7 @@ def distributed_qat_sweep(call: Call, post: Post) -> Results:
         fetch_trials(call)
         if not lost or number == MOST_PASSES:
             break
-        post({"text": told_again(lost)})
+        post.notice(told_again(lost))
         search = search_of(call)
     results = finish_qat_sweep(call, search)
     forget_trainings(call)

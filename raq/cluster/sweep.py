@@ -91,7 +91,7 @@ def tune_all(
         failed, lost = _tune_once(call, post, trainable, configs, metric, name)
         if not lost or number == MOST_PASSES:
             break
-        post({"text": told_again(lost)})
+        post.notice(told_again(lost))
         fetch_trials(call)
     if len(failed) == len(configs):
         raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")

@@ -56,6 +56,10 @@ class RunDisplay:
         if line.take(event) and self.live is None:
             self._print(f"{line.name}: {line.state}{': ' if line.text else ''}{line.text}")
 
+    def note(self, text: str) -> None:
+        """Say something that is of no stage."""
+        self._print(f"raq: {text}")
+
     def end(self) -> None:
         """Leave the last state on the screen."""
         if self.live is not None:
@@ -115,6 +119,8 @@ class _Line:
             return True
         elif "share" in event or "text" in event:
             self.text = self._standing(event)
+            if event.get("notice"):
+                return True
         due = time.monotonic() - self.printed > 15
         if changed or due:
             self.printed = time.monotonic()

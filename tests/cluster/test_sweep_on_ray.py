@@ -122,6 +122,9 @@ class Told:
     def __call__(self, progress: dict) -> None:
         self.texts.append(progress["text"])
 
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
+
 
 QAT = {"lr": 0.001, "epochs": 4, "workers": 1}
 
