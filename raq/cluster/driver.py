@@ -88,7 +88,9 @@ class Driver:
                     self._start(waiting.pop(stage.name), demands[stage.name], places, board, attempt=1)
                 finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
                 if events not in finished:  # what a stage posted before it ended is shown before its end
-                    finished += ray.wait([events], timeout=LAST_EVENTS_S)[0]
+                    ray.wait([events], timeout=LAST_EVENTS_S)
+                everything = [*self.running, events]  # all that has ended: no time-out is told of what only waits here
+                finished, _ = ray.wait(everything, num_returns=len(everything), timeout=0)
                 if events in finished:
                     self._show(_taken(events))
                     events = board.take.remote(TAKE_TIMEOUT_S)
