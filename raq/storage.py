@@ -47,8 +47,9 @@ _listeners: list[Callable[[str], None]] = []
 
 def say(text: str) -> None:
     """Say what happens to the storage."""
-    sys.stderr.write(f"raq: {text}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a log's full disk
+        sys.stderr.write(f"raq: {text}\n")
+        sys.stderr.flush()
     for listener in [*_listeners]:
         listener(text)
 

@@ -188,8 +188,17 @@ def output_to(log: Path) -> Iterator[TextIO]:
         try:
             yield real
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, original in zip((1, 2), saved, strict=True):
+            for stream, descriptor, original in zip((sys.stdout, sys.stderr), (1, 2), saved, strict=True):
+                _flush_or_forget(stream, descriptor)
                 os.dup2(original, descriptor)
                 os.close(original)
+
+
+def _flush_or_forget(stream: TextIO, descriptor: int) -> None:
+    """What is left for a log whose disk is full goes nowhere: else the error that says so would go there too."""
+    try:
+        stream.flush()
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), descriptor)
+        stream.flush()

@@ -223,7 +223,7 @@ async def _followed(client: Any, job: str, say: Say) -> bool:
 
     Raises JobLost if the job server no longer knows it, RaqError if it does not start, or the server stays away.
     """
-    lines, began, breaks = Lines(say), time.monotonic(), 0
+    lines, began, breaks, ended = Lines(say), time.monotonic(), 0, False
     while True:
         stream = client.tail_job_logs(job)  # from the log's start, each time
         waiting = asyncio.ensure_future(anext(stream, None))
@@ -238,8 +238,9 @@ async def _followed(client: Any, job: str, say: Say) -> bool:
                             f"job {job} has not started within {START_TIMEOUT_S:.0f} s, and was told to stop",
                             f"see 'ray job status {job}' and the head's logs",
                         )
-                    if status in ENDED:
+                    if status in ENDED and ended:
                         return lines.ended()
+                    ended = status in ENDED  # what it said last may still be on its way
                     continue
                 text = waiting.result()
                 if text is None:

@@ -1,15 +1,18 @@
 """`raq submit` to a real head with a token, a process of its own."""
 
+import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray_nodes import Head, job_process, ray_cluster
 from workplace import Workplace, clear_error
 
+from raq.cluster import submit as submission
 from raq.cluster.submit import Lines
 
 pytestmark = pytest.mark.cluster
@@ -136,3 +139,23 @@ def test_a_log_that_comes_again_is_told_once() -> None:
     assert told == ["one", "two", "three"]
     lines.ended()
     assert told == ["one", "two", "three", "four"]
+
+
+class EndedFirst:
+    """A job server that says that the job has ended before the log's last lines come."""
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return SimpleNamespace(status="FAILED")
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "train: running\n"
+        await asyncio.sleep(0.5)
+        yield "raq: train: no space is left\n"
+
+
+def test_the_last_lines_of_a_job_that_has_ended_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error stands there; a job that failed without one is a riddle."""
+    monkeypatch.setattr(submission, "LOOK_AGAIN_S", 0.4)
+    told: list[str] = []
+    assert asyncio.run(submission._followed(EndedFirst(), "job", told.append))
+    assert told == ["train: running", "raq: train: no space is left"]
