@@ -30,12 +30,11 @@ from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_resu
 from raq.stages.at_hand import at_hand, forget, note, noted, remote_store, work_name
 from raq.stages.call import Call, Results
 from raq.stages.training import finish_qat, finish_training, train_in
-from raq.storage import StorageError, told
+from raq.storage import StorageError
 
-MAX_FAILURES, MAX_PREEMPTIONS, MAX_STARTS = 2, 10, 5
+MAX_FAILURES, MAX_PREEMPTIONS = 2, 10
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 USUAL_START_S = float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
-ELASTIC_START_S = 60.0  # then it takes the workers that there are: a node that was lost counts as there for half of it
 LOST = (RayActorError, ActorUnschedulableError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, LostError)
 FAILED = "failed.json"
 PLACE = "place"  # the file of a training in which its workers note their placement group
@@ -70,7 +69,7 @@ class RayTrainContext:
         group = get_current_placement_group()
         if self.rank == 0 and group is not None:
             if noted(call, PLACE) is not None:
-                post.notice("its workers were started again, from their last epoch")
+                self.progress({"text": "its workers were started again, from their last epoch"})
             note(call, PLACE, group.id.hex())
 
     def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
@@ -123,8 +122,7 @@ def _worker(config: dict[str, Any]) -> None:
         return
     torch.set_num_threads(call.cpus)
     try:
-        with told(config["post"].notice):
-            train_in(call, RayTrainContext(call, config["post"]))
+        train_in(call, RayTrainContext(call, config["post"]))
     except StorageError:
         raise  # another attempt may find it
     except RaqError as error:
@@ -170,8 +168,8 @@ def _trainer(call: Call, post: Post, *, for_tune: bool) -> _Trainer:
     # Ray Train gives these to its controller; on a cluster that was joined they are not in this process's environment
     for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
         os.environ.setdefault(name, RAY_SETTINGS[name])
-    wait_s = min(USUAL_START_S, ELASTIC_START_S) if call.elastic else max(USUAL_START_S, call.wait_s)
-    os.environ[START_TIMEOUT] = f"{wait_s:g}"
+    # elastic, it takes the workers that there are, as soon as this has passed
+    os.environ[START_TIMEOUT] = f"{USUAL_START_S if call.elastic else max(USUAL_START_S, call.wait_s):g}"
     per_worker: dict[str, float] = {"CPU": call.cpus}
     if call.gpus:
         per_worker["GPU"] = call.gpus
@@ -194,7 +192,7 @@ def _trainer(call: Call, post: Post, *, for_tune: bool) -> _Trainer:
             failure_config=FailureConfig(
                 max_failures=MAX_FAILURES,
                 # a worker, or its node, may be lost while the group of them starts
-                controller_failure_limit=MAX_STARTS if call.elastic else MAX_FAILURES,
+                controller_failure_limit=MAX_FAILURES,
                 max_preemption_failures=MAX_PREEMPTIONS,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
