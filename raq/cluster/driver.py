@@ -132,7 +132,6 @@ class Driver:
     def _start(
         self, stage: Stage, demand: Demand, places: list[int], board: Any, attempt: int, nodes_lost: int = 0
     ) -> None:
-
         from raq.cluster.actors import start_actor
 
         key = (stage.pool, demand)

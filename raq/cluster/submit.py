@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raq.cluster.following import ENDED, RECONNECT_S, JobLost, Say, failures, followed
 from raq.cluster.package import Package, pack
 from raq.cluster.session import RAY_SETTINGS, refuse_credentials
 from raq.errors import RaqError, UserError
@@ -23,21 +24,12 @@ from raq.records import now
 from raq.storage import check_address, is_address
 
 REQUEST_TIMEOUT_S = 60.0
-LOOK_AGAIN_S = 10.0
-START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
-MOST_RECONNECTIONS, RECONNECT_S = 10, 5.0
 MOST_SUBMISSIONS = 3
 WAIT_AGAIN_S = 120.0  # for the nodes of a cluster that has just been started again
 KILLED = (-9, 137)
 INTERRUPTED = 130
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-Say = Callable[[str], None]
 Ask = Callable[[], str]  # after Ctrl-C: "stop" or "detach"
-
-
-class JobLost(Exception):
-    """A job that ended by no fault of its own: its head was started anew, or its process was killed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class Job:
             except KeyboardInterrupt:
                 self.say(f"interrupted while job {identity} was sent: if the cluster has taken it, it goes on there")
                 raise
-            except _failures() as error:
+            except failures() as error:
                 if self._taken(identity):  # and its answer was lost
                     return identity
                 if time.monotonic() >= until:
@@ -88,7 +80,7 @@ class Job:
 
     def _taken(self, identity: str) -> bool:
         """Whether the cluster says that it has this job."""
-        with suppress(*_failures()):
+        with suppress(*failures()):
             return self.client.get_job_info(identity) is not None
         return False
 
@@ -143,7 +135,7 @@ def submit(
 def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask) -> int:
     """The job's exit code; after Ctrl-C, what was answered. Raises JobLost if it is to be sent again."""
     try:
-        began = asyncio.run(_followed(asked.client, job, say))
+        began = asyncio.run(followed(asked.client, job, say))
         return _ended(asked.client, job, say, asked.results, began=began)
     except KeyboardInterrupt as interruption:
         answer = "detach"
@@ -195,20 +187,12 @@ def _connected(address: str) -> Any:
         return Client(url)
     except AuthenticationError as error:
         raise _refused(address) from error
-    except _failures() as error:
+    except failures() as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"--address {address}: no job server of Ray answers: {first}",
             "give the address of the dashboard (port 8265), reached by 'ray dashboard cluster.yaml' or ssh",
         ) from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What Ray's client raises where the cluster does not answer, or not as it should."""
-    import aiohttp
-    from ray.exceptions import RayError
-
-    return (RayError, RuntimeError, ValueError, OSError, aiohttp.ClientError)  # requests's are OSErrors
 
 
 def _refused(address: str) -> UserError:
@@ -218,93 +202,6 @@ def _refused(address: str) -> UserError:
     )
 
 
-async def _followed(client: Any, job: str, say: Say) -> bool:
-    """Say the job's lines until it ends, after a break in the line where it broke; whether there were any.
-
-    Raises JobLost if the job server no longer knows it, RaqError if it does not start, or the server stays away.
-    """
-    lines, began, breaks, ended = Lines(say), time.monotonic(), 0, False
-    while True:
-        stream = client.tail_job_logs(job)  # from the log's start, each time
-        waiting = asyncio.ensure_future(anext(stream, None))
-        try:
-            while True:
-                done, _ = await asyncio.wait({waiting}, timeout=LOOK_AGAIN_S)
-                if not done:
-                    status = str(client.get_job_info(job).status)
-                    if status == "PENDING" and time.monotonic() - began > START_TIMEOUT_S:
-                        client.stop_job(job)
-                        raise RaqError(
-                            f"job {job} has not started within {START_TIMEOUT_S:.0f} s, and was told to stop",
-                            f"see 'ray job status {job}' and the head's logs",
-                        )
-                    if status in ENDED and ended:
-                        return lines.ended()
-                    ended = status in ENDED  # what it said last may still be on its way
-                    continue
-                text = waiting.result()
-                if text is None:
-                    if str(client.get_job_info(job).status) in ENDED:
-                        return lines.ended()
-                    raise ConnectionError("the log ended before the job")  # its server, or what lies between, let go
-                said = lines.said
-                lines.take(text)
-                breaks = breaks if lines.said == said else 0  # the log comes again from its start
-                waiting = asyncio.ensure_future(anext(stream, None))
-        except _failures() as error:  # the line broke
-            if _unknown(client, job):
-                raise JobLost("the cluster was started anew, and does not know it") from error
-            breaks += 1
-            if breaks > MOST_RECONNECTIONS:
-                raise RaqError(
-                    f"job {job} cannot be followed: {type(error).__name__}",
-                    "it may still run: see 'ray job status' once the cluster answers again",
-                ) from error
-            lines.again()
-            await asyncio.sleep(RECONNECT_S)
-        finally:
-            waiting.cancel()
-
-
-class Lines:
-    """A log that comes in pieces, said by whole lines; when it comes again from its start, only what is new."""
-
-    def __init__(self, say: Say) -> None:
-        self.say, self.said, self.place, self.rest = say, 0, 0, ""
-
-    def take(self, text: str) -> None:
-        """A further piece."""
-        *whole, self.rest = (self.rest + text).split("\n")
-        for line in whole:
-            self._take_line(line)
-
-    def again(self) -> None:
-        """The next piece is the log's first."""
-        self.place, self.rest = 0, ""
-
-    def ended(self) -> bool:
-        """No more comes: a last line without an end is a line too. Whether there were any."""
-        if self.rest:
-            self._take_line(self.rest)
-            self.rest = ""
-        return self.said > 0
-
-    def _take_line(self, line: str) -> None:
-        self.place += 1
-        if self.place > self.said:
-            self.said = self.place
-            self.say(line.rstrip("\r"))
-
-
-def _unknown(client: Any, job: str) -> bool:
-    """Whether the job server answers that there is no such job."""
-    try:
-        client.get_job_info(job)
-    except _failures() as error:
-        return isinstance(error, RuntimeError) and "status code 404" in str(error)
-    return False
-
-
 def _until_ended(client: Any, job: str) -> Any:
     until = time.monotonic() + STOP_TIMEOUT_S
     while True:
@@ -312,7 +209,7 @@ def _until_ended(client: Any, job: str) -> Any:
             info = client.get_job_info(job)
             if str(info.status) in ENDED:
                 return info
-        except _failures() as error:
+        except failures() as error:
             if time.monotonic() > until:
                 raise RaqError(
                     f"the cluster no longer answers ({type(error).__name__}): how job {job} ended is not known",
@@ -345,7 +242,7 @@ def _ended(client: Any, job: str, say: Say, results: str, *, began: bool) -> int
 def _stopped(client: Any, job: str) -> int:
     try:
         client.stop_job(job)
-    except _failures() as error:
+    except failures() as error:
         raise RaqError(
             f"job {job} could not be stopped ({type(error).__name__})", f"try 'ray job stop {job}'"
         ) from error

@@ -12,8 +12,8 @@ import pytest
 from ray_nodes import Head, job_process, ray_cluster
 from workplace import Workplace, clear_error
 
-from raq.cluster import submit as submission
-from raq.cluster.submit import Lines
+from raq.cluster import following
+from raq.cluster.following import Lines
 
 pytestmark = pytest.mark.cluster
 ONLY_FP32 = ("--set", "ptq=null", "--set", "qat=null", "--set", "bench.rounds=1", "--set", "bench.batch_sizes=[1]")
@@ -155,7 +155,7 @@ class EndedFirst:
 
 def test_the_last_lines_of_a_job_that_has_ended_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error stands there; a job that failed without one is a riddle."""
-    monkeypatch.setattr(submission, "LOOK_AGAIN_S", 0.4)
+    monkeypatch.setattr(following, "LOOK_AGAIN_S", 0.4)
     told: list[str] = []
-    assert asyncio.run(submission._followed(EndedFirst(), "job", told.append))
+    assert asyncio.run(following.followed(EndedFirst(), "job", told.append))
     assert told == ["train: running", "raq: train: no space is left"]
