@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raq.cluster.handover import Handover
 from raq.cluster.nodes import (
     ENDING_TIMEOUT_S,
     NODE_ID,
@@ -20,9 +21,8 @@ from raq.cluster.placement import Demand, Room, demand_of, least_workers, room_f
 from raq.errors import StageError, UserError
 from raq.experiment import Experiment
 from raq.plan import Stage
-from raq.records import Record, Store
+from raq.records import Store
 from raq.requirements import check_results
-from raq.stages.call import Call
 
 START_TIMEOUT_S = 180.0
 LOST_TIMEOUT_S = 45.0  # that a stage waits while no node is there that could do it, without --wait
@@ -61,13 +61,17 @@ class Driver:
     running: dict[Any, _Running] = field(default_factory=dict)
     idle: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
     postponed: list[_Running] = field(default_factory=list)  # to be tried again when no other distributed stage runs
-    by_name: dict[str, Stage] = field(init=False)
+    handover: Handover = field(init=False)
+    demands: dict[str, Demand] = field(init=False)  # of the stale stages
+    board: Any = field(init=False)
     room: Room = field(init=False)
     last_end: float = 0.0  # when a stage ended, the last time
     watch: NodeWatch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.by_name = {stage.name: stage for stage in self.plan}
+        self.handover = Handover(
+            self.experiment, self.plan, self.store, self.run_folder, self.working_directory, self.wait_s
+        )
         self.room = Room(self.nodes)
         self.watch = NodeWatch(self.nodes)
 
@@ -77,15 +81,15 @@ class Driver:
 
         from raq.cluster.board import start_board
 
-        demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
+        self.demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
         waiting = {stage.name: stage for stage in self.plan if stage.name in stale}
-        board = start_board()
-        events = board.take.remote(TAKE_TIMEOUT_S)
+        self.board = start_board()
+        events = self.board.take.remote(TAKE_TIMEOUT_S)
         try:
             while waiting or self.running or self.postponed:
-                self._resume_postponed(demands, board)
-                for stage, places in self._startable(waiting, demands):
-                    self._start(waiting.pop(stage.name), demands[stage.name], places, board, attempt=1)
+                self._resume_postponed()
+                for stage, places in self._startable(waiting):
+                    self._start(waiting.pop(stage.name), places, attempt=1)
                 finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
                 if events not in finished:  # what a stage posted before it ended is shown before its end
                     ray.wait([events], timeout=LAST_EVENTS_S)
@@ -93,19 +97,19 @@ class Driver:
                 finished, _ = ray.wait(everything, num_returns=len(everything), timeout=0)
                 if events in finished:
                     self._show(_taken(events))
-                    events = board.take.remote(TAKE_TIMEOUT_S)
+                    events = self.board.take.remote(TAKE_TIMEOUT_S)
                 for reference in [entry for entry in finished if entry in self.running]:
-                    self._finish(reference, demands, board)
+                    self._finish(reference)
                 self._leave_nodes()
                 self.store.refuse_if_taken()
-                self._refuse_to_wait_for_ever(demands, board)
+                self._refuse_to_wait_for_ever()
         finally:
             for entry in self.running.values():
                 ray.kill(entry.actor)
             self._end_idle()
-            ray.kill(board)
+            ray.kill(self.board)
 
-    def _startable(self, waiting: Mapping[str, Stage], demands: Mapping[str, Demand]) -> list[tuple[Stage, list[int]]]:
+    def _startable(self, waiting: Mapping[str, Stage]) -> list[tuple[Stage, list[int]]]:
         """The stages whose inputs are there, with the places they now have; a measurement runs alone."""
         unfinished = {*waiting, *(entry.stage.name for entry in [*self.running.values(), *self.postponed])}
         chosen: list[tuple[Stage, list[int]]] = []
@@ -114,7 +118,7 @@ class Driver:
         full: set[tuple[str, Demand]] = set()  # what there is no room for now: the same for all stages of a kind
         for stage in waiting.values():
             alone = stage.pool != "bench" or not (self.running or chosen)
-            demand = demands[stage.name]
+            demand = self.demands[stage.name]
             kind = (stage.pool, demand)
             if self.postponed and demand.waits:  # else those would wait on
                 continue
@@ -129,22 +133,20 @@ class Driver:
                 break
         return chosen
 
-    def _start(
-        self, stage: Stage, demand: Demand, places: list[int], board: Any, attempt: int, nodes_lost: int = 0
-    ) -> None:
+    def _start(self, stage: Stage, places: list[int], attempt: int, nodes_lost: int = 0) -> None:
         from raq.cluster.actors import start_actor
 
+        demand = self.demands[stage.name]
         key = (stage.pool, demand)
         actor = next((a for a, k in self.idle if k == key), None) if attempt == 1 else None
         if actor is None:  # a new one: what the idle ones hold it may need, and a node that was lost has theirs too
             self._end_idle()
-            actor = start_actor(
-                board, stage.pool, demand, {**stage.resources.labels, **(self._not_on_heads() if demand.waits else {})}
-            )
+            labels = {**stage.resources.labels, **(self._not_on_heads() if demand.waits else {})}
+            actor = start_actor(self.board, stage.pool, demand, labels)
         else:
             self.idle.remove((actor, key))
-        log = self._log_of(stage)
-        reference = actor.run.remote(self._call(stage, demand), str(log), attempt)
+        log = self.handover.log_of(stage)
+        reference = actor.run.remote(self.handover.call(stage, demand), str(log), attempt)
         self.running[reference] = _Running(stage, actor, places, attempt, time.monotonic(), nodes_lost)
         self.listener(stage.name, {"state": "starting"})
 
@@ -160,39 +162,7 @@ class Driver:
         heads = [node.labels[NODE_ID] for node in self.watch.there if node.cpus == 0 and NODE_ID in node.labels]
         return {NODE_ID: f"!in({','.join(heads)})"} if heads else {}
 
-    def _where_log_is(self, stage: Stage) -> str:
-        """Where people find a stage's log."""
-        log = self._log_of(stage)
-        address = self.store.address
-        return str(log) if address is None else f"{address.partition('?')[0]}/{'/'.join(log.parts[-4:])}"
-
-    def _log_of(self, stage: Stage) -> Path:
-        return self.run_folder / "logs" / f"{stage.name.replace('/', '-')}.log"
-
-    def _call(self, stage: Stage, demand: Demand) -> Call:
-        inputs = {
-            role: str(self.store.stage_folder(self.by_name[name].kind, self.by_name[name].fingerprint))
-            for role, name in stage.inputs.items()
-        }
-        return Call(
-            stage.name,
-            stage.kind,
-            stage.settings,
-            inputs,
-            str(self.store.work_folder(stage.kind, stage.fingerprint)),
-            self.experiment.data.root,
-            self.experiment.model.weights,
-            self.working_directory,
-            demand.cpus,
-            demand.gpus,
-            demand.workers,
-            stage.resources.labels,
-            None if stage.least_workers is None else (stage.least_workers, stage.workers),
-            self.store.address,
-            self.wait_s,
-        )
-
-    def _finish(self, reference: Any, demands: Mapping[str, Demand], board: Any) -> None:
+    def _finish(self, reference: Any) -> None:
         """Publish what a stage left, or try again if its process died, or raise what went wrong."""
         import ray
 
@@ -208,32 +178,32 @@ class Driver:
             lost = entry.node is not None and node_is_gone(entry.node, NOTICED_TIMEOUT_S if unknown else 0.0)
             entry.nodes_lost += lost
             what = "its node was lost" if lost else "its process died"
-            self._try_again(entry, what, type(error).__name__, demands, board)
+            self._try_again(entry, what, type(error).__name__)
             return
         if "lost" in answer:
             if entry.node is not None:
                 leaves = entry.node in draining_nodes() or node_is_gone(entry.node, ENDING_TIMEOUT_S)
                 entry.nodes_lost += leaves
-            self._try_again(entry, answer["lost"], answer["error"], demands, board)
+            self._try_again(entry, answer["lost"], answer["error"])
             return
         if "error" in answer:
             ray.kill(entry.actor)
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
-            raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {self._where_log_is(stage)}")
-        self.room.give_back(entry.places, demands[stage.name])
+            raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {self.handover.where_log_is(stage)}")
+        self.room.give_back(entry.places, self.demands[stage.name])
         self.last_end = time.monotonic()
         wanted = any(other.started is None for other in self.running.values())  # what it holds they may wait for
         if wanted or entry.node in self.watch.leaving:
             ray.kill(entry.actor)
         else:
-            self.idle.append((entry.actor, (stage.pool, demands[stage.name])))
-        record = self._record(stage, answer, entry.attempt)
+            self.idle.append((entry.actor, (stage.pool, self.demands[stage.name])))
+        record = self.handover.record(stage, answer, entry.attempt)
         self.store.publish(stage.kind, stage.fingerprint, record)
         check_results(stage, answer["results"], self.experiment.require)
         self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
 
-    def _try_again(self, entry: _Running, what: str, reason: str, demands: Mapping[str, Demand], board: Any) -> None:
+    def _try_again(self, entry: _Running, what: str, reason: str) -> None:
         """Start a stage anew whose actor is dead or hangs; StageError after MAX_ATTEMPTS."""
         import ray
 
@@ -246,25 +216,26 @@ class Driver:
             )
         if entry.attempt - entry.nodes_lost >= MAX_ATTEMPTS or entry.nodes_lost > MOST_NODES_LOST:
             raise StageError(
-                f"{stage.name}: {what}, at attempt {entry.attempt} ({reason})", f"see {self._where_log_is(stage)}"
+                f"{stage.name}: {what}, at attempt {entry.attempt} ({reason})",
+                f"see {self.handover.where_log_is(stage)}",
             )
         self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {entry.attempt + 1}"})
-        if demands[stage.name].waits:  # its workers' places may have leaked, which is mended when no others have any
+        if self.demands[stage.name].waits:  # its workers' places may have leaked: mended when no others have any
             self.postponed.append(entry)
-            self._resume_postponed(demands, board)
+            self._resume_postponed()
         else:
-            self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1, entry.nodes_lost)
+            self._start(stage, entry.places, entry.attempt + 1, entry.nodes_lost)
 
-    def _resume_postponed(self, demands: Mapping[str, Demand], board: Any) -> None:
+    def _resume_postponed(self) -> None:
         """Try the distributed stages again whose actor died, once no other one runs whose places might be taken."""
-        if not self.postponed or any(demands[other.stage.name].waits for other in self.running.values()):
+        if not self.postponed or any(self.demands[other.stage.name].waits for other in self.running.values()):
             return
         from raq.cluster.training import release_leaked_places
 
         release_leaked_places()
         for entry in self.postponed:
             stage = entry.stage
-            self._start(stage, demands[stage.name], entry.places, board, entry.attempt + 1, entry.nodes_lost)
+            self._start(stage, entry.places, entry.attempt + 1, entry.nodes_lost)
         self.postponed.clear()
 
     def _show(self, events: list[dict[str, Any]]) -> None:
@@ -276,17 +247,17 @@ class Driver:
                 entry.node = event.get("node", entry.node)
                 self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
 
-    def _refuse_to_wait_for_ever(self, demands: Mapping[str, Demand], board: Any) -> None:
+    def _refuse_to_wait_for_ever(self) -> None:
         """End what hangs; StageError if a stage does not start though none of ours is at work that it may wait for."""
         idle = all(entry.started is None for entry in self.running.values())
         for reference, entry in list(self.running.items()):
             limit = entry.stage.resources.timeout_s
             if entry.started is not None and limit is not None and time.monotonic() - entry.started > limit:
                 del self.running[reference]
-                self._try_again(entry, "it did not end in time", f"{limit:g} s", demands, board)
+                self._try_again(entry, "it did not end in time", f"{limit:g} s")
                 continue
             waited = time.monotonic() - max(entry.submitted, self.last_end)
-            demand = demands[entry.stage.name]
+            demand = self.demands[entry.stage.name]
             patience = max(LOST_TIMEOUT_S, self.wait_s)
             if entry.started is not None and not demand.waits:
                 continue
@@ -316,28 +287,6 @@ class Driver:
                 self.listener(name, {"text": f"its node will be taken away{when}", "notice": True})
         if leaving:
             self._end_idle()
-
-    def _record(self, stage: Stage, answer: Record, attempts: int) -> Record:
-        inputs = {role: self.by_name[name] for role, name in stage.inputs.items()}
-        found = {role: self.store.find(given.kind, given.fingerprint) for role, given in inputs.items()}
-        return {
-            "id": answer["id"],
-            "files": answer["files"],
-            "stage": stage.name,
-            "kind": stage.kind,
-            "fingerprint": stage.fingerprint,
-            "settings": stage.settings,
-            "inputs": {role: given.fingerprint for role, given in inputs.items()},
-            "input_ids": {role: record["id"] if record else None for role, record in found.items()},
-            "results": answer["results"],
-            "environment": answer["environment"],
-            "cpus": answer["cpus"],
-            "workers": answer["workers"],
-            "node": answer["node"],
-            "started_at": answer["started_at"],
-            "duration_s": answer["duration_s"],
-            "attempts": attempts,
-        }
 
 
 def _taken(events: Any) -> list[dict[str, Any]]:
