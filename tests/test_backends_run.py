@@ -31,7 +31,9 @@ def test_a_run_for_phones_and_for_arm(workplace: Workplace) -> None:
     assert phone["artifacts"][0]["runtime"] == "executorch"
     assert phone["artifacts"][0]["int8_mac_share"] == 1.0
     assert {row["runtime"] for row in phone["latency"]} == {"executorch"}
-    assert [row["step"] for row in phone["parity"]] == ["simulated", "converted", "lowered", "reloaded"]
+    assert [row["step"] for row in phone["parity"]] == [
+        "fp32", "prepared", "simulated", "converted", "lowered", "reloaded"
+    ]  # fmt: skip
     assert arm["artifacts"] == arm["latency"] == []
     assert arm["graph_int8_mac_share"] == 1.0
     assert arm["top1"] > 0.9

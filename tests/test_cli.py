@@ -159,7 +159,7 @@ def test_the_parity_chain_is_shown(finished: Workplace) -> None:
     assert steps == {
         "fp32": ["fp32", "lowered", "reloaded"],
         "ptq": ["fp32", "simulated", "converted", "lowered", "reloaded"],
-        "qat": ["simulated", "converted", "lowered", "reloaded"],
+        "qat": ["fp32", "prepared", "simulated", "converted", "lowered", "reloaded"],
     }
     assert all(c["parity"][-1]["equal"] for c in shown["candidates"]), "a saved file computes what was compiled"
     assert "parity: fp32" in finished.raq("show").stdout

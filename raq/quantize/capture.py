@@ -36,6 +36,53 @@ def export_network(network: nn.Module, example: Tensor) -> ExportedProgram:
     return export_program(unshare(network, example), example)
 
 
+def graph_of(network: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The graph of `export_network` in the form that quantizers know convolutions by, for prepare.
+
+    Raises UserError for a batch norm without running statistics: no quantizer's rewrite takes one.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
+            raise UserError(
+                f"the model's {name} keeps no running statistics: deployed, it would still normalise by the batch, "
+                "which cannot be quantized",
+                "build the model with track_running_stats=True",
+            )
+    graph = export_network(network, example).module()
+    for node in list(graph.graph.nodes):
+        if node.target in (torch.ops.aten.conv1d.padding, torch.ops.aten.conv2d.padding, torch.ops.aten.conv3d.padding):
+            _pad_by_numbers(graph.graph, node)
+        elif node.target is torch.ops.aten.pad.default and "source_fn_stack" in node.meta:
+            # reflected and circular padding: torch traces it as a part of the convolution's module, and quantizers
+            # want a convolution to be one node
+            node.meta["source_fn_stack"] = [(node.name, nn.functional.pad)]
+    graph.recompile()
+    return graph
+
+
+def _pad_by_numbers(graph: fx.Graph, node: fx.Node) -> None:
+    """A convolution with padding "same" or "valid" as one with numbers; an odd row or column is padded before it."""
+    arguments: tuple[Any, ...] = (*node.args, *_CONVOLUTION_DEFAULTS[len(node.args) :])
+    data, weight, bias, stride, kind, dilation, groups = arguments
+    assert isinstance(data, fx.Node)
+    assert isinstance(weight, fx.Node)
+    kernel = weight.meta["val"].shape[2:]
+    dilations = list(dilation) * (len(kernel) // len(dilation))
+    totals = [d * (k - 1) if kind == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
+    if any(total % 2 for total in totals):  # torch pads the end by the one that is over
+        ends = [amount for total in reversed(totals) for amount in (0, total % 2)]
+        with graph.inserting_before(node):
+            padded = graph.call_function(torch.ops.aten.constant_pad_nd.default, (data, ends, 0.0))
+        padded.meta = {"val": nn.functional.pad(data.meta["val"], ends)}
+        data = padded
+    overload = getattr(torch.ops.aten, f"conv{len(kernel)}d").default
+    node.target = overload
+    node.args = (data, weight, bias, stride, [total // 2 for total in totals], dilation, groups)
+
+
+_CONVOLUTION_DEFAULTS: tuple[Any, ...] = (None, None, None, [1], "valid", [1], 1)
+
+
 def export_program(network: nn.Module, example: Tensor, max_batch: int = MAX_BATCH) -> ExportedProgram:
     """Export for any batch size from 1 to `max_batch`.
 

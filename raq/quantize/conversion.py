@@ -9,6 +9,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from raq.errors import StageError
 from raq.quantize.capture import export_program
+from raq.quantize.qat_batch_norm import fold_batch_norms
+from raq.quantize.stochastic_depth import remove_stochastic_depth
 
 
 def convert(prepared: fx.GraphModule, example: Tensor) -> ExportedProgram:
@@ -16,6 +18,8 @@ def convert(prepared: fx.GraphModule, example: Tensor) -> ExportedProgram:
 
     The graph must be in evaluation mode. The result holds int8 weights and no float copy of them.
     """
+    remove_stochastic_depth(prepared.graph)
+    fold_batch_norms(prepared)
     converted = convert_pt2e(prepared)
     drop_unused_tensors(converted)
     for parameter in converted.parameters():

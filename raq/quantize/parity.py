@@ -1,7 +1,8 @@
 """The parity chain: does each step from FP32 to the saved artifact still compute what the step before it computed?
 
 Compared on the same images: top-1, and the signal-to-quantization-noise ratio of the logits. Steps, in order:
-fp32 (the network), simulated (the graph with fake quantizers), converted (the quantized program, run by torch's
+fp32 (the network), prepared (QAT: its graph before training, fake quantizers off), simulated (the graph with fake
+quantizers; QAT: trained, so compared with nothing before it), converted (the quantized program, run by torch's
 reference kernels), lowered (the package, as compiled), reloaded (the saved file in a fresh process with torch alone).
 """
 
@@ -74,6 +75,10 @@ class Chain:
     def go_on_from(self, step: str, path: Path) -> None:
         """Compare the next step with the logits that an earlier stage left at `path`."""
         self.last, self.logits = step, np.load(path, allow_pickle=False)
+
+    def begin_anew(self) -> None:
+        """Compare the next step with none: what comes before it computes something else on purpose."""
+        self.last, self.logits = None, None
 
     def step(self, name: str, network: "Network", device: str = "cpu") -> None:
         """Run the sample through this step's network."""

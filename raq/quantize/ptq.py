@@ -15,7 +15,7 @@ from raq.model.augmentation import normalise
 from raq.model.cache import Array
 from raq.model.data import Dataset, calibration_indices
 from raq.model.training import normalisation_tensors, take_batch
-from raq.quantize.capture import export_network
+from raq.quantize.capture import graph_of
 from raq.quantize.quantizers import QUANTIZERS, Excluding, refuse_unannotated
 
 
@@ -40,7 +40,7 @@ def prepare(
 
     Raises StageError if the quantizer has annotated nothing, which is no error of its own.
     """
-    graph = export_network(network.eval(), example).module()
+    graph = graph_of(network.eval(), example)
     return prepare_graph(graph, backend, calibration, floats, **rounding)
 
 

@@ -1,53 +1,90 @@
 """Quantization-aware training: the graph with fake quantizers, and what the training loop must do for it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torchao.quantization.pt2e import FakeQuantizeBase, disable_observer, enable_observer
+from torchao.quantization.pt2e import (
+    FakeQuantizeBase,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+)
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-from raq.errors import UserError
+from raq.errors import StageError, UserError
 from raq.model.training import Hooks
-from raq.quantize.capture import export_network
+from raq.quantize.capture import graph_of, is_layer, layer_name
+from raq.quantize.parity import sqnr_db
+from raq.quantize.qat_batch_norm import (
+    RUNNING_MEAN,
+    TRAINING,
+    batch_norm_constants,
+    batch_norms,
+    counts,
+    restore_batch_norms,
+)
 from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
+from raq.quantize.stochastic_depth import insert_stochastic_depth, mark_stochastic_depth, take_out_marks
 from raq.training_schema import Qat
 
-BATCH_NORM_RUNNING_MEAN, BATCH_NORM_TRAINING = 3, 5  # positions in aten.batch_norm's arguments
-DROPOUT_TRAINING = 2
+DROPOUT_TRAINING = 2  # position in aten.dropout's arguments
 DROPOUTS = tuple(
     getattr(torch.ops.aten, name + suffix)
     for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
     for suffix in ("", "_")
 )
 RANDOM = ("bernoulli", "rand", "normal", "rrelu", "multinomial", "native_dropout", "exponential", "uniform")
+MIN_PREPARED_DB = 60.0
+"""Least SQNR of a prepared graph, its fake quantizers off, against the network: both compute in float32."""
 
 
 def prepare_qat(network: nn.Module, example: Tensor, backend: str, *, reduce_range: bool) -> fx.GraphModule:
     """The network's graph with fake quantizers where `backend` quantizes, in training mode.
 
-    torchvision's stochastic depth is left out: it is a regulariser that an exported graph could not switch off again.
-    Raises UserError if the graph draws random numbers other than in dropout: exported, they could not be switched off.
+    example: float32 [n, 3, H, W], n at least 2. Raises UserError if the graph draws random numbers other than in
+    dropout and stochastic depth (exported, they could not be switched off), StageError, naming the layer, if the graph
+    with its fake quantizers off does not compute what the network computes.
     """
-    graph = export_network(_without_stochastic_depth(network).train(), example).module()
+    own, cumulative = _exportable(network)
+    graph = graph_of(own.train(), example)
+    marks = take_out_marks(graph)
     _refuse_randomness(graph)
+    constants = batch_norm_constants(graph.graph, cumulative)
     prepared: fx.GraphModule = prepare_qat_pt2e(graph, QUANTIZERS[backend](qat=True, reduce_range=reduce_range))
     refuse_unannotated(prepared, backend)
+    restore_batch_norms(prepared, constants)
+    insert_stochastic_depth(prepared, marks)
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    refuse_other_function(network, prepared, images)
+    set_graph_mode(prepared, training=True, norms=True)
+    prepared.apply(enable_observer)
     return prepared
 
 
-def _without_stochastic_depth(network: nn.Module) -> nn.Module:
-    """A copy of the network whose StochasticDepth modules drop nothing; the network itself if it has none."""
-    if not any(type(module).__name__ == "StochasticDepth" for module in network.modules()):
-        return network
-    own = copy.deepcopy(network)
-    for module in own.modules():
-        if type(module).__name__ == "StochasticDepth":
-            module.p = 0.0  # type: ignore[assignment]
-    return own
+def _exportable(network: nn.Module) -> tuple[nn.Module, frozenset[str]]:
+    """A copy that can be exported in training mode, and the names of its batch norms whose momentum is None.
+
+    Batch norms without gamma and beta are given constant ones, as torchao's rewrite wants them to be there.
+    """
+    own = mark_stochastic_depth(copy.deepcopy(network))
+    cumulative = set()
+    for name, module in own.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if module.momentum is None:
+            module.momentum = 0.0
+            cumulative.add(name)
+        if module.weight is None:
+            assert module.running_mean is not None
+            module.weight = nn.Parameter(torch.ones_like(module.running_mean), requires_grad=False)
+            module.bias = nn.Parameter(torch.zeros_like(module.running_mean), requires_grad=False)
+    return own, frozenset(cumulative)
 
 
 def _refuse_randomness(graph: fx.GraphModule) -> None:
@@ -56,10 +93,84 @@ def _refuse_randomness(graph: fx.GraphModule) -> None:
         name = str(packet).rpartition(".")[2]
         if packet not in DROPOUTS and name.startswith(RANDOM):
             raise UserError(
-                f"the model draws random numbers in training ({name}, as stochastic depth does), and an exported "
+                f"the model draws random numbers in training ({name}), and an exported "
                 "graph cannot switch that off: its quantization-aware trained artifact would be random",
-                "build the model without it (stochastic_depth_prob=0), or leave QAT out with qat: null",
+                "build the model without it, or leave QAT out with qat: null",
             )
+
+
+def refuse_other_function(network: nn.Module, prepared: fx.GraphModule, images: Tensor) -> None:
+    """StageError unless the prepared graph, fake quantizers off, computes what the network does in evaluation mode.
+
+    images: float32 [n, 3, H, W], normalised. The error names the first layer whose output differs. Leaves the graph in
+    evaluation mode with its fake quantizers on and observers off, and the network in evaluation mode.
+    """
+    distance = prepared_distance_db(network, prepared, images)
+    if distance is not None and distance < MIN_PREPARED_DB:
+        with without_fake_quantizers(prepared), torch.no_grad():
+            layer = _first_difference(network, prepared, images)
+        raise StageError(
+            f"the graph prepared for QAT is another network before any quantization: {distance:.1f} dB SQNR of its "
+            f"outputs, at least {MIN_PREPARED_DB:g} is required; the first layer that differs: {layer}",
+            "torchao's rewrite of the graph is at fault; leave QAT out with qat: null, and report the layer",
+        )
+
+
+def prepared_distance_db(network: nn.Module, prepared: fx.GraphModule, images: Tensor) -> float | None:
+    """SQNR of the prepared graph's outputs, fake quantizers off, against the network's; None if they are equal.
+
+    Both in evaluation mode, which they are left in, the graph's observers off.
+    """
+    network.eval()
+    set_graph_mode(prepared, training=False, norms=False)
+    prepared.apply(disable_observer)
+    with without_fake_quantizers(prepared), torch.no_grad():
+        return sqnr_db(network(images).numpy(), prepared(images).numpy())
+
+
+@contextmanager
+def without_fake_quantizers(prepared: fx.GraphModule) -> Iterator[None]:
+    """With the graph's fake quantizers off."""
+    prepared.apply(disable_fake_quant)
+    try:
+        yield
+    finally:
+        prepared.apply(enable_fake_quant)
+
+
+def _first_difference(network: nn.Module, prepared: fx.GraphModule, images: Tensor) -> str:
+    """The module whose output is the first to differ; "unknown" if none of those that can be compared does."""
+    expected: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda m, i, o, name=name: expected.setdefault(name, o))
+        for name, module in network.named_modules()
+        if name and not any(True for _ in module.children())
+    ]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: dict[str, Tensor] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> object:
+            result = super().run_node(n)
+            name = layer_name(n)
+            scaled = is_layer(n) and any(user.target is torch.ops.aten.div.Tensor for user in n.users)
+            if isinstance(result, Tensor) and name in expected and n.op == "call_function" and not scaled:
+                found[name] = result
+            return result
+
+    Recorder(prepared).run(images)
+    for name, values in expected.items():
+        given = found.get(name)
+        if given is None or not isinstance(values, Tensor) or given.shape != values.shape:
+            continue
+        distance = sqnr_db(values.numpy(), given.numpy())
+        if distance is not None and distance < MIN_PREPARED_DB:
+            return f"{name} ({distance:.1f} dB)"
+    return "unknown"
 
 
 def qat_hooks(prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None = None) -> Hooks:
@@ -109,17 +220,19 @@ def _distilled(teacher: nn.Module, share: float, temperature: float) -> Callable
 def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> None:
     """Switch dropout (`training`) and batch normalisation (`norms`: batch statistics, updating the running ones).
 
-    Exported modules refuse `.train()`; the mode is an argument of these nodes.
+    Exported modules refuse `.train()`; the mode is an argument of these nodes. Without `norms` no batch is counted.
     """
     changed = False
+    for node in batch_norms(graph.graph):
+        if node.args[RUNNING_MEAN] is not None:  # without running statistics it normalises by the batch in either mode
+            changed |= bool(node.args[TRAINING] != norms)
+            node.update_arg(TRAINING, norms)
+    for node in counts(graph.graph):
+        changed |= bool(node.args[1] != int(norms))
+        node.update_arg(1, int(norms))
     for node in graph.graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
-        if packet is torch.ops.aten.batch_norm:
-            if node.args[BATCH_NORM_RUNNING_MEAN] is None:
-                continue  # no running statistics: it normalises by the batch in either mode
-            changed |= node.args[BATCH_NORM_TRAINING] != norms
-            node.update_arg(BATCH_NORM_TRAINING, norms)
-        elif packet in DROPOUTS:
+        if packet in DROPOUTS:
             changed |= node.args[DROPOUT_TRAINING] != training
             node.update_arg(DROPOUT_TRAINING, training)
     if changed:

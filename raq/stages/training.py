@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from raq.model.checkpoints import TrainingContext, TrainingResult
+    from raq.quantize.parity import Chain
 
 PLAIN_SIZE = "set train.progressive: [] to train at the full size only"
 
@@ -139,11 +140,27 @@ def finish_qat(call: Call, result: "TrainingResult") -> Results:
     """Convert the best epoch of a finished quantization-aware training."""
     from raq.quantize.conversion import convert
 
-    prepared = trained_graph(call, result)
     chain = parity_chain(call, dataset_of(call))
+    chain.step("fp32", trained_network(call))
+    _step_prepared(call, chain)
+    chain.begin_anew()  # training lies between
+    prepared = trained_graph(call, result)
     chain.step("simulated", prepared)
     results = keep_program(call, convert(prepared, example_of(call)), chain)
     return {"history": result.history, "best_epoch": result.best_epoch, **results}
+
+
+def _step_prepared(call: Call, chain: "Chain") -> None:
+    """The graph as it was before training, its fake quantizers off: it must be the FP32 network."""
+    from torchao.quantization.pt2e import disable_observer
+
+    from raq.quantize.qat import set_graph_mode, without_fake_quantizers
+
+    untrained = prepared_for_qat(call, Qat.model_validate(call.settings["qat"]))
+    set_graph_mode(untrained, training=False, norms=False)
+    untrained.apply(disable_observer)
+    with without_fake_quantizers(untrained):
+        chain.step("prepared", untrained)
 
 
 def _local_context(call: Call, progress: Progress) -> "TrainingContext":

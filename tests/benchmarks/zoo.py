@@ -30,7 +30,7 @@ MODELS = (
 CLASSES, SIDE, CALIBRATION_IMAGES, BATCH, TIMEOUT_S = 1000, 224, 8, 8, 1500
 
 
-def settle(network: Any) -> None:
+def settle(network: Any, side: int = SIDE) -> None:
     """Let batch normalisation see random images, so that activations have a sensible size in evaluation mode."""
     import torch
 
@@ -39,7 +39,7 @@ def settle(network: Any) -> None:
     for module in norms:
         module.momentum = None  # the mean over all that it sees
     with torch.no_grad():
-        network.train()(torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+        network.train()(torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(1)))
     for module, momentum in zip(norms, usual, strict=True):
         module.momentum = momentum
 

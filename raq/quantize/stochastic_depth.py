@@ -1,0 +1,116 @@
+"""Stochastic depth in QAT: kept in training, and switched like dropout, by way of marks in the exported graph.
+
+Stochastic depth (Huang et al. 2016, Deep Networks with Stochastic Depth) drops the residual branch of whole images. Its
+random draw cannot be exported in a form that can be switched off again, and between a convolution and an addition it
+would keep the quantizer from seeing them as one pattern. So it is exported as a dropout that is taken out before the
+quantizer looks, and put back after it as a product with the dropout of ones: one number an image, which is the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from raq.errors import StageError
+
+aten = torch.ops.aten
+KINDS = ("StochasticDepth", "DropPath")  # torchvision's, and timm's
+
+
+class _Mark(nn.Module):
+    """Stands where stochastic depth is: a dropout of the same rate, in the exported graph."""
+
+    def __init__(self, rate: float, by_batch: bool) -> None:
+        super().__init__()
+        self.rate, self.by_batch = rate, by_batch
+
+    def forward(self, values: Tensor) -> Tensor:
+        """A dropout of all values; never run, only exported."""
+        return nn.functional.dropout(values, self.rate, self.training)
+
+
+class _BatchMark(_Mark):
+    """The whole batch is dropped or kept."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where stochastic depth is: the input of the node `consumer` at this position; rate: share that is dropped."""
+
+    consumer: str
+    position: int
+    rate: float
+    by_batch: bool
+
+
+def mark_stochastic_depth(network: nn.Module) -> nn.Module:
+    """Replace torchvision's and timm's stochastic depth by marks, in place; one that drops nothing by nothing."""
+    for owner in list(network.modules()):
+        for name, child in list(owner.named_children()):
+            if type(child).__name__ not in KINDS:
+                continue
+            rate = float(getattr(child, "p", getattr(child, "drop_prob", None) or 0.0))
+            if not getattr(child, "scale_by_keep", True):
+                continue  # not scaled, so no dropout: its draw is refused after the export
+            mark = _BatchMark if getattr(child, "mode", "row") == "batch" else _Mark
+            setattr(owner, name, mark(rate, mark is _BatchMark).train(child.training) if rate else nn.Identity())
+    return network
+
+
+def take_out_marks(graph: fx.GraphModule) -> list[Mark]:
+    """Remove the marks of an exported graph, in place; where they were."""
+    found = []
+    for node in list(graph.graph.nodes):
+        kinds = [str(kind).rpartition(".")[2] for _, kind in (node.meta.get("nn_module_stack") or {}).values()]
+        by_batch = bool(kinds) and kinds[-1] == _BatchMark.__name__
+        if node.target is not aten.dropout.default or not kinds or not (by_batch or kinds[-1] == _Mark.__name__):
+            continue
+        for user in node.users:
+            found += [
+                Mark(user.name, at, float(node.args[1]), by_batch) for at, arg in enumerate(user.args) if arg is node
+            ]
+        node.replace_all_uses_with(node.args[0])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return found
+
+
+def insert_stochastic_depth(prepared: fx.GraphModule, marks: list[Mark]) -> None:
+    """Put stochastic depth back where the marks were, in place.
+
+    Raises StageError if a node that one fed is gone.
+    """
+    graph = prepared.graph
+    nodes = {node.name: node for node in graph.nodes}
+    for mark in marks:
+        consumer = nodes.get(mark.consumer)
+        if consumer is None:
+            raise StageError(
+                f"stochastic depth fed the node {mark.consumer}, which the quantizer has rewritten",
+                "build the model with stochastic_depth_prob=0, or leave QAT out with qat: null",
+            )
+        source: Any = consumer.args[mark.position]
+        with graph.inserting_before(consumer):
+            count = 1 if mark.by_batch else graph.call_function(aten.sym_size.int, (source, 0))
+            dimensions = source.meta["val"].dim() if "val" in source.meta else 4
+            ones = graph.call_function(aten.new_ones.default, (source, [count] + [1] * (dimensions - 1)))
+            kept = graph.call_function(aten.dropout.default, (ones, mark.rate, True))
+            consumer.update_arg(mark.position, graph.call_function(aten.mul.Tensor, (source, kept)))
+    prepared.recompile()
+
+
+def remove_stochastic_depth(graph: fx.Graph) -> None:
+    """Take out what `insert_stochastic_depth` has put in, in place: deployed, nothing is dropped."""
+    for node in list(graph.nodes):
+        kept = node.args[1] if node.target is aten.mul.Tensor and len(node.args) > 1 else None
+        if isinstance(kept, fx.Node) and kept.target is aten.dropout.default and _is_ones(kept.args[0]):
+            ones = kept.args[0]
+            node.replace_all_uses_with(node.args[0])
+            for unused in (node, kept, ones):  # a dropout counts as random, so it is not removed as dead code
+                graph.erase_node(unused)  # type: ignore[arg-type]
+    graph.eliminate_dead_code()
+
+
+def _is_ones(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.target is aten.new_ones.default
