@@ -185,6 +185,8 @@ class Require(Section):
 
     int8_mac_share: Share = 0.95
     """Share of the multiply-accumulates that the lowered program does in int8; below it, lowering fails."""
+    float_weight_share: Share = 0.5
+    """Share of a quantized candidate's weights that may be stored as floats; above it, lowering fails."""
     max_drop: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Points of top-1 that a candidate may lose and still be chosen."""
 

@@ -6,6 +6,7 @@ from raq.bench.statistics import proportion_interval
 from raq.errors import StageError
 from raq.experiment import Require, kind_of
 from raq.plan import Stage
+from raq.quantize.judgement import Evidence, evidence_of, why_not_int8
 from raq.records import Record
 
 # Least SQNR in dB of a step against the step before it, by (candidate, step). What converts, compiles or loads changes
@@ -78,40 +79,57 @@ def _check_labels(stage: Stage, results: Record) -> None:
 
 def _check_meant(stage: Stage, results: Record, require: Require) -> None:
     """The graph's share of int8, where the candidate is not lowered on this machine: all that is known of it."""
-    share = results.get("graph_int8_mac_share")
-    if share is None or share >= require.int8_mac_share:
+    if "graph_int8_mac_share" not in results:
         return
-    named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in results["float_layers"][:10])
+    share = results["graph_int8_mac_share"]
+    if share is not None and share >= require.int8_mac_share:
+        return
+    named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in results["float_layers"][:10]) or "none"
+    known = "an unknown share" if share is None else f"{share:.3f}"
     raise StageError(
-        f"{stage.name}: not quantized: the graph means {share:.3f} of the MACs to be int8, required is "
+        f"{stage.name}: not quantized: the graph means {known} of the MACs to be int8, required is "
         f"{require.int8_mac_share:g}; float layers: {named}",
         "see the layers named; require.int8_mac_share sets the limit",
     )
 
 
 def _check_quantized(stage: Stage, results: Record, require: Require) -> None:
-    """Raise StageError, naming the float layers, unless a lowered quantized candidate does enough MACs in int8.
+    """Raise StageError, naming the float layers, unless a quantized candidate does enough MACs in int8.
 
-    Where no int8 kernels exist (a GPU), there is nothing to require: the rows say that the arithmetic is float.
+    For a lowered one by its code, for an evaluated one by the kernels that ran. Where no int8 kernels exist (a GPU),
+    there is nothing to require: the rows say that the arithmetic is float.
     """
     audit = results.get("audit")
     if audit is None:
+        _check_executed(stage, results, require)
         return
-    share, chosen = audit["int8_mac_share"], set(results.get("float_by_choice", []))
-    total = sum(layer["macs"] for layer in audit["layers"])
-    by_choice = sum(layer["macs"] for layer in audit["layers"] if layer["name"] in chosen and not layer["int8"])
-    required = require.int8_mac_share * (1 - by_choice / total if total else 1)  # of what was meant to be int8
-    if share is not None and share >= required:
+    missing = why_not_int8(evidence_of(results), require.int8_mac_share, require.float_weight_share)
+    if not missing:
         return
-    floats = [
-        layer
-        for layer in sorted(audit["layers"], key=lambda layer: -layer["macs"])
-        if not layer["int8"] and layer["name"] not in chosen
-    ]
+    chosen = set(results.get("float_by_choice", []))
+    floats = [layer for layer in audit["layers"] if not layer["int8"] and layer["name"] not in chosen]
+    others = [{**other, "reason": f"{other['operator']}: no int8 kernel"} for other in audit.get("others", [])]
+    floats = sorted([*floats, *others], key=lambda layer: -(layer["macs"] or 0))
     named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in floats[:10]) or "none in the graph"
     problem = f"; {audit['problem']}" if audit["problem"] else ""
     raise StageError(
-        f"{stage.name}: not quantized: {'an unknown share' if share is None else f'{share:.3f}'} of the MACs is int8, "
-        f"required is {required:.4g}; float layers: {named}{problem}",
+        f"{stage.name}: not quantized: {' and '.join(missing)}; in float: {named}{problem}",
+        "see the layers named; require.int8_mac_share and require.float_weight_share set the limits",
+    )
+
+
+def _check_executed(stage: Stage, results: Record, require: Require) -> None:
+    """Raise StageError if an evaluated artifact that is to be int8 ran too much in float kernels."""
+    share = results.get("executed_int8_mac_share")
+    if share is None or stage.settings.get("candidate") == "fp32":
+        return
+    evidence = Evidence(share, share, results["float_by_choice_share"], None)
+    if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):
+        return
+    floats = sorted((row for row in results["executed_layers"] if not row["int8"]), key=lambda row: -row["macs"])
+    named = ", ".join(f"{row['name']} ({row['kernel'] or 'no kernel of oneDNN'})" for row in floats[:10]) or "none"
+    raise StageError(
+        f"{stage.name}: not quantized: {share:.3f} of its MACs ran in int8 kernels, required is "
+        f"{require.int8_mac_share * (1 - evidence.by_choice):.4g}; layers that did not: {named}",
         "see the layers named; require.int8_mac_share sets the limit",
     )

@@ -1,10 +1,12 @@
 """Is it quantized? Each layer of the quantized program, matched with the kernel that the artifact calls for it.
 
-The share of multiply-accumulates in int8 is that of the integer kernels in the generated code, over all layers of the
-graph: what the graph means to be int8 counts only where such a kernel is called for it. Nothing of an artifact is run.
+The share of multiply-accumulates in int8 is that of the layers for which the generated code calls an integer kernel,
+over all that the FP32 network does: products of activations, as in attention, and recurrences count in full, and if the
+arithmetic of one operator is not known, the share is not. Nothing of an artifact is run.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from raq.quantize.arithmetic import NetworkMacs, Operation, operations
 from raq.quantize.capture import layer_name, layers
 from raq.quantize.generated import GeneratedCode, KernelCall
 
@@ -52,11 +55,17 @@ class Between:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is known of a lowered program. int8_mac_share is None if the code and the graph cannot be matched."""
+    """What is known of a lowered program.
+
+    others: what multiplies and is no layer, all of it in float; total_macs: of everything, for one image, None if that
+    of an operator is unknown; int8_mac_share: None if that is so, or if the code and the graph cannot be matched.
+    """
 
     layers: list[LayerAudit]
+    others: list[Operation]
     between: list[Between]
     kernels: dict[str, int]
+    total_macs: int | None
     int8_mac_share: float | None
     problem: str
 
@@ -80,8 +89,10 @@ class _Meant:
     reason: str
 
 
-def audit(program: ExportedProgram, code: GeneratedCode) -> Audit:
+def audit(program: ExportedProgram, code: GeneratedCode, network: NetworkMacs | None = None) -> Audit:
     """Match the program's layers with the kernels that an artifact's generated code calls.
+
+    network: what the FP32 network does, where that is known: the share is of the larger of the two totals.
 
     A layer in int8 is known in the code by the name of its weight's scale; where the code does not tell it, and for
     float layers, by its multiply-accumulates.
@@ -104,7 +115,24 @@ def audit(program: ExportedProgram, code: GeneratedCode) -> Audit:
                 reason,
             )
         )
-    return Audit(found, _between(program.graph), kernel_counts(code), *_share(found, calls, code))
+    done = operations(program)
+    total, unknown = total_macs(done, network)
+    share, problem = _share(found, calls, code, total)
+    if unknown:
+        beyond = f"the arithmetic of {', '.join(unknown)} is not known, so neither is the share"
+        problem = f"{problem}; {beyond}" if problem else beyond
+    others = [operation for operation in done if not operation.layer]
+    return Audit(found, others, _between(program.graph), kernel_counts(code), total, share, problem)
+
+
+def total_macs(done: list[Operation], network: NetworkMacs | None = None) -> tuple[int | None, list[str]]:
+    """MACs of a graph's operations, or of the network if those are more; None with what makes them unknown."""
+    unknown = [f"{operation.operator} ({operation.name})" for operation in done if operation.macs is None]
+    unknown += network.unknown if network is not None else []
+    if unknown:
+        return None, list(dict.fromkeys(unknown))
+    own = sum(operation.macs or 0 for operation in done)
+    return max(own, network.total or 0) if network is not None else own, []
 
 
 def _take(calls: list[KernelCall], layer: _Meant) -> KernelCall | None:
@@ -124,10 +152,11 @@ def _take(calls: list[KernelCall], layer: _Meant) -> KernelCall | None:
     return None
 
 
-def _share(found: list[LayerAudit], left: list[KernelCall], code: GeneratedCode) -> tuple[float | None, str]:
+def _share(
+    found: list[LayerAudit], left: list[KernelCall], code: GeneratedCode, total: int | None
+) -> tuple[float | None, str]:
     """The share of MACs in int8, and what does not fit together."""
     floats = [call for call in left if not call.integer]  # matrix products that are no layer, as in attention
-    total = sum(layer.macs for layer in found) + sum(call.macs or 0 for call in floats)
     expected, matched = sum(layer.annotated for layer in found), sum(layer.int8 for layer in found)
     integer = sum(call.integer for call in code.calls)
     spare = [call.kernel for call in left if call.integer]
@@ -141,10 +170,34 @@ def _share(found: list[LayerAudit], left: list[KernelCall], code: GeneratedCode)
     elif found and not expected:
         problem = f"none of the graph's {len(found)} layers is quantized"
     if floats:
-        uncounted = sum(call.macs is None for call in floats)
-        beyond = f"{len(floats)} float matrix kernels belong to no layer ({uncounted} of unknown size, not counted)"
+        beyond = f"{len(floats)} float kernels belong to no layer"
         problem = f"{problem}; {beyond}" if problem else beyond
     return (sum(layer.macs for layer in found if layer.int8) / total if total else None), problem
+
+
+def graph_share(program: ExportedProgram, network: NetworkMacs | None = None) -> float | None:
+    """The share of MACs that the program means to be int8; None if it has arithmetic that is not known."""
+    total, _ = total_macs(operations(program), network)
+    annotated = sum(layer.macs for layer in audit_graph(program) if layer.annotated)
+    return None if total is None else annotated / total if total else 0.0
+
+
+def float_weight_share(program: ExportedProgram, chosen: Collection[str] = ()) -> float | None:
+    """Of the numbers in the program's matrices and kernels, the share that are floats; None if it has none.
+
+    chosen: names of layers that are left in float on purpose, which do not count.
+    """
+    tensors = {**program.state_dict, **program.constants}
+    sizes = {False: 0, True: 0}
+    for tensor in tensors.values():
+        if isinstance(tensor, torch.Tensor) and tensor.ndim > 1:
+            sizes[tensor.is_floating_point()] += tensor.numel()
+    for node, layer in layers(program.graph):
+        weight = _operands(node)[1]
+        if layer.name in chosen and isinstance(weight, fx.Node) and _dequantize_node(weight) is None:
+            sizes[True] -= weight.meta["val"].numel()
+    total = sum(sizes.values())
+    return max(0, sizes[True]) / total if total > 0 else None
 
 
 def audit_graph(program: ExportedProgram) -> list[LayerAudit]:

@@ -2,9 +2,11 @@
 
 An AOTInductor package is native code, which runs when it is loaded; a .pte is instructions for a runtime that was not
 written to withstand a malicious one. So it is read, not loaded, unless the user asks
-for that, or a record in the user's own results folder vouches for its digest; and then it runs in a process of its own.
+for that, or a record in the user's own results folder vouches for its digest; and then it runs in a process of its own,
+where oneDNN reports the kernels that it executes.
 """
 
+import math
 import platform
 import shutil
 import tempfile
@@ -15,8 +17,10 @@ from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
 from raq.quantize.artifact import read
 from raq.quantize.generated import METADATA_KEY, GeneratedCode, input_shape
-from raq.quantize.ledger import ledger
+from raq.quantize.judgement import Evidence, evidence_of, why_not_int8
+from raq.quantize.ledger import FLOATS, ledger
 from raq.quantize.parity import sqnr_db
+from raq.quantize.pte import is_pte
 from raq.records import Store, read_json
 from raq.stages.call import file_digest
 
@@ -24,29 +28,54 @@ from raq.stages.call import file_digest
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
                 "NEON": "asimd"}  # fmt: skip
 LEAST_DB_BETWEEN_BATCHES = 20.0
+ZIP_MAGIC = b"PK\x03\x04"
+MAX_BYTES = 8_000_000_000
+MAX_MACS = 10**18
 Found = dict[str, Any]
 
 
-def check(path: Path, results: Path, *, run: bool, require: float) -> Found:
+def check(path: Path, results: Path, *, run: bool, require: float, max_float_weights: float = 0.5) -> Found:
     """What can be said of an artifact, as plain values; `problems` is empty if nothing is wrong with it.
 
     results: the folder whose records vouch for artifacts that lie in it; run: load it even if none does; require: the
-    least share of MACs in int8 of one that is to be int8 (all but those that raq marked fp32).
-    Raises UserError if there is no such file.
+    least share of MACs in int8 of one that is to be int8 (all but those that raq marked fp32); max_float_weights: the
+    largest share of its weights that may be floats. Raises UserError if there is no such file.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
+    problem = _not_an_artifact(path)
+    if problem:
+        found = _nothing_found(path, None, path.stat().st_size)
+        found["problems"].append(f"{path}: {problem}")
+        return found
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "artifact"  # what is digested is what is read and run
         shutil.copyfile(path, own)
-        return _check(path, own, _record(path, Store(results.resolve())), run=run, require=require)
+        found = _check(path, own, _record(path, Store(results.resolve())), run=run)
+    _judge(found, require, max_float_weights)
+    return found
 
 
-def _check(path: Path, own: Path, record: Found | None, *, run: bool, require: float) -> Found:
+def _not_an_artifact(path: Path) -> str | None:
+    """What a look at a file's beginning and size says against it, before anything is done with all of it."""
+    with path.open("rb") as file:
+        beginning = file.read(8)
+    if not beginning.startswith(ZIP_MAGIC) and not is_pte(path):
+        return "not a readable package: it begins neither as a .pt2 (a zip) nor as a .pte"
+    size = path.stat().st_size
+    return f"not a readable package: {size / 1e9:.1f} GB is more than any artifact has" if size > MAX_BYTES else None
+
+
+def _nothing_found(path: Path, digest: str | None, size: int) -> Found:
+    return {"path": str(path), "sha256": digest, "size_bytes": size, "vouched": None, "metadata": None,
+            "int8_mac_share": None, "executed_int8_mac_share": None, "float_weight_share": None,
+            "reorders_per_call": {}, "layers": [], "others": [], "executed_layers": [], "ledger": None,
+            "ran": None, "problems": [], "notes": []}  # fmt: skip
+
+
+def _check(path: Path, own: Path, record: Found | None, *, run: bool) -> Found:
     digest = file_digest(own)
-    found: Found = {"path": str(path), "sha256": digest, "size_bytes": own.stat().st_size, "vouched": None,
-                    "metadata": None, "int8_mac_share": None, "layers": [], "ledger": None,
-                    "ran": None, "problems": [], "notes": []}  # fmt: skip
+    found = _nothing_found(path, digest, own.stat().st_size)
     if record is not None:
         found["vouched"] = record.get("sha256") == digest
         if not found["vouched"]:
@@ -57,23 +86,52 @@ def _check(path: Path, own: Path, record: Found | None, *, run: bool, require: f
         found["problems"].append(error.message.replace(str(own), str(path)))
         return found
     ours: Found = code.metadata.get(METADATA_KEY) or {}
-    audit = record.get("audit") if record is not None and found["vouched"] else None
+    made = record if record is not None and found["vouched"] else {}
+    audit = made.get("audit")
+    share, by_choice = share_of_code(code, ours)
     found |= {"metadata": code.metadata, "layers": audit["layers"] if audit else _layers(code),
-              "int8_mac_share": audit["int8_mac_share"] if audit else share_of_code(code),
-              "ledger": ledger(code).as_record()}  # fmt: skip
-    _judge_int8(found, ours, require)
+              "others": audit.get("others", []) if audit else [],
+              "int8_mac_share": audit["int8_mac_share"] if audit else share,
+              "by_choice_share": evidence_of(made).by_choice if audit else by_choice,
+              "total_macs": made.get("macs", _count(ours.get("macs"))), "ledger": ledger(code).as_record(),
+              "float_weight_share": made.get("float_weight_share", float_weights_of_code(code))}  # fmt: skip
     runs_here = _judge_machine(found, ours)
     if (run or found["vouched"]) and runs_here:
         _run(own, path, found)
     return found
 
 
-def share_of_code(code: GeneratedCode) -> float | None:
-    """Integer kernels' share of the MACs of all kernel calls; None if the shapes of one are not in the code."""
+def share_of_code(code: GeneratedCode, ours: Found) -> tuple[float | None, float]:
+    """The share of MACs that integer kernels do, and the share that is in float by choice.
+
+    Of all that the network does, as the metadata `ours` has it, or of all kernel calls, if those do more. The first is
+    None if neither is known: a call may be of unknown size, and be of anything.
+    """
+    told = _count(ours.get("macs"))
     macs = [call.macs for call in code.calls]
-    if any(count is None for count in macs) or not sum(count or 0 for count in macs):
-        return None
-    return sum(call.macs or 0 for call in code.calls if call.integer) / sum(count or 0 for count in macs)
+    if told is None and any(count is None for count in macs):
+        return None, 0.0
+    total = max(told or 0, sum(count or 0 for count in macs))
+    named = ours.get("float_by_choice")
+    chosen = {name for name in named if isinstance(name, str)} if isinstance(named, list) else set()
+    by_choice = sum(call.macs or 0 for call in code.calls if not call.integer and call.layer in chosen)
+    integer = sum(call.macs or 0 for call in code.calls if call.integer)
+    return (min(1.0, integer / total), by_choice / total) if total else (None, 0.0)
+
+
+def float_weights_of_code(code: GeneratedCode) -> float | None:
+    """Of the numbers in the package's matrices and kernels, the share that are floats; None if it has none."""
+    sizes = {False: 0, True: 0}
+    for constant in code.constants:
+        if len(constant.shape) > 1:
+            sizes[constant.dtype in FLOATS] += math.prod(constant.shape)
+    total = sum(sizes.values())
+    return sizes[True] / total if total else None
+
+
+def _count(told: Any) -> int | None:
+    """A number of multiply-accumulates that a file tells; None if it tells none that makes sense."""
+    return told if type(told) is int and 0 < told < MAX_MACS else None
 
 
 def _layers(code: GeneratedCode) -> list[Found]:
@@ -106,19 +164,38 @@ def _record(path: Path, store: Store) -> Found | None:
     return results if isinstance(results, dict) else {}
 
 
-def _judge_int8(found: Found, ours: Found, require: float) -> None:
-    share, floats = found["int8_mac_share"], [layer["name"] for layer in found["layers"] if not layer["int8"]]
+def _judge(found: Found, require: float, max_float_weights: float) -> None:
+    """Add what is wrong with it, by the same judgement as the gate of a run."""
+    if found["ledger"] is None:
+        return
+    ours: Found = found["metadata"].get(METADATA_KEY) or {}
     if found["metadata"].get("AOTI_DEVICE_KEY", "cpu") != "cpu":
         found["notes"].append("made for a GPU: there its arithmetic is float, whatever its weights are")
     elif ours.get("candidate") == "fp32":
         found["notes"].append("marked as fp32: nothing is to be int8")
-    elif share is None or share < require:
-        said = f"offered as {ours['candidate']}, and " if "candidate" in ours else ""
-        known = "an unknown share" if share is None else f"{100 * share:.1f}%"
-        found["problems"].append(
-            f"not quantized: {said}{known} of its MACs is int8 ({100 * require:g}% is required); "
-            f"{len(floats)} of {len(found['layers'])} layers are float"
+    else:
+        evidence = Evidence(
+            found["int8_mac_share"],
+            found["executed_int8_mac_share"],
+            found["by_choice_share"],
+            found["float_weight_share"] if found["by_choice_share"] == 0 or found["vouched"] else None,
         )
+        missing = why_not_int8(evidence, require, max_float_weights)
+        if missing:
+            said = f"offered as {ours['candidate']}, and " if "candidate" in ours else ""
+            floats = [*(layer for layer in found["layers"] if not layer["int8"]), *found["others"]]
+            found["problems"].insert(
+                0, f"not quantized: {said}{' and '.join(missing)}; {len(floats)} of "
+                f"{len(found['layers']) + len(found['others'])} operations are float"
+            )  # fmt: skip
+    if not found["vouched"] and found["executed_int8_mac_share"] is None:
+        found["notes"].append(
+            "read, not seen running: whether its native code comes from the C++ inside is not known; --run settles it"
+        )
+    repacked = {size: count for size, count in found["reorders_per_call"].items() if count}
+    if repacked:
+        counts = ", ".join(f"{count} at batch {size}" for size, count in repacked.items())
+        found["notes"].append(f"weights are packed anew at every call, which is time lost: {counts}")
     if found["ledger"]["duplicates"]:
         named = ", ".join(found["ledger"]["duplicates"][:5])
         found["problems"].append(f"float copies of int8 weights are kept: {named}")
@@ -179,5 +256,24 @@ def _run(own: Path, path: Path, found: Found) -> None:
     between = sqnr_db(three.numpy(), single.numpy())
     if between is not None and between < LEAST_DB_BETWEEN_BATCHES:
         found["problems"].append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
+    if process.runtime == "inductor" and found["metadata"].get("AOTI_DEVICE_KEY", "cpu") == "cpu":
+        _trace(own, path, sizes, found)
     found["ran"] = {"runtime": process.runtime, "load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
                     "classes": int(three.shape[1]), "batches_sqnr_db": between}  # fmt: skip
+
+
+def _trace(own: Path, path: Path, shape: tuple[int, ...], found: Found) -> None:
+    """Run it once more, with oneDNN telling which kernels it executes."""
+    from raq.quantize.executed import read_trace, summary
+    from raq.quantize.fresh import trace
+
+    constants = found["ledger"]["constants"]
+    sizes = {math.prod(entry["shape"]) for entry in constants if len(entry["shape"]) > 1}
+    total = found["total_macs"]
+    if total is None and all(layer["macs"] is not None for layer in found["layers"]):
+        total = sum(layer["macs"] for layer in found["layers"])  # of a stranger's: all that its code calls
+    known = [layer for layer in found["layers"] if layer["macs"] is not None]
+    try:
+        found |= summary(read_trace(trace(own, shape, 1), sizes), total, known)
+    except StageError as error:
+        found["problems"].append(error.message.replace(str(own), str(path)))

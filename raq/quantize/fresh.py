@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from raq.errors import StageError
+from raq.quantize.executed import MARK, TRACED_BATCHES, TRACED_CALLS, VERBOSE
 from raq.quantize.pte import is_pte
 
+MAX_TRACE_BYTES = 100_000_000
 START_TIMEOUT_S, CALL_TIMEOUT_S = 120.0, 600.0
 MOST_CLASSES, MOST_ANSWER_BYTES = 10_000_000, 4_000_000_000
 ALONE = {"inductor": "torch", "executorch": "ExecuTorch"}
@@ -33,7 +35,7 @@ import json, os, struct, sys, time
 answers = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
 import numpy, torch
-path, device, threads, runtime = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+path, device, threads, runtime, mark = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
 torch.set_num_threads(threads)
 if runtime == "executorch":
     from executorch.extension.pybindings import portable_lib
@@ -64,6 +66,8 @@ with torch.inference_mode():
         shape = struct.unpack("4q", header)
         content = bytearray(sys.stdin.buffer.read(4 * shape[0] * shape[1] * shape[2] * shape[3]))
         images = torch.frombuffer(content, dtype=torch.float32)
+        if mark:
+            os.write(2, (mark + str(shape[0]) + "\\n").encode())
         logits = network(images.view(shape).to(device)).float().cpu().contiguous().numpy()
         answers.write(struct.pack("2q", *logits.shape) + logits.tobytes())
         answers.flush()
@@ -78,10 +82,13 @@ class FreshProcess:
     does not answer in time.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, path: Path, device: str = "cpu", threads: int = 1, *, traced: bool = False) -> None:
+        """traced: oneDNN reports what it executes, which `trace` returns."""
         self.path = path
         self.runtime = "executorch" if is_pte(path) else "inductor"
         self.command = [sys.executable, "-I", "-c", CHILD, str(path.resolve()), device, str(threads), self.runtime]
+        self.command.append(MARK if traced else "")
+        self.more = VERBOSE if traced else {}
         self.told: dict[str, Any] = {}
 
     def __enter__(self) -> "FreshProcess":
@@ -92,7 +99,7 @@ class FreshProcess:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="raq-fresh-", ignore_cleanup_errors=True))
             self.child = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=scratch,
-                env={**os.environ, "TMPDIR": scratch},
+                env={**os.environ, **self.more, "TMPDIR": scratch},
             )  # fmt: skip
             stack.callback(self._end)
             assert self.child.stdin is not None
@@ -125,6 +132,11 @@ class FreshProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stack.close()
+
+    def trace(self) -> str:
+        """What the process has written to its standard output and error so far, oneDNN's trace among it."""
+        self.errors.seek(0)
+        return self.errors.read(MAX_TRACE_BYTES).decode(errors="replace")
 
     def _end(self) -> None:
         self.child.kill()
@@ -165,3 +177,17 @@ class FreshProcess:
             f"{self.path}: the artifact does not run in a fresh process with {ALONE[self.runtime]} alone: {what}{last}",
             "lower it again on this machine",
         )
+
+
+def trace(path: Path, image_shape: Sequence[int], threads: int) -> str:
+    """What oneDNN reports of some calls of a package (`executed.read_trace`), each batch size of TRACED_BATCHES.
+
+    image_shape: [3, H, W]. Raises StageError if it does not run.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with FreshProcess(path, "cpu", threads, traced=True) as process:
+        for batch_size in TRACED_BATCHES:
+            images = torch.randn(batch_size, *image_shape, generator=generator)
+            for _ in range(TRACED_CALLS):
+                process(images)
+        return process.trace()

@@ -24,7 +24,7 @@ from torch.export import ExportedProgram
 from raq.errors import StageError, UserError
 from raq.experiment import EXECUTORCH_HINT
 from raq.quantize.capture import export_program
-from raq.quantize.generated import METADATA_KEY, MOST_METADATA_BYTES, Constant, GeneratedCode, KernelCall
+from raq.quantize.generated import MAX_METADATA_BYTES, METADATA_KEY, Constant, GeneratedCode, KernelCall
 
 MAGIC, MAGIC_AT = b"ET", 4
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none
@@ -178,7 +178,7 @@ def _metadata(plans: dict[str, Any]) -> dict[str, Any]:
     if plan is None:
         return {}
     text = plan.values[plan.outputs[0]].val.string_val
-    if len(text) > MOST_METADATA_BYTES:
+    if len(text) > MAX_METADATA_BYTES:
         raise ValueError("its metadata is too large")
     told = json.loads(text, parse_constant=_refuse_constant)
     if not isinstance(told, dict):
@@ -329,7 +329,7 @@ def _xnnpack_graph(payload: bytes) -> Graph:
         schema.write_bytes(resources.files(serialization).joinpath("schema.fbs").read_bytes())
         graph.write_bytes(payload[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
         _flatc_decompile(folder, str(schema), str(graph))
-        if graph.with_suffix(".json").stat().st_size > MOST_TIMES_PAYLOAD * len(payload) + MOST_METADATA_BYTES:
+        if graph.with_suffix(".json").stat().st_size > MOST_TIMES_PAYLOAD * len(payload) + MAX_METADATA_BYTES:
             raise ValueError("XNNPACK's graph in it unpacks to many times its size")
         text = graph.with_suffix(".json").read_text()
     found: Graph = json.loads(NOT_FINITE.sub(": null", text))

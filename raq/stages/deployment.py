@@ -3,6 +3,7 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raq.errors import StageError
 from raq.experiment import FILE_OF_RUNTIME, Bench
+from raq.quantize.judgement import evidence_of
 from raq.records import read_json
 from raq.stages.call import (
     LOGITS,
@@ -50,8 +52,9 @@ def _refuse_other_machine(planned: Mapping[str, Any]) -> None:
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
     from raq.quantize import pte
+    from raq.quantize.arithmetic import NetworkMacs, network_macs
     from raq.quantize.artifact import load, lower, read
-    from raq.quantize.audit import audit
+    from raq.quantize.audit import audit, float_weight_share
     from raq.quantize.capture import export_network
     from raq.quantize.conversion import load_program, tensor_bytes
     from raq.quantize.ledger import float_copies, ledger
@@ -63,10 +66,13 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     chain = parity_chain(call, dataset_of(call))
     if "program" in call.inputs:
         program = load_program(Path(call.inputs["program"]) / PROGRAM)
+        made = read_json(Path(call.inputs["program"]) / "record.json")["results"]
+        counted, chosen = NetworkMacs(made["macs"], made["unknown_operators"]), made.get("float_layers", [])
         chain.go_on_from("converted", Path(call.inputs["program"]) / LOGITS)
     else:
         network = trained_network(call)
         program = export_network(network, example_of(call))
+        counted, chosen = network_macs(network, example_of(call)), []
         chain.step("fp32", network)
     data = settings["data"]
     metadata = {
@@ -76,6 +82,8 @@ def lower_stage(call: Call, progress: Progress) -> Results:
         "mean": data["mean"],
         "std": data["std"],
         "classes": data["classes"],
+        "macs": counted.total,
+        "float_by_choice": chosen,
     }
     progress({"text": f"compiling for {settings['device']}"})
     if portable:
@@ -95,16 +103,16 @@ def lower_stage(call: Call, progress: Progress) -> Results:
         "sha256": file_digest(path),
         "ledger": ledger(code).as_record(),
         "float_copies": [] if settings["candidate"] == "fp32" else float_copies(program),
+        "float_weight_share": float_weight_share(program, chosen),
+        "macs": counted.total,
     }
     if settings["candidate"] == "fp32":
         results["int8_mac_share"] = 0.0
     elif settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
         results |= {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
     else:
-        found = audit(program, code)
-        results |= {"int8_mac_share": found.int8_mac_share, "audit": found.as_record()}
-        made = read_json(Path(call.inputs["program"]) / "record.json")["results"]
-        results["float_by_choice"] = made.get("float_layers", [])
+        found = audit(program, code, counted)
+        results |= {"int8_mac_share": found.int8_mac_share, "audit": found.as_record(), "float_by_choice": chosen}
     chain.seconds += time.perf_counter() - started
     return results | chain.finish(Path(call.folder) / LOGITS)
 
@@ -145,23 +153,40 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
                 "train_correct": int((found == dataset.train_labels[chosen]).sum()),
                 "train_images": len(chosen),
             }
+    if runtime == "inductor" and device == "cpu":
+        results |= _executed(call, path)
     return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
+
+
+def _executed(call: Call, path: Path) -> Results:
+    """Which kernels ran in a traced process, against what the artifact should do according to its record."""
+    from raq.quantize.executed import read_trace, summary
+    from raq.quantize.fresh import trace
+
+    made = read_json(path.parent / "record.json")["results"]
+    sizes = {math.prod(entry["shape"]) for entry in made["ledger"]["constants"] if len(entry["shape"]) > 1}
+    layers = (made.get("audit") or {}).get("layers", [])
+    traces = read_trace(trace(path, call.settings["data"]["image_shape"], call.cpus), sizes)
+    by_choice = evidence_of(made).by_choice if "audit" in made else 0.0
+    return {**summary(traces, made["macs"], layers), "float_by_choice_share": by_choice}
 
 
 def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results:
     """Top-1 of a quantized program, and what its graph means to be int8, as no kernels are known."""
     from raq.model.evaluation import predict
-    from raq.quantize.audit import audit_graph
+    from raq.quantize.arithmetic import NetworkMacs
+    from raq.quantize.audit import audit_graph, graph_share
     from raq.quantize.conversion import load_program
 
     folder = Path(call.inputs["program"])
     program = load_program(folder / PROGRAM)
     chain.go_on_from("converted", folder / LOGITS)
     layers = audit_graph(program)
+    made = read_json(folder / "record.json")["results"]
     results: Results = {
         "load_s": None,
         "resident_bytes": None,
-        "graph_int8_mac_share": sum(x.macs for x in layers if x.annotated) / max(1, sum(x.macs for x in layers)),
+        "graph_int8_mac_share": graph_share(program, NetworkMacs(made["macs"], made["unknown_operators"])),
         "float_layers": [{"name": x.name, "reason": x.reason} for x in layers if not x.annotated],
     }
     predicted = predict(program.module(), dataset)

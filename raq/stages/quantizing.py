@@ -59,7 +59,15 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     program = convert(prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
     how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}
-    return {**how, "float_layers": floats, **keep_program(call, program, chain)}
+    return {**how, "float_layers": floats, **macs_of(call, network), **keep_program(call, program, chain)}
+
+
+def macs_of(call: Call, network: Any) -> Results:
+    """What the FP32 network computes for an image, of which the int8 share will be taken."""
+    from raq.quantize.arithmetic import network_macs
+
+    counted = network_macs(network, example_of(call))
+    return {"macs": counted.total, "unknown_operators": counted.unknown}
 
 
 def chosen_floats(call: Call) -> list[str]:

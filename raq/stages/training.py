@@ -22,7 +22,7 @@ from raq.stages.call import (
     prepared_for_qat,
     trained_network,
 )
-from raq.stages.quantizing import keep_program
+from raq.stages.quantizing import keep_program, macs_of
 from raq.training_schema import Qat, Train
 
 if TYPE_CHECKING:
@@ -141,12 +141,13 @@ def finish_qat(call: Call, result: "TrainingResult") -> Results:
     from raq.quantize.conversion import convert
 
     chain = parity_chain(call, dataset_of(call))
-    chain.step("fp32", trained_network(call))
+    network = trained_network(call)
+    chain.step("fp32", network)
     _step_prepared(call, chain)
     chain.begin_anew()  # training lies between
     prepared = trained_graph(call, result)
     chain.step("simulated", prepared)
-    results = keep_program(call, convert(prepared, example_of(call)), chain)
+    results = {**macs_of(call, network), **keep_program(call, convert(prepared, example_of(call)), chain)}
     return {"history": result.history, "best_epoch": result.best_epoch, **results}
 
 

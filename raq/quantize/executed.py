@@ -1,0 +1,158 @@
+"""What really ran: the kernels that oneDNN reports as executed while an artifact computes, in a process of its own.
+
+With ONEDNN_VERBOSE=1 oneDNN writes a line for each primitive that it executes: data types, shapes, implementation
+(oneDNN's documentation, "Verbose mode"; format v1). That proves kernels of int8 better than any reading of code can: an
+unfrozen program, say, calls float ones. It tells of oneDNN alone, so what ran elsewhere counts as float. It also tells
+of weights that are packed anew at every call, which is time that nothing computes in. Must not import torch.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+VERBOSE = {"ONEDNN_VERBOSE": "1", "ONEDNN_VERBOSE_TIMESTAMP": "0", "DNNL_VERBOSE": "1"}
+MARK = "raq-call "  # the child writes it, and the batch size, before every call
+TRACED_BATCHES = (1, 8)
+TRACED_CALLS = 3  # the last one counts: the first ones pack weights and build kernels once
+Layer = Mapping[str, Any]
+INTEGERS = ("u8", "s8")
+MULTIPLYING = ("convolution", "deconvolution", "inner_product", "matmul", "rnn")
+SIZES = re.compile(r"(mb|ic|oc|od|oh|ow|kd|kh|kw|id|ih|iw|g)(\d+)")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One primitive that ran. macs: multiply-accumulates of the whole batch, None if its shapes do not tell them.
+
+    source, weights: data types; shape: of a reorder, what it reorders.
+    """
+
+    primitive: str
+    implementation: str
+    source: str
+    weights: str
+    macs: int | None
+    shape: tuple[int, ...] = ()
+
+    @property
+    def integer(self) -> bool:
+        """Whether it multiplied integers."""
+        return self.source in INTEGERS and self.weights in INTEGERS
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What ran in one call. macs and int8_macs: for one image, of oneDNN's kernels; repacked: weights packed anew."""
+
+    batch_size: int
+    executions: list[Execution]
+    int8_macs: float
+    macs: float
+    repacked: int
+
+
+def read_trace(text: str, weight_sizes: Collection[int]) -> list[Traced] | None:
+    """The last call of each batch size in what a traced process wrote; None if oneDNN wrote nothing at all.
+
+    weight_sizes: numbers of elements of the artifact's weights, by which a reorder is known to be of one of them.
+    """
+    if "onednn_verbose" not in text:
+        return None
+    calls: list[tuple[int, list[Execution]]] = []
+    for line in text.splitlines():
+        if line.startswith(MARK):
+            calls.append((int(line.removeprefix(MARK)), []))
+        elif calls and (execution := read_execution(line)) is not None:
+            calls[-1][1].append(execution)
+    last = {batch_size: executions for batch_size, executions in calls}
+    return [_traced(batch_size, executions, weight_sizes) for batch_size, executions in last.items()]
+
+
+def read_execution(line: str) -> Execution | None:
+    """The primitive that a line of the trace says was executed; None for any other line."""
+    fields = line.split(",")
+    if fields[:1] != ["onednn_verbose"] or "exec" not in fields[:5] or len(fields) < 10:
+        return None
+    at = fields.index("exec")
+    primitive, implementation, tensors, problem = fields[at + 2], fields[at + 3], fields[at + 5], fields[-2]
+    types = {part.partition(":")[0]: part.split(":")[1] for part in tensors.split() if part.count(":") > 0}
+    source, weights = types.get("src", types.get("src_layer", "")), types.get("wei", types.get("wei_layer", ""))
+    if primitive == "reorder":
+        return Execution(primitive, implementation, source, types.get("dst", ""), None, _dimensions(problem))
+    macs = _macs(primitive, problem) if primitive in MULTIPLYING else 0
+    return Execution(primitive, implementation, source, weights, macs)
+
+
+def _dimensions(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("x")) if re.fullmatch(r"\d+(x\d+)*", text) else ()
+
+
+def _macs(primitive: str, problem: str) -> int | None:
+    """Multiply-accumulates of a problem: "mb1_ic3oc16_ih32oh32kh3..." or, of a matrix product, "1x64:64x10"."""
+    if primitive == "matmul":
+        first, _, second = problem.partition(":")
+        left, right = _dimensions(first), _dimensions(second.partition(":")[0])
+        if len(left) < 2 or len(right) < 2:
+            return None
+        return (
+            math.prod(max(a, b) for a, b in zip(left[:-2], right[:-2], strict=False)) * left[-2] * left[-1] * right[-1]
+        )
+    size = {name: int(number) for name, number in SIZES.findall(problem)}
+    if primitive == "rnn" or not {"mb", "ic", "oc"} <= set(size):
+        return None
+    if primitive == "inner_product":
+        spatial = math.prod(size.get(name, 1) for name in ("id", "ih", "iw"))
+        return size["mb"] * size["oc"] * size["ic"] * spatial
+    kernel = math.prod(size.get(name, 1) for name in ("kd", "kh", "kw"))
+    places = ("id", "ih", "iw") if primitive == "deconvolution" else ("od", "oh", "ow")
+    pixels = math.prod(size.get(name, 1) for name in places)
+    return size["mb"] * size["oc"] * pixels * (size["ic"] // size.get("g", 1)) * kernel
+
+
+def _traced(batch_size: int, executions: list[Execution], weight_sizes: Collection[int]) -> Traced:
+    known = [execution for execution in executions if execution.primitive in MULTIPLYING]
+    integer = sum(execution.macs or 0 for execution in known if execution.integer)
+    repacked = sum(
+        execution.primitive == "reorder"
+        and math.prod(execution.shape) in weight_sizes
+        and execution.shape[:1] != (batch_size,)
+        for execution in executions
+    )
+    return Traced(batch_size, known, integer / batch_size, sum(e.macs or 0 for e in known) / batch_size, repacked)
+
+
+def summary(traces: Sequence[Traced] | None, total_macs: float | None, layers: Iterable[Layer] = ()) -> dict[str, Any]:
+    """What a record says of it, as plain values.
+
+    executed_int8_mac_share: multiply-accumulates that oneDNN's int8 kernels did, of all that the network does
+    (total_macs, for an image) or that were seen if that is more; the least of the batch sizes; None if nothing is known
+    of either. layers: `audit.LayerAudit` as plain values, in order, each told with the kernel that ran for it.
+    """
+    found: dict[str, Any] = {"executed_int8_mac_share": None, "reorders_per_call": {}, "executed_layers": []}
+    if not traces:
+        return found
+    found["reorders_per_call"] = {str(traced.batch_size): traced.repacked for traced in traces}
+    if total_macs:
+        shares = [traced.int8_macs / max(total_macs, traced.macs) for traced in traces]
+        found["executed_int8_mac_share"] = min(shares)
+    found["executed_layers"] = _layers(traces[0], layers)
+    return found
+
+
+def _layers(traced: Traced, layers: Iterable[Layer]) -> list[dict[str, Any]]:
+    """Each layer with the kernel that ran for it: of those left, the first with as many multiply-accumulates.
+
+    Which of several equal ones ran for which of several equal layers is not known, nor does it matter.
+    """
+    left = list(traced.executions)
+    found = []
+    for layer in layers:
+        ran = next((e for e in left if e.macs == layer["macs"] * traced.batch_size), None)
+        if ran is not None:
+            left.remove(ran)
+        kernel = None if ran is None else f"{ran.primitive} {ran.implementation} {ran.source} x {ran.weights}"
+        int8 = ran is not None and ran.integer
+        found.append({"name": layer["name"], "macs": layer["macs"], "kernel": kernel, "int8": int8})
+    return found

@@ -1,0 +1,109 @@
+"""What ran, by oneDNN's own report: int8 kernels, float ones, and weights that are packed anew at every call."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from networks import quantized, small
+
+from raq.errors import StageError
+from raq.experiment import Require, Resources
+from raq.plan import Stage
+from raq.quantize import artifact, checking, executed
+from raq.quantize.audit import audit
+from raq.quantize.fresh import trace
+from raq.quantize.generated import read_package
+from raq.requirements import check_results
+
+MACS = [32 * 32 * 16 * 27, 16 * 16 * 32 * 144, 320]
+NOWHERE = Path("no-results")
+
+
+@pytest.fixture(scope="module")
+def program(digits):
+    torch.manual_seed(0)
+    return quantized(small(), digits)
+
+
+def evaluation(candidate: str) -> Stage:
+    return Stage(f"evaluate/{candidate}", "evaluate", "quantize", {"candidate": candidate}, {}, "f", Resources())
+
+
+def lowered(program, path: Path, **configuration) -> Path:
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
+    return path
+
+
+def ran(path: Path, layers=()):
+    traces = executed.read_trace(trace(path, (3, 32, 32), 1), {432, 4608, 320})
+    return executed.summary(traces, sum(MACS), layers)
+
+
+def test_every_layer_ran_in_int8(program, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt2"
+    artifact.lower(program, path, {"candidate": "ptq", "input": [3, 32, 32], "macs": sum(MACS)})
+    layers = audit(program, read_package(path)).as_record()["layers"]
+    found = ran(path, layers)
+    assert found["executed_int8_mac_share"] == 1.0
+    assert [(row["macs"], row["int8"]) for row in found["executed_layers"]] == [(macs, True) for macs in MACS]
+    assert all("x s8" in row["kernel"] for row in found["executed_layers"])
+    assert found["reorders_per_call"].keys() == {"1", "8"}
+    checked = checking.check(path, NOWHERE, run=True, require=0.95)
+    assert checked["problems"] == []
+    assert checked["executed_int8_mac_share"] == 1.0
+
+
+def test_an_unfrozen_program_ran_none_in_int8(program, tmp_path: Path) -> None:
+    found = ran(lowered(program, tmp_path / "a.pt2", freezing=False))
+    assert found["executed_int8_mac_share"] == 0.0
+    results = {**found, "float_by_choice_share": 0.0}
+    with pytest.raises(StageError, match=r"0\.000 of its MACs ran in int8 kernels, required is 0\.95"):
+        check_results(evaluation("ptq"), results, Require())
+    check_results(evaluation("fp32"), results, Require())
+
+
+def told(primitive: str, source: str, weights: str, problem: str, event: str = "exec") -> str:
+    """A line as oneDNN 3.12 writes it."""
+    layout = "blocked:acdb::f0"
+    tensors = f"src:{source}::{layout} wei:{weights}:a:{layout} bia:f32:a:{layout} dst:u8::{layout}"
+    start = f"onednn_verbose,v1,primitive,{event},cpu,{primitive},brg:avx512_core_vnni,forward_inference"
+    return f"{start},{tensors},attr-scratchpad:user,alg:direct,{problem},0.019"
+
+
+@pytest.mark.parametrize(
+    ("line", "macs", "integer"),
+    [
+        (told("convolution", "u8", "s8", "mb2_ic3oc16_ih32oh32kh3sh1dh0ph1_iw32ow32kw3"), 2 * 16 * 1024 * 27, True),
+        (told("convolution", "f32", "f32", "mb1_g4ic8oc16_ih9oh9kh3sh1dh0_iw9ow9kw3"), 16 * 81 * 2 * 9, False),
+        (told("matmul", "u8", "s8", "1x64:64x10"), 640, True),
+        (told("matmul", "f32", "f32", "8x5x7:8x7x9"), 8 * 5 * 7 * 9, False),
+        (told("inner_product", "f32", "f32", "mb4ic512oc1000"), 4 * 512 * 1000, False),
+        (told("matmul", "u8", "s8", "1x64:64x10", event="create:cache_miss"), None, None),
+        ("anything else", None, None),
+    ],
+)
+def test_lines_of_the_trace(line: str, macs: int | None, integer: bool | None) -> None:
+    found = executed.read_execution(line)
+    assert (macs, integer) == (None, None) if found is None else (found.macs, found.integer) == (macs, integer)
+
+
+def test_only_weights_packed_anew_in_the_last_call_count() -> None:
+    reorder = "onednn_verbose,v1,primitive,exec,cpu,reorder,simple:any,undef,src:s8::blocked:abcd::f0 dst:s8:a:blocked:AcdB16a4b::f8,,,{},0.01"
+    weight, activation = reorder.format("16x3x3x3"), reorder.format("8x16x3x3")
+    text = "\n".join(
+        ["onednn_verbose,v1,info", "raq-call 1", weight, weight, "raq-call 1", weight, "raq-call 8", activation]
+    )
+    found = executed.summary(executed.read_trace(text, {432, 1152}), None)
+    assert found["reorders_per_call"] == {"1": 1, "8": 0}
+    assert found["executed_int8_mac_share"] is None, "no total, no share"
+
+
+def test_without_a_word_of_onednn_nothing_is_known() -> None:
+    assert executed.read_trace("raq-call 1\n", set()) is None
+    assert executed.summary(None, 10)["executed_int8_mac_share"] is None
+
+
+def test_more_than_it_should_do_is_no_share_above_one() -> None:
+    text = f"raq-call 1\n{told('convolution', 'u8', 's8', 'mb1_ic3oc16_ih32oh32kh3_iw32ow32kw3')}\n"
+    assert executed.summary(executed.read_trace(text, set()), 1000)["executed_int8_mac_share"] == 1.0
