@@ -89,11 +89,8 @@ def test_lines_of_the_trace(line: str, macs: int | None, integer: bool | None) -
 
 
 def test_only_weights_packed_anew_in_the_last_call_count() -> None:
-    reorder = "onednn_verbose,v1,primitive,exec,cpu,reorder,simple:any,undef,src:s8::blocked:abcd::f0 dst:s8:a:blocked:AcdB16a4b::f8,,,{},0.01"
-    weight, activation = reorder.format("16x3x3x3"), reorder.format("8x16x3x3")
-    text = "\n".join(
-        ["onednn_verbose,v1,info", "raq-call 1", weight, weight, "raq-call 1", weight, "raq-call 8", activation]
-    )
+    weight, activation = told("reorder", "s8", "s8", "16x3x3x3"), told("reorder", "u8", "u8", "8x16x3x3")
+    text = "\n".join(["raq-call 1", weight, weight, "raq-call 1", weight, "raq-call 8", activation])
     found = executed.summary(executed.read_trace(text, {432, 1152}), None)
     assert found["reorders_per_call"] == {"1": 1, "8": 0}
     assert found["executed_int8_mac_share"] is None, "no total, no share"

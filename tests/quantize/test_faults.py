@@ -80,7 +80,7 @@ def test_an_fp32_program_offered_as_int8(network, float_package: Path) -> None:
     (problem,) = checking.check(float_package, NOWHERE, run=False, require=0.95)["problems"]
     assert problem.startswith("not quantized: offered as ptq, and 0.000 of its MACs is int8, required is 0.95")
     results = {"audit": audit.audit(program, read_package(float_package)).as_record()}
-    with pytest.raises(StageError, match=r"not quantized: 0\.000 of the MACs .* 3 \(weights are float"):
+    with pytest.raises(StageError, match=r"not quantized: 0\.000 of its MACs .* 3 \(weights are float"):
         check_results(stage("lower"), results, Require())
 
 
