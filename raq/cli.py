@@ -292,16 +292,31 @@ def main() -> None:
     except typer.Exit as error:
         code = error.exit_code
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # typer's errors about options and arguments
-        if usage is not None:
-            code = _say(usage(), "see 'raq --help'", 2)
-        elif debug:
+        if debug and getattr(error, "format_message", None) is None:
             raise
-        else:
-            code = _say(
-                f"a fault in raq: {type(error).__name__}: {error}", "run it with --debug and report what it shows", 1
-            )
+        code = _unforeseen(error)
     sys.exit(code)
+
+
+def _unforeseen(error: Exception) -> int:
+    """What is said of an error that is none of raq's: a wrong option, a file that hides a library, a fault in raq."""
+    usage = getattr(error, "format_message", None)  # typer's errors about options and arguments
+    what = f"{type(error).__name__}: {error}"
+    if usage is not None:
+        return _say(usage(), "see 'raq --help'", 2)
+    if hidden := _hidden_libraries():
+        named = ", ".join(hidden)
+        return _say(f"{named} in the working folder hides a library of that name ({what})", "rename it", 2)
+    return _say(f"a fault in raq: {what}", "run it with --debug and report what it shows", 1)
+
+
+def _hidden_libraries() -> list[str]:
+    """Files of the working folder that were imported in place of the library whose name they have."""
+    from raq.model.user_code import shadowing
+
+    here = Path.cwd()
+    loaded = {str(Path(file)) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    return [name for name in shadowing(here) if {str(here / name), str(here / name / "__init__.py")} & loaded]
 
 
 def _say_interrupted() -> int:

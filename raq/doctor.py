@@ -98,7 +98,7 @@ def _cpu() -> list[Finding]:
     here = machine()
     findings = [Finding("CPU", "ok", f"{here['cpu']}, {here['cpus']} CPUs for this process, {here['architecture']}")]
     findings += [Finding(f"  {feature}", "ok", FEATURE_MEANING.get(feature, "")) for feature in here["features"]]
-    if here["architecture"] in ("x86_64", "AMD64") and not has_vnni(here["features"]):
+    if here["architecture"] in ("x86_64", "AMD64") and not has_vnni(here):
         findings.append(
             Finding("  no VNNI", "note", "int8 kernels could saturate: activations get 7 bits (reduce_range)")
         )
@@ -106,6 +106,7 @@ def _cpu() -> list[Finding]:
         findings.append(
             Finding("  not x86", "note", "int8 kernels of the x86 backend are not there: it lowers to float")
         )
+    findings += [Finding("  set here", "note", f"{name}={value}") for name, value in here["settings"].items()]
     return findings
 
 

@@ -3,11 +3,33 @@
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+NUMERIC_SETTINGS = (
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE",
+    "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
+)  # fmt: skip
+"""Environment variables that decide which kernels compute, and so what comes out: in the fingerprint of every stage."""
+COMPILER_SETTINGS = ("CXX", "TORCHINDUCTOR_")
+"""Those that decide what is compiled (names that end in _: all that begin so): with lower's fingerprint."""
+TIMING_SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREADS", "LD_PRELOAD", "MALLOC_",
+                   "GLIBC_TUNABLES", "ONEDNN_CACHE_CONTEXT_UNSAFE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # fmt: skip
+"""Those that decide how fast it is: with bench's fingerprint. Numbers of threads are set by raq itself, so they do not
+count."""
+SET_BY_RAQ = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# What oneDNN may use of a CPU when told so, in rising order; an ISA allows the features up to its own.
+ISA_FEATURES = (
+    ("SSE41", ()), ("AVX", ()), ("AVX2", ("avx2",)), ("AVX2_VNNI", ("avx2", "avx_vnni")),
+    ("AVX2_VNNI_2", ("avx2", "avx_vnni")), ("AVX512_CORE", ("avx2", "avx512f")),
+    ("AVX512_CORE_VNNI", ("avx2", "avx512f", "avx512_vnni")), ("AVX512_CORE_BF16", ("avx2", "avx512f", "avx512_vnni")),
+    ("AVX512_CORE_FP16", ("avx2", "avx512f", "avx512_vnni")), ("AVX10_1_512", ("avx2", "avx512f", "avx512_vnni")),
+)  # fmt: skip
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
@@ -49,7 +71,32 @@ def machine() -> dict[str, Any]:
         "features": [feature for feature in FEATURES if feature in flags],
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": gpus(),
+        "settings": settings_of(os.environ),
+        "compiler": compiler_version(),
     }
+
+
+def settings_of(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables, of those that can change an outcome, that are set; sorted."""
+    wanted = (*NUMERIC_SETTINGS, *COMPILER_SETTINGS, *TIMING_SETTINGS)
+    return {name: variables[name] for name in sorted(variables) if _is_one_of(name, wanted)}
+
+
+def chosen_settings(settings: Mapping[str, str], *kinds: tuple[str, ...]) -> dict[str, str]:
+    """Those of a machine's settings that are of these kinds (NUMERIC_SETTINGS, ...)."""
+    return {name: value for name, value in settings.items() if any(_is_one_of(name, kind) for kind in kinds)}
+
+
+def _is_one_of(name: str, wanted: tuple[str, ...]) -> bool:
+    named = name in wanted or any(name.startswith(beginning) for beginning in wanted if beginning.endswith("_"))
+    return named and name not in SET_BY_RAQ
+
+
+@cache
+def compiler_version() -> str | None:
+    """The first line of what the C++ compiler that Inductor calls says of itself; None without one."""
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return next(iter((_output(name, "--version") or "").splitlines()), None)
 
 
 @cache
@@ -95,9 +142,20 @@ def _number(text: str) -> float | None:
         return None
 
 
-def has_vnni(features: list[str]) -> bool:
-    """Whether int8 products are added in 32 bits, so that 8-bit activations cannot saturate."""
-    return any(feature in features for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))
+def has_vnni(machine: Mapping[str, Any]) -> bool:
+    """Whether int8 products are added in 32 bits, so that 8-bit activations cannot saturate.
+
+    machine: as `machine()` describes it; what oneDNN was told not to use does not count.
+    """
+    usable = usable_features(machine["features"], machine.get("settings") or {})
+    return any(feature in usable for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def usable_features(features: list[str], settings: Mapping[str, str]) -> list[str]:
+    """The CPU's features that oneDNN may use: all, or those up to the instruction set that it was told is the most."""
+    told = (settings.get("ONEDNN_MAX_CPU_ISA") or settings.get("DNNL_MAX_CPU_ISA") or "").upper()
+    allowed = dict(ISA_FEATURES).get(told)
+    return features if allowed is None else [feature for feature in features if feature in allowed]
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ When a stage starts to run another file, that is added to CODE. Imports neither 
 import ast
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,25 @@ def digest(content: Any) -> str:
 def short_digest(content: Any) -> str:
     """The first 16 hexadecimal digits of `digest`: a name for files."""
     return digest(content)[:16]
+
+
+MAX_SHOWN = 40
+
+
+def depends_on(content: Mapping[str, Any]) -> dict[str, str]:
+    """What a fingerprint covers, by name: values as they are if short, else their digest's beginning."""
+    found: dict[str, str] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{name}/{key}" if name else str(key), inner)
+            return
+        text = json.dumps(value, sort_keys=True)
+        found[name] = text if len(text) <= MAX_SHOWN else f"#{short_digest(value)}"
+
+    add("", content)
+    return found
 
 
 @cache

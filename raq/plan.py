@@ -1,19 +1,26 @@
-"""What will be done: the stages of an experiment, each with a fingerprint, and why it is fresh or stale.
+"""What will be done: the stages of an experiment, each with a fingerprint (stale.py says which are done already).
 
 A fingerprint covers all that can change a stage's outcome and nothing else: its part of the experiment, its inputs'
-fingerprints, the data's digest, the code of the stage (without comments and docstrings), the versions of the libraries
-it uses and, for lower and bench, the machine. Imports neither torch nor ray.
+fingerprints, the data's digest, the code of the stage (without comments and docstrings) and the user's, the versions of
+Python and of the libraries it uses, environment variables that choose kernels, and, for lower, evaluate and bench, the
+machine. Imports neither torch nor ray.
 """
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raq.environment import has_vnni, versions
-from raq.errors import UserError
+from raq.environment import (
+    COMPILER_SETTINGS,
+    NUMERIC_SETTINGS,
+    TIMING_SETTINGS,
+    chosen_settings,
+    has_vnni,
+    versions,
+)
 from raq.experiment import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Resources
-from raq.fingerprints import CODE, LIBRARIES, code_digest, digest
-from raq.records import Record, Store, read_run
+from raq.fingerprints import CODE, LIBRARIES, code_digest, depends_on, digest
 from raq.sweep_schema import PtqSweep, Sweep
 from raq.training_schema import Qat
 
@@ -32,6 +39,8 @@ class Stage:
     inputs: dict[str, str]
     fingerprint: str
     resources: Resources
+    depends: dict[str, str] = field(default_factory=dict)
+    """What the fingerprint covers, by name, each as a short text: to say what has changed."""
     workers: int = 1  # of a training that may have fewer: the most
     least_workers: int | None = None
 
@@ -41,13 +50,14 @@ class Facts:
     """What a plan depends on besides the experiment.
 
     data: `Dataset.describe()`; machine: `environment.machine()` of where stages run; weights: SHA-256 of the weights
-    file, if there is one; sources: SHA-256 of the files of the user's own functions, by name.
+    file, if there is one; sources: what the code of the user's own functions is made of (`user_code.sources_of`), by
+    name.
     """
 
     data: Settings
     machine: Settings
     weights: str | None = None
-    sources: dict[str, str | None] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)
 
 
 def devices(experiment: Experiment, gpu_count: int) -> tuple[str, ...]:
@@ -86,6 +96,7 @@ class _Plan:
             "seed": experiment.seed,
             "data": data,
             "sources": facts.sources,
+            "environment": chosen_settings(facts.machine.get("settings") or {}, NUMERIC_SETTINGS),
         }
         self.parity: Settings = {"parity_images": experiment.parity.images}
 
@@ -105,16 +116,17 @@ class _Plan:
             "settings": settings,
             "inputs": {role: self.stages[stage].fingerprint for role, stage in inputs.items()},
             "code": code_digest(CODE[kind]),
-            "libraries": versions((*LIBRARIES[kind], *_executorch(settings))),
+            "libraries": {"python": platform.python_version(), **versions((*LIBRARIES[kind], *_executorch(settings)))},
         }
         fingerprint = digest(content)
         resources: Resources = getattr(self.experiment.resources, pool)
         most, least = (workers, None) if isinstance(workers, int) else (workers[1], workers[0])
-        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, most, least)
+        depends = depends_on(content)
+        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, depends, most, least)
 
     def add_candidates(self) -> None:
         """The stages that make quantized programs."""
-        saturates = not has_vnni(self.facts.machine["features"])
+        saturates = not has_vnni(self.facts.machine)
         for name, part in (("ptq", self.experiment.ptq), ("qat", self.experiment.qat)):
             if part is None:
                 continue
@@ -220,13 +232,16 @@ class _Plan:
             "candidate": candidate,
             "device": device,
             "seed": self.experiment.seed,
+            "environment": self.common["environment"],
             **(self._runtime(candidate) if targets else {}),
+            "machine": {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")},
         }
         source = {"artifact": _lowered(candidate, device)} if targets else {"program": candidate}
         self.add(f"evaluate/{candidate}", "evaluate", _pool(device), settings, source)
 
     def _add_lower(self, candidate: str, device: str) -> None:
         machine = {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")}
+        compiled_by = chosen_settings(self.facts.machine.get("settings") or {}, COMPILER_SETTINGS)
         settings = {
             **self.common,
             **self.parity,
@@ -234,6 +249,7 @@ class _Plan:
             "device": device,
             **self._runtime(candidate),
             "machine": {**machine, "gpus": self.facts.machine["gpus"] if device == "cuda" else []},
+            "compiler": {"version": self.facts.machine.get("compiler"), **compiled_by},
         }
         source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
         self.add(_lowered(candidate, device), "lower", _pool(device), settings, source)
@@ -242,7 +258,8 @@ class _Plan:
         settings = {
             "bench": self.experiment.bench.model_dump(mode="json", exclude={"devices"}),
             "device": device,
-            "machine": self.facts.machine,
+            "machine": {key: self.facts.machine[key] for key in ("cpu", "architecture", "features", "cpus", "gpus")},
+            "environment": chosen_settings(self.facts.machine.get("settings") or {}, NUMERIC_SETTINGS, TIMING_SETTINGS),
             "model": self.experiment.model.name,
             "classes": self.facts.data["classes"],
             "image_shape": self.facts.data["image_shape"],
@@ -286,39 +303,3 @@ def _data_settings(experiment: Experiment, facts: Facts) -> Settings:
     ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
     chosen = experiment.data.model_dump(mode="json", exclude=ignored)
     return {**chosen, **{key: facts.data[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}
-
-
-def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[str, str]:
-    """The stages to run, in order, each with why; `fresh` re-runs all.
-
-    A finished stage is stale too if one of its inputs has been made anew since: the numbers of a run stand on the same
-    executions throughout.
-    """
-    stale: dict[str, str] = {}
-    found = {stage.name: store.find(stage.kind, stage.fingerprint) for stage in plan}
-    known = _stages_of_newest_run(store)
-    for stage in plan:
-        waiting = [name for name in stage.inputs.values() if name in stale]
-        record = found[stage.name]
-        if fresh:
-            stale[stage.name] = "asked for with --fresh"
-        elif waiting:
-            stale[stage.name] = f"after {', '.join(waiting)}"
-        elif record is None:
-            damaged = store.stage_folder(stage.kind, stage.fingerprint).exists()
-            changed = "has changed" if stage.name in known else "has not run"
-            stale[stage.name] = "its record or a file of it is damaged" if damaged else changed
-        elif record.get("input_ids") != {role: (found[name] or {}).get("id") for role, name in stage.inputs.items()}:
-            stale[stage.name] = "an input has been made anew"
-    return stale
-
-
-def _stages_of_newest_run(store: Store) -> Record:
-    """The stages of the newest readable run."""
-    for folder in reversed(store.run_folders()):
-        try:
-            stages: Record = read_run(folder)["stages"]
-        except UserError:
-            continue
-        return stages
-    return {}

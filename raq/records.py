@@ -8,6 +8,7 @@ A stage's folder appears by one rename, whole or not at all; a JSON file is writ
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -17,12 +18,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from raq.errors import RaqError, UserError
+from raq.fingerprints import digest
 
 CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
+SEAL = "seal"
+"""The key of a record's digest of itself. It tells of damage, not of forgery: whoever can write can seal."""
 Record = dict[str, Any]
 
 
@@ -52,8 +57,10 @@ def read_json(path: Path) -> Record:
 
 
 def read_run(folder: Path) -> Record:
-    """The record of a run; UserError if it is missing, damaged or not one."""
+    """The record of a run; UserError if it is missing, damaged, changed since it was written, or not one."""
     run = read_json(folder / "run.json")
+    if not is_as_sealed(run):
+        raise _changed(folder / "run.json")
     stages = run.get("stages")
     good = all(key in run for key in ("id", "experiment", "settings", "data", "environment", "complete", "error"))
     if (
@@ -65,9 +72,80 @@ def read_run(folder: Path) -> Record:
     return run
 
 
+def sealed(record: Record) -> Record:
+    """The record with a digest of itself, by which a later change is noticed."""
+    content = {key: value for key, value in record.items() if key != SEAL}
+    return {**content, SEAL: digest(content)}
+
+
+def is_as_sealed(record: Record) -> bool:
+    """Whether a record is as it was written; one without a seal (of raq before 0.2) is taken as it is."""
+    return SEAL not in record or sealed(record)[SEAL] == record[SEAL]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _known_digest(path: str, size: int, changed_ns: int, status_ns: int) -> str:
+    """`file_digest` of a file that has not changed since, as its size and its two times have it."""
+    return file_digest(Path(path))
+
+
+def stage_files(folder: Path) -> dict[str, Path]:
+    """The files that a stage has left in its folder, by name; not its record, nor what only an unfinished one needs."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "record.json" and path.relative_to(folder).parts[0] not in CHECKPOINTS
+    }
+
+
+def changed_file(folder: Path, record: Record, *, again: bool = False) -> str | None:
+    """The first file of a record that is not as it was written, by size and SHA-256; None if all are.
+
+    again: compute digests anew, whatever is known of a file from before.
+    """
+    digests = record.get("digests") or {}
+    for name, size in record["files"].items():
+        path = folder / name
+        if _size(path) != size:
+            return str(name)
+        if name in digests:
+            stat = path.stat()
+            known = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            if (file_digest(path) if again else _known_digest(*known)) != digests[name]:
+                return str(name)
+    return None
+
+
+def refuse_changed(folder: Path) -> None:
+    """UserError if a finished stage's record, or a file of it, is not as it was written. Everything is read."""
+    record = read_json(folder / "record.json")
+    if not is_as_sealed(record) or not isinstance(record.get("files"), dict):
+        raise _changed(folder / "record.json")
+    name = changed_file(folder, record, again=True)
+    if name is not None:
+        raise _changed(folder / name)
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(
+        f"{path}: not as it was written: its SHA-256 is another one", "delete its folder and run again: it is made anew"
+    )
+
+
 def is_record(record: Record, fingerprint: str) -> bool:
     """Whether this is the record of a finished stage with this fingerprint."""
-    return record.get("fingerprint") == fingerprint and isinstance(record.get("files"), dict) and "results" in record
+    return (
+        record.get("fingerprint") == fingerprint
+        and isinstance(record.get("files"), dict)
+        and isinstance(record.get("results"), dict)
+        and is_as_sealed(record)
+    )
 
 
 def _size(path: Path) -> int | None:
@@ -100,13 +178,17 @@ class Store:
             record = read_json(folder / "record.json")
         except UserError:
             return None
-        if not is_record(record, fingerprint) or any(_size(folder / n) != size for n, size in record["files"].items()):
+        if not is_record(record, fingerprint) or changed_file(folder, record) is not None:
             return None
         return record
 
     def file(self, record: Record, name: str) -> Path:
-        """A file of a finished stage, on this machine."""
-        return self.stage_folder(record["kind"], record["fingerprint"]) / name
+        """A file of a finished stage, on this machine; UserError if it is not as it was written."""
+        folder = self.stage_folder(record["kind"], record["fingerprint"])
+        files, digests = ({name: (record.get(key) or {}).get(name)} for key in ("files", "digests"))
+        if changed_file(folder, {"files": files, "digests": digests if digests[name] else {}}) is not None:
+            raise _changed(folder / name)
+        return folder / name
 
     def place(self, record: Record, name: str) -> str:
         """Where a file of a finished stage lies, for people."""
@@ -124,13 +206,14 @@ class Store:
         `record["id"]`, made up if it has none, tells this execution from another of the same fingerprint.
         """
         work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
-        files = {
-            str(path.relative_to(work)): path.stat().st_size
-            for path in sorted(work.rglob("*"))
-            if path.is_file() and path.name != "record.json" and path.relative_to(work).parts[0] not in CHECKPOINTS
+        found = stage_files(work)
+        record = {
+            **record,
+            "id": record.get("id") or uuid.uuid4().hex,
+            "files": {name: path.stat().st_size for name, path in found.items()},
+            "digests": {name: file_digest(path) for name, path in found.items()},
         }
-        record = {**record, "id": record.get("id") or uuid.uuid4().hex, "files": files}
-        write_json(work / "record.json", record)
+        write_json(work / "record.json", sealed(record))
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # --fresh, or a damaged record
             old = final.with_name(f".old-{final.name}-{os.getpid()}")
@@ -146,7 +229,7 @@ class Store:
 
     def write_run(self, folder: Path, run: Record) -> None:
         """Write a run's record."""
-        write_json(folder / "run.json", run)
+        write_json(folder / "run.json", sealed(run))
 
     def keep_logs(self, folder: Path) -> None:
         """Keep the logs of a run that has ended."""

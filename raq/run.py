@@ -15,9 +15,10 @@ from raq.environment import environment, has_vnni, machine, versions
 from raq.errors import RaqError, UserError
 from raq.experiment import EXECUTORCH_HINT, Experiment
 from raq.experiment_file import load_experiment
-from raq.plan import Facts, Stage, make_plan, stale_stages
-from raq.records import Record, Store, now, read_json, read_run
+from raq.plan import Facts, Stage, make_plan
+from raq.records import Record, Store, file_digest, now, read_json, read_run
 from raq.requirements import check_results
+from raq.stale import stale_stages
 from raq.storage import StorageError, told
 from raq.stores import open_store
 
@@ -92,13 +93,13 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
     here = dict(where or machine())
     swept = tried.reduce_range if tried is not None else ()
     x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"
-    if x86 and False in swept and not has_vnni(here["features"]):
+    if x86 and False in swept and not has_vnni(here):
         raise UserError(
             "sweep.ptq.reduce_range has false, and this CPU has no VNNI: its int8 kernels could saturate, which "
             "trials, that compute in float, would not show",
             "leave it out here",
         )
-    facts = Facts(described, here, _weights_digest(experiment), _source_digests(experiment))
+    facts = Facts(described, here, _weights_digest(experiment), _sources(experiment))
     return Prepared(experiment, described, make_plan(experiment, facts))
 
 
@@ -270,7 +271,12 @@ def _write_run(
     """Write run.json; a run is complete if it ended without an error."""
     earlier = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     stages = {
-        stage.name: {"kind": stage.kind, "fingerprint": stage.fingerprint, "why": stale.get(stage.name)}
+        stage.name: {
+            "kind": stage.kind,
+            "fingerprint": stage.fingerprint,
+            "why": stale.get(stage.name),
+            "depends": stage.depends,
+        }
         for stage in prepared.plan
     }
     store.write_run(
@@ -307,8 +313,6 @@ def _same_run(store: Store, prepared: Prepared) -> Path | None:
 
 
 def _weights_digest(experiment: Experiment) -> str | None:
-    from raq.stages.call import file_digest
-
     if experiment.model.weights is None:
         return None
     path = Path(experiment.model.weights)
@@ -322,9 +326,9 @@ def _weights_digest(experiment: Experiment) -> str | None:
         ) from None
 
 
-def _source_digests(experiment: Experiment) -> dict[str, str | None]:
-    """The digest of the code of the user's own model: a change there makes stages stale."""
-    from raq.model.user_code import source_digest
+def _sources(experiment: Experiment) -> dict[str, Any]:
+    """What the code of the user's own model is made of: a change there makes stages stale."""
+    from raq.model.user_code import sources_of
 
     name = experiment.model.name  # the data's function is covered by what it returns: the data's digest
-    return {name: source_digest(name, str(Path.cwd()))} if ":" in name and not name.startswith("torchvision:") else {}
+    return {name: sources_of(name, str(Path.cwd()))} if ":" in name and not name.startswith("torchvision:") else {}

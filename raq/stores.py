@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raq.errors import RaqError, UserError
-from raq.records import CHECKPOINTS, Record, Store, is_record, read_json, write_json
+from raq.records import Record, Store, file_digest, is_record, read_json, sealed, stage_files, write_json
 from raq.storage import Storage, StorageError, check_address, is_address, say
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
@@ -49,6 +49,15 @@ def store_of(run_folder: Path) -> Store:
     return open_store((root / ADDRESS).read_text()) if (root / ADDRESS).is_file() else Store(root)
 
 
+def _stage_record(content: bytes, place: str) -> Record:
+    """A stage's record as it was sent; RaqError if it is damaged or has been changed."""
+    with suppress(ValueError):
+        record = json.loads(content)
+        if isinstance(record, dict) and is_record(record, str(record.get("fingerprint"))):
+            return record
+    raise RaqError(f"{place}: not as it was written", "delete that folder there and run again: it is made anew")
+
+
 def _of_trials(file: str) -> bool:
     """Whether a file of a folder of trials, by its name in there, is what a finished trial has left for others."""
     parts = file.split("/")
@@ -60,8 +69,10 @@ def _sent_whole(file: str, size: int) -> str:
     return f".whole/{file}.{size}"
 
 
-def _is_whole(path: Path, size: int | None) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _is_whole(path: Path, size: int | None, digest: str | None = None) -> bool:
+    """Whether a file is here as it was sent; without a digest, by its size."""
+    whole = path.is_file() and path.stat().st_size == size
+    return whole and (digest is None or file_digest(path) == digest)
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,19 @@ class RemoteStore(Store):
     def file(self, record: Record, name: str) -> Path:
         """A file of a finished stage, on this machine; copied here if it is not."""
         with self._copying(record) as folder:
-            if not _is_whole(folder / name, record["files"].get(name)):
-                self.storage.fetch(f"{self._files_of(record)}/{name}", folder / name)
+            self._fetch_whole(record, self._files_of(record), name, folder)
         return folder / name
+
+    def _fetch_whole(self, record: Record, files: str, name: str, folder: Path) -> None:
+        """Bring a file of a record here, if it is not; RaqError if what is there is not what was sent."""
+        wanted = record["files"].get(name), (record.get("digests") or {}).get(name)
+        if not _is_whole(folder / name, *wanted):
+            self.storage.fetch(f"{files}/{name}", folder / name)
+            if not _is_whole(folder / name, *wanted):
+                raise RaqError(
+                    f"{self.address}: {files}/{name} is not as it was written: its SHA-256 is another one",
+                    "delete that stage's folder there and run again: it is made anew",
+                )
 
     def place(self, record: Record, name: str) -> str:
         """The address of a file of a finished stage."""
@@ -103,11 +124,10 @@ class RemoteStore(Store):
         content = self.storage.read(f"stages/{name}/{RECORD}")
         if content is None:
             raise RaqError(f"{self.address}: stages/{name} is gone", "run again: it is made anew")
-        record = json.loads(content)
+        record = _stage_record(content, f"{self.address}: stages/{name}/{RECORD}")
         with self._copying(record) as folder:
-            for file, size in record["files"].items():
-                if not _is_whole(folder / file, size):
-                    self.storage.fetch(f"stages/{name}/{record['id']}/{file}", folder / file)
+            for file in record["files"]:
+                self._fetch_whole(record, f"stages/{name}/{record['id']}", file, folder)
             write_json(folder / RECORD, record)
         return folder
 
@@ -185,11 +205,7 @@ class RemoteStore(Store):
 
     def send_stage(self, work: Path, execution: str) -> dict[str, int]:
         """Put the files of a stage that is done there, their names and sizes in bytes; they count with its record."""
-        files = {
-            path.relative_to(work).as_posix(): path.stat().st_size
-            for path in sorted(work.rglob("*"))
-            if path.is_file() and path.relative_to(work).parts[0] not in CHECKPOINTS
-        }
+        files = {name: path.stat().st_size for name, path in stage_files(work).items()}
         self.storage.send_folder(work, f"stages/{work.name}/{execution}", files)
         kept = self.root / "stages" / work.name
         shutil.rmtree(kept, ignore_errors=True)
@@ -212,7 +228,7 @@ class RemoteStore(Store):
                 "run again; if another run writes there, wait for it",
             )
         before = self.storage.read(f"{folder}/{RECORD}")
-        self.storage.write(f"{folder}/{RECORD}", json.dumps(record, indent=1, allow_nan=False).encode())
+        self.storage.write(f"{folder}/{RECORD}", json.dumps(sealed(record), indent=1, allow_nan=False).encode())
         self.forget_work(kind, fingerprint)
         with suppress(ValueError, KeyError, TypeError):
             earlier = json.loads(before or b"")["id"]
@@ -234,7 +250,7 @@ class RemoteStore(Store):
     def write_run(self, folder: Path, run: Record) -> None:
         """Write a run's record."""
         self.refuse_if_taken()
-        content = json.dumps(run, indent=1, allow_nan=False)
+        content = json.dumps(sealed(run), indent=1, allow_nan=False)
         self.storage.write(f"runs/{folder.name}/{RUN}", content.encode())
         super().write_run(folder, run)
 

@@ -59,7 +59,7 @@ def test_show_json_is_the_contract(finished: Workplace) -> None:
             assert keys <= set(row)
             assert row["baseline"] == "fp32/eager"
     fp32, ptq, _ = shown["candidates"]
-    assert ptq["reduce_range"] is not has_vnni(shown["environment"]["machine"]["features"])
+    assert ptq["reduce_range"] is not has_vnni(shown["environment"]["machine"])
     assert ptq["artifacts"][0]["weight_bytes"] < 0.35 * fp32["artifacts"][0]["weight_bytes"]
     assert ptq["drop_points"] == pytest.approx(100 * (fp32["top1"] - ptq["top1"]))
     assert shown["verdict"]["choice"] in ("fp32", "ptq", "qat")

@@ -6,11 +6,13 @@ import pytest
 
 from raq import fingerprints
 from raq import plan as planning
+from raq.environment import settings_of
 from raq.experiment import Experiment
 from raq.fingerprints import code_digest
-from raq.plan import Facts, Stage, make_plan, stale_stages
+from raq.plan import Facts, Stage, make_plan
 from raq.records import Store, read_json
 from raq.run import forget_work_on_old_inputs
+from raq.stale import stale_stages
 
 DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
 MACHINE = {"cpu": "a cpu", "architecture": "x86_64", "features": ["avx512_vnni"], "cpus": 2, "gpus": []}
@@ -196,3 +198,78 @@ def test_a_checkpoint_on_weights_that_are_made_anew_is_not_gone_on_from(
     work.mkdir(parents=True)
     forget_work_on_old_inputs(plan.values(), dict.fromkeys(stale, "x"), store, fresh=False)
     assert work.exists() == kept
+
+
+def test_what_has_changed_is_named(tmp_path: Path) -> None:
+    """After a finished run: the user's file, a library, a variable that chooses kernels, a setting; else what is so."""
+    sources = {"m:f": {"files": {"m/blocks.py": "1" * 64, "m/old.py": "2" * 64}, "distributions": {"timm": "1.0"}}}
+    machine = {**MACHINE, "settings": {}, "compiler": "g++ 12"}
+    store = Store(tmp_path)
+
+    def run(plan: dict[str, Stage]) -> None:
+        folder = store.new_run("x")
+        stages = {s.name: {"kind": s.kind, "fingerprint": s.fingerprint, "depends": s.depends} for s in plan.values()}
+        known = {
+            "id": "x",
+            "experiment": "x",
+            "settings": {},
+            "data": {},
+            "environment": {},
+            "complete": True,
+            "error": None,
+        }
+        store.write_run(folder, {**known, "stages": stages})
+
+    first = planned(Facts(DATA, machine, sources=sources))
+    run(first)
+    assert stale_stages(list(first.values()), store)["train"] == "has not finished"
+    finish(store, first["train"])
+
+    def why(facts: Facts, **given: object) -> str:
+        plan = planned(facts, **given)
+        return stale_stages(list(plan.values()), store)["train"]
+
+    files, libraries = sources["m:f"].values()
+    of = lambda f, d: {"m:f": {"files": f, "distributions": d}}  # noqa: E731
+    assert (
+        why(Facts(DATA, machine, sources=of({**files, "m/blocks.py": "3" * 64}, libraries)))
+        == "m/blocks.py has changed"
+    )
+    assert why(Facts(DATA, machine, sources=of({**files, "m/new.py": "3" * 64}, libraries))) == "m/new.py is new"
+    assert why(Facts(DATA, machine, sources=of({"m/blocks.py": "1" * 64}, libraries))) == "m/old.py is gone"
+    assert why(Facts(DATA, machine, sources=of(files, {"timm": "1.1"}))) == "timm 1.0 -> 1.1"
+    told = {**machine, "settings": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    assert why(Facts(DATA, told, sources=sources)) == "ONEDNN_MAX_CPU_ISA unset -> AVX2"
+    assert why(Facts(DATA, machine, sources=sources), train={"epochs": 3}) == "train.epochs 15 -> 3"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, EVERYTHING),
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, EVERYTHING),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"bench/cpu"}),
+        ({"LD_PRELOAD": "libjemalloc.so"}, {"bench/cpu"}),
+        ({"TORCHINDUCTOR_FREEZING": "0"}, LOWERED),
+        ({"HOME": "/elsewhere"}, set()),
+        ({"OMP_NUM_THREADS": "1"}, set()),
+    ],
+)
+def test_variables_that_change_an_outcome(settings: dict[str, str], expected: set[str]) -> None:
+    before = planned(Facts(DATA, {**MACHINE, "settings": {}}))
+    assert changed(before, planned(Facts(DATA, {**MACHINE, "settings": settings_of(settings)}))) == expected
+
+
+def test_the_compiler_and_python_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned(Facts(DATA, {**MACHINE, "compiler": "g++ 12"}))
+    assert changed(before, planned(Facts(DATA, {**MACHINE, "compiler": "g++ 13"}))) == LOWERED
+    monkeypatch.setattr(planning.platform, "python_version", lambda: "3.99.0")
+    assert changed(before, planned(Facts(DATA, {**MACHINE, "compiler": "g++ 12"}))) == EVERYTHING
+
+
+def test_an_instruction_set_that_onednn_may_not_use_reduces_ranges() -> None:
+    """On a CPU with VNNI, which 8-bit activations stand on."""
+    told = {**MACHINE, "settings": {"ONEDNN_MAX_CPU_ISA": "avx512_core"}}
+    assert planned(Facts(DATA, told))["ptq"].settings["reduce_range"] is True
+    told = {**MACHINE, "settings": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}}
+    assert planned(Facts(DATA, told))["ptq"].settings["reduce_range"] is False

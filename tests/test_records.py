@@ -2,12 +2,13 @@
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
 from raq.errors import UserError
-from raq.records import Store, read_json, write_json
+from raq.records import Store, read_json, read_run, refuse_changed, write_json
 
 FINGERPRINT = "a" * 64
 
@@ -29,6 +30,72 @@ def test_publish_and_find(tmp_path: Path) -> None:
     assert store.find("train", FINGERPRINT) is not None
     assert store.find("train", "a" * 16 + "b" * 48) is None, "the whole fingerprint counts, not its beginning"
     assert [f.name for f in (tmp_path / "stages").iterdir()] == [f"train-{'a' * 16}"]
+
+
+def published(tmp_path: Path) -> tuple[Store, Path]:
+    store = Store(tmp_path)
+    work = store.work_folder("lower", FINGERPRINT)
+    work.mkdir(parents=True)
+    (work / "artifact.pt2").write_bytes(b"native code")
+    record = {"kind": "lower", "fingerprint": FINGERPRINT, "results": {"top1": 0.5}}
+    return store, store.publish("lower", FINGERPRINT, record)
+
+
+def overwrite(path: Path, old: bytes, new: bytes) -> None:
+    """In place, size and time of last change kept."""
+    stat = path.stat()
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("artifact.pt2", b"native", b"hostile"[:6]), ("record.json", b"0.5", b"0.9")]
+)
+def test_what_was_changed_in_place_is_damaged(tmp_path: Path, name: str, old: bytes, new: bytes) -> None:
+    store, folder = published(tmp_path)
+    record = store.find("lower", FINGERPRINT)
+    assert record is not None
+    assert store.file(record, "artifact.pt2").read_bytes() == b"native code"
+    refuse_changed(folder)
+    overwrite(folder / name, old, new)
+    assert store.find("lower", FINGERPRINT) is None
+    with pytest.raises(UserError, match=f"{name}: not as it was written"):
+        refuse_changed(folder)
+    if name == "artifact.pt2":
+        with pytest.raises(UserError, match="not as it was written"):
+            store.file(record, name)
+
+
+def test_a_stage_does_not_begin_on_a_changed_input(tmp_path: Path) -> None:
+    """Whatever it reads first, native code or not."""
+    from raq.stages.at_hand import at_hand
+    from raq.stages.call import Call
+
+    _, folder = published(tmp_path)
+    call = Call("evaluate/ptq", "evaluate", {}, {"artifact": str(folder)}, str(tmp_path), None, None, None, 1, 0, 1)
+    assert at_hand(call) is call
+    overwrite(folder / "artifact.pt2", b"native", b"hostil")
+    with pytest.raises(UserError, match="not as it was written"):
+        at_hand(call)
+
+
+def test_a_runs_record_that_was_changed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.new_run("x")
+    store.write_run(folder, {"id": folder.name, "complete": False})
+    overwrite(folder / "run.json", b"false", b"true ")
+    with pytest.raises(UserError, match="not as it was written"):
+        read_run(folder)
+
+
+def test_a_record_of_an_older_raq_has_neither_seal_nor_digests(tmp_path: Path) -> None:
+    store, folder = published(tmp_path)
+    record = {k: v for k, v in read_json(folder / "record.json").items() if k not in ("seal", "digests")}
+    write_json(folder / "record.json", record)
+    assert store.find("lower", FINGERPRINT) == record
+    refuse_changed(folder)
 
 
 def test_json_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Results at an address: a real S3-compatible server, whose line is cut and mended."""
 
+import hashlib
+import json
 import os
 import threading
 import time
@@ -11,7 +13,7 @@ import pytest
 from s3_server import CREDENTIALS, Line, s3_server
 
 import raq.storage
-from raq.errors import UserError
+from raq.errors import RaqError, UserError
 from raq.records import Store
 from raq.stages.at_hand import work_name
 from raq.stages.call import Call
@@ -99,6 +101,33 @@ def test_a_damaged_file_makes_it_stale(store: RemoteStore) -> None:
     store.publish("train", FINGERPRINT, record("one"))
     store.storage.write(f"stages/{store.stage_folder('train', FINGERPRINT).name}/one/weights.pt", b"weight")
     assert store.find("train", FINGERPRINT) is None
+
+
+def test_a_file_changed_there_is_noticed_before_it_is_used(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, so that only its SHA-256 tells."""
+    leave(store, "one", b"weights")
+    digests = {"weights.pt": hashlib.sha256(b"weights").hexdigest()}
+    store.publish("train", FINGERPRINT, {**record("one"), "digests": digests})
+    name = store.stage_folder("train", FINGERPRINT).name
+    other = elsewhere(store, tmp_path, monkeypatch)
+    found = other.find("train", FINGERPRINT)
+    assert found is not None
+    assert other.file(found, "weights.pt").read_bytes() == b"weights"
+    (other.root / "stages" / name / "weights.pt").write_bytes(b"changed")
+    assert other.file(found, "weights.pt").read_bytes() == b"weights", "the copy here is fetched anew"
+    (other.root / "stages" / name / "weights.pt").unlink()
+    store.storage.write(f"stages/{name}/one/weights.pt", b"HOSTILE")
+    for read in (lambda: other.file(found, "weights.pt"), lambda: other.fetch_stage(name)):
+        with pytest.raises(RaqError, match=r"weights\.pt is not as it was written"):
+            read()
+    sent = json.loads(store.storage.read(f"stages/{name}/record.json") or b"")
+    sent["results"]["top1"] = 0.9
+    store.storage.write(f"stages/{name}/record.json", json.dumps(sent).encode())
+    assert store.find("train", FINGERPRINT) is None
+    with pytest.raises(RaqError, match="not as it was written"):
+        other.fetch_stage(name)
 
 
 def test_what_did_not_arrive_whole_is_not_published(store: RemoteStore) -> None:

@@ -20,7 +20,7 @@ from raq.environment import environment
 from raq.errors import LostError, RaqError, UserError
 from raq.plan import Pool
 from raq.records import CHECKPOINTS, now
-from raq.stages.at_hand import at_hand, fetch_checkpoint, log_here, log_sent, send_stage
+from raq.stages.at_hand import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
 from raq.stages.call import Call
 from raq.stages.table import run_stage
 from raq.storage import told
@@ -48,6 +48,7 @@ class StageActor:
                 here = at_hand(call)
                 fetch_checkpoint(here, Path(here.folder) / CHECKPOINTS[0])
                 results = _do(here, post)
+                digests = digests_of_stage(here)
                 files = send_stage(here, execution)
             except OSError as error:
                 traceback.print_exc()
@@ -73,6 +74,7 @@ class StageActor:
             return {
                 "id": execution,
                 "files": files,
+                "digests": digests,
                 "results": results,
                 "environment": environment(),
                 "started_at": started_at,

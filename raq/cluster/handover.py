@@ -64,6 +64,7 @@ class Handover:
         return {
             "id": answer["id"],
             "files": answer["files"],
+            "digests": answer["digests"],
             "stage": stage.name,
             "kind": stage.kind,
             "fingerprint": stage.fingerprint,

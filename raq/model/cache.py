@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,27 @@ def cached(
         arrays = {
             split: np.load(folder / f"{split}.npy", mmap_mode="r" if "images" in split else None) for split in SPLITS
         }
+        same = _digest_of_cache(str(folder), _state(folder)) == digest
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"{folder}: this cache of decoded images is damaged: {error}", "delete that folder") from None
+    if not same:
+        raise UserError(
+            f"{folder}: this cache of decoded images has been changed since it was written",
+            "delete that folder: it is decoded anew",
+        )
     return arrays, digest, source
+
+
+def _state(folder: Path) -> tuple[tuple[int, int, int], ...]:
+    """Sizes and times of the cached files: while they stand, one process computes their digest once."""
+    stats = [(folder / f"{split}.npy").stat() for split in SPLITS]
+    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
+
+
+@lru_cache(maxsize=16)
+def _digest_of_cache(folder: str, state: tuple[tuple[int, int, int], ...]) -> str:
+    """`arrays_digest` of what lies in the folder now: what its meta.json says of it is not taken on trust."""
+    return arrays_digest({split: np.load(Path(folder) / f"{split}.npy", mmap_mode="r") for split in SPLITS})
 
 
 def arrays_digest(arrays: dict[str, Array]) -> str:
@@ -110,5 +129,10 @@ def checked(arrays: dict[str, Array], source: str) -> dict[str, Array]:
 
 
 def listing(files: list[Path]) -> list[list[Any]]:
-    """What identifies files without reading them: path, size, time of last change."""
-    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    """What identifies files without reading them: path, size, times of the last change of content and of status.
+
+    The second one (ctime) changes with the content too, and cannot be set back as the first one can: a file whose
+    content is replaced under its old size and time is noticed. A copy of a data set is decoded anew.
+    """
+    stats = [(str(file), file.stat()) for file in files]
+    return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

@@ -1,16 +1,22 @@
-"""The user's own `module:function`: importing it, and a digest of the code behind it. Must not import torch or ray."""
+"""The user's own `module:function`: importing it, and what it is made of. Must not import torch or ray."""
 
-import hashlib
 import importlib
-import importlib.util
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from modulefinder import ModuleFinder
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raq.errors import UserError
+
+IMPORT_TIMEOUT_S = 180.0
+CHILD = Path(__file__).with_name("imported_code.py")
+LIBRARIES = (
+    "torch", "torchvision", "torchao", "ray", "numpy", "PIL", "yaml", "pydantic", "rich", "typer", "pyarrow", "pandas",
+    "sklearn", "scipy", "optuna", "elftools", "executorch", "sympy",
+)  # fmt: skip
 
 
 def import_function(name: str, working_directory: str | None) -> Callable[..., Any]:
@@ -23,38 +29,51 @@ def import_function(name: str, working_directory: str | None) -> Callable[..., A
         try:
             function = getattr(importlib.import_module(module_name), function_name)
         except (Exception, SystemExit) as error:
-            raise UserError(
-                f"{name}: cannot be imported: {type(error).__name__}: {error}",
-                f"{module_name} is looked for in {working_directory or Path.cwd()} and among installed packages",
-            ) from error
+            raise _not_imported(name, f"{type(error).__name__}: {error}", working_directory) from error
     if not callable(function):
         raise UserError(f"{name}: {function_name} is no function", "name a function of the module")
     return function
 
 
-def source_digest(name: str, working_directory: str) -> str | None:
-    """SHA-256 of the code behind the user's `module:function`, without running it; None if it has no file.
+def _not_imported(name: str, why: str, working_directory: str | None) -> UserError:
+    folder = Path(working_directory or Path.cwd())
+    hides = shadowing(folder)
+    hint = f"{name.partition(':')[0]} is looked for in {folder} and among installed packages"
+    if hides:
+        hint = f"{', '.join(hides)} in {folder} hides a library of that name: rename it"
+    return UserError(f"{name}: cannot be imported: {why}", hint)
 
-    The module's own file, and every module below the working directory that it imports, directly or not.
+
+def shadowing(folder: Path) -> list[str]:
+    """The Python files and packages in a folder that have the name of a library, Python's or one that raq stands on."""
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.suffix == ".py" or (entry / "__init__.py").is_file()]
+    except OSError:
+        return []
+    libraries = {*sys.stdlib_module_names, *LIBRARIES}
+    return sorted(name for name in names if name.removesuffix(".py") in libraries)
+
+
+def sources_of(name: str, working_directory: str) -> dict[str, Any]:
+    """What the code behind the user's `module:function` is made of: {"files": {path: SHA-256}, "distributions": {name:
+    version}}.
+
+    It is imported in a child process; files are those of every module that comes along and is neither Python's nor of
+    an installed distribution (`__init__.py` files and re-exports among them), distributions those of the others. Data
+    that the code reads is not seen. Raises UserError if it cannot be imported, or not in time.
     """
-    module = name.partition(":")[0]
-    with on_path(working_directory):
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            return None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        return None
-    files = {Path(spec.origin)}
-    finder = ModuleFinder(path=[working_directory])  # reads import statements; what lies elsewhere is not followed
-    with suppress(SyntaxError):  # importing it will say so
-        finder.load_file(spec.origin)
-    followed = [getattr(found, "__file__", None) for found in finder.modules.values()]
-    files |= {Path(file) for file in followed if file}
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    command = [sys.executable, "-P", str(CHILD), name, working_directory]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False)
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        raise _not_imported(name, f"it takes longer than {IMPORT_TIMEOUT_S:.0f} s", working_directory) from None
+    except (ValueError, IndexError):
+        last = next(iter(reversed(done.stderr.strip().splitlines())), f"its process ended with {done.returncode}")
+        raise _not_imported(name, last, working_directory) from None
+    if "error" in found:
+        raise _not_imported(name, found["error"], working_directory)
+    return {"files": found["files"], "distributions": found["distributions"]}
 
 
 @contextmanager

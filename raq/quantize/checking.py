@@ -21,8 +21,7 @@ from raq.quantize.judgement import Evidence, evidence_of, why_not_int8
 from raq.quantize.ledger import FLOATS, ledger
 from raq.quantize.parity import sqnr_db
 from raq.quantize.pte import is_pte
-from raq.records import Store, read_json
-from raq.stages.call import file_digest
+from raq.records import Store, file_digest, read_json
 
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",

@@ -1,5 +1,6 @@
 """A run as one plain value, from its records alone: candidates, intervals, verdict. What `raq show --json` prints."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,16 @@ def _predictions(store: Store, record: Record | None) -> Any:
         predictions = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not readable predictions: {error}", "delete its folder and run again") from None
-    if predictions.shape != (2, record["results"]["test_images"]):
+    results = record["results"]
+    if predictions.shape != (2, results["test_images"]):
         raise UserError(f"{path}: predictions of shape {list(predictions.shape)}", "delete its folder and run again")
+    right = int((predictions[0] == predictions[1]).sum())
+    if right != results["correct"] or not math.isclose(results["top1"], right / results["test_images"]):
+        raise UserError(
+            f"{path}: {right} of {results['test_images']} predictions are right, and the record beside it says "
+            f"{results['correct']} and top-1 {results['top1']}",
+            "delete its folder and run again",
+        )
     return predictions
 
 

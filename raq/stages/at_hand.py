@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import RaqError
+from raq.records import file_digest, refuse_changed, stage_files
 from raq.stages.call import Call
 from raq.stages.trials import trials_folder
 
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
 
 
 def at_hand(call: Call) -> Call:
-    """The call with folders of this node, and its inputs in them."""
+    """The call with folders of this node, and its inputs in them, each as it was written.
+
+    Raises UserError for an input whose files or record have been changed: some of them are native code.
+    """
     store = remote_store(call)
     if store is None:
+        for folder in call.inputs.values():
+            refuse_changed(Path(folder))
         return call
     inputs = {role: str(store.fetch_stage(Path(folder).name)) for role, folder in call.inputs.items()}
     own = Path(call.folder).parts
@@ -38,6 +44,14 @@ def send_stage(call: Call, execution: str) -> dict[str, int] | None:
     """Send the files that a stage left in its folder, as those of this execution: names, sizes in bytes; else None."""
     store = remote_store(call)
     return None if store is None else store.send_stage(Path(call.folder), execution)
+
+
+def digests_of_stage(call: Call) -> dict[str, str] | None:
+    """SHA-256 of the files that a stage left in its folder, if they are to be sent; else None: where they stay, the
+    store computes them."""
+    if remote_store(call) is None:
+        return None
+    return {name: file_digest(path) for name, path in stage_files(Path(call.folder)).items()}
 
 
 def fetch_checkpoint(call: Call, folder: Path) -> None:

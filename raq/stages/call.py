@@ -4,7 +4,6 @@ torch is imported inside the functions: the driver reads this module's types wit
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raq.experiment import Data
 from raq.fingerprints import digest
+from raq.records import file_digest
 from raq.training_schema import Qat
 
 if TYPE_CHECKING:
@@ -62,12 +62,6 @@ class Call:
     def device(self) -> str:
         """The device that training uses."""
         return "cuda" if self.gpus else "cpu"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parity_chain(call: Call, dataset: "Dataset") -> "Chain":

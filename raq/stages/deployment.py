@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raq.errors import StageError
 from raq.experiment import FILE_OF_RUNTIME, Bench
 from raq.quantize.judgement import evidence_of
-from raq.records import read_json
+from raq.records import file_digest, read_json
 from raq.stages.call import (
     LOGITS,
     PREDICTIONS,
@@ -24,7 +24,6 @@ from raq.stages.call import (
     Results,
     dataset_of,
     example_of,
-    file_digest,
     parity_chain,
     trained_network,
 )
@@ -135,6 +134,8 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     if "program" in call.inputs:
         return _evaluate_program(call, dataset, chain)
     runtime, device = call.settings["runtime"], call.settings["device"]
+    if runtime == "inductor":
+        _refuse_other_machine(call.settings["machine"])
     path = Path(call.inputs["artifact"]) / FILE_OF_RUNTIME[runtime]
     chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
     if runtime == "inductor":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import UserError
+from raq.records import file_digest
 from raq.stages.at_hand import send_checkpoint
 from raq.stages.call import (
     WEIGHTS,
@@ -16,7 +17,6 @@ from raq.stages.call import (
     Results,
     dataset_of,
     example_of,
-    file_digest,
     network_of,
     parity_chain,
     prepared_for_qat,

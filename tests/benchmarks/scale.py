@@ -27,8 +27,9 @@ from raq.cluster.session import cluster
 from raq.environment import commit, environment
 from raq.experiment import Experiment, Resources
 from raq.fingerprints import digest
-from raq.plan import Pool, Stage, stale_stages
+from raq.plan import Pool, Stage
 from raq.records import Store, now, write_json
+from raq.stale import stale_stages
 
 ROOT = Path(__file__).parents[2]
 NODES = [Node(8, 0, number < 10, f"node-{number}") for number in range(50)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from sklearn.datasets import load_digits
 from raq.errors import UserError
 from raq.experiment import Data
 from raq.model.data import calibration_indices, load_dataset
-from raq.model.user_code import source_digest
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:
@@ -87,6 +87,30 @@ def test_a_changed_source_is_other_data(tmp_path: Path) -> None:
     assert load_dataset(Data(name="cifar10", root=str(tmp_path))).digest != first
     with pytest.raises(UserError, match="differs from the data of the plan"):
         load_dataset(Data(name="cifar10", root=str(tmp_path)), expect_digest=first)
+
+
+def test_an_image_replaced_under_its_size_and_time_is_noticed(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    file = next(f for f in sorted((tmp_path / "train").rglob("*")) if f.is_file())
+    file.write_bytes(file.read_bytes().ljust(1000, b"\0"))
+    before = load_dataset(Data(name="imagefolder", root=str(tmp_path), image_size=8)).digest
+    stat = file.stat()
+    file.write_bytes(png((1, 2, 3), (8, 8)).ljust(stat.st_size, b"\0"))
+    assert file.stat().st_size == stat.st_size
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_dataset(Data(name="imagefolder", root=str(tmp_path), image_size=8)).digest != before
+
+
+def test_a_cache_that_was_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its content, not by what its own metadata says of it."""
+    monkeypatch.setenv("RAQ_CACHE", str(tmp_path / "cache"))
+    load_dataset(Data(name="digits"))
+    (labels,) = (tmp_path / "cache" / "arrays").glob("digits-*/test_labels.npy")
+    content = bytearray(labels.read_bytes())
+    content[-8] ^= 1
+    labels.write_bytes(content)
+    with pytest.raises(UserError, match="has been changed since it was written"):
+        load_dataset(Data(name="digits"))
 
 
 def test_official_cifar10_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,16 +217,3 @@ def test_values_beyond_the_data() -> None:
         load_dataset(Data(name="digits", train_limit=5000))
     with pytest.raises(UserError, match=r"holds out all"):
         load_dataset(Data(name="digits", train_limit=3, validation=0.9))
-
-
-def test_the_users_code_is_followed_without_running_it(tmp_path: Path) -> None:
-    (tmp_path / "my_net.py").write_text("import my_blocks\nraise SystemExit('was run')\n")
-    (tmp_path / "my_blocks.py").write_text("width = 1\n")
-    first = source_digest("my_net:build", str(tmp_path))
-    (tmp_path / "unrelated.py").write_text("x = 1\n")
-    assert source_digest("my_net:build", str(tmp_path)) == first
-    (tmp_path / "my_blocks.py").write_text("width = 2\n")
-    assert source_digest("my_net:build", str(tmp_path)) != first
-    with pytest.raises(UserError, match="SystemExit: was run"):
-        load_dataset(Data(name="my_net:build"), str(tmp_path))
-    assert source_digest("no_such_module_here:build", str(tmp_path)) is None

@@ -1,0 +1,102 @@
+"""The user's code: whatever it imports counts, and what cannot be imported is said."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raq.errors import UserError
+from raq.model.user_code import import_function, shadowing, sources_of
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package with a relative import, a re-export, an import inside a function, a namespace package and a library."""
+    files = {
+        "my_package/__init__.py": "from .nets import build\n",
+        "my_package/nets.py": "import yaml\nfrom .blocks import width\nfrom . import names\n"
+        "def build(num_classes):\n    from my_package import late\n    return late.more\n",
+        "my_package/blocks.py": "from .deep.down import width\n",
+        "my_package/names.py": "",
+        "my_package/late.py": "from loose import value\nmore = value\n",
+        "my_package/deep/__init__.py": "",
+        "my_package/deep/down.py": "width = 1\n",
+        "my_package/unused.py": "never = 1\n",
+        "loose.py": "value = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_every_file_that_comes_along_is_covered(package: Path) -> None:
+    found = sources_of("my_package:build", str(package))
+    assert sorted(found["files"]) == [
+        "loose.py", "my_package/__init__.py", "my_package/blocks.py", "my_package/deep/__init__.py",
+        "my_package/deep/down.py", "my_package/late.py", "my_package/names.py", "my_package/nets.py",
+    ]  # fmt: skip
+    assert found["distributions"].keys() == {"PyYAML"}
+
+
+@pytest.mark.parametrize(
+    "name", ["my_package/deep/down.py", "my_package/__init__.py", "loose.py", "my_package/late.py"]
+)
+def test_a_change_in_any_of_them_is_another_source(package: Path, name: str) -> None:
+    before = sources_of("my_package.nets:build", str(package))["files"]
+    (package / name).write_text((package / name).read_text() + "# changed\n")
+    after = sources_of("my_package.nets:build", str(package))["files"]
+    assert {file for file in before if before[file] != after[file]} == {name}
+
+
+def test_an_upgraded_distribution_is_another_source(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = package / "site"
+    (site / "third_party").mkdir(parents=True)
+    (site / "third_party" / "__init__.py").write_text("")
+    told = site / "third_party-1.0.dist-info"
+    told.mkdir()
+    (told / "RECORD").write_text("third_party/__init__.py,,\n")
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (package / "net.py").write_text("import third_party\ndef build(num_classes): ...\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    assert sources_of("net:build", str(package))["distributions"] == {"third-party": "1.0"}
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.1\n")
+    assert sources_of("net:build", str(package))["distributions"] == {"third-party": "1.1"}
+
+
+def test_what_it_prints_and_how_it_fails(package: Path) -> None:
+    (package / "loud.py").write_text("print('hello')\ndef build(num_classes): ...\n")
+    assert list(sources_of("loud:build", str(package))["files"]) == ["loud.py"]
+    (package / "bad.py").write_text("raise SystemExit('was run')\n")
+    for name, message in (
+        ("bad:build", "SystemExit: was run"), ("loud:missing", "AttributeError"), ("no_such:f", "No module named"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"{name}: cannot be imported: .*{message}"):
+            sources_of(name, str(package))
+    (package / "ended.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(UserError, match="its process ended with 3"):
+        sources_of("ended:build", str(package))
+
+
+def test_a_module_that_hides_a_library_is_named(package: Path) -> None:
+    (package / "colorsys.py").write_text("")
+    (package / "net.py").write_text("from colorsys import rgb_to_hsv\ndef build(num_classes): ...\n")
+    assert shadowing(package) == ["colorsys.py"]
+    with pytest.raises(UserError) as caught:
+        sources_of("net:build", str(package))
+    assert "colorsys.py" in caught.value.hint
+    with pytest.raises(UserError, match="cannot be imported"):
+        import_function("no_such_module_here:build", str(package))
+
+
+def test_raq_itself_does_not_import_from_the_working_folder(package: Path) -> None:
+    """`python -m raq`, as a submitted job runs, has the working folder on the path."""
+    for name in ("statistics", "json", "yaml", "numpy"):
+        (package / f"{name}.py").write_text("raise RuntimeError('the wrong module')\n")
+    (package / "x.yaml").write_text("name: x\ntrain: {lr: no}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "raq", "plan", "x.yaml"], cwd=package, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "train.lr" in done.stderr
