@@ -202,11 +202,12 @@ def submit(
     """The run as a job of a Ray cluster: sends what it needs, follows its log, returns its exit code."""
     from raq.cluster.submit import ask_on_terminal
     from raq.cluster.submit import submit as submit_experiment
+    from raq.report.terminal import say as say_on
 
     console = _console()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say_on(console, line)
 
     code = submit_experiment(
         experiment, overrides or [], address, results, fresh, say, ask_on_terminal, follow=not detach, wait_s=wait
@@ -260,7 +261,7 @@ def _console() -> "Console":
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(0)
 
-    return OurConsole()
+    return OurConsole(markup=False, emoji=False, highlight=False)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,6 +16,7 @@ from raq.errors import UserError
 from raq.experiment import Experiment
 from raq.yaml_text import Location, read_yaml_text, read_yaml_value
 
+MAX_SHOWN = 600
 PATHS = (("data", "root"), ("model", "weights"))
 
 
@@ -26,6 +27,13 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     the working directory.
     Raises UserError for anything that is not a valid experiment.
     """
+    try:
+        return _loaded(path, overrides)
+    except UserError as error:
+        raise UserError(_shortened(error.message), _shortened(error.hint)) from error.__cause__
+
+
+def _loaded(path: Path, overrides: Sequence[str]) -> Experiment:
     tree, lines = read_yaml_text(path)
     if not isinstance(tree, dict):
         raise UserError(
@@ -63,49 +71,60 @@ def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: 
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
     if not equals or not all(parts):
-        raise UserError(f"--set {override!r} is not KEY=VALUE", "write it like --set train.epochs=1")
+        raise UserError(f"--set {_short(override)} is not KEY=VALUE", "write it like --set train.epochs=1")
     at = tree
     for part in parts[:-1]:
         if at.get(part) is None:
             at[part] = {}
         if not isinstance(at[part], dict):
-            raise UserError(f"--set {override!r}: {part} is not a section", "see the keys in the experiment's file")
+            raise UserError(
+                f"--set {_short(override)}: {_short(part)} is not a section", "see the keys in the experiment's file"
+            )
         at = at[part]
-    value = read_yaml_value(text, f"--set {override}")
+    value = read_yaml_value(text, f"--set {_shortened(override)}")
     if parts in PATHS and isinstance(value, str):  # on the command line a path is relative to where one stands
         value = _absolute(value, Path.cwd(), f"--set {key}")
     at[parts[-1]] = value
-    lines[parts] = f"--set {override}"
+    lines[parts] = f"--set {_shortened(override)}"
 
 
 def _explain(errors: list[ErrorDetails], tree: dict[str, Any], lines: dict[Location, str], path: Path) -> UserError:
     """The first problem of a validation, as one line with the place in the file."""
-    error = errors[0]
-    where = _in_tree(error["loc"], tree)
+    where = _in_tree(errors[0]["loc"], tree)
     key = ".".join(str(part) for part in where) or "the experiment"
     place = next((lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in lines), str(path))
-    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    what, hint = _problem(errors, where, key, tree)
+    return UserError(f"{place}: {what}", hint)
+
+
+def _problem(errors: list[ErrorDetails], where: Location, key: str, tree: dict[str, Any]) -> tuple[str, str]:
+    """What is wrong with the key at `where`, by the first of these errors, and what to do."""
+    error = errors[0]
+    kind, value = error["type"], error["input"]
+    hint = f"correct {key}"
     if kind == "extra_forbidden":
         allowed = _allowed_keys(where[:-1])
         near = difflib.get_close_matches(str(where[-1]), allowed, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return UserError(f"{place}: unknown key {key!r}", f"{hint}allowed here: {', '.join(allowed)}")
-    if kind == "missing" and not isinstance(value, (tuple, list)):
-        return UserError(f"{place}: {key} is missing", f"add '{key}: ...'")
-    if isinstance(value, float) and not math.isfinite(value):
-        return UserError(f"{place}: {key} is {value}, and must be a finite number", "give a number")
-    if kind == "value_error":
-        message = str(context["error"])
-        section = f"{key}." if where else ""
-        return UserError(f"{place}: {section}{message}", "correct it there")
-    if kind == "string_pattern_mismatch":
-        return UserError(
-            f"{place}: {key} is {_short(value)}; a name is letters, digits, '.', '_' and '-', not a path",
-            "choose another name",
-        )
-    alternatives = [e["msg"] for e in errors if _in_tree(e["loc"], tree)[: len(where)] == where]
-    message = " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in alternatives))
-    return UserError(f"{place}: {key} is {_short(value)}; it should be {message}", f"correct {key}")
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        what, hint = f"unknown key {_short(key)}", f"{meant}allowed here: {', '.join(allowed) or 'no keys'}"
+    elif kind == "missing" and isinstance(value, (tuple, list)):  # a tuple, which lacks values at its end
+        places = [e["loc"][-1] for e in errors if e["type"] == "missing"]
+        count = 1 + max(place for place in places if isinstance(place, int))
+        what = f"{key} is {_short(value)}; it should be {count} values"
+    elif kind == "missing":
+        what, hint = f"{key} is missing", f"add '{key}: ...'"
+    elif isinstance(value, float) and not math.isfinite(value):
+        what, hint = f"{key} is {value}, and must be a finite number", "give a number"
+    elif kind == "value_error":
+        what, hint = f"{f'{key}.' if where else ''}{error.get('ctx', {})['error']}", "correct it there"
+    elif kind == "string_pattern_mismatch":
+        what = f"{key} is {_short(value)}; a name is letters, digits, '.', '_' and '-', not a path"
+        hint = "choose another name"
+    else:
+        alternatives = [e["msg"] for e in errors if _in_tree(e["loc"], tree)[: len(where)] == where]
+        message = " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in alternatives))
+        what = f"{key} is {_short(value)}; it should be {message}"
+    return what, hint
 
 
 def _in_tree(location: Sequence[int | str], tree: Any) -> Location:
@@ -125,10 +144,25 @@ def _allowed_keys(where: Sequence[int | str]) -> list[str]:
     """The keys of the section at `where`."""
     section: type[BaseModel] = Experiment
     for part in where:
-        annotation = next(f for n, f in section.model_fields.items() if str(part) in (n, f.alias)).annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        if isinstance(part, int):  # one of a list's
+            continue
+        field = next((f for n, f in section.model_fields.items() if str(part) in (n, f.alias)), None)
+        inner = None if field is None else _section_in(field.annotation)
+        if inner is None:
+            return []
+        section = inner
     return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation allows, in whatever union or annotation it stands; None if it allows none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]} ... {text[-MAX_SHOWN // 4 :]}"
 
 
 def _kind(value: Any) -> str:

@@ -184,7 +184,7 @@ def depends_on(content: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def add(name: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             for key, inner in value.items():
                 add(f"{name}/{key}" if name else str(key), inner)
             return

@@ -24,8 +24,10 @@ from typing import Any
 
 from raq.errors import RaqError, UserError
 from raq.fingerprints import digest
+from raq.record_schema import check_run, check_stage
 
 CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
+MAX_RECORD_BYTES = 200_000_000
 SEAL = "seal"
 """The key of a record's digest of itself. It tells of damage, not of forgery: whoever can write can seal."""
 Record = dict[str, Any]
@@ -45,11 +47,19 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def read_json(path: Path) -> Record:
     """Read a JSON record; UserError if it is missing or damaged."""
     try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        if path.is_file() and path.stat().st_size > MAX_RECORD_BYTES:
+            raise ValueError(f"it is larger than {MAX_RECORD_BYTES / 1e6:.0f} MB")
+        loaded = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable record: {error}", "delete its folder and run again") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a record", "delete its folder and run again")
@@ -61,14 +71,7 @@ def read_run(folder: Path) -> Record:
     run = read_json(folder / "run.json")
     if not is_as_sealed(run):
         raise _changed(folder / "run.json")
-    stages = run.get("stages")
-    good = all(key in run for key in ("id", "experiment", "settings", "data", "environment", "complete", "error"))
-    if (
-        not good
-        or not isinstance(stages, dict)
-        or not all(isinstance(s, dict) and "fingerprint" in s for s in stages.values())
-    ):
-        raise UserError(f"{folder / 'run.json'}: not a run's record", "delete its folder and run again")
+    check_run(run, str(folder / "run.json"))
     return run
 
 
@@ -138,14 +141,15 @@ def _changed(path: Path) -> UserError:
     )
 
 
-def is_record(record: Record, fingerprint: str) -> bool:
-    """Whether this is the record of a finished stage with this fingerprint."""
-    return (
-        record.get("fingerprint") == fingerprint
-        and isinstance(record.get("files"), dict)
-        and isinstance(record.get("results"), dict)
-        and is_as_sealed(record)
-    )
+def check_record(record: Record, kind: str, fingerprint: str, place: str) -> None:
+    """UserError, naming the place and the key, unless this is the record of a finished stage with this fingerprint."""
+    if not is_as_sealed(record):
+        raise UserError(
+            f"{place}: not as it was written: its own digest is another one", "delete its folder and run again"
+        )
+    check_stage(record, place, kind)
+    if record["fingerprint"] != fingerprint:
+        raise UserError(f"{place}: the record of another stage", "delete its folder and run again")
 
 
 def _size(path: Path) -> int | None:
@@ -173,13 +177,24 @@ class Store:
 
     def find(self, kind: str, fingerprint: str) -> Record | None:
         """The record of a finished stage; None if there is none, or if it or one of its files is damaged or gone."""
-        folder = self.stage_folder(kind, fingerprint)
         try:
-            record = read_json(folder / "record.json")
+            return self.read(kind, fingerprint)
         except UserError:
             return None
-        if not is_record(record, fingerprint) or changed_file(folder, record) is not None:
+
+    def read(self, kind: str, fingerprint: str) -> Record | None:
+        """The record of a finished stage; None if there is none.
+
+        Raises UserError, naming the file and the key, if it or one of its files is damaged, changed or gone.
+        """
+        folder = self.stage_folder(kind, fingerprint)
+        if not folder.exists():
             return None
+        record = read_json(folder / "record.json")
+        check_record(record, kind, fingerprint, str(folder / "record.json"))
+        name = changed_file(folder, record)
+        if name is not None:
+            raise _changed(folder / name)
         return record
 
     def file(self, record: Record, name: str) -> Path:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raq.errors import RaqError, UserError
-from raq.records import Record, Store, file_digest, is_record, read_json, sealed, stage_files, write_json
+from raq.records import Record, Store, check_record, file_digest, read_json, sealed, stage_files, write_json
 from raq.storage import Storage, StorageError, check_address, is_address, say
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
@@ -50,12 +50,18 @@ def store_of(run_folder: Path) -> Store:
 
 
 def _stage_record(content: bytes, place: str) -> Record:
-    """A stage's record as it was sent; RaqError if it is damaged or has been changed."""
-    with suppress(ValueError):
+    """A stage's record as it was sent; UserError if it is damaged or has been changed."""
+    try:
         record = json.loads(content)
-        if isinstance(record, dict) and is_record(record, str(record.get("fingerprint"))):
-            return record
-    raise RaqError(f"{place}: not as it was written", "delete that folder there and run again: it is made anew")
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: not a readable record", "delete that folder there and run again")
+    kind = record.get("kind")
+    check_record(record, kind if isinstance(kind, str) else "", str(record.get("fingerprint")), place)
+    if not isinstance(record.get("id"), str):
+        raise UserError(f"{place}: damaged at id", "delete that folder there and run again")
+    return record
 
 
 def _of_trials(file: str) -> bool:
@@ -86,17 +92,22 @@ class RemoteStore(Store):
         """The address of the results."""
         return self.storage.uri
 
-    def find(self, kind: str, fingerprint: str) -> Record | None:
-        """The record of a finished stage; None if there is none, or if it or one of its files is damaged or gone."""
+    def read(self, kind: str, fingerprint: str) -> Record | None:
+        """The record of a finished stage; None if there is none.
+
+        Raises UserError, naming the object and the key, if it or one of its files is damaged, changed or gone.
+        """
         folder = self._name_of(kind, fingerprint)
-        try:
-            record = json.loads(self.storage.read(f"{folder}/{RECORD}") or b"null")
-        except ValueError:
+        place = f"{self.address}: {folder}/{RECORD}"
+        content = self.storage.read(f"{folder}/{RECORD}")
+        if content is None:
             return None
-        if not isinstance(record, dict) or not is_record(record, fingerprint):
-            return None
+        record = _stage_record(content, place)
+        check_record(record, kind, fingerprint, place)
         sizes = self.storage.sizes(f"{folder}/{record['id']}")
-        return record if all(sizes.get(name) == size for name, size in record["files"].items()) else None
+        if any(sizes.get(name) != size for name, size in record["files"].items()):
+            raise UserError(f"{place}: a file of it is damaged or gone", "run again: it is made anew")
+        return record
 
     def file(self, record: Record, name: str) -> Path:
         """A file of a finished stage, on this machine; copied here if it is not."""

@@ -12,7 +12,7 @@ import yaml
 
 from raq.errors import UserError
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 256_000
 MAX_DEPTH = 50
 Location = tuple[int | str, ...]
 
@@ -57,6 +57,8 @@ def read_yaml_text(path: Path) -> tuple[Any, dict[Location, str]]:
 
 def read_yaml_value(text: str, source: str) -> Any:
     """One value written as YAML, such as "1e-3" or "[1, 2]"; `source` is named in errors."""
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{source}: longer than {MAX_BYTES} characters", "write a shorter value")
     return _parse(text, source, {})
 
 

@@ -12,7 +12,7 @@ import raq
 ROOT = Path(raq.__file__).parent
 FRONT = (
     "cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages",
-    "doctor", "requirements", "experiment_file", "stale", "sweeps", "finished", "fingerprints",
+    "doctor", "requirements", "experiment_file", "stale", "record_schema", "sweeps", "finished", "fingerprints",
     "schema", "sweep_schema", "training_schema", "searches", "mixtures", "__init__", "__main__",
 )  # fmt: skip
 MAY_IMPORT = {

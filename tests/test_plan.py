@@ -209,16 +209,10 @@ def test_what_has_changed_is_named(tmp_path: Path) -> None:
     def run(plan: dict[str, Stage]) -> None:
         folder = store.new_run("x")
         stages = {s.name: {"kind": s.kind, "fingerprint": s.fingerprint, "depends": s.depends} for s in plan.values()}
-        known = {
-            "id": "x",
-            "experiment": "x",
-            "settings": {},
-            "data": {},
-            "environment": {},
-            "complete": True,
-            "error": None,
-        }
-        store.write_run(folder, {**known, "stages": stages})
+        settings = Experiment.model_validate({"name": "x"}).model_dump(mode="json")
+        known = {"id": "x", "experiment": "x", "settings": settings, "data": DATA, "complete": True, "error": None}
+        where = {"machine": MACHINE, "versions": {}}
+        store.write_run(folder, {**known, "environment": where, "stages": stages})
 
     first = planned(Facts(DATA, machine, sources=sources))
     run(first)

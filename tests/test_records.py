@@ -34,11 +34,11 @@ def test_publish_and_find(tmp_path: Path) -> None:
 
 def published(tmp_path: Path) -> tuple[Store, Path]:
     store = Store(tmp_path)
-    work = store.work_folder("lower", FINGERPRINT)
+    work = store.work_folder("train", FINGERPRINT)
     work.mkdir(parents=True)
     (work / "artifact.pt2").write_bytes(b"native code")
-    record = {"kind": "lower", "fingerprint": FINGERPRINT, "results": {"top1": 0.5}}
-    return store, store.publish("lower", FINGERPRINT, record)
+    record = {"kind": "train", "fingerprint": FINGERPRINT, "results": {"top1": 0.5}}
+    return store, store.publish("train", FINGERPRINT, record)
 
 
 def overwrite(path: Path, old: bytes, new: bytes) -> None:
@@ -55,12 +55,12 @@ def overwrite(path: Path, old: bytes, new: bytes) -> None:
 )
 def test_what_was_changed_in_place_is_damaged(tmp_path: Path, name: str, old: bytes, new: bytes) -> None:
     store, folder = published(tmp_path)
-    record = store.find("lower", FINGERPRINT)
+    record = store.find("train", FINGERPRINT)
     assert record is not None
     assert store.file(record, "artifact.pt2").read_bytes() == b"native code"
     refuse_changed(folder)
     overwrite(folder / name, old, new)
-    assert store.find("lower", FINGERPRINT) is None
+    assert store.find("train", FINGERPRINT) is None
     with pytest.raises(UserError, match=f"{name}: not as it was written"):
         refuse_changed(folder)
     if name == "artifact.pt2":
@@ -94,7 +94,7 @@ def test_a_record_of_an_older_raq_has_neither_seal_nor_digests(tmp_path: Path) -
     store, folder = published(tmp_path)
     record = {k: v for k, v in read_json(folder / "record.json").items() if k not in ("seal", "digests")}
     write_json(folder / "record.json", record)
-    assert store.find("lower", FINGERPRINT) == record
+    assert store.find("train", FINGERPRINT) == record
     refuse_changed(folder)
 
 

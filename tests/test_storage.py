@@ -14,6 +14,7 @@ from s3_server import CREDENTIALS, Line, s3_server
 
 import raq.storage
 from raq.errors import RaqError, UserError
+from raq.experiment import Experiment
 from raq.records import Store
 from raq.stages.at_hand import work_name
 from raq.stages.call import Call
@@ -250,7 +251,10 @@ def test_trainings_of_other_weights_have_other_names(tmp_path: Path) -> None:
 def test_runs_are_found_from_another_machine(
     store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = {"id": "x", "experiment": "x", "settings": {}, "data": {}, "environment": {}, "stages": {}}
+    settings = Experiment.model_validate({"name": "x"}).model_dump(mode="json")
+    machine = {"cpu": "a cpu", "features": [], "cpus": 1, "gpus": []}
+    run = {"id": "x", "experiment": "x", "settings": settings, "data": {"digest": "d"}, "stages": {}}
+    run["environment"] = {"machine": machine, "versions": {}}
     folder = store.new_run("tiny")
     store.write_run(folder, {**run, "complete": False, "error": "unfinished"})
     other = elsewhere(store, tmp_path, monkeypatch)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from raq.report.proof import printable
+from raq.report.terminal import clean, plain_console, printable, say
 
 ENDED = {
     "precision": "the precision asked for was reached",
@@ -24,7 +24,7 @@ class BenchDisplay:
     """How far a measurement is, on a terminal's standard error; nothing elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
-        console = Console(stderr=True)
+        console = plain_console(stderr=True)
         columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
         # drawn when told: a thread that draws by itself would work on the CPUs that are measured
         shown = {"transient": True, "auto_refresh": False, "disable": quiet or not console.is_terminal}
@@ -93,6 +93,7 @@ WIDE = 120
 
 def print_bench(console: Console, found: Mapping[str, Any]) -> None:
     """The table of `raq bench`, and for each artifact whether it is different from the first."""
+    found = clean(dict(found))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("artifact", overflow="fold")
     shown = [(name, cell) for name, narrow, cell in COLUMNS if narrow or console.width >= WIDE]
@@ -103,12 +104,12 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
     for row in found["rows"]:
         if f"{row['candidate']}/{row['runtime']}" != row["baseline"]:
-            _say(console, difference_in_words(row))
+            say(console, difference_in_words(row))
     for line in measurement_in_words(found):
-        _say(console, line, "dim")
+        say(console, line, "dim")
     warning = not_calm(found["rows"])
     if warning:
-        _say(console, warning, "bold yellow")
+        say(console, warning, "bold yellow")
 
 
 def _or_needs(row: Mapping[str, Any], name: str) -> str:
@@ -137,22 +138,18 @@ def difference_in_words(row: Mapping[str, Any]) -> str:
 def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     """What `raq compare` found: the machines first."""
     for one in found["comparisons"]:
-        _say(console, f"{one['runs'][1]} against {one['runs'][0]}", "bold")
+        say(console, f"{one['runs'][1]} against {one['runs'][0]}", "bold")
         if one["environment"]:
-            _say(console, f"NOT THE SAME MACHINE OR LIBRARIES: {'; '.join(one['environment'])}", "bold yellow")
+            say(console, f"NOT THE SAME MACHINE OR LIBRARIES: {'; '.join(one['environment'])}", "bold yellow")
         for line in one["conditions"]:
-            _say(console, f"  NOT THE SAME: {line}", "yellow")
+            say(console, f"  NOT THE SAME: {line}", "yellow")
         for candidate in one["candidates"]:
-            _say(console, f"  {candidate['name']}: top-1 {candidate['top1']['said']}")
+            say(console, f"  {candidate['name']}: top-1 {candidate['top1']['said']}")
             before, after = candidate["weight_bytes"]
             if before != after and None not in (before, after):
-                _say(console, f"    weights {before / 1e6:.2f} MB and {after / 1e6:.2f} MB")
+                say(console, f"    weights {before / 1e6:.2f} MB and {after / 1e6:.2f} MB")
             for row in candidate["latency"]:
                 place = f"{row['device']}, {row['runtime']}, batch {row['batch_size']}"
-                _say(console, f"    {place}, over {row['baseline']}: {row['said']}")
+                say(console, f"    {place}, over {row['baseline']}: {row['said']}")
         if one["only_in_one"]:
-            _say(console, f"  only in one of the two: {', '.join(one['only_in_one'])}", "dim")
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+            say(console, f"  only in one of the two: {', '.join(one['only_in_one'])}", "dim")

@@ -18,6 +18,7 @@ from raq.report.bench import measurement_in_words, not_calm
 from raq.report.proof import parity_in_words
 from raq.report.summary import Summary
 from raq.report.sweep import print_layers, print_search, print_sweep
+from raq.report.terminal import clean, plain_console, printable, say
 
 FIXED_WIDTH, LATENCY_WIDTH = 44, 17  # columns of the table that every candidate has, and of each latency
 Event = Mapping[str, Any]
@@ -37,12 +38,12 @@ class RunDisplay:
 
     def __init__(self) -> None:
         self.lines: dict[str, _Line] = {}
-        self.console = Console()
+        self.console = plain_console()
         self.live: Live | None = None
 
     def begin(self, plan: Sequence[Stage], stale: Mapping[str, str], output: TextIO) -> None:
         """Show the plan."""
-        self.console = Console(file=output)
+        self.console = plain_console(output)
         self.lines = {stage.name: _Line(stage.name, "waiting" if stage.name in stale else "fresh") for stage in plan}
         if self.console.is_terminal:
             self.live = Live(self._table(), console=self.console, refresh_per_second=4, get_renderable=self._table)
@@ -68,7 +69,7 @@ class RunDisplay:
             self.live = None
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))
@@ -81,9 +82,9 @@ class RunDisplay:
             mark = MARKS[line.state] if self.console.encoding.startswith("utf") else line.state[:1]
             table.add_row(
                 Text(mark, style),
-                Text(line.name, style),
+                Text(printable(line.name), style),
                 Text(line.clock(), "dim"),
-                Text(line.text, "" if line.active else "dim"),
+                Text(printable(line.text), "" if line.active else "dim"),
             )
         return table
 
@@ -189,9 +190,7 @@ def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str]
     for stage in plan:
         name = stage.name
         state = f"stale  {stale[name]}; {where[name]}" if name in stale else "fresh"
-        console.print(
-            f"{stage.name:<22} {stage.fingerprint[:12]}  {state}", markup=False, highlight=False, soft_wrap=True
-        )
+        say(console, f"{stage.name:<22} {stage.fingerprint[:12]}  {state}")
 
 
 def print_summary(console: Console, summary: Summary) -> None:
@@ -199,6 +198,7 @@ def print_summary(console: Console, summary: Summary) -> None:
 
     On a terminal too narrow for all latencies in one table, each device has a table of its own.
     """
+    summary = clean(summary)
     keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
     devices = sorted({device for device, _ in keys})
     groups = (

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.doctor import Finding
+from raq.report.terminal import clean, printable, say
 
 ALONE = {"inductor": "torch", "executorch": "ExecuTorch"}
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}
@@ -25,17 +26,23 @@ def parity_in_words(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def print_check(console: Console, found: Mapping[str, Any]) -> None:
     """What `raq check` found of one artifact: layer by layer, byte by byte, and what is wrong."""
+    found = clean(dict(found))
     share = found["int8_mac_share"]
     known = "unknown" if share is None else f"{100 * share:.1f}%"
     vouched = {None: "no record of it", True: "the file of its record", False: "NOT the file of its record"}
     console.print()
-    _say(console, f"{found['path']}: int8 {known} of the MACs, {vouched[found['vouched']]}", "bold")
-    if found["layers"]:
-        console.print(_layers(found["layers"]))
+    say(console, f"{found['path']}: int8 {known} of the MACs, {vouched[found['vouched']]}", "bold")
+    if found["layers"] or found["others"]:
+        others = [{**other, "kernel": None, "int8": False, "reason": other["operator"]} for other in found["others"]]
+        console.print(_layers([*found["layers"], *others]))
+    if found["executed_int8_mac_share"] is not None:
+        say(
+            console, f"seen running: {100 * found['executed_int8_mac_share']:.1f}% of the MACs in oneDNN's int8 kernels"
+        )
     if found["ledger"]:
         sizes = found["ledger"]
         types = ", ".join(f"{dtype} {_mb(count)}" for dtype, count in sizes["by_dtype"].items())
-        _say(
+        say(
             console,
             f"file {_mb(sizes['file_bytes'])}: constants {_mb(sizes['stored_constant_bytes'])} as packed "
             f"({_mb(sizes['constant_bytes'])} of numbers: {types}), code {_mb(sizes['code_bytes'])}; "
@@ -44,17 +51,17 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
     if found["ran"]:
         resident, alone = found["ran"]["resident_bytes"], ALONE[found["ran"]["runtime"]]
         memory = "" if resident is None else f", {_mb(resident)} resident"
-        _say(
+        say(
             console,
             f"ran in a fresh process with {alone} alone: loaded in {found['ran']['load_s']:.2f} s{memory}, "
             f"{found['ran']['classes']} classes",
         )
     for note in found["notes"]:
-        _say(console, note, "dim")
+        say(console, note, "dim")
     for problem in found["problems"]:
-        _say(console, f"PROBLEM: {problem}", "bold red")
+        say(console, f"PROBLEM: {problem}", "bold red")
     if not found["problems"]:
-        _say(console, "nothing is wrong with it" if found["ran"] else "nothing is wrong with it; not run", "green")
+        say(console, "nothing is wrong with it" if found["ran"] else "nothing is wrong with it; not run", "green")
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -66,7 +73,7 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         mark, style = MARKS[finding.state]
         hint = f" - {finding.hint}" if finding.hint else ""
-        table.add_row(Text(mark, style), Text(finding.name), Text(finding.value + hint))
+        table.add_row(Text(mark, style), Text(printable(finding.name)), Text(printable(finding.value + hint)))
     console.print(table)
 
 
@@ -88,15 +95,6 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
             Text(printable(layer["reason"])),
         )
     return table
-
-
-def printable(text: str) -> str:
-    """The text without what moves a terminal's cursor: names in a stranger's file are his."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _mb(count: float) -> str:

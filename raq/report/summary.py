@@ -32,7 +32,7 @@ def summarise(run_folder: Path) -> Summary:
     """
     run = read_run(run_folder)
     store = store_of(run_folder)
-    stages = {name: store.find(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
+    stages = {name: store.read(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     settings = run["settings"]
     names = [name.removeprefix("evaluate/") for name in run["stages"] if name.startswith("evaluate/")]
     predicted = predictions_of(run_folder)
@@ -71,7 +71,7 @@ def _candidate(
     store: Store,
     machine: Record,
 ) -> Summary:
-    evaluation, mine, baseline = stages.get(f"evaluate/{name}"), right[name], right["fp32"]
+    evaluation, mine, baseline = stages.get(f"evaluate/{name}"), right[name], right.get("fp32")
     found: Summary = {
         "name": name,
         "kind": kind_of(name),
@@ -155,7 +155,7 @@ def predictions_of(run_folder: Path) -> dict[str, Any]:
     """By candidate, int32 [2, N]: the predicted classes of the test images, and their labels; None if not evaluated."""
     run, store = read_run(run_folder), store_of(run_folder)
     return {
-        name.removeprefix("evaluate/"): _predictions(store, store.find(stage["kind"], stage["fingerprint"]))
+        name.removeprefix("evaluate/"): _predictions(store, store.read(stage["kind"], stage["fingerprint"]))
         for name, stage in run["stages"].items()
         if name.startswith("evaluate/")
     }

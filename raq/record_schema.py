@@ -1,0 +1,495 @@
+"""What records must look like to be read: each kind's keys, types and bounds. Imports neither torch nor ray.
+
+Records are files that anybody may have changed, and older versions of raq have left fewer keys: what is optional here
+is what those lack. Unknown keys are left alone. Numbers are finite and of sizes that can be; an error names the key.
+"""
+
+from functools import cache
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from raq.errors import UserError
+
+MAX_TEXT = 20_000
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Name = Annotated[str, StringConstraints(max_length=200)]
+Kind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
+Count = Annotated[int, Field(ge=0, le=2**62, strict=True)]
+Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
+
+
+def _file_name(name: str) -> str:
+    """A name that stays in the stage's own folder."""
+    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise ValueError("a file's name that leads out of its folder")
+    return name
+
+
+FileName = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_file_name)]
+Values = dict[str, Any]
+STRICT = ConfigDict(strict=True, extra="allow")
+strict = with_config(STRICT)
+
+
+@strict
+class Machine(TypedDict):
+    """`environment.machine()`."""
+
+    cpu: Text
+    architecture: NotRequired[Text]
+    features: list[Name]
+    cpus: Count | None
+    gpus: list[Name]
+
+
+@strict
+class Environment(TypedDict):
+    """`environment.environment()`."""
+
+    machine: Machine
+    versions: dict[Name, Text | None]
+
+
+@strict
+class RunStage(TypedDict):
+    """A stage as a run names it."""
+
+    kind: Kind
+    fingerprint: Fingerprint
+    why: NotRequired[Text | None]
+    depends: NotRequired[dict[str, str]]
+
+
+@strict
+class SettingsOfSelect(TypedDict):
+    """What decides between mixtures."""
+
+    max_drop: Number
+    then: Literal["latency", "size"]
+
+
+@strict
+class SettingsOfSweep(TypedDict):
+    """Of `sweep`, what a report reads."""
+
+    layers: NotRequired[Values | None]
+    select: NotRequired[SettingsOfSelect]
+
+
+@strict
+class SettingsOfBench(TypedDict):
+    """Of `bench`, what a report reads."""
+
+    devices: Text | list[Name]
+
+
+@strict
+class SettingsOfRequire(TypedDict):
+    """Of `require`, what a report reads."""
+
+    max_drop: Number
+
+
+@strict
+class SettingsOfCandidate(TypedDict):
+    """Of `ptq` and `qat`, what a report reads."""
+
+    backend: NotRequired[Name]
+
+
+@strict
+class RunSettings(TypedDict):
+    """Of an experiment, what a report reads."""
+
+    train: Values
+    ptq: SettingsOfCandidate | None
+    qat: SettingsOfCandidate | None
+    bench: SettingsOfBench
+    require: SettingsOfRequire
+    sweep: NotRequired[SettingsOfSweep | None]
+
+
+@strict
+class DataOfRun(TypedDict):
+    """`Dataset.describe()`, what a report reads."""
+
+    digest: Text
+
+
+@strict
+class RunRecord(TypedDict):
+    """run.json."""
+
+    id: Name
+    experiment: Name
+    settings: RunSettings
+    data: DataOfRun
+    stages: dict[Name, RunStage]
+    environment: Environment
+    complete: bool
+    error: Text | None
+
+
+@strict
+class ParityRow(TypedDict):
+    """A step of the parity chain."""
+
+    step: Name
+    images: Count
+    top1: Share
+    against: Name | None
+    sqnr_db: Number | None
+    equal: bool | None
+    changed: Count | None
+
+
+@strict
+class Evaluation(TypedDict):
+    """What an evaluate stage found."""
+
+    top1: Share
+    correct: Count
+    test_images: Annotated[int, Field(ge=1, le=2**40)]
+    parity: NotRequired[list[ParityRow]]
+    resident_bytes: NotRequired[Count | None]
+    graph_int8_mac_share: NotRequired[Share | None]
+    executed_int8_mac_share: NotRequired[Share | None]
+    reorders_per_call: NotRequired[dict[Name, Count]]
+
+
+@strict
+class Lowering(TypedDict):
+    """What a lower stage found."""
+
+    target: Name
+    size_bytes: Annotated[int, Field(ge=1, le=2**62)]
+    weight_bytes: Annotated[int, Field(ge=1, le=2**62)]
+    int8_mac_share: Share | None
+    runtime: NotRequired[Literal["inductor", "executorch"]]
+    sha256: NotRequired[Name]
+    note: NotRequired[Text]
+    ledger: NotRequired[Values]
+    parity: NotRequired[list[ParityRow]]
+
+
+@strict
+class Quantizing(TypedDict):
+    """What a ptq or qat stage found."""
+
+    weight_bytes: NotRequired[Count]
+    calibration: NotRequired[Values]
+    config: NotRequired[Values]
+    float_layers: NotRequired[list[Text]]
+    reduce_range: NotRequired[bool]
+    parity: NotRequired[list[ParityRow]]
+
+
+@strict
+class BenchRow(TypedDict):
+    """One contender at one batch size."""
+
+    candidate: Name
+    runtime: Name
+    device: Name
+    batch_size: Annotated[int, Field(ge=1, le=2**32)]
+    threads: NotRequired[Count]
+    rounds: Annotated[int, Field(ge=1, le=2**40)]
+    disturbed_rounds: NotRequired[Count]
+    calm: NotRequired[bool | None]
+    mean_ms: Positive
+    std_ms: Number | None
+    p50_ms: Positive
+    p90_ms: Number | None
+    p99_ms: NotRequired[Number | None]
+    speedup: Positive
+    speedup_interval: Pair | None
+    baseline: Name
+    round_p50_ms: list[Positive]
+    round_launch: NotRequired[list[Count]]
+    round_disturbed: NotRequired[list[bool]]
+
+
+@strict
+class Extent(TypedDict):
+    """Mean and most of a disturbance."""
+
+    mean: NotRequired[Number]
+    max: Number
+
+
+@strict
+class Noise(TypedDict, total=False):
+    """How a measurement was disturbed."""
+
+    waited: Extent | None
+    foreign_cpus: Extent | None
+    stolen_cpus: Extent | None
+    slots: Count
+    disturbed_slots: Count | None
+    repeated_slots: Count
+
+
+@strict
+class Measurement(TypedDict):
+    """What a bench stage found."""
+
+    rows: list[BenchRow]
+    protocol: NotRequired[Name | None]
+    stopped_by: NotRequired[Literal["precision", "budget", "rounds", "repetitions"] | None]
+    elapsed_s: NotRequired[Number]
+    launches: NotRequired[Count]
+    noise: NotRequired[Noise]
+
+
+@strict
+class Choice(TypedDict):
+    """What a sweep chose, and why."""
+
+    why: Text
+
+
+@strict
+class PtqChoice(Choice):
+    """Of a sweep of calibrations."""
+
+    config: Values
+
+
+@strict
+class FailedTrial(TypedDict):
+    """A trial that failed."""
+
+    config: Values
+    error: Text
+
+
+@strict
+class CurveRow(TypedDict):
+    """One calibration, over its seeds."""
+
+    size: Count
+    observer: Name
+    percentile: Number | None
+    per_channel: NotRequired[bool]
+    reduce_range: NotRequired[bool]
+    seeds: list[Count]
+    mean_top1: Share
+    std_top1: Number | None
+    drop_points: Number
+    against_largest: Number | None
+    against_largest_interval: Pair | None
+
+
+@strict
+class PtqSweepResults(TypedDict):
+    """What a sweep of calibrations found."""
+
+    trials: list[Values]
+    failed: list[FailedTrial]
+    validation_images: Count
+    baseline_top1: Share
+    curve: Annotated[list[CurveRow], Field(min_length=1)]
+    choice: PtqChoice
+    calibration_images: Count
+    calibration_passes: Count
+
+
+@strict
+class QatTrial(TypedDict):
+    """One training of a search."""
+
+    number: Count
+    config: Values
+    state: Literal["finished", "stopped", "failed"]
+    epochs: NotRequired[Count]
+    top1: NotRequired[Share | None]
+    top1_interval: NotRequired[Pair | None]
+    front: NotRequired[bool]
+    error: NotRequired[Text]
+
+
+@strict
+class QatChoice(Choice):
+    """Of a search for a training."""
+
+    number: Count
+
+
+@strict
+class QatSweepResults(TypedDict):
+    """What a search for a training found."""
+
+    trials: Annotated[list[QatTrial], Field(min_length=1)]
+    validation_images: Count
+    baseline_top1: Share
+    importance: dict[Name, Number] | None
+    epochs_trained: Number
+    epochs_asked: Number
+    search: Name
+    choice: QatChoice
+
+
+@strict
+class Scored(TypedDict):
+    """A mixture as it was scored."""
+
+    drop_points: Number
+    drop_interval: Pair
+    sqnr_db: Number | None
+
+
+@strict
+class Effect(TypedDict):
+    """What one layer makes of the drop and of the noise."""
+
+    drop_points: Number
+    sqnr_db: Number | None
+
+
+@strict
+class AllQuantized(Scored):
+    """What int8 everywhere comes to."""
+
+    top1: Share
+
+
+@strict
+class Mixture(Scored):
+    """A mixture that was chosen."""
+
+    layers: Text
+    float_mac_share: Share
+
+
+@strict
+class Sensitivity(TypedDict):
+    """What leaving one layer out, and quantizing it alone, came to."""
+
+    layer: Text
+    mac_share: Share
+    without: Effect | None
+    only: Effect | None
+
+
+@strict
+class LayerChoice(Choice):
+    """Of a search for layers to leave in float."""
+
+    mixtures: list[Mixture]
+
+
+@strict
+class LayerSweepResults(TypedDict):
+    """What a search for layers to leave in float found."""
+
+    trials: list[Values]
+    validation_images: Count
+    baseline_top1: Share
+    all_quantized: AllQuantized
+    sensitivity: list[Sensitivity]
+    choice: LayerChoice
+
+
+RESULTS: dict[str, Any] = {
+    "evaluate": Evaluation,
+    "lower": Lowering,
+    "ptq": Quantizing,
+    "qat": Quantizing,
+    "bench": Measurement,
+    "sweep": PtqSweepResults,
+    "qat_sweep": QatSweepResults,
+    "layer_sweep": LayerSweepResults,
+}
+
+
+@strict
+class StageRecord(TypedDict):
+    """record.json of a finished stage, but for its results."""
+
+    fingerprint: Fingerprint
+    results: Values
+    files: dict[FileName, Count]
+    kind: NotRequired[Kind]
+    id: NotRequired[Name]
+    digests: NotRequired[dict[FileName, Fingerprint]]
+    settings: NotRequired[Values]
+    environment: NotRequired[Environment]
+
+
+@strict
+class SettingsOfBenchStage(TypedDict):
+    """Of a bench stage's settings, what a report reads."""
+
+    device: Name
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
+
+
+def check_run(run: Values, place: str) -> None:
+    """UserError, naming the place and the key, unless this is a run's record."""
+    _check(RunRecord, run, place)
+    for name in run["stages"]:
+        kind, _, candidate = name.partition("/")
+        if kind == "evaluate" and not _is_candidate(candidate, run["settings"]):
+            raise _wrong(place, f"stages.{name}", "there is no such candidate in settings")
+    if any(name.startswith("evaluate/") for name in run["stages"]) and "evaluate/fp32" not in run["stages"]:
+        raise _wrong(place, "stages", "the baseline, evaluate/fp32, is missing")
+
+
+def _is_candidate(name: str, settings: Values) -> bool:
+    if name == "fp32":
+        return True
+    kind = "ptq" if name.startswith("mixed-") else name
+    return kind in ("ptq", "qat") and settings[kind] is not None
+
+
+def check_stage(record: Values, place: str, kind: str) -> None:
+    """UserError, naming the place and the key, unless this is the record of a finished stage of this kind."""
+    _check(StageRecord, record, place)
+    if kind in RESULTS:
+        _check(RESULTS[kind], record["results"], place, "results.")
+    if kind == "bench":
+        _check(SettingsOfBenchStage, record.get("settings"), place, "settings.")
+        _check_rounds(record["results"]["rows"], place)
+        if "environment" not in record:
+            raise _wrong(place, "environment", "Field required")
+    if kind == "evaluate" and record["results"]["correct"] > record["results"]["test_images"]:
+        raise _wrong(place, "results.correct", "more than there are test images")
+
+
+def _check_rounds(rows: list[Values], place: str) -> None:
+    """UserError unless the rows of one batch size have as many rounds, each in the same launch."""
+    first: dict[int, Values] = {}
+    for number, row in enumerate(rows):
+        other = first.setdefault(row["batch_size"], row)
+        for key in ("round_p50_ms", "round_launch", "round_disturbed"):
+            mine, others = row.get(key), other.get(key)
+            if (mine is None) != (others is None) or len(mine or ()) != len(others or ()) or mine == []:
+                raise _wrong(place, f"results.rows.{number}.{key}", "not as many rounds as its neighbours have")
+        counts = {len(row[key]) for key in ("round_p50_ms", "round_launch", "round_disturbed") if key in row}
+        if len(counts) > 1 or ("round_launch" in row) != ("round_disturbed" in row):
+            raise _wrong(place, f"results.rows.{number}", "its rounds are not as many throughout")
+        if row.get("round_launch") != other.get("round_launch"):
+            raise _wrong(place, f"results.rows.{number}.round_launch", "other launches than its neighbours have")
+
+
+def _check(schema: Any, value: Any, place: str, prefix: str = "") -> None:
+    try:
+        _adapter(schema).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part)[:60] for part in first["loc"])
+        raise _wrong(place, f"{prefix}{key}".rstrip("."), first["msg"]) from None
+
+
+def _wrong(place: str, key: str, what: str) -> UserError:
+    return UserError(f"{place}: damaged at {key or 'its top'}: {what}", "delete its folder and run again")
