@@ -192,16 +192,29 @@ def compare(
 @app.command()
 def submit(
     experiment: ExperimentFile,
-    address: Annotated[str, typer.Option(metavar="URL", help="The cluster's dashboard, e.g. http://127.0.0.1:8265.")],
-    results: Annotated[str, typer.Option("--results", metavar="DIR", help="A folder that all nodes share.")],
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="The cluster's dashboard, e.g. http://127.0.0.1:8265.")
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option("--results", metavar="DIR", help="A folder that all nodes share, or s3://...")
+    ] = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do every stage again.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
     wait: Wait = 0.0,
+    include: Annotated[
+        list[Path] | None,
+        typer.Option("--include", metavar="PATH", help="Send this too: a file or folder of this one."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    insecure_http: Annotated[
+        bool, typer.Option("--insecure-http", help="Allow plain HTTP to another machine.")
+    ] = False,
 ) -> None:
     """The run as a job of a Ray cluster: sends what it needs, follows its log, returns its exit code."""
-    from raq.cluster.submit import ask_on_terminal
+    from raq.cluster.submit import ask_on_terminal, show_package
     from raq.cluster.submit import submit as submit_experiment
+    from raq.errors import UserError
     from raq.report.terminal import say as say_on
 
     console = _console()
@@ -209,8 +222,23 @@ def submit(
     def say(line: str) -> None:
         say_on(console, line)
 
+    if dry_run:
+        show_package(experiment, overrides or [], include or [], say)
+        return
+    if address is None or results is None:
+        raise UserError("submit needs --address and --results", "see 'raq submit --help'; --dry-run needs neither")
     code = submit_experiment(
-        experiment, overrides or [], address, results, fresh, say, ask_on_terminal, follow=not detach, wait_s=wait
+        experiment,
+        overrides or [],
+        address,
+        results,
+        fresh,
+        say,
+        ask_on_terminal,
+        follow=not detach,
+        wait_s=wait,
+        include=include or [],
+        insecure=insecure_http,
     )
     raise typer.Exit(code)
 

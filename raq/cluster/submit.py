@@ -1,6 +1,7 @@
 """An experiment as a job of a running Ray cluster: sent, followed to its end, its exit code returned."""
 
 import asyncio
+import ipaddress
 import logging
 import os
 import re
@@ -95,13 +96,16 @@ def submit(
     ask: Ask,
     follow: bool = True,
     wait_s: float = 0.0,
+    include: Sequence[Path] = (),
+    insecure: bool = False,
 ) -> int:
     """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
 
     A job that is lost by no fault of its own while it is followed is sent again, MOST_SUBMISSIONS times in all, and
     goes on where it was (with `fresh`, from the start). results: a folder that all nodes of the cluster share, or an
-    address that they can reach; wait_s: how long the job may wait for nodes that its stages need. Raises UserError for
-    what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the cluster
+    address that they can reach; wait_s: how long the job may wait for nodes that its stages need; include: files to
+    send that the experiment's code reads (`package.pack`); insecure: plain HTTP to another machine. Raises UserError
+    for what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the cluster
     does not take the job or is lost.
     """
     if is_address(results):
@@ -111,8 +115,9 @@ def submit(
             f"--results {results}: the job runs on the cluster, where this is no place",
             "give the absolute path of a folder that all its nodes share, or an address such as s3://BUCKET/FOLDER",
         )
+    _refuse_plain_http(address, insecure)
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
-        package = pack(path, overrides, Path.cwd(), Path(scratch))
+        package = pack(path, overrides, Path.cwd(), Path(scratch), include)
         asked = Job(_connected(address), package, overrides, results, fresh, wait_s, say)
         for number in range(1, MOST_SUBMISSIONS + 1):
             job = asked.sent(number)
@@ -129,6 +134,31 @@ def submit(
                     say(f"{reason}; submitted again, {number + 1} of at most {MOST_SUBMISSIONS} times")
     raise RaqError(
         f"{reason}; it was submitted {MOST_SUBMISSIONS} times", "finished stages are kept; see the head's logs"
+    )
+
+
+def show_package(path: Path, overrides: Sequence[str], include: Sequence[Path], say: Say) -> None:
+    """Say what would be sent, a file a line, and what would be left out; nothing is sent and no cluster is asked."""
+    with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
+        package = pack(path, overrides, Path.cwd(), Path(scratch), include)
+        for name in package.sent:
+            say(name)
+        for name, why in package.left_out:
+            say(f"left out: {name}: {why}")
+
+
+def _refuse_plain_http(address: str, insecure: bool) -> None:
+    """UserError for plain HTTP to another machine: code, and the token that lets it run, would go in the open."""
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    host = parts.hostname or ""
+    if parts.scheme != "http" or insecure or host == "localhost":
+        return
+    with suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    raise UserError(
+        f"--address {address}: plain HTTP to another machine, which anybody on the way can read and change",
+        "use https://, a tunnel ('ray dashboard cluster.yaml' or ssh) to 127.0.0.1, or --insecure-http",
     )
 
 

@@ -1,12 +1,16 @@
-"""What is sent with a job: all that it needs, and nothing else."""
+"""What is sent with a job: all that it needs, and nothing else; what looks like a key never."""
 
 from pathlib import Path
 
 import pytest
+from workplace import Workplace
 
 from raq.cluster import package
-from raq.cluster.package import pack
+from raq.cluster.package import Package, pack
 from raq.errors import UserError
+
+NET = "def net(num_classes): ...\n"
+PRIVATE_KEY = "-----BEGIN OPENSSH " + "PRIVATE KEY-----\nabc\n"
 
 
 @pytest.fixture
@@ -20,51 +24,143 @@ def target(tmp_path: Path) -> Path:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
-    (folder / "plain.yaml").write_text("name: plain\n")
+    write(folder, {"plain.yaml": "name: plain\n", "own.yaml": "name: own\nmodel: {name: 'own:net'}\n", "own.py": NET})
     monkeypatch.chdir(folder)
     return folder
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
 def sent(target: Path) -> set[str]:
     return {str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()}
 
 
+def reasons(found: Package) -> dict[str, str]:
+    return dict(found.left_out)
+
+
 def test_an_experiment_without_code_goes_alone(root: Path, target: Path) -> None:
-    (root / "other.py").write_text("x = 1\n")
     found = pack(root / "plain.yaml", [], root, target)
     assert (found.experiment, found.name, found.files) == ("plain.yaml", "plain", 1)
     assert sent(target) == {"plain.yaml"}
 
 
-def test_code_goes_with_it_but_no_results_no_data_nothing_hidden(root: Path, target: Path) -> None:
-    for name in ("own.py", "sub/more.py", ".git/config", ".env", "results/a.json", "sub/__pycache__/own.pyc",
-                 "env/pyvenv.cfg", "env/lib/big.py", "pictures/one.png", "sub/weights.pt"):  # fmt: skip
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("x")
-    (root / "sub" / "e.yaml").write_text(
-        f"name: e\ndata: {{name: imagefolder, root: {root}/pictures}}\n"
-        "model: {name: 'own:net', weights: weights.pt}\n"
-    )
+def test_what_the_code_imports_and_names_goes_with_it(root: Path, target: Path) -> None:
+    write(root, {
+        "nets/__init__.py": "from .build import net\n", "nets/build.py": f"from .blocks import width\n{NET}",
+        "nets/blocks.py": "width = open('nets/widths.txt').read\n", "nets/widths.txt": "1",
+        "nets/other.py": "", "more.py": "",
+        "images.py": "from pathlib import Path\nLIST = Path(__file__).with_name('list.txt')\ndef load(): ...\n",
+        "list.txt": "a", "sub/weights.pt": "x", "pictures/one.png": "x",
+        "sub/e.yaml": "name: e\ndata: {name: 'images:load'}\nmodel: {name: 'nets:net', weights: weights.pt}\n",
+    })  # fmt: skip
     found = pack(root / "sub" / "e.yaml", [], root, target)
     assert found.experiment == "sub/e.yaml"
-    assert sent(target) == {"own.py", "plain.yaml", "sub/e.yaml", "sub/more.py", "sub/weights.pt"}
-    assert found.files == 5
+    assert sent(target) == set(found.sent) == {
+        "sub/e.yaml", "nets/__init__.py", "nets/build.py", "nets/blocks.py", "nets/widths.txt", "images.py", "list.txt",
+        "sub/weights.pt",
+    }  # fmt: skip
     assert found.size_bytes == sum((target / name).stat().st_size for name in sent(target))
+    assert {"nets/other.py", "more.py", "pictures/one.png", "plain.yaml"} <= set(reasons(found))
+    again = target.with_name("again")
+    again.mkdir()
+    more = pack(root / "sub" / "e.yaml", [], root, again, [Path("pictures"), Path("more.py")])
+    assert set(more.sent) - set(found.sent) == {"pictures/one.png", "more.py"}
+
+
+KEYS = {
+    "id_rsa": "x", "server.pem": "x", "wandb_token.txt": "x", "secrets/aws.txt": "x", ".env": "A=1", "deploy.key": "x",
+    "notes.txt": f"my key:\n{PRIVATE_KEY}", "aws.json": "{}", "hub.cfg": "token = hf_" + "a" * 34,
+}  # fmt: skip
+
+
+def test_a_folder_with_keys_links_and_a_gitignore(root: Path, target: Path, tmp_path: Path) -> None:
+    write(root, {**KEYS, ".gitignore": "*.log\nbuild/\n!keep.log\n", "a.log": "x", "keep.log": "x", "build/x.o": "x",
+                 ".git/config": "x", "results/a.json": "x", "env/pyvenv.cfg": "x", "env/lib/big.py": "x",
+                 "inner/.gitignore": "/local.txt\n", "inner/local.txt": "x", "inner/deep/local.txt": "x"})  # fmt: skip
+    (tmp_path / "outside.txt").write_text("secret")
+    (root / "link.txt").symlink_to(tmp_path / "outside.txt")
+    (root / "up").symlink_to(tmp_path)
+    found = pack(root / "own.yaml", [], root, target)
+    assert set(found.sent) == sent(target) == {"own.yaml", "own.py"}
+    why = reasons(found)
+    assert all("key" in why[name] for name in KEYS), why
+    assert {why[name] for name in ("link.txt", "up/")} == {"a link that leads out of the folder"}
+    assert {why[name] for name in ("a.log", "build/", "inner/local.txt")} == {".gitignore lists it"}
+    assert why["keep.log"] == why["inner/deep/local.txt"] == "the experiment neither imports nor names it"
+    assert why["env/"] == "a virtual environment"
+
+
+@pytest.mark.parametrize(
+    ("files", "include", "message"),
+    [
+        ({"own.py": f"KEY = {PRIVATE_KEY!r}\n{NET}"}, [], r"own\.py is needed .* and is not sent: a key stands in it"),
+        (
+            {"own.py": f"open('my_token.txt')\n{NET}", "my_token.txt": "x"},
+            [],
+            r"my_token\.txt is needed .* that of a key",
+        ),
+        ({"secrets/a.txt": "x"}, ["secrets"], r"secrets/a\.txt is needed .* its folder is one for keys"),
+        ({".gitignore": "own.py"}, [], r"own\.py is needed .* \.gitignore lists it"),
+        ({}, ["nothing"], "--include nothing: no files"),
+        ({}, ["../sent"], "--include ../sent: no files"),
+    ],
+)
+def test_what_is_needed_and_must_not_be_sent_is_refused(
+    root: Path, target: Path, files: dict[str, str], include: list[str], message: str
+) -> None:
+    write(root, files)
+    with pytest.raises(UserError, match=message):
+        pack(root / "own.yaml", [], root, target, [Path(name) for name in include])
+    assert sent(target) == set()
+
+
+def test_a_needed_link_that_leads_out_is_refused(root: Path, target: Path, tmp_path: Path) -> None:
+    (tmp_path / "blocks.py").write_text("width = 1\n")
+    (root / "blocks.py").symlink_to(tmp_path / "blocks.py")
+    write(root, {"own.py": f"import blocks\n{NET}"})
+    with pytest.raises(UserError, match=r"blocks\.py"):
+        pack(root / "own.yaml", [], root, target)
+    assert sent(target) == set()
+
+
+def test_ignored_files_go_if_they_are_asked_for(root: Path, target: Path) -> None:
+    write(root, {".gitignore": "own.py"})
+    assert set(pack(root / "own.yaml", [], root, target, [Path("own.py")]).sent) == {"own.yaml", "own.py"}
 
 
 def test_what_cannot_be_sent_is_refused(root: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / "e.yaml").write_text("name: e\nmodel: {name: 'own:net'}\n")
-    (root / "own.py").write_text("x")
     monkeypatch.setattr(package, "MOST_BYTES", 3_000_000)
     (root / "large.bin").write_bytes(bytes(4_000_000))
     with pytest.raises(UserError, match=r"4 MB to send, and a job may have 3: large.bin \(4 MB\)"):
-        pack(root / "e.yaml", [], root, target)
+        pack(root / "own.yaml", [], root, target, [Path("large.bin")])
     assert sent(target) == set()
     with pytest.raises(UserError, match=r"data\.root is pictures, and data is not sent"):
         pack(root / "plain.yaml", ["data.root=pictures"], root, target)
     inner = root / "inner"
     inner.mkdir()
     with pytest.raises(UserError, match="lies outside the working folder"):
-        pack(root / "e.yaml", [], inner, target)
+        pack(root / "own.yaml", [], inner, target)
     with pytest.raises(UserError, match="unknown key"):
-        pack(root / "e.yaml", ["trian.epochs=1"], root, target)
+        pack(root / "own.yaml", ["trian.epochs=1"], root, target)
+
+
+def test_a_dry_run_prints_the_list_and_asks_no_cluster(workplace: Workplace) -> None:
+    write(workplace.folder, {"id_rsa": "x", "notes.txt": "x"})
+    done = workplace.raq_here("submit", "tiny.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["tiny.yaml", "tiny_user.py"]
+    assert "left out: id_rsa: its name is that of a key" in lines
+    assert "left out: notes.txt: the experiment neither imports nor names it" in lines
+
+
+@pytest.mark.parametrize("address", ["http://10.1.2.3:8265", "cluster.example:8265", "http://[2001:db8::1]:8265"])
+def test_plain_http_to_another_machine_needs_a_flag(workplace: Workplace, address: str) -> None:
+    done = workplace.raq_here("submit", "tiny.yaml", "--address", address, "--results", "/shared")
+    assert done.returncode == 2
+    assert "plain HTTP to another machine" in done.stderr
