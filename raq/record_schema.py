@@ -150,9 +150,63 @@ class ParityRow(TypedDict):
 
 
 @strict
+class AuditedLayer(TypedDict):
+    """A layer, and the kernel that the artifact calls for it."""
+
+    name: Text
+    macs: Count
+    int8: bool
+    reason: NotRequired[Text]
+
+
+@strict
+class OtherOperation(TypedDict):
+    """What multiplies and is no layer."""
+
+    name: Text
+    operator: Text
+    macs: Count | None
+
+
+@strict
+class Audit(TypedDict):
+    """`audit.Audit` as a record."""
+
+    layers: list[AuditedLayer]
+    int8_mac_share: Share | None
+    problem: Text
+    others: NotRequired[list[OtherOperation]]
+    total_macs: NotRequired[Count | None]
+
+
+@strict
+class ExecutedLayer(TypedDict):
+    """A layer, and the kernel that ran for it."""
+
+    name: Text
+    macs: Count
+    kernel: Text | None
+    int8: bool
+
+
+@strict
+class FloatLayer(TypedDict):
+    """A layer that a program leaves in float."""
+
+    name: Text
+    reason: Text
+
+
+@strict
 class Evaluation(TypedDict):
     """What an evaluate stage found."""
 
+    classes: NotRequired[Annotated[int, Field(ge=1, le=2**31)]]
+    train_correct: NotRequired[Count]
+    train_images: NotRequired[Annotated[int, Field(ge=1, le=2**40)]]
+    float_layers: NotRequired[list[FloatLayer]]
+    executed_layers: NotRequired[list[ExecutedLayer]]
+    float_by_choice_share: NotRequired[Share]
     top1: Share
     correct: Count
     test_images: Annotated[int, Field(ge=1, le=2**40)]
@@ -175,6 +229,11 @@ class Lowering(TypedDict):
     sha256: NotRequired[Name]
     note: NotRequired[Text]
     ledger: NotRequired[Values]
+    audit: NotRequired[Audit]
+    float_by_choice: NotRequired[list[Text]]
+    float_copies: NotRequired[list[Text]]
+    float_weight_share: NotRequired[Share | None]
+    macs: NotRequired[Count | None]
     parity: NotRequired[list[ParityRow]]
 
 
@@ -457,13 +516,32 @@ def check_stage(record: Values, place: str, kind: str) -> None:
     _check(StageRecord, record, place)
     if kind in RESULTS:
         _check(RESULTS[kind], record["results"], place, "results.")
+        for number, row in enumerate(record["results"].get("parity", [])):
+            compared = row["against"] is not None and not row["equal"]
+            if compared and (row["sqnr_db"] is None or row["changed"] is None):
+                raise _wrong(place, f"results.parity.{number}", "it is compared, and its distance is missing")
     if kind == "bench":
         _check(SettingsOfBenchStage, record.get("settings"), place, "settings.")
         _check_rounds(record["results"]["rows"], place)
         if "environment" not in record:
             raise _wrong(place, "environment", "Field required")
-    if kind == "evaluate" and record["results"]["correct"] > record["results"]["test_images"]:
-        raise _wrong(place, "results.correct", "more than there are test images")
+    if kind == "evaluate":
+        _check_evaluation(record["results"], place)
+
+
+def _check_evaluation(results: Values, place: str) -> None:
+    """UserError for counts that do not go together, and for what comes only with another key."""
+    for right, all_of_them in (("correct", "test_images"), ("train_correct", "train_images")):
+        if right in results and results[right] > results.get(all_of_them, -1):
+            raise _wrong(place, f"results.{right}", f"more than {all_of_them}")
+    for key, needed in (
+        ("train_correct", "classes"),
+        ("graph_int8_mac_share", "float_layers"),
+        ("executed_int8_mac_share", "executed_layers"),
+        ("executed_int8_mac_share", "float_by_choice_share"),
+    ):
+        if key in results and needed not in results:
+            raise _wrong(place, f"results.{needed}", "Field required")
 
 
 def _check_rounds(rows: list[Values], place: str) -> None:

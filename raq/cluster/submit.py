@@ -105,8 +105,8 @@ def submit(
     goes on where it was (with `fresh`, from the start). results: a folder that all nodes of the cluster share, or an
     address that they can reach; wait_s: how long the job may wait for nodes that its stages need; include: files to
     send that the experiment's code reads (`package.pack`); insecure: plain HTTP to another machine. Raises UserError
-    for what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the cluster
-    does not take the job or is lost.
+    for what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the
+    cluster does not take the job or is lost.
     """
     if is_address(results):
         check_address(results)

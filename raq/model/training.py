@@ -48,9 +48,9 @@ NO_HOOKS = Hooks()
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
+    """Seed Python, NumPy (which takes 32 bits) and torch."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
@@ -120,7 +120,8 @@ class _Loop:
     def epoch(self, epoch: int) -> Metrics:
         """One pass over the training images; returns its row of the history."""
         context, dataset = self.context, self.dataset
-        torch.manual_seed((self.seed * 1_000_003 + epoch) * 1_009 + context.rank)  # dropout; the same after a restart
+        # what the network draws (dropout; Python's and NumPy's too, if it uses those): the same after a restart
+        seed_everything((self.seed * 1_000_003 + epoch) * 1_009 + context.rank)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(dataset.train_labels), generator=generator)
         side = dataset.train_images.shape[-1]

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_SOURCE_BYTES, MAX_LINES = 24_000_000, 1_000_000
+MAX_SOURCE_BYTES, MAX_LINES, MAX_TOKENS = 12_000_000, 300_000, 500_000
 MAX_LINE = 20_000
 """Characters; longer lines hold packed layouts and no calls, and are left out."""
-MAX_SECONDS = 15.0
+MAX_SECONDS = 10.0
 # comments, raw strings, strings, characters: whichever begins first, and, if one has no end, to the end of the line
 TOKEN = re.compile(
     r"//[^\n]*|/\*.*?(?:\*/|\Z)"
@@ -55,6 +55,8 @@ def code_lines(source: bytes, deadline: Deadline) -> Iterator[CodeLine]:
     for number, match in enumerate(TOKEN.finditer(text)):
         if number % 1000 == 0:
             deadline.check()
+        if number > MAX_TOKENS:
+            raise ValueError("more comments and strings than a compiler writes")
         between, token = text[at : match.start()], match[0]
         kept.append(between)
         blanked.append(between)

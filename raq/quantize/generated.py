@@ -102,7 +102,7 @@ class GeneratedCode:
 
 
 def read_package(path: Path) -> GeneratedCode:
-    """Read a package; nothing of it is loaded as code. Bounded in memory, and in time (some 15 s at most).
+    """Read a package; nothing of it is loaded as code. Bounded in memory, and in time (some 10 s at most).
 
     Raises StageError if the file is damaged, is no such package, or its C++ and its native code do not belong together.
     """

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torchao.quantization.pt2e import (
-    FakeQuantizeBase,
     disable_fake_quant,
     disable_observer,
     enable_fake_quant,
@@ -29,6 +27,7 @@ from raq.quantize.qat_batch_norm import (
     counts,
     restore_batch_norms,
 )
+from raq.quantize.qat_ranges import RangeSynchroniser
 from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
 from raq.quantize.stochastic_depth import insert_stochastic_depth, mark_stochastic_depth, take_out_marks
 from raq.training_schema import Qat
@@ -185,19 +184,22 @@ def qat_hooks(prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None
     )
     norms_until = settings.epochs / 2 if settings.freeze_bn_after is None else settings.freeze_bn_after
     standing = {"observing": True, "norms": True}
+    ranges = RangeSynchroniser(prepared)
 
     def set_mode(training: bool) -> None:
         set_graph_mode(prepared, training=training, norms=training and standing["norms"])
         prepared.apply(enable_observer if training and standing["observing"] else disable_observer)
 
     def before_step(epochs_done: float) -> None:
+        if standing["observing"]:
+            ranges.step()  # of the step before
         now = {"observing": epochs_done < observers_until, "norms": epochs_done < norms_until}
         if now != standing:
             standing.update(now)
             set_mode(True)
 
     loss = None if teacher is None else _distilled(teacher.eval(), settings.distillation, settings.temperature)
-    return Hooks(set_mode, before_step, lambda: synchronise_ranges(prepared), loss)
+    return Hooks(set_mode, before_step, ranges.step, loss)
 
 
 def _distilled(teacher: nn.Module, share: float, temperature: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -237,18 +239,3 @@ def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> Non
             node.update_arg(DROPOUT_TRAINING, training)
     if changed:
         graph.recompile()
-
-
-def synchronise_ranges(prepared: fx.GraphModule) -> None:
-    """Make every fake quantizer's range the smallest that covers all ranks' ranges, and its scale follow.
-
-    Each rank has seen its own images only; converting rank 0's ranges would ignore what the others saw.
-    """
-    for module in prepared.modules():
-        if isinstance(module, FakeQuantizeBase):
-            observer = module.activation_post_process
-            dist.all_reduce(observer.min_val, op=dist.ReduceOp.MIN)
-            dist.all_reduce(observer.max_val, op=dist.ReduceOp.MAX)
-            scale, zero_point = observer.calculate_qparams()
-            module.scale.copy_(scale)
-            module.zero_point.copy_(zero_point)

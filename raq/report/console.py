@@ -264,9 +264,25 @@ def _say_what_is_special(console: Console, candidates: Sequence[Summary]) -> Non
             meant = "" if share is None else f"; its graph means {100 * share:.1f}% of the MACs to be int8"
             said = f"{candidate['name']} is not lowered: {candidate['not_lowered']}. top-1 is the program's own{meant}."
             console.print(said, markup=False, highlight=False, style="yellow", soft_wrap=True)
+    _say_what_ran(console, candidates)
     notes = {a["note"] for c in candidates for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):
         console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
+
+
+def _say_what_ran(console: Console, candidates: Sequence[Summary]) -> None:
+    """The share of int8 that was seen running, and weights that are packed anew at every call."""
+    shares = [(c["name"], a.get("executed_int8_mac_share")) for c in candidates for a in c["artifacts"]]
+    seen = [f"{name} {100 * share:.1f}%" for name, share in shares if share is not None and name != "fp32"]
+    if seen:
+        say(console, f"seen running in int8 kernels (oneDNN's own report), of all MACs: {', '.join(seen)}", "dim")
+    for candidate in candidates:
+        for artifact in candidate["artifacts"]:
+            repacked = {size: count for size, count in (artifact.get("reorders_per_call") or {}).items() if count}
+            if repacked:
+                counts = ", ".join(f"{count} at batch {size}" for size, count in repacked.items())
+                said = f"{candidate['name']}: weights are packed anew at every call, which is time lost: {counts}"
+                say(console, said, "yellow")
 
 
 def _table(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:

@@ -101,6 +101,7 @@ def _candidate(
             for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
         }
         | {"resident_bytes": evaluation["results"].get("resident_bytes") if evaluation is not None else None}
+        | _executed(record, evaluation)
         | {"path": store.place(record, _file_of(record))}
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
@@ -134,6 +135,16 @@ def _candidate(
         if row["candidate"] == name
     ]
     return found
+
+
+def _executed(lowered: Record, evaluation: Record | None) -> Record:
+    """What was seen running of an artifact: the share of int8, and by batch size weights packed anew at a call."""
+    same = evaluation is not None and (evaluation.get("settings") or {}).get("device") == lowered["results"]["target"]
+    found = evaluation["results"] if same and evaluation is not None else {}
+    return {
+        "executed_int8_mac_share": found.get("executed_int8_mac_share"),
+        "reorders_per_call": found.get("reorders_per_call"),
+    }
 
 
 def _file_of(lowered: Record) -> str:
@@ -210,6 +221,13 @@ def _verdict(candidates: list[Summary], max_drop: float, then: str = "latency") 
     )
     row = deployment_latency(fastest)
     assert row is not None
+    unsure = [c["name"] for c in eligible if (deployment_latency(c) or {})["speedup_interval"] is None]
+    if unsure and len(eligible) > 1 and then == "latency":
+        return {
+            "choice": None,
+            "why": f"Cannot tell which to ship: the speed of {', '.join(unsure)} has no interval, as {row['rounds']} "
+            "rounds are too few for one; raise bench.rounds or bench.budget_s, and measure interleaved.",
+        }
     rivals = [
         c
         for c in eligible
@@ -220,7 +238,7 @@ def _verdict(candidates: list[Summary], max_drop: float, then: str = "latency") 
             else _as_fast(deployment_latency(c) or {}, row)
         )
     ]
-    doubt = "" if row["speedup_interval"] else f" (no interval: {row['rounds']} rounds are too few for one)"
+    doubt = ""
     if row.get("calm") is False:
         doubt += f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"
     chosen = max([fastest, *rivals], key=lambda c: c["top1"])

@@ -58,14 +58,12 @@ def test_of_two_as_fast_the_more_accurate_is_shipped() -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, 5])
-def test_too_few_rounds_are_said_and_are_no_equality(rounds: int) -> None:
-    cut = [
-        candidate(c["name"], c["top1"], c["latency"][0]["round_p50_ms"][:rounds], 11.2, (0.0, 0.0, 0.0))
-        for c in (FP32,)
-    ]
-    verdict = _verdict([*cut, candidate("ptq", 0.899, FAST[:rounds], 11.2, (0.1, -0.1, 0.3))], 1.0)
-    assert verdict["choice"] == "ptq"
-    assert "too few" in verdict["why"]
+def test_without_an_interval_nothing_is_shipped(rounds: int) -> None:
+    fp32 = candidate("fp32", 0.90, FP32["latency"][0]["round_p50_ms"][:rounds], 44.7, (0.0, 0.0, 0.0))
+    verdict = _verdict([fp32, candidate("ptq", 0.899, FAST[:rounds], 11.2, (0.1, -0.1, 0.3))], 1.0)
+    assert verdict["choice"] is None
+    assert f"Cannot tell which to ship: the speed of fp32, ptq has no interval, as {rounds} rounds" in verdict["why"]
+    assert _verdict([fp32], 1.0)["choice"] == "fp32", "there is nothing to choose between"
 
 
 def test_a_machine_that_was_not_calm_is_said() -> None:
