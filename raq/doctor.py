@@ -106,7 +106,9 @@ def _cpu() -> list[Finding]:
         findings.append(
             Finding("  not x86", "note", "int8 kernels of the x86 backend are not there: it lowers to float")
         )
-    findings += [Finding("  set here", "note", f"{name}={value}") for name, value in here["settings"].items()]
+    findings += [
+        Finding("  set here", "note", f"{name}={value}") for name, value in (here.get("settings") or {}).items()
+    ]
     return findings
 
 

@@ -39,10 +39,10 @@ class Stage:
     inputs: dict[str, str]
     fingerprint: str
     resources: Resources
-    depends: dict[str, str] = field(default_factory=dict)
-    """What the fingerprint covers, by name, each as a short text: to say what has changed."""
     workers: int = 1  # of a training that may have fewer: the most
     least_workers: int | None = None
+    depends: dict[str, str] = field(default_factory=dict)
+    """What the fingerprint covers, by name, each as a short text: to say what has changed."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Plan:
         resources: Resources = getattr(self.experiment.resources, pool)
         most, least = (workers, None) if isinstance(workers, int) else (workers[1], workers[0])
         depends = depends_on(content)
-        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, depends, most, least)
+        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, most, least, depends)
 
     def add_candidates(self) -> None:
         """The stages that make quantized programs."""

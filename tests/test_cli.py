@@ -9,7 +9,7 @@ import pytest
 from workplace import Workplace, clear_error
 
 from raq.environment import has_vnni
-from raq.records import Store, read_json, write_json
+from raq.records import Store, read_json, sealed, write_json
 from raq.report.comparison import compare
 
 
@@ -225,7 +225,7 @@ def set_times(store: Store, milliseconds: float) -> None:
         row["round_p50_ms"] = [usual * (1 + 0.001 * (n % 3)) for n in range(len(row["round_p50_ms"]))]
         row["round_disturbed"] = [False] * len(row["round_p50_ms"])
         row["speedup"] = 10.0 / usual
-    write_json(path, record)
+    write_json(path, sealed(record))
 
 
 def test_a_run_against_itself(two_runs) -> None:

@@ -155,7 +155,7 @@ def test_a_layer_that_is_float_unasked_is_no_mixture(machine: Machine) -> None:
     name, _ = mixture_with_a_layer(machine.do("sweep/layers"))
     lowered = {**machine.do(f"lower/{name}"), "float_by_choice": []}
     experiment = prepare(machine.place.experiment, ["require.int8_mac_share=1.0"]).experiment
-    with pytest.raises(StageError, match=r"not quantized: .* required is 1; float layers"):
+    with pytest.raises(StageError, match=r"not quantized: .* required is 1; in float"):
         check_results(machine.plan()[f"lower/{name}"], lowered, experiment.require)
 
 

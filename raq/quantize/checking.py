@@ -11,7 +11,7 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
@@ -22,6 +22,9 @@ from raq.quantize.ledger import FLOATS, ledger
 from raq.quantize.parity import sqnr_db
 from raq.quantize.pte import is_pte
 from raq.records import Store, file_digest, read_json
+
+if TYPE_CHECKING:
+    from raq.quantize.fresh import FreshProcess
 
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
@@ -245,6 +248,8 @@ def _run(own: Path, path: Path, found: Found) -> None:
             single = torch.cat([network(images[n : n + 1]) for n in range(3)])
             again = network(images)
             told = process.told
+            if process.runtime == "inductor" and found["metadata"].get("AOTI_DEVICE_KEY", "cpu") == "cpu":
+                _trace(process, sizes, found)
     except StageError as error:
         found["problems"].append(error.message.replace(str(own), str(path)))
         return
@@ -255,16 +260,13 @@ def _run(own: Path, path: Path, found: Found) -> None:
     between = sqnr_db(three.numpy(), single.numpy())
     if between is not None and between < LEAST_DB_BETWEEN_BATCHES:
         found["problems"].append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
-    if process.runtime == "inductor" and found["metadata"].get("AOTI_DEVICE_KEY", "cpu") == "cpu":
-        _trace(own, path, sizes, found)
     found["ran"] = {"runtime": process.runtime, "load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
                     "classes": int(three.shape[1]), "batches_sqnr_db": between}  # fmt: skip
 
 
-def _trace(own: Path, path: Path, shape: tuple[int, ...], found: Found) -> None:
-    """Run it once more, with oneDNN telling which kernels it executes."""
+def _trace(process: "FreshProcess", shape: tuple[int, ...], found: Found) -> None:
+    """Let oneDNN tell which kernels it executes; StageError if it ends meanwhile."""
     from raq.quantize.executed import read_trace, summary
-    from raq.quantize.fresh import trace
 
     constants = found["ledger"]["constants"]
     sizes = {math.prod(entry["shape"]) for entry in constants if len(entry["shape"]) > 1}
@@ -272,7 +274,4 @@ def _trace(own: Path, path: Path, shape: tuple[int, ...], found: Found) -> None:
     if total is None and all(layer["macs"] is not None for layer in found["layers"]):
         total = sum(layer["macs"] for layer in found["layers"])  # of a stranger's: all that its code calls
     known = [layer for layer in found["layers"] if layer["macs"] is not None]
-    try:
-        found |= summary(read_trace(trace(own, shape, 1), sizes), total, known)
-    except StageError as error:
-        found["problems"].append(error.message.replace(str(own), str(path)))
+    found |= summary(read_trace(process.trace(shape), sizes), total, known)

@@ -1,6 +1,6 @@
 """What really ran: the kernels that oneDNN reports as executed while an artifact computes, in a process of its own.
 
-With ONEDNN_VERBOSE=1 oneDNN writes a line for each primitive that it executes: data types, shapes, implementation
+In its verbose mode oneDNN writes a line for each primitive that it executes: data types, shapes, implementation
 (oneDNN's documentation, "Verbose mode"; format v1). That proves kernels of int8 better than any reading of code can: an
 unfrozen program, say, calls float ones. It tells of oneDNN alone, so what ran elsewhere counts as float. It also tells
 of weights that are packed anew at every call, which is time that nothing computes in. Must not import torch.
@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-VERBOSE = {"ONEDNN_VERBOSE": "1", "ONEDNN_VERBOSE_TIMESTAMP": "0", "DNNL_VERBOSE": "1"}
-MARK = "raq-call "  # the child writes it, and the batch size, before every call
+MARK = "raq-call "  # the child writes it, and the batch size, before every call that oneDNN reports
 TRACED_BATCHES = (1, 8)
 TRACED_CALLS = 3  # the last one counts: the first ones pack weights and build kernels once
 Layer = Mapping[str, Any]
@@ -54,18 +53,18 @@ class Traced:
 
 
 def read_trace(text: str, weight_sizes: Collection[int]) -> list[Traced] | None:
-    """The last call of each batch size in what a traced process wrote; None if oneDNN wrote nothing at all.
+    """The last call of each batch size in what a traced process wrote; None if its oneDNN cannot report.
 
     weight_sizes: numbers of elements of the artifact's weights, by which a reorder is known to be of one of them.
     """
-    if "onednn_verbose" not in text:
-        return None
     calls: list[tuple[int, list[Execution]]] = []
     for line in text.splitlines():
         if line.startswith(MARK):
             calls.append((int(line.removeprefix(MARK)), []))
         elif calls and (execution := read_execution(line)) is not None:
             calls[-1][1].append(execution)
+    if not calls:
+        return None
     last = {batch_size: executions for batch_size, executions in calls}
     return [_traced(batch_size, executions, weight_sizes) for batch_size, executions in last.items()]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from raq.errors import StageError
-from raq.quantize.executed import MARK, TRACED_BATCHES, TRACED_CALLS, VERBOSE
+from raq.quantize.executed import MARK, TRACED_BATCHES, TRACED_CALLS
 from raq.quantize.pte import is_pte
 
 MAX_TRACE_BYTES = 100_000_000
@@ -63,12 +63,16 @@ with torch.inference_mode():
         header = sys.stdin.buffer.read(32)
         if len(header) < 32:
             break
-        shape = struct.unpack("4q", header)
+        shape = list(struct.unpack("4q", header))
+        traced = shape[0] < 0 and torch._C._verbose.mkldnn_set_verbose(1)
+        shape[0] = abs(shape[0])
         content = bytearray(sys.stdin.buffer.read(4 * shape[0] * shape[1] * shape[2] * shape[3]))
         images = torch.frombuffer(content, dtype=torch.float32)
-        if mark:
+        if traced:
             os.write(2, (mark + str(shape[0]) + "\\n").encode())
         logits = network(images.view(shape).to(device)).float().cpu().contiguous().numpy()
+        if traced:
+            torch._C._verbose.mkldnn_set_verbose(0)
         answers.write(struct.pack("2q", *logits.shape) + logits.tobytes())
         answers.flush()
 """
@@ -82,13 +86,11 @@ class FreshProcess:
     does not answer in time.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int = 1, *, traced: bool = False) -> None:
-        """traced: oneDNN reports what it executes, which `trace` returns."""
+    def __init__(self, path: Path, device: str = "cpu", threads: int = 1) -> None:
         self.path = path
         self.runtime = "executorch" if is_pte(path) else "inductor"
         self.command = [sys.executable, "-I", "-c", CHILD, str(path.resolve()), device, str(threads), self.runtime]
-        self.command.append(MARK if traced else "")
-        self.more = VERBOSE if traced else {}
+        self.command.append(MARK)
         self.told: dict[str, Any] = {}
 
     def __enter__(self) -> "FreshProcess":
@@ -99,7 +101,7 @@ class FreshProcess:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="raq-fresh-", ignore_cleanup_errors=True))
             self.child = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=scratch,
-                env={**os.environ, **self.more, "TMPDIR": scratch},
+                env={**os.environ, "TMPDIR": scratch},
             )  # fmt: skip
             stack.callback(self._end)
             assert self.child.stdin is not None
@@ -115,11 +117,12 @@ class FreshProcess:
             self.stack = stack.pop_all()
         return self
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The logits for a batch."""
+    def __call__(self, images: Tensor, *, traced: bool = False) -> Tensor:
+        """The logits for a batch; traced: oneDNN reports what it executes meanwhile, where it can."""
         assert images.ndim == 4
         values = images.detach().cpu().contiguous().numpy().astype(np.float32, copy=False)
-        request = struct.pack("4q", *values.shape) + values.tobytes()
+        first, *others = values.shape
+        request = struct.pack("4q", -first if traced else first, *others) + values.tobytes()
         header = self._exchange(request, lambda got: 16 if len(got) >= 16 else 0, CALL_TIMEOUT_S)
         rows, classes = struct.unpack("2q", header)
         if rows != len(values) or not 0 < classes <= MOST_CLASSES:
@@ -133,8 +136,16 @@ class FreshProcess:
     ) -> None:
         self.stack.close()
 
-    def trace(self) -> str:
-        """What the process has written to its standard output and error so far, oneDNN's trace among it."""
+    def trace(self, image_shape: Sequence[int]) -> str:
+        """What oneDNN reports of some calls with each batch size of TRACED_BATCHES, for `executed.read_trace`.
+
+        image_shape: [3, H, W]. Raises StageError if it does not run.
+        """
+        generator = torch.Generator().manual_seed(0)
+        for batch_size in TRACED_BATCHES:
+            images = torch.randn(batch_size, *image_shape, generator=generator)
+            for _ in range(TRACED_CALLS):
+                self(images, traced=True)
         self.errors.seek(0)
         return self.errors.read(MAX_TRACE_BYTES).decode(errors="replace")
 
@@ -177,17 +188,3 @@ class FreshProcess:
             f"{self.path}: the artifact does not run in a fresh process with {ALONE[self.runtime]} alone: {what}{last}",
             "lower it again on this machine",
         )
-
-
-def trace(path: Path, image_shape: Sequence[int], threads: int) -> str:
-    """What oneDNN reports of some calls of a package (`executed.read_trace`), each batch size of TRACED_BATCHES.
-
-    image_shape: [3, H, W]. Raises StageError if it does not run.
-    """
-    generator = torch.Generator().manual_seed(0)
-    with FreshProcess(path, "cpu", threads, traced=True) as process:
-        for batch_size in TRACED_BATCHES:
-            images = torch.randn(batch_size, *image_shape, generator=generator)
-            for _ in range(TRACED_CALLS):
-                process(images)
-        return process.trace()

@@ -18,6 +18,7 @@ from raq.quantize.capture import is_layer
 aten = torch.ops.aten
 # positions in aten.batch_norm's arguments
 WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, TRAINING, MOMENTUM, EPS = 1, 2, 3, 4, 5, 6, 7
+TORCHAO_EPS = 1e-5
 COUNTER = "num_batches_tracked"
 
 
@@ -66,7 +67,11 @@ def restore_batch_norms(prepared: fx.GraphModule, constants: dict[str, BatchNorm
         else:
             _average_over_all_batches(graph, node, mean)
         for user in list(variance.users):
-            if user.target is aten.add.Tensor and any(root.target is aten.sqrt.default for root in user.users):
+            if (
+                user.target is aten.add.Tensor
+                and user.args[1] == TORCHAO_EPS
+                and any(root.target is aten.sqrt.default for root in user.users)
+            ):
                 user.update_arg(1, own.eps)
     for node in list(graph.nodes):
         if node.target is aten.div.Tensor and _is_running_std(node.args[1]):

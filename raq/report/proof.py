@@ -34,7 +34,8 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
     say(console, f"{found['path']}: int8 {known} of the MACs, {vouched[found['vouched']]}", "bold")
     if found["layers"] or found["others"]:
         others = [{**other, "kernel": None, "int8": False, "reason": other["operator"]} for other in found["others"]]
-        console.print(_layers([*found["layers"], *others]))
+        ran = {row["name"]: row["int8"] for row in found["executed_layers"]}
+        console.print(_layers([*found["layers"], *others], ran))
     if found["executed_int8_mac_share"] is not None:
         say(
             console, f"seen running: {100 * found['executed_int8_mac_share']:.1f}% of the MACs in oneDNN's int8 kernels"
@@ -77,12 +78,15 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     console.print(table)
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
+def _layers(layers: Sequence[Mapping[str, Any]], ran: Mapping[str, bool]) -> Table:
+    """Each layer as read; `ran`, if it was run with oneDNN's report: whether an int8 kernel was seen for it."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("layer", "kernel"):
         table.add_column(name, overflow="fold")
     table.add_column("million MACs", justify="right", no_wrap=True)
     table.add_column("int8", no_wrap=True)
+    if ran:
+        table.add_column("ran so", no_wrap=True)
     table.add_column("why not", overflow="fold")
     for layer in layers:
         macs = "?" if layer["macs"] is None else f"{layer['macs'] / 1e6:.2f}"
@@ -91,10 +95,14 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
             Text(printable(layer["name"])),
             Text(printable(kernel)),
             Text(macs),
-            Text("yes", "green") if layer["int8"] else Text("no", "red"),
+            *([_yes_or_no(layer["int8"])] + ([_yes_or_no(ran.get(layer["name"], False))] if ran else [])),
             Text(printable(layer["reason"])),
         )
     return table
+
+
+def _yes_or_no(value: bool) -> Text:
+    return Text("yes", "green") if value else Text("no", "red")
 
 
 def _mb(count: float) -> str:

@@ -31,6 +31,7 @@ from raq.stages.call import (
 if TYPE_CHECKING:
     from raq.model.cache import Array
     from raq.model.data import Dataset
+    from raq.quantize.fresh import FreshProcess
     from raq.quantize.parity import Chain
 
 TRAIN_SAMPLE = 256
@@ -147,6 +148,8 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         chain.step("reloaded", network)
         predicted = predict(network, dataset)
         results: Results = {"load_s": process.told["load_s"], "resident_bytes": process.told["resident_bytes"]}
+        if runtime == "inductor" and device == "cpu":
+            results |= _executed(call, path, process)
         if call.settings["candidate"] == "fp32":  # does the test split score like the images trained on?
             chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
             found = logits(network, dataset, chosen, split="train").argmax(1)
@@ -154,20 +157,17 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
                 "train_correct": int((found == dataset.train_labels[chosen]).sum()),
                 "train_images": len(chosen),
             }
-    if runtime == "inductor" and device == "cpu":
-        results |= _executed(call, path)
     return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
 
 
-def _executed(call: Call, path: Path) -> Results:
-    """Which kernels ran in a traced process, against what the artifact should do according to its record."""
+def _executed(call: Call, path: Path, process: "FreshProcess") -> Results:
+    """Which kernels run in the artifact's process, against what it should do according to its record."""
     from raq.quantize.executed import read_trace, summary
-    from raq.quantize.fresh import trace
 
     made = read_json(path.parent / "record.json")["results"]
     sizes = {math.prod(entry["shape"]) for entry in made["ledger"]["constants"] if len(entry["shape"]) > 1}
     layers = (made.get("audit") or {}).get("layers", [])
-    traces = read_trace(trace(path, call.settings["data"]["image_shape"], call.cpus), sizes)
+    traces = read_trace(process.trace(call.settings["data"]["image_shape"]), sizes)
     by_choice = evidence_of(made).by_choice if "audit" in made else 0.0
     return {**summary(traces, made["macs"], layers), "float_by_choice_share": by_choice}
 

@@ -38,10 +38,9 @@ def one(case: str, folder: Path) -> dict[str, Any]:
 
     from raq.experiment import Calibration
     from raq.model.zoo import build_model
-    from raq.quantize import artifact, audit, conversion, executed, ptq
+    from raq.quantize import artifact, audit, conversion, executed, fresh, ptq
     from raq.quantize.arithmetic import network_macs
     from raq.quantize.capture import export_program
-    from raq.quantize.fresh import trace
     from raq.quantize.generated import read_package
     from raq.quantize.ledger import ledger
 
@@ -66,13 +65,10 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     code, counted = read_package(path), network_macs(network, example)
     found = audit.audit(program, code, counted)
     sizes = {math.prod(entry.shape) for entry in ledger(code).constants if len(entry.shape) > 1}
-    executed.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
-    from raq.quantize import fresh
-
-    fresh.TRACED_BATCHES = executed.TRACED_BATCHES
-    told = executed.summary(
-        executed.read_trace(trace(path, (3, side, side), 2), sizes), counted.total, found.as_record()["layers"]
-    )
+    fresh.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
+    with fresh.FreshProcess(path, threads=2) as process:
+        traces = executed.read_trace(process.trace((3, side, side)), sizes)
+    told = executed.summary(traces, counted.total, found.as_record()["layers"])
     rows = told.pop("executed_layers")
     return {
         "case": case, "macs": counted.total, "read_int8_mac_share": found.int8_mac_share, **told,

@@ -19,6 +19,7 @@ from raq.cluster.qat_sweep import tune_search
 from raq.cluster.session import cluster
 from raq.cluster.sweep import tune_all
 from raq.errors import UserError
+from raq.experiment import Experiment
 from raq.fingerprints import short_digest
 from raq.records import Store, write_json
 from raq.run import prepare
@@ -196,7 +197,10 @@ def test_trials_share_the_cpus_that_there_are(sweeper: Sweeper) -> None:
 
 
 def test_a_run_without_a_sweep_has_no_trials(tmp_path: Path) -> None:
-    run: dict = {key: {} for key in ("settings", "data", "environment", "stages")}
+    settings = Experiment.model_validate({"name": "x"}).model_dump(mode="json")
+    machine = {"cpu": "a cpu", "features": [], "cpus": 1, "gpus": []}
+    run: dict = {"settings": settings, "data": {"digest": "d"}, "stages": {}}
+    run["environment"] = {"machine": machine, "versions": {}}
     write_json(tmp_path / "run.json", {**run, "id": "x", "experiment": "x", "complete": True, "error": None})
     with pytest.raises(UserError, match="no finished sweep"):
         raq.open_run(tmp_path).trials()

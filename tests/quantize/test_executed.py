@@ -11,7 +11,7 @@ from raq.experiment import Require, Resources
 from raq.plan import Stage
 from raq.quantize import artifact, checking, executed
 from raq.quantize.audit import audit
-from raq.quantize.fresh import trace
+from raq.quantize.fresh import FreshProcess
 from raq.quantize.generated import read_package
 from raq.requirements import check_results
 
@@ -36,7 +36,8 @@ def lowered(program, path: Path, **configuration) -> Path:
 
 
 def ran(path: Path, layers=()):
-    traces = executed.read_trace(trace(path, (3, 32, 32), 1), {432, 4608, 320})
+    with FreshProcess(path) as process:
+        traces = executed.read_trace(process.trace((3, 32, 32)), {432, 4608, 320})
     return executed.summary(traces, sum(MACS), layers)
 
 
@@ -96,8 +97,10 @@ def test_only_weights_packed_anew_in_the_last_call_count() -> None:
     assert found["executed_int8_mac_share"] is None, "no total, no share"
 
 
-def test_without_a_word_of_onednn_nothing_is_known() -> None:
-    assert executed.read_trace("raq-call 1\n", set()) is None
+def test_where_onednn_cannot_report_nothing_is_known() -> None:
+    assert executed.read_trace("onednn_verbose,v1,info\n", set()) is None
+    nothing = executed.read_trace("raq-call 1\n", set())
+    assert nothing is not None and executed.summary(nothing, 10)["executed_int8_mac_share"] == 0.0, "it could report"
     assert executed.summary(None, 10)["executed_int8_mac_share"] is None
 
 

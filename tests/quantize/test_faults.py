@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 import zipfile
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutated_bytes
 from networks import EXAMPLE, quantized, small
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
@@ -232,6 +236,99 @@ def test_what_a_stranger_may_write_is_one_problem(package: Path, tmp_path: Path,
     path = with_member(package, tmp_path / "a.pt2", ending, content)
     problems = checking.check(path, NOWHERE, run=False, require=0.95)["problems"]
     assert "not a readable package" in problems[0]
+
+
+FEW = settings(
+    max_examples=60, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+
+
+@FEW
+@given(st.data())
+def test_any_artifact_is_checked_or_has_one_problem(package: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Bytes of the file or of one file inside it changed: no exception, and nothing is loaded."""
+    path = tmp_path / "strange.pt2"
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(mutated_bytes(package.read_bytes())))
+    else:
+        with zipfile.ZipFile(package) as archive:
+            name = data.draw(st.sampled_from([n for n in archive.namelist() if archive.read(n)]))
+            with_member(package, path, name, data.draw(mutated_bytes(archive.read(name))))
+    found = checking.check(path, NOWHERE, run=False, require=0.95)
+    assert found["ran"] is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (b"aoti_torch_cpu_addmm_out(x, " * 700 + b"\n") * 500,
+        b"a b c d e f g h\n" * 200_000,
+        b"constants_info_[0].data_size = " + b"9" * 4000 + b";\n",
+        b"/*" * 5_000_000,
+        b'"' * 10_000_000,
+        b"'a" * 5_000_000,
+        b'R"(' * 3_000_000,
+        bytes(13_000_000),
+    ],
+    ids=["quadratic", "words", "digits", "comments", "strings", "characters", "raw strings", "large"],
+)
+def test_generated_code_that_is_made_to_be_slow(package: Path, tmp_path: Path, content: bytes) -> None:
+    """Some 10 MB each: read or refused within the time and the memory that reading may take."""
+    path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "not a readable package" in checking.check(path, NOWHERE, run=False, require=0.95)["problems"][0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000, "kB"
+
+
+def test_a_file_that_is_no_artifact_is_not_copied_first(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.pt2"
+    with path.open("wb") as file:
+        file.truncate(20_000_000_000)
+    (problem,) = checking.check(path, NOWHERE, run=True, require=0.95)["problems"]
+    assert "begins neither as a .pt2 (a zip) nor as a .pte" in problem
+    with path.open("r+b") as file:
+        file.write(b"PK\x03\x04")
+    (problem,) = checking.check(path, NOWHERE, run=True, require=0.95)["problems"]
+    assert "20.0 GB is more than any artifact has" in problem
+
+
+def test_a_comment_or_a_string_is_no_call(package: Path, tmp_path: Path) -> None:
+    """The calls of a float binary, and those of an int8 one in comments and strings."""
+    with zipfile.ZipFile(package) as archive:
+        source = next(archive.read(n) for n in archive.namelist() if n.endswith(".wrapper.cpp"))
+    call = b"AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__qlinear_pointwise_tensor(buf0, w, &buf1_handle));"
+    hidden = [b"// " + call, b"/* " + call + b" */", b"/*\n" + call + b"\n*/", b'const char* s = "' + call + b'";',
+              b'auto r = R"x(\n' + call + b'\n)x";']  # fmt: skip
+    kept = len(read_package(package).calls)
+    for text in hidden:
+        path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", source + b"\n" + text + b"\n")
+        assert len(read_package(path).calls) == kept
+
+
+def test_an_opaque_call_makes_the_share_unknown(package: Path, tmp_path: Path) -> None:
+    """Of a stranger's package: what a library call computes that has no shapes in the code could be anything."""
+    with zipfile.ZipFile(package) as archive:
+        source = next(archive.read(n) for n in archive.namelist() if n.endswith(".wrapper.cpp"))
+        told = next(n for n in archive.namelist() if n.endswith("wrapper_metadata.json"))
+    for call in (
+        b"aoti_torch_proxy_executor_call_function(p, 0, 0, a, 1, t);",
+        b"F(aoti_torch_cpu_mkldnn_rnn_layer(a, w));",
+    ):
+        path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", source + b"\n" + call + b"\n")
+        path = with_member(path, tmp_path / "b.pt2", told, b"{}")
+        found = checking.check(path, NOWHERE, run=False, require=0.95)
+        assert found["int8_mac_share"] is None
+        assert "an unknown share of its MACs is int8" in found["problems"][0]
+
+
+def test_weights_that_are_hardly_smaller(program) -> None:
+    """All multiply-accumulates in int8, and most of the weights floats that multiply nothing."""
+    honest = {"layers": [], "others": [], "int8_mac_share": 1.0, "total_macs": 10, "problem": ""}
+    check_results(stage("lower"), {"audit": honest, "float_weight_share": 0.1}, Require())
+    with pytest.raises(StageError, match=r"0\.900 of its weights are floats, at most 0\.5 may be"):
+        check_results(stage("lower"), {"audit": honest, "float_weight_share": 0.9}, Require())
+    assert audit.float_weight_share(program) == 0.0
 
 
 def test_a_strangers_artifact_is_read_and_not_run(network, tmp_path: Path) -> None:
