@@ -3,6 +3,7 @@
 Imports stay inside the verbs: `raq --help` starts at once.
 """
 
+import errno
 import io
 import os
 import sys
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="Decide which quantized version of a model to ship, and prove it.",
 )
 
+NO_SUCH_PATH = (errno.ENOENT, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.E2BIG)
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")
@@ -311,13 +313,7 @@ def main() -> None:
     except RaqError as error:
         code = _say(error.message, error.hint, error.exit_code, error if debug else None)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        code = _say(
-            f"{place}{error.strerror or error}",
-            "free some space or correct permissions there",
-            1,
-            error if debug else None,
-        )
+        code = _system_error(error, debug=debug)
     except typer.Exit as error:
         code = error.exit_code
     except Exception as error:
@@ -327,12 +323,24 @@ def main() -> None:
     sys.exit(code)
 
 
+def _system_error(error: OSError, *, debug: bool) -> int:
+    """What the system refuses: a path that is none is the user's mistake, a full disk or a permission is not."""
+    place = f"{str(error.filename)[:200]}: " if error.filename else ""
+    if error.errno in NO_SUCH_PATH:
+        hint = "give the path of something that is there"
+        return _say(f"{place}{error.strerror or error}", hint, 2, error if debug else None)
+    hint = "free some space or correct permissions there"
+    return _say(f"{place}{error.strerror or error}", hint, 1, error if debug else None)
+
+
 def _unforeseen(error: Exception) -> int:
     """What is said of an error that is none of raq's: a wrong option, a file that hides a library, a fault in raq."""
     usage = getattr(error, "format_message", None)  # typer's errors about options and arguments
     what = f"{type(error).__name__}: {error}"
     if usage is not None:
         return _say(usage(), "see 'raq --help'", 2)
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        return _say(str(error), "give a path that leads somewhere", 2)
     if hidden := _hidden_libraries():
         named = ", ".join(hidden)
         return _say(f"{named} in the working folder hides a library of that name ({what})", "rename it", 2)

@@ -2,27 +2,30 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 NUMERIC_SETTINGS = (
-    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE",
-    "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_", "DNNL_", "TORCH_MKLDNN_", "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "NVIDIA_TF32_OVERRIDE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
 )  # fmt: skip
 """Environment variables that decide which kernels compute, and so what comes out: in the fingerprint of every stage."""
-COMPILER_SETTINGS = ("CXX", "TORCHINDUCTOR_")
+COMPILER_SETTINGS = ("CXX", "TORCHINDUCTOR_", "CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH")
 """Those that decide what is compiled (names that end in _: all that begin so): with lower's fingerprint."""
-TIMING_SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREADS", "LD_PRELOAD", "MALLOC_",
-                   "GLIBC_TUNABLES", "ONEDNN_CACHE_CONTEXT_UNSAFE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # fmt: skip
+TIMING_SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREADS", "LD_PRELOAD",
+                   "LD_LIBRARY_PATH", "MALLOC_", "GLIBC_TUNABLES")  # fmt: skip
 """Those that decide how fast it is: with bench's fingerprint. Numbers of threads are set by raq itself, so they do not
 count."""
 SET_BY_RAQ = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+TELL_ONLY = ("ONEDNN_VERBOSE", "ONEDNN_VERBOSE_TIMESTAMP", "DNNL_VERBOSE", "DNNL_VERBOSE_TIMESTAMP")
 # What oneDNN may use of a CPU when told so, in rising order; an ISA allows the features up to its own.
 ISA_FEATURES = (
     ("SSE41", ()), ("AVX", ()), ("AVX2", ("avx2",)), ("AVX2_VNNI", ("avx2", "avx_vnni")),
@@ -76,6 +79,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """Undo what is done to environment variables meanwhile: processes that are started later would inherit it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def settings_of(variables: Mapping[str, str]) -> dict[str, str]:
     """The environment variables, of those that can change an outcome, that are set; sorted."""
     wanted = (*NUMERIC_SETTINGS, *COMPILER_SETTINGS, *TIMING_SETTINGS)
@@ -89,14 +104,14 @@ def chosen_settings(settings: Mapping[str, str], *kinds: tuple[str, ...]) -> dic
 
 def _is_one_of(name: str, wanted: tuple[str, ...]) -> bool:
     named = name in wanted or any(name.startswith(beginning) for beginning in wanted if beginning.endswith("_"))
-    return named and name not in SET_BY_RAQ
+    return named and name not in (*SET_BY_RAQ, *TELL_ONLY)
 
 
 @cache
 def compiler_version() -> str | None:
     """The first line of what the C++ compiler that Inductor calls says of itself; None without one."""
-    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    return next(iter((_output(name, "--version") or "").splitlines()), None)
+    command = shlex.split(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
+    return next(iter((_output(*command, "--version") or "").splitlines()), None) if command else None
 
 
 @cache

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from raq.errors import UserError
 from raq.experiment import Experiment
-from raq.yaml_text import Location, read_yaml_text, read_yaml_value
+from raq.yaml_text import MAX_DEPTH, Location, read_yaml_text, read_yaml_value
 
 MAX_SHOWN = 600
 PATHS = (("data", "root"), ("model", "weights"))
@@ -70,7 +70,7 @@ def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: 
     """Write one "a.b=value" into the tree; the value is read as YAML."""
     key, equals, text = override.partition("=")
     parts = tuple(key.strip().split("."))
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise UserError(f"--set {_short(override)} is not KEY=VALUE", "write it like --set train.epochs=1")
     at = tree
     for part in parts[:-1]:

@@ -4,6 +4,7 @@ Records are files that anybody may have changed, and older versions of raq have 
 is what those lack. Unknown keys are left alone. Numbers are finite and of sizes that can be; an error names the key.
 """
 
+import math
 from functools import cache
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -12,7 +13,7 @@ from typing_extensions import TypedDict
 
 from raq.errors import UserError
 
-MAX_TEXT = 20_000
+MAX_TEXT, MAX_DEPTH = 20_000, 40
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Name = Annotated[str, StringConstraints(max_length=200)]
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
@@ -20,7 +21,7 @@ Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
 Count = Annotated[int, Field(ge=0, le=2**62, strict=True)]
 Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e15, allow_inf_nan=False)]
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
@@ -31,7 +32,7 @@ def _file_name(name: str) -> str:
     return name
 
 
-FileName = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_file_name)]
+FileName = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_file_name)]
 Values = dict[str, Any]
 STRICT = ConfigDict(strict=True, extra="allow")
 strict = with_config(STRICT)
@@ -298,7 +299,7 @@ class Noise(TypedDict, total=False):
 class Measurement(TypedDict):
     """What a bench stage found."""
 
-    rows: list[BenchRow]
+    rows: Annotated[list[BenchRow], Field(min_length=1)]
     protocol: NotRequired[Name | None]
     stopped_by: NotRequired[Literal["precision", "budget", "rounds", "repetitions"] | None]
     elapsed_s: NotRequired[Number]
@@ -455,7 +456,18 @@ class LayerSweepResults(TypedDict):
     choice: LayerChoice
 
 
+@strict
+class Training(TypedDict):
+    """What a train or weights stage found."""
+
+    history: NotRequired[list[Values]]
+    weight_bytes: NotRequired[Count]
+    parity: NotRequired[list[ParityRow]]
+
+
 RESULTS: dict[str, Any] = {
+    "train": Training,
+    "weights": Training,
     "evaluate": Evaluation,
     "lower": Lowering,
     "ptq": Quantizing,
@@ -474,7 +486,7 @@ class StageRecord(TypedDict):
     fingerprint: Fingerprint
     results: Values
     files: dict[FileName, Count]
-    kind: NotRequired[Kind]
+    kind: Kind
     id: NotRequired[Name]
     digests: NotRequired[dict[FileName, Fingerprint]]
     settings: NotRequired[Values]
@@ -488,6 +500,19 @@ class SettingsOfBenchStage(TypedDict):
     device: Name
 
 
+@strict
+class SettingsOfQuantizing(TypedDict):
+    """Of a ptq or qat stage's settings, what a report reads."""
+
+    reduce_range: NotRequired[bool]
+
+
+SettingsOf: dict[str, Any] = {
+    "bench": SettingsOfBenchStage, "ptq": SettingsOfQuantizing, "qat": SettingsOfQuantizing,
+}  # fmt: skip
+NEED_SETTINGS = tuple(SettingsOf)
+
+
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
@@ -495,11 +520,14 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 def check_run(run: Values, place: str) -> None:
     """UserError, naming the place and the key, unless this is a run's record."""
+    check_depth(run, place)
     _check(RunRecord, run, place)
-    for name in run["stages"]:
+    for name, stage in run["stages"].items():
         kind, _, candidate = name.partition("/")
         if kind == "evaluate" and not _is_candidate(candidate, run["settings"]):
             raise _wrong(place, f"stages.{name}", "there is no such candidate in settings")
+        if kind in ("evaluate", "lower", "bench") and stage["kind"] != kind:
+            raise _wrong(place, f"stages.{name}.kind", f"{stage['kind']}, and {kind} is meant")
     if any(name.startswith("evaluate/") for name in run["stages"]) and "evaluate/fp32" not in run["stages"]:
         raise _wrong(place, "stages", "the baseline, evaluate/fp32, is missing")
 
@@ -511,9 +539,23 @@ def _is_candidate(name: str, settings: Values) -> bool:
     return kind in ("ptq", "qat") and settings[kind] is not None
 
 
+def _check_alien_keys(results: Values, place: str) -> None:
+    """UserError for what the requirements of a run look at, in the results of a stage that has none of it."""
+    for key in ("graph_int8_mac_share", "audit", "float_copies", "train_correct", "executed_int8_mac_share"):
+        if key in results:
+            raise _wrong(place, f"results.{key}", "not a result of this kind of stage")
+
+
 def check_stage(record: Values, place: str, kind: str) -> None:
     """UserError, naming the place and the key, unless this is the record of a finished stage of this kind."""
+    check_depth(record, place)
     _check(StageRecord, record, place)
+    if "read_files" in record["results"]:
+        _check(dict[str, Fingerprint], record["results"]["read_files"], place, "results.read_files.")
+    if record["kind"] != kind:
+        raise _wrong(place, "kind", f"{record['kind']}, and {kind} is asked for")
+    if kind in NEED_SETTINGS:
+        _check(SettingsOf[kind], record.get("settings"), place, "settings.")
     if kind in RESULTS:
         _check(RESULTS[kind], record["results"], place, "results.")
         for number, row in enumerate(record["results"].get("parity", [])):
@@ -521,12 +563,24 @@ def check_stage(record: Values, place: str, kind: str) -> None:
             if compared and (row["sqnr_db"] is None or row["changed"] is None):
                 raise _wrong(place, f"results.parity.{number}", "it is compared, and its distance is missing")
     if kind == "bench":
-        _check(SettingsOfBenchStage, record.get("settings"), place, "settings.")
         _check_rounds(record["results"]["rows"], place)
-        if "environment" not in record:
-            raise _wrong(place, "environment", "Field required")
+        _check_measurement(record, place)
     if kind == "evaluate":
         _check_evaluation(record["results"], place)
+    elif kind != "lower":
+        _check_alien_keys(record["results"], place)
+
+
+def check_depth(value: Any, place: str, left: int = MAX_DEPTH) -> None:
+    """UserError for values nested deeper than any record is, and for numbers that are none."""
+    if left == 0:
+        raise _wrong(place, "", f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(place, "", f"{value} is no number of a record")
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise _wrong(place, "", "a number that is larger than any record has")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_depth(inner, place, left - 1)
 
 
 def _check_evaluation(results: Values, place: str) -> None:
@@ -542,6 +596,24 @@ def _check_evaluation(results: Values, place: str) -> None:
     ):
         if key in results and needed not in results:
             raise _wrong(place, f"results.{needed}", "Field required")
+
+
+def _check_measurement(record: Values, place: str) -> None:
+    """UserError for a measurement whose keys do not go together."""
+    if "environment" not in record:
+        raise _wrong(place, "environment", "Field required")
+    results = record["results"]
+    if results.get("stopped_by") is not None:
+        missing = [key for key in ("elapsed_s", "launches", "noise") if key not in results]
+        noise = results.get("noise") or {}
+        if noise.get("disturbed_slots"):
+            wanted = ("waited", "foreign_cpus", "stolen_cpus", "slots", "repeated_slots")
+            missing += [f"noise.{key}" for key in wanted if key not in noise]
+        if missing:
+            raise _wrong(place, f"results.{missing[0]}", "Field required")
+    for number, row in enumerate(results["rows"]):
+        if row.get("calm") is False and "disturbed_rounds" not in row:
+            raise _wrong(place, f"results.rows.{number}.disturbed_rounds", "Field required")
 
 
 def _check_rounds(rows: list[Values], place: str) -> None:

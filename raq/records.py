@@ -24,7 +24,7 @@ from typing import Any
 
 from raq.errors import RaqError, UserError
 from raq.fingerprints import digest
-from raq.record_schema import check_run, check_stage
+from raq.record_schema import check_depth, check_run, check_stage
 
 CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
 MAX_RECORD_BYTES = 200_000_000
@@ -63,6 +63,7 @@ def read_json(path: Path) -> Record:
         raise UserError(f"{path}: not a readable record: {error}", "delete its folder and run again") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a record", "delete its folder and run again")
+    check_depth(loaded, str(path))
     return loaded
 
 
@@ -82,8 +83,12 @@ def sealed(record: Record) -> Record:
 
 
 def is_as_sealed(record: Record) -> bool:
-    """Whether a record is as it was written; one without a seal (of raq before 0.2) is taken as it is."""
-    return SEAL not in record or sealed(record)[SEAL] == record[SEAL]
+    """Whether a record is as it was written; one without a seal, only if it says that it is of raq before 0.2."""
+    if SEAL in record:
+        return bool(sealed(record)[SEAL] == record[SEAL])
+    environment = record.get("environment")
+    versions = environment.get("versions") if isinstance(environment, dict) else None
+    return isinstance(versions, dict) and versions.get("raq") == "0.1.0"
 
 
 def file_digest(path: Path) -> str:

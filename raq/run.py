@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.doctor import before_run
-from raq.environment import environment, has_vnni, machine, versions
+from raq.environment import environment, environment_kept, has_vnni, machine, versions
 from raq.errors import RaqError, UserError
 from raq.experiment import EXECUTORCH_HINT, Experiment
 from raq.experiment_file import load_experiment
@@ -69,8 +69,10 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
     """
     from raq.model.data import load_dataset
 
+    here = dict(where or machine())  # before libraries that reading data imports set variables of their own
     experiment = load_experiment(path, overrides)
-    dataset = load_dataset(experiment.data, str(Path.cwd()))
+    with environment_kept():
+        dataset = load_dataset(experiment.data, str(Path.cwd()))
     described = dataset.describe()
     available = described["train_images"]
     if experiment.ptq is not None and experiment.ptq.calibration.size > available:
@@ -90,7 +92,6 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
             f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
             f"raise data.validation or data.train_limit, to {LEAST_VALIDATION_IMAGES} images at least",
         )
-    here = dict(where or machine())
     swept = tried.reduce_range if tried is not None else ()
     x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"
     if x86 and False in swept and not has_vnni(here):

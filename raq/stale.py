@@ -1,9 +1,11 @@
 """Which stages of a plan are done already, and why the others are not. Imports neither torch nor ray."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from raq.errors import UserError
+from raq.model.reading import changed_read
 from raq.plan import Stage
 from raq.records import Record, Store, read_run
 
@@ -32,6 +34,8 @@ def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[s
             stale[stage.name] = _why(stage, earlier, store)
         elif record.get("input_ids") != {role: (found[name] or {}).get("id") for role, name in stage.inputs.items()}:
             stale[stage.name] = "an input has been made anew"
+        elif name := changed_read(record, Path.cwd()):
+            stale[stage.name] = f"{name} has changed, which it reads"
     return stale
 
 
@@ -43,7 +47,9 @@ def _why(stage: Stage, earlier: list[Record], store: Store) -> str:
         if known is None:
             continue
         seen = True
-        if known["fingerprint"] != stage.fingerprint and store.find(known["kind"], known["fingerprint"]) is not None:
+        if known["fingerprint"] == stage.fingerprint:  # and it is not there
+            return "has not finished"
+        if store.find(known["kind"], known["fingerprint"]) is not None:
             return _difference(known.get("depends") or {}, stage.depends)
     return "has not finished" if seen else "has not run"
 
@@ -69,7 +75,7 @@ def _change(name: str, before: object, now: object) -> str:
     parts = name.split("/")
     if name == "code":
         return "raq's own code has changed"
-    if name.startswith("settings/sources/"):
+    if name.startswith("settings/sources/") and len(parts) > 4:
         kind, what = parts[3], "/".join(parts[4:])
         if kind == "files":
             verb = "is new" if before is None else "is gone" if now is None else "has changed"

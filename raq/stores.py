@@ -45,8 +45,11 @@ def open_store(results: "str | Path") -> Store:
 
 def store_of(run_folder: Path) -> Store:
     """The store that a run's folder is in."""
+    from raq.model.cache import cache_folder
+
     root = run_folder.parent.parent
-    return open_store((root / ADDRESS).read_text()) if (root / ADDRESS).is_file() else Store(root)
+    ours = root.resolve().parent == (cache_folder() / "stores").resolve()  # in a stranger's folder it says nothing
+    return open_store((root / ADDRESS).read_text()) if ours and (root / ADDRESS).is_file() else Store(root)
 
 
 def _stage_record(content: bytes, place: str) -> Record:

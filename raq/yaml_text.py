@@ -17,18 +17,30 @@ MAX_DEPTH = 50
 Location = tuple[int | str, ...]
 
 
+# dates, and numbers of base 60 (1:30), which YAML 1.2 dropped: the numbers are defined anew below
+NOT_RESOLVED = tuple(f"tag:yaml.org,2002:{name}" for name in ("timestamp", "int", "float"))
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with YAML 1.2's numbers and without dates (a name such as 2026-01-01 is text)."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in NOT_RESOLVED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    re.compile(
+        r"^(?:[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0|[1-9][\d_]*|0x[0-9a-fA-F_]+|0o?[0-7_]+|0b[01_]+)$"),
+    list("-+0123456789"),
 )
 
 
@@ -68,7 +80,13 @@ def _place(source: str, part: yaml.Event | yaml.Node) -> str:
 
 def _parse(text: str, source: str, lines: dict[Location, str]) -> Any:
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise UserError(
+                    f"{_place(source, event)}: nested deeper than {MAX_DEPTH} levels", "correct the file there"
+                )
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{_place(source, event)}: aliases (*name) are not allowed", "write the value out")
             tag = getattr(event, "tag", None)
@@ -85,7 +103,7 @@ def _parse(text: str, source: str, lines: dict[Location, str]) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "special characters are not allowed"
         raise UserError(f"{source}{line}: not valid YAML: {problem}", "correct the file there") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OverflowError) as error:
         raise UserError(f"{source}: not valid YAML: {error}", "correct the file") from None
 
 

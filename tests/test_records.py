@@ -94,6 +94,10 @@ def test_a_record_of_an_older_raq_has_neither_seal_nor_digests(tmp_path: Path) -
     store, folder = published(tmp_path)
     record = {k: v for k, v in read_json(folder / "record.json").items() if k not in ("seal", "digests")}
     write_json(folder / "record.json", record)
+    assert store.find("train", FINGERPRINT) is None, "one that does not say that it is of an older raq has lost it"
+    machine = {"cpu": "a cpu", "features": [], "cpus": 1, "gpus": []}
+    record["environment"] = {"machine": machine, "versions": {"raq": "0.1.0"}}
+    write_json(folder / "record.json", record)
     assert store.find("train", FINGERPRINT) == record
     refuse_changed(folder)
 

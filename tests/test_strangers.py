@@ -1,5 +1,6 @@
 """Strangers' files and damaged records are input: one clear error, no raw exception, no escape sequence printed."""
 
+import copy
 import io
 import json
 import shutil
@@ -115,6 +116,14 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "1:" * 300 + "1.5", "{a: " * 30_000, "seed: " + "9" * 5000])
+def test_yaml_that_is_made_to_be_slow(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        load_experiment(path)
+
+
 def test_the_reference_runs_are_shown(stores: dict[str, Path]) -> None:
     for root in stores.values():
         code, text = said("show", "--results", str(root))
@@ -143,6 +152,61 @@ def test_any_record_is_shown_or_one_clear_line(stores: dict[str, Path], data: st
             clean_output(*said(*verb, "--results", str(root)))
     finally:
         path.write_text(before)
+
+
+def removed_or_null(value, at=()):
+    """Every nested value with one key of a mapping left out, or null; of a list its first entry's."""
+    for key, inner in list(value.items()) if isinstance(value, dict) else enumerate(value[:1]):
+        path = (*at, key)
+        if isinstance(value, dict):
+            yield path, "remove"
+            yield path, "null"
+        if isinstance(inner, dict | list) and len(path) < 5:
+            yield from removed_or_null(inner, path)
+
+
+def test_every_key_left_out_and_every_key_null(stores: dict[str, Path]) -> None:
+    """Of each kind of record and of a run's, sealed again: shown, or one clear line."""
+    seen = set()
+    for root in stores.values():
+        for path in sorted([*root.glob("stages/*/record.json"), *root.glob("runs/*/run.json")]):
+            kind = path.parent.name.partition("-")[0] if path.name == "record.json" else "run"
+            before = path.read_text()
+            record = json.loads(before)
+            for at, how in removed_or_null(record):
+                parts = tuple(str(part) if not isinstance(part, int) else "*" for part in at)
+                if (kind, parts, how) in seen or at[0] == "seal" or (parts[:1] == ("settings",) and kind != "run"):
+                    continue
+                seen.add((kind, parts, how))
+                changed = copy.deepcopy(record)
+                owner = changed
+                for part in at[:-1]:
+                    owner = owner[part]
+                if how == "remove":
+                    del owner[at[-1]]
+                else:
+                    owner[at[-1]] = None
+                try:
+                    path.write_text(as_json(sealed(changed)))
+                    shown_or_refused(root)
+                finally:
+                    path.write_text(before)
+    assert len(seen) > 300
+
+
+def shown_or_refused(root: Path) -> None:
+    """As `show` and `compare` do, without the cost of the command line."""
+    from raq.report.bench import print_comparison
+    from raq.report.console import print_summary
+    from raq.report.terminal import plain_console
+
+    run = next(root.glob("runs/*"))
+    console = plain_console(io.StringIO())
+    try:
+        print_summary(console, summarise(run))
+        print_comparison(console, compare([run, run]))
+    except UserError:
+        pass
 
 
 def test_a_record_that_was_changed_is_named_with_its_key(stores: dict[str, Path]) -> None:

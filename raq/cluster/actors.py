@@ -18,6 +18,7 @@ from raq.cluster.placement import Demand
 from raq.cluster.session import output_to
 from raq.environment import environment
 from raq.errors import LostError, RaqError, UserError
+from raq.model.reading import watched
 from raq.plan import Pool
 from raq.records import CHECKPOINTS, now
 from raq.stages.at_hand import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
@@ -47,7 +48,10 @@ class StageActor:
             try:
                 here = at_hand(call)
                 fetch_checkpoint(here, Path(here.folder) / CHECKPOINTS[0])
-                results = _do(here, post)
+                covered = tuple(Path(p).resolve() for p in (here.data_root, here.weights_file, here.folder) if p)
+                with watched(here.settings.get("sources") or {}, here.working_directory, covered) as read:
+                    results = _do(here, post)
+                results |= {"read_files": read} if read else {}
                 digests = digests_of_stage(here)
                 files = send_stage(here, execution)
             except OSError as error:

@@ -149,17 +149,27 @@ def show_package(path: Path, overrides: Sequence[str], include: Sequence[Path], 
 
 def _refuse_plain_http(address: str, insecure: bool) -> None:
     """UserError for plain HTTP to another machine: code, and the token that lets it run, would go in the open."""
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    host = parts.hostname or ""
-    if parts.scheme != "http" or insecure or host == "localhost":
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        host = parts.hostname or ""
+    except ValueError as error:
+        raise UserError(f"--address {address}: no address: {error}", "give http://HOST:8265, or HOST:8265") from None
+    if _is_loopback(host):
+        for name in ("NO_PROXY", "no_proxy"):  # else a proxy would be sent the code, and the token, in the open
+            os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
         return
-    with suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
+    if parts.scheme != "http" or insecure:
+        return
     raise UserError(
         f"--address {address}: plain HTTP to another machine, which anybody on the way can read and change",
         "use https://, a tunnel ('ray dashboard cluster.yaml' or ssh) to 127.0.0.1, or --insecure-http",
     )
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask) -> int:

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import sysconfig
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import resolve_name
 from pathlib import Path
@@ -37,23 +38,28 @@ def main() -> None:
         first = next(iter(str(error).strip().splitlines()), "")
         found: dict[str, Any] = {"error": f"{type(error).__name__}: {first}"}
     else:
+        found = _describe(before, Path(folder))
+        os.write(answer, json.dumps(found).encode() + b"\n")  # it stands if the rest ends this process
         _import_the_rest(before)
         found = _describe(before, Path(folder))
     os.write(answer, json.dumps(found).encode() + b"\n")
 
 
-def _users_modules(before: set[str]) -> dict[str, Path]:
+def users_modules(before: set[str]) -> dict[str, Path]:
     """By name, the files of the modules imported since `before` that are neither Python's nor installed."""
-    others = [sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    others += [str(Path(__file__).parents[1])]
-    roots = [Path(path).resolve() for path in others]
+    own = [Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "platstdlib")]
+    sites = [Path(sysconfig.get_paths()[key]).resolve() for key in ("purelib", "platlib")]
+    owned, raq = metadata.packages_distributions(), Path(__file__).resolve().parents[1]
     found = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name in before or not isinstance(module, ModuleType) or not file:
             continue
         path = Path(file).resolve()
-        if path.is_file() and not any(path.is_relative_to(root) for root in roots):
+        installed = any(path.is_relative_to(site) for site in sites)
+        pythons = any(path.is_relative_to(root) for root in own) and not installed
+        known = installed and name.partition(".")[0] in owned  # a loose file among packages is nobody's but the user's
+        if path.is_file() and not pythons and not known and not path.is_relative_to(raq):
             found[name] = path
     return found
 
@@ -63,7 +69,7 @@ def _import_the_rest(before: set[str]) -> None:
     when they run."""
     seen: set[str] = set()
     while len(seen) < MAX_IMPORTS:
-        users = {name: path for name, path in _users_modules(before).items() if name not in seen}
+        users = {name: path for name, path in users_modules(before).items() if name not in seen}
         if not users:
             return
         for name, path in users.items():
@@ -80,7 +86,7 @@ def _imports(name: str, path: Path) -> list[str]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: list[str] = []
     with contextlib.suppress(SyntaxError, ValueError, OSError):
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in _statements(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Import):
                 found += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -91,9 +97,19 @@ def _imports(name: str, path: Path) -> list[str]:
     return [name for name in dict.fromkeys(found) if name and name not in sys.modules]
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those of blocks that do not run on import: `if __name__ == ...` and `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        condition = ast.dump(node.test) if isinstance(node, ast.If) else ""
+        if "'__name__'" in condition or "TYPE_CHECKING" in condition:
+            continue
+        yield node
+        yield from _statements(node)
+
+
 def _describe(before: set[str], folder: Path) -> dict[str, Any]:
     files = {}
-    for path in sorted(set(_users_modules(before).values())):
+    for path in sorted(set(users_modules(before).values())):
         inside = path.is_relative_to(folder.resolve())
         shown = path.relative_to(folder.resolve()) if inside else path
         files[str(shown)] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -142,7 +142,7 @@ def imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
             (file, folder.name)
             for folder in sorted(f for f in (root / split).iterdir() if f.is_dir())
             for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
         ]
         if not listed[split]:
             raise UserError(

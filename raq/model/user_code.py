@@ -59,12 +59,15 @@ def sources_of(name: str, working_directory: str) -> dict[str, Any]:
     version}}.
 
     It is imported in a child process; files are those of every module that comes along and is neither Python's nor of
-    an installed distribution (`__init__.py` files and re-exports among them), distributions those of the others. Data
-    that the code reads is not seen. Raises UserError if it cannot be imported, or not in time.
+    an installed distribution (`__init__.py` files and re-exports among them), distributions those of the others. What
+    is imported or read only when the function runs is found when it does (`reading.py`). Raises UserError if it cannot
+    be imported, or not in time.
     """
     command = [sys.executable, "-P", str(CHILD), name, working_directory]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False
+        )
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         raise _not_imported(name, f"it takes longer than {IMPORT_TIMEOUT_S:.0f} s", working_directory) from None
@@ -79,7 +82,7 @@ def sources_of(name: str, working_directory: str) -> dict[str, Any]:
 @contextmanager
 def on_path(folder: str | None) -> Iterator[None]:
     """With the folder first on the module search path; None changes nothing."""
-    if folder is None or folder in sys.path:
+    if folder is None or sys.path[:1] == [folder]:
         yield
         return
     sys.path.insert(0, folder)

@@ -34,9 +34,9 @@ def _recurrent(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any, **
 def _transformer_layer(
     source: Tensor, embed_dim: int, heads: int, qkv: Tensor, qkv_bias: Any, out: Tensor, *others: Any, **_: Any
 ) -> int:
-    """source [B, T, E]: the projections, the feed-forward layers (the other matrices), and attention's two products."""
+    """source [B, T, E]: the projections, the feed-forward layers, and attention's two products."""
     batch, tokens = source.shape[:2]
-    matrices = [qkv, out, *(tensor for tensor in others if isinstance(tensor, Tensor) and tensor.ndim == 2)]
+    matrices = [qkv, out, others[8], others[10]]  # between them: biases, settings, two norms
     return batch * tokens * sum(m.numel() for m in matrices) + 2 * batch * tokens * tokens * embed_dim
 
 
@@ -121,8 +121,12 @@ PLAIN_NAMES = """
     zeros_like
 """
 WITHOUT_PRODUCTS = frozenset(PLAIN_NAMES.split())
-OTHER_NAMESPACES = ("quantized_decomposed", "prim", "prims", "profiler")
-"""Quantize and dequantize, devices, marks of a profiler."""
+OTHERS_WITHOUT_PRODUCTS = (
+    "quantized_decomposed.quantize_", "quantized_decomposed.dequantize_", "quantized_decomposed.choose_qparams",
+    "prim.device", "profiler._record_function_",
+)  # fmt: skip
+"""Beginnings of the names of others: quantize and dequantize, devices, marks of a profiler."""
+PRODUCTS = (aten.mul, aten.addcmul)
 
 
 @dataclass(frozen=True)
@@ -168,15 +172,25 @@ class MacCounter(TorchDispatchMode):
             self.macs += OWN_FORMULAS[packet](*args, **kwargs)
         elif packet in flop_registry:
             self.macs += int(flop_registry[packet](*args, **kwargs, out_val=result)) // 2
+        elif packet in PRODUCTS:
+            self.macs += _outer_product(args, result)
         elif not _does_no_products(func):
             self.unknown.setdefault(str(packet))
         return result
 
 
+def _outer_product(args: Any, result: Any) -> int:
+    """The products of a multiplication whose result is larger than all that it reads: a matrix product or convolution
+    written out, of which a sum will follow. Scaling, gating and masking have results as large as what they scale."""
+    read = [value.numel() for value in args if isinstance(value, Tensor)]
+    written = result.numel() if isinstance(result, Tensor) else 0
+    return written if len(read) > 1 and written > max(read) else 0
+
+
 def _does_no_products(func: Any) -> bool:
     namespace, _, name = str(func.overloadpacket).rpartition(".")
     if namespace != "aten":
-        return namespace in OTHER_NAMESPACES
+        return str(func.overloadpacket).startswith(OTHERS_WITHOUT_PRODUCTS)
     plain = name.removesuffix("_")  # in-place ones lack the tag of those that they are made of
     known = getattr(getattr(aten, plain, None), func._overloadname, func)
     return torch.Tag.pointwise in (*func.tags, *known.tags) or bool({name, plain} & WITHOUT_PRODUCTS)
@@ -185,17 +199,22 @@ def _does_no_products(func: Any) -> bool:
 def network_macs(network: nn.Module, example: Tensor) -> NetworkMacs:
     """The multiply-accumulates of a network in evaluation mode.
 
-    example: float32 [n, 3, H, W], of which the first image is run.
+    example: float32 [n, 3, H, W], of which the first two images are run: with one, an outer product cannot be told
+    from scaling.
     """
     network.eval()
     counter = MacCounter()
-    with torch.no_grad(), counter:
-        network(example[:1])
-    return NetworkMacs(None if counter.unknown else counter.macs, list(counter.unknown))
+    try:
+        with torch.no_grad(), counter:
+            network(example[:2])
+    except (RuntimeError, NotImplementedError) as error:  # control flow, nested tensors: what cannot be looked into
+        return NetworkMacs(None, [_unknown(error)])
+    total = counter.macs // min(2, len(example))
+    return NetworkMacs(None if counter.unknown else total, list(counter.unknown))
 
 
 def operations(program: ExportedProgram) -> list[Operation]:
-    """The nodes of a program that multiply, in order, each run once with one image of zeros."""
+    """The nodes of a program that multiply, in order, each run once with two images of zeros (one, if it takes one)."""
     module = program.module()
     counter, found = MacCounter(), []
 
@@ -205,17 +224,26 @@ def operations(program: ExportedProgram) -> list[Operation]:
             result = super().run_node(n)
             if counter.macs > before or counter.unknown:
                 operator = ", ".join(counter.unknown) or str(getattr(n.target, "overloadpacket", n.target))
-                macs = None if counter.unknown else counter.macs - before
+                macs = None if counter.unknown else (counter.macs - before) // batch
                 found.append(Operation(switch_name(n), operator, macs, is_layer(n)))
             return result
 
     inputs = [_zeros(node.meta["val"]) for node in module.graph.nodes if node.op == "placeholder"]
-    with torch.no_grad(), counter:
-        Runner(module).run(*inputs)
+    batch = len(inputs[0])
+    try:
+        with torch.no_grad(), counter:
+            Runner(module).run(*inputs)
+    except (RuntimeError, NotImplementedError) as error:
+        found.append(Operation("graph", _unknown(error), None, False))
     return found
 
 
+def _unknown(error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"what cannot be counted ({type(error).__name__}: {first[:100]})"
+
+
 def _zeros(example: Tensor) -> Tensor:
-    """Zeros of an input's type, with one image."""
-    sizes = [size if isinstance(size, int) else 1 for size in example.shape]
+    """Zeros of an input's type, with two images where any number is taken."""
+    sizes = [size if isinstance(size, int) else 2 for size in example.shape]
     return torch.zeros(sizes, dtype=example.dtype)

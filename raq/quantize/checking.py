@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
 from raq.quantize.artifact import read
-from raq.quantize.generated import METADATA_KEY, GeneratedCode, input_shape
+from raq.quantize.generated import FLOAT, METADATA_KEY, GeneratedCode, input_shape
 from raq.quantize.judgement import Evidence, evidence_of, why_not_int8
 from raq.quantize.ledger import FLOATS, ledger
 from raq.quantize.parity import sqnr_db
@@ -90,11 +90,10 @@ def _check(path: Path, own: Path, record: Found | None, *, run: bool) -> Found:
     ours: Found = code.metadata.get(METADATA_KEY) or {}
     made = record if record is not None and found["vouched"] else {}
     audit = made.get("audit")
-    share, by_choice = share_of_code(code, ours)
     found |= {"metadata": code.metadata, "layers": audit["layers"] if audit else _layers(code),
               "others": audit.get("others", []) if audit else [],
-              "int8_mac_share": audit["int8_mac_share"] if audit else share,
-              "by_choice_share": evidence_of(made).by_choice if audit else by_choice,
+              "int8_mac_share": audit["int8_mac_share"] if audit else share_of_code(code, ours),
+              "by_choice_share": evidence_of(made).by_choice if audit else 0.0,
               "total_macs": made.get("macs", _count(ours.get("macs"))), "ledger": ledger(code).as_record(),
               "float_weight_share": made.get("float_weight_share", float_weights_of_code(code))}  # fmt: skip
     runs_here = _judge_machine(found, ours)
@@ -103,22 +102,19 @@ def _check(path: Path, own: Path, record: Found | None, *, run: bool) -> Found:
     return found
 
 
-def share_of_code(code: GeneratedCode, ours: Found) -> tuple[float | None, float]:
-    """The share of MACs that integer kernels do, and the share that is in float by choice.
+def share_of_code(code: GeneratedCode, ours: Found) -> float | None:
+    """The share of MACs that integer kernels do, by the code alone.
 
-    Of all that the network does, as the metadata `ours` has it, or of all kernel calls, if those do more. The first is
-    None if neither is known: a call may be of unknown size, and be of anything.
+    Of all kernel calls, or of all that the network does, as the metadata `ours` has it, if that is more. None if a call
+    is of unknown size: then it may be of anything, unless it is an ordinary matrix product of which the total tells.
     """
     told = _count(ours.get("macs"))
-    macs = [call.macs for call in code.calls]
-    if told is None and any(count is None for count in macs):
-        return None, 0.0
-    total = max(told or 0, sum(count or 0 for count in macs))
-    named = ours.get("float_by_choice")
-    chosen = {name for name in named if isinstance(name, str)} if isinstance(named, list) else set()
-    by_choice = sum(call.macs or 0 for call in code.calls if not call.integer and call.layer in chosen)
+    unknown = [call.kernel for call in code.calls if call.macs is None]
+    if any(told is None or not FLOAT.search(kernel) for kernel in unknown):
+        return None
+    total = max(told or 0, sum(call.macs or 0 for call in code.calls))
     integer = sum(call.macs or 0 for call in code.calls if call.integer)
-    return (min(1.0, integer / total), by_choice / total) if total else (None, 0.0)
+    return min(1.0, integer / total) if total else None
 
 
 def float_weights_of_code(code: GeneratedCode) -> float | None:
@@ -180,7 +176,7 @@ def _judge(found: Found, require: float, max_float_weights: float) -> None:
             found["int8_mac_share"],
             found["executed_int8_mac_share"],
             found["by_choice_share"],
-            found["float_weight_share"] if found["by_choice_share"] == 0 or found["vouched"] else None,
+            found["float_weight_share"],
         )
         missing = why_not_int8(evidence, require, max_float_weights)
         if missing:
@@ -190,9 +186,13 @@ def _judge(found: Found, require: float, max_float_weights: float) -> None:
                 0, f"not quantized: {said}{' and '.join(missing)}; {len(floats)} of "
                 f"{len(found['layers']) + len(found['others'])} operations are float"
             )  # fmt: skip
-    if not found["vouched"] and found["executed_int8_mac_share"] is None:
+    if not found["vouched"] and ours.get("float_by_choice"):
         found["notes"].append(
-            "read, not seen running: whether its native code comes from the C++ inside is not known; --run settles it"
+            "it says that layers are in float by choice: no record vouches for that; --require says how much is wanted"
+        )
+    if not found["vouched"] and not found["ran"]:
+        found["notes"].append(
+            "read, not run: whether its native code comes from the C++ inside is not known; --run shows what runs"
         )
     repacked = {size: count for size, count in found["reorders_per_call"].items() if count}
     if repacked:
@@ -266,7 +266,7 @@ def _run(own: Path, path: Path, found: Found) -> None:
 
 def _trace(process: "FreshProcess", shape: tuple[int, ...], found: Found) -> None:
     """Let oneDNN tell which kernels it executes; StageError if it ends meanwhile."""
-    from raq.quantize.executed import read_trace, summary
+    from raq.quantize.executed import summary
 
     constants = found["ledger"]["constants"]
     sizes = {math.prod(entry["shape"]) for entry in constants if len(entry["shape"]) > 1}
@@ -274,4 +274,4 @@ def _trace(process: "FreshProcess", shape: tuple[int, ...], found: Found) -> Non
     if total is None and all(layer["macs"] is not None for layer in found["layers"]):
         total = sum(layer["macs"] for layer in found["layers"])  # of a stranger's: all that its code calls
     known = [layer for layer in found["layers"] if layer["macs"] is not None]
-    found |= summary(read_trace(process.trace(shape), sizes), total, known)
+    found |= summary(process.trace(shape, sizes), total, known)

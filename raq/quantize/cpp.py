@@ -21,7 +21,7 @@ TOKEN = re.compile(
     r"|'(?:[^'\\\n]|\\.)*(?:'|$)",
     re.DOTALL | re.MULTILINE,
 )
-DIGIT_SEPARATOR = re.compile(r"(?<=[0-9a-fA-F])'(?=[0-9a-fA-F])")
+SEPARATED_NUMBER = re.compile(r"\b\d[\da-fA-FxX]{0,40}(?:'[\da-fA-F]{1,40}){1,20}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def code_lines(source: bytes, deadline: Deadline) -> Iterator[CodeLine]:
     """The lines that hold code, in order. ValueError if it is larger than any compiler's output, or takes too long."""
     if len(source) > MAX_SOURCE_BYTES or source.count(b"\n") > MAX_LINES:
         raise ValueError(f"{len(source) / 1e6:.0f} MB of C++ in {source.count(bytes([10]))} lines")
-    text = DIGIT_SEPARATOR.sub("", source.decode(errors="replace"))
+    text = source.decode(errors="replace").replace("\\\r\n", "").replace("\\\n", "")  # C++ joins these lines first
+    text = SEPARATED_NUMBER.sub(lambda number: number[0].replace("'", ""), text)
     kept: list[str] = []
     blanked: list[str] = []
     at = 0
@@ -74,5 +75,5 @@ def code_lines(source: bytes, deadline: Deadline) -> Iterator[CodeLine]:
     for number, (line, bare) in enumerate(zip(written, code, strict=True)):
         if number % 1000 == 0:
             deadline.check()
-        if len(line) <= MAX_LINE and not line.isspace():
+        if len(line) <= MAX_LINE and not line.isspace() and not bare.lstrip().startswith("#"):
             yield CodeLine(line, bare)

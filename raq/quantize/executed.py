@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MARK = "raq-call "  # the child writes it, and the batch size, before every call that oneDNN reports
-TRACED_BATCHES = (1, 8)
+TRACED_BATCHES, MAX_BATCH = (1, 8), 1_000_000
 TRACED_CALLS = 3  # the last one counts: the first ones pack weights and build kernels once
 Layer = Mapping[str, Any]
 INTEGERS = ("u8", "s8")
@@ -43,30 +42,46 @@ class Execution:
 
 @dataclass(frozen=True)
 class Traced:
-    """What ran in one call. macs and int8_macs: for one image, of oneDNN's kernels; repacked: weights packed anew."""
+    """What ran in one call. macs and int8_macs: for one image, of oneDNN's kernels; repacked: weights packed anew.
+
+    macs is None if the shapes of one are not known.
+    """
 
     batch_size: int
     executions: list[Execution]
     int8_macs: float
-    macs: float
+    macs: float | None
     repacked: int
 
 
-def read_trace(text: str, weight_sizes: Collection[int]) -> list[Traced] | None:
+def read_trace(text: str, mark: str, weight_sizes: Collection[int]) -> list[Traced] | None:
     """The last call of each batch size in what a traced process wrote; None if its oneDNN cannot report.
 
+    mark: what stands before the batch size in the line that begins a call, not to be guessed by what is traced;
     weight_sizes: numbers of elements of the artifact's weights, by which a reorder is known to be of one of them.
     """
     calls: list[tuple[int, list[Execution]]] = []
     for line in text.splitlines():
-        if line.startswith(MARK):
-            calls.append((int(line.removeprefix(MARK)), []))
+        size = line.removeprefix(mark)
+        if line.startswith(mark) and size.isdigit() and len(size) < 8 and 0 < int(size) <= MAX_BATCH:
+            calls.append((int(size), []))
         elif calls and (execution := read_execution(line)) is not None:
             calls[-1][1].append(execution)
     if not calls:
         return None
     last = {batch_size: executions for batch_size, executions in calls}
-    return [_traced(batch_size, executions, weight_sizes) for batch_size, executions in last.items()]
+    # a weight has the same shape whatever the batch, and no activation has
+    shapes = [{e.shape for e in executions if e.primitive == "reorder"} for executions in last.values()]
+    common = set.intersection(*shapes)
+    weights = {
+        batch_size: {
+            shape
+            for shape in (common if len(last) > 1 else {s for s in shapes[0] if s[:1] != (batch_size,)})
+            if math.prod(shape) in weight_sizes
+        }
+        for batch_size in last
+    }
+    return [_traced(batch_size, executions, weights[batch_size]) for batch_size, executions in last.items()]
 
 
 def read_execution(line: str) -> Execution | None:
@@ -110,31 +125,30 @@ def _macs(primitive: str, problem: str) -> int | None:
     return size["mb"] * size["oc"] * pixels * (size["ic"] // size.get("g", 1)) * kernel
 
 
-def _traced(batch_size: int, executions: list[Execution], weight_sizes: Collection[int]) -> Traced:
+def _traced(batch_size: int, executions: list[Execution], weights: Collection[tuple[int, ...]]) -> Traced:
+    """weights: shapes of weights that are reordered."""
     known = [execution for execution in executions if execution.primitive in MULTIPLYING]
     integer = sum(execution.macs or 0 for execution in known if execution.integer)
-    repacked = sum(
-        execution.primitive == "reorder"
-        and math.prod(execution.shape) in weight_sizes
-        and execution.shape[:1] != (batch_size,)
-        for execution in executions
-    )
-    return Traced(batch_size, known, integer / batch_size, sum(e.macs or 0 for e in known) / batch_size, repacked)
+    repacked = sum(execution.primitive == "reorder" and execution.shape in weights for execution in executions)
+    unknown = any(execution.macs is None for execution in known)
+    total = None if unknown else sum(e.macs or 0 for e in known) / batch_size
+    return Traced(batch_size, known, integer / batch_size, total, repacked)
 
 
 def summary(traces: Sequence[Traced] | None, total_macs: float | None, layers: Iterable[Layer] = ()) -> dict[str, Any]:
     """What a record says of it, as plain values.
 
     executed_int8_mac_share: multiply-accumulates that oneDNN's int8 kernels did, of all that the network does
-    (total_macs, for an image) or that were seen if that is more; the least of the batch sizes; None if nothing is known
-    of either. layers: `audit.LayerAudit` as plain values, in order, each told with the kernel that ran for it.
+    (total_macs, for an image) or that were seen if that is more; the least of the batch sizes; 0 if oneDNN told
+    nothing; None if the total is not known, of the network or of what was seen. layers: `audit.LayerAudit` as plain
+    values, in order, each told with the kernel that ran for it.
     """
     found: dict[str, Any] = {"executed_int8_mac_share": None, "reorders_per_call": {}, "executed_layers": []}
     if not traces:
-        return found
+        return found | {"executed_int8_mac_share": 0.0}
     found["reorders_per_call"] = {str(traced.batch_size): traced.repacked for traced in traces}
-    if total_macs:
-        shares = [traced.int8_macs / max(total_macs, traced.macs) for traced in traces]
+    if total_macs and all(traced.macs is not None for traced in traces):
+        shares = [traced.int8_macs / max(total_macs, traced.macs or 0) for traced in traces]
         found["executed_int8_mac_share"] = min(shares)
     found["executed_layers"] = _layers(traces[0], layers)
     return found

@@ -6,13 +6,14 @@ back.
 
 import json
 import os
+import secrets
 import select
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from raq.errors import StageError
-from raq.quantize.executed import MARK, TRACED_BATCHES, TRACED_CALLS
+from raq.quantize.executed import TRACED_BATCHES, TRACED_CALLS, Traced, read_trace
 from raq.quantize.pte import is_pte
 
 MAX_TRACE_BYTES = 100_000_000
@@ -90,7 +91,8 @@ class FreshProcess:
         self.path = path
         self.runtime = "executorch" if is_pte(path) else "inductor"
         self.command = [sys.executable, "-I", "-c", CHILD, str(path.resolve()), device, str(threads), self.runtime]
-        self.command.append(MARK)
+        self.mark = f"raq-call-{secrets.token_hex(8)} "
+        self.command.append(self.mark)
         self.told: dict[str, Any] = {}
 
     def __enter__(self) -> "FreshProcess":
@@ -136,8 +138,8 @@ class FreshProcess:
     ) -> None:
         self.stack.close()
 
-    def trace(self, image_shape: Sequence[int]) -> str:
-        """What oneDNN reports of some calls with each batch size of TRACED_BATCHES, for `executed.read_trace`.
+    def trace(self, image_shape: Sequence[int], weight_sizes: Collection[int]) -> list[Traced] | None:
+        """What oneDNN reports of some calls with each batch size of TRACED_BATCHES (`executed.read_trace`).
 
         image_shape: [3, H, W]. Raises StageError if it does not run.
         """
@@ -147,7 +149,7 @@ class FreshProcess:
             for _ in range(TRACED_CALLS):
                 self(images, traced=True)
         self.errors.seek(0)
-        return self.errors.read(MAX_TRACE_BYTES).decode(errors="replace")
+        return read_trace(self.errors.read(MAX_TRACE_BYTES).decode(errors="replace"), self.mark, weight_sizes)
 
     def _end(self) -> None:
         self.child.kill()

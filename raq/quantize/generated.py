@@ -127,7 +127,7 @@ def read_package(path: Path) -> GeneratedCode:
                 called = _calls(lines, {constant.name: constant for constant in own}, deadline)
                 with tempfile.TemporaryFile() as library:
                     _unpack(package, binaries[name], library, deadline)
-                    _match_binary(called, imported_symbols(library))
+                    _match_binary(called, imported_symbols(library, deadline))
                 constants += own
                 calls += called
             _read_rest(package, entries, deadline)
@@ -271,8 +271,10 @@ def _calls(lines: list[CodeLine], constants: dict[str, Constant], deadline: Dead
         if OPAQUE in line.code:
             found.append(KernelCall(OPAQUE.rstrip("("), False, None, None, None, None, None, None))
         match = KERNEL.search(line.code) if "aoti_torch_" in line.code else None
-        if match is None or not line.code.rstrip().endswith(");"):  # a declaration, say
+        if match is None:
             continue
+        if KERNEL.search(line.code, match.end()) or not line.code.rstrip().endswith(");"):
+            raise ValueError(f"it calls {match[0][:60]} in a form that the compiler does not write")
         kernel, names = match[0].rstrip("("), WORD.findall(line.code, match.end())
         integer, floating = bool(INTEGER.search(kernel)), bool(FLOAT.search(kernel))
         if not integer and not floating:

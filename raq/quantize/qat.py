@@ -20,7 +20,7 @@ from raq.model.training import Hooks
 from raq.quantize.capture import graph_of, is_layer, layer_name
 from raq.quantize.parity import sqnr_db
 from raq.quantize.qat_batch_norm import (
-    RUNNING_MEAN,
+    FIXED,
     TRAINING,
     batch_norm_constants,
     batch_norms,
@@ -33,12 +33,17 @@ from raq.quantize.stochastic_depth import insert_stochastic_depth, mark_stochast
 from raq.training_schema import Qat
 
 DROPOUT_TRAINING = 2  # position in aten.dropout's arguments
+ATTENTION, ATTENTION_DROPOUT = torch.ops.aten.scaled_dot_product_attention, 4
+RECURRENT = {torch.ops.aten.lstm: 6, torch.ops.aten.gru: 6, torch.ops.aten.rnn_tanh: 6, torch.ops.aten.rnn_relu: 6}
+"""Recurrent operators, and where they are told that they train, which switches the dropout between their layers."""
 DROPOUTS = tuple(
     getattr(torch.ops.aten, name + suffix)
     for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
     for suffix in ("", "_")
 )
 RANDOM = ("bernoulli", "rand", "normal", "rrelu", "multinomial", "native_dropout", "exponential", "uniform")
+SWITCH = "raq_switch"
+"""In a node's meta: the position of an argument that is zero in evaluation, and its value in training."""
 MIN_PREPARED_DB = 60.0
 """Least SQNR of a prepared graph, its fake quantizers off, against the network: both compute in float32."""
 
@@ -54,6 +59,7 @@ def prepare_qat(network: nn.Module, example: Tensor, backend: str, *, reduce_ran
     graph = graph_of(own.train(), example)
     marks = take_out_marks(graph)
     _refuse_randomness(graph)
+    _mark_switches(graph)
     constants = batch_norm_constants(graph.graph, cumulative)
     prepared: fx.GraphModule = prepare_qat_pt2e(graph, QUANTIZERS[backend](qat=True, reduce_range=reduce_range))
     refuse_unannotated(prepared, backend)
@@ -98,6 +104,24 @@ def _refuse_randomness(graph: fx.GraphModule) -> None:
             )
 
 
+def _mark_switches(graph: fx.GraphModule) -> None:
+    """Note in each node of a graph exported in training mode what of it is another in evaluation: dropout.
+
+    One that drops nothing in training either (`training=False` in the network's code) is not touched.
+    """
+    for node in graph.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        at = DROPOUT_TRAINING if packet in DROPOUTS else RECURRENT.get(packet)  # type: ignore[arg-type]
+        if packet is ATTENTION:
+            at = ATTENTION_DROPOUT
+        if at is None or len(node.args) <= at:
+            continue
+        if node.args[at]:
+            node.meta[SWITCH] = (at, node.args[at])
+        else:
+            node.meta[FIXED] = True
+
+
 def refuse_other_function(network: nn.Module, prepared: fx.GraphModule, images: Tensor) -> None:
     """StageError unless the prepared graph, fake quantizers off, computes what the network does in evaluation mode.
 
@@ -124,7 +148,22 @@ def prepared_distance_db(network: nn.Module, prepared: fx.GraphModule, images: T
     set_graph_mode(prepared, training=False, norms=False)
     prepared.apply(disable_observer)
     with without_fake_quantizers(prepared), torch.no_grad():
-        return sqnr_db(network(images).numpy(), prepared(images).numpy())
+        expected = network(images)
+        try:
+            found = prepared(images)
+        except (RuntimeError, ValueError, TypeError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise StageError(
+                f"the graph prepared for QAT does not run: {first}",
+                "torchao's rewrite of the graph is at fault (grouped transposed convolutions, say); leave QAT out with "
+                "qat: null",
+            ) from error
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
+        raise UserError(
+            "the model gives another kind of output in training than in evaluation, which QAT cannot take",
+            "build it without auxiliary outputs (aux_logits=False), or leave QAT out with qat: null",
+        )
+    return sqnr_db(expected.numpy(), found.numpy())
 
 
 @contextmanager
@@ -226,15 +265,24 @@ def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> Non
     """
     changed = False
     for node in batch_norms(graph.graph):
-        if node.args[RUNNING_MEAN] is not None:  # without running statistics it normalises by the batch in either mode
-            changed |= bool(node.args[TRAINING] != norms)
-            node.update_arg(TRAINING, norms)
+        wanted = norms and not node.meta.get(FIXED, False)
+        changed |= bool(node.args[TRAINING] != wanted)
+        node.update_arg(TRAINING, wanted)
     for node in counts(graph.graph):
         changed |= bool(node.args[1] != int(norms))
         node.update_arg(1, int(norms))
     for node in graph.graph.nodes:
-        packet = getattr(node.target, "overloadpacket", None)
-        if packet in DROPOUTS:
+        if SWITCH in node.meta:
+            at, value = node.meta[SWITCH]
+            wanted = value if training else type(value)(0)
+            changed |= node.args[at] != wanted
+            node.update_arg(at, wanted)
+    for node in graph.graph.nodes:  # put in after the export, with stochastic depth
+        if (
+            getattr(node.target, "overloadpacket", None) in DROPOUTS
+            and SWITCH not in node.meta
+            and FIXED not in node.meta
+        ):
             changed |= node.args[DROPOUT_TRAINING] != training
             node.update_arg(DROPOUT_TRAINING, training)
     if changed:

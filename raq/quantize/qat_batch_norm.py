@@ -19,15 +19,21 @@ aten = torch.ops.aten
 # positions in aten.batch_norm's arguments
 WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, TRAINING, MOMENTUM, EPS = 1, 2, 3, 4, 5, 6, 7
 TORCHAO_EPS = 1e-5
+FIXED = "raq_fixed"
+"""In a node's meta: it is the same in training and in evaluation, so switching modes leaves it alone."""
 COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class BatchNormConstants:
-    """What a batch normalisation of the user's network computes with; momentum None: the mean over all batches."""
+    """What a batch normalisation of the user's network computes with.
+
+    momentum None: the mean over all batches; frozen: in training, too, it uses its running statistics and leaves them.
+    """
 
     eps: float
     momentum: float | None
+    frozen: bool = False
 
 
 def batch_norm_constants(graph: fx.Graph, cumulative: frozenset[str]) -> dict[str, BatchNormConstants]:
@@ -41,7 +47,9 @@ def batch_norm_constants(graph: fx.Graph, cumulative: frozenset[str]) -> dict[st
         if isinstance(mean, fx.Node):
             name = str(mean.target)
             averaged = name.rpartition(".")[0] in cumulative
-            found[name] = BatchNormConstants(float(node.args[EPS]), None if averaged else float(node.args[MOMENTUM]))  # type: ignore[arg-type]
+            momentum = None if averaged else float(node.args[MOMENTUM])  # type: ignore[arg-type]
+            frozen = node.args[TRAINING] is False
+            found[name] = BatchNormConstants(float(node.args[EPS]), momentum, frozen)  # type: ignore[arg-type]
     return found
 
 
@@ -60,7 +68,10 @@ def restore_batch_norms(prepared: fx.GraphModule, constants: dict[str, BatchNorm
         mean, variance = node.args[RUNNING_MEAN], node.args[RUNNING_VAR]
         if not isinstance(mean, fx.Node) or not isinstance(variance, fx.Node):
             continue
-        own = constants[str(mean.target)]
+        own = constants.get(str(mean.target))
+        if own is None:
+            continue
+        node.meta[FIXED] = own.frozen
         node.update_arg(EPS, own.eps)
         if own.momentum is not None:
             node.update_arg(MOMENTUM, own.momentum)
@@ -132,7 +143,8 @@ def fold_batch_norms(prepared: fx.GraphModule) -> None:
         conv.args = (*conv.args[:2], new_bias, *conv.args[3:])
         conv.meta = {**conv.meta, "val": node.meta["val"]} if "val" in node.meta else conv.meta
         node.replace_all_uses_with(conv)
-    for counting in counts(graph):  # deployed, nothing counts batches
+    for counting in reversed(counts(graph)):  # deployed, nothing counts batches; a later count may read an earlier one
+        counting.replace_all_uses_with(counting.args[0])  # type: ignore[arg-type]
         graph.erase_node(counting)
     graph.eliminate_dead_code()
     prepared.recompile()
@@ -140,14 +152,14 @@ def fold_batch_norms(prepared: fx.GraphModule) -> None:
 
 def counts(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that count the batches that a batch norm has seen (num_batches_tracked += 1)."""
-    return [
-        node
-        for node in graph.nodes
-        if node.target is aten.add_.Tensor
-        and isinstance(node.args[0], fx.Node)
-        and node.args[0].op == "get_attr"
-        and str(node.args[0].target).endswith(COUNTER)
-    ]
+    return [node for node in graph.nodes if node.target is aten.add_.Tensor and _is_counter(node.args[0])]
+
+
+def _is_counter(value: Any) -> bool:
+    """Whether a node reads a counter of batches, or has just counted there."""
+    while _is(value, aten.add_.Tensor):
+        value = value.args[0]
+    return isinstance(value, fx.Node) and value.op == "get_attr" and str(value.target).endswith(COUNTER)
 
 
 def _literal_momentum(node: fx.Node) -> None:
@@ -165,7 +177,8 @@ def _scaled_convolution(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None
     if _is(value, aten.add.Tensor) and _is(value.args[1], aten.reshape.default):  # type: ignore[union-attr]
         bias = value.args[1].args[0]  # type: ignore[union-attr]
         value = value.args[0]  # type: ignore[union-attr]
-    if not _is(value, aten.div.Tensor):
+    read = (node.args[at] for at in (WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR))
+    if not _is(value, aten.div.Tensor) or any(not isinstance(n, fx.Node) or n.op != "get_attr" for n in read):
         return None
     conv, divisor = value.args[:2]  # type: ignore[union-attr]
     if not (isinstance(conv, fx.Node) and is_layer(conv) and _is(divisor, aten.reshape.default)):

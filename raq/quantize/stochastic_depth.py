@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from raq.errors import StageError
 
 aten = torch.ops.aten
-KINDS = ("StochasticDepth", "DropPath")  # torchvision's, and timm's
+KINDS = {"StochasticDepth": "torchvision", "DropPath": "timm"}
+"""By name, whose it is: a user's own class of that name may mean its rate otherwise, and is refused as random."""
 
 
 class _Mark(nn.Module):
@@ -36,19 +37,24 @@ class _BatchMark(_Mark):
 
 @dataclass(frozen=True)
 class Mark:
-    """Where stochastic depth is: the input of the node `consumer` at this position; rate: share that is dropped."""
+    """Where stochastic depth is: between the node `source` and the node `consumer`.
+
+    Both by name, as exported; order: which of the consumer's inputs it is; rate: share that is dropped; rank: number of
+    dimensions of what is dropped.
+    """
 
     consumer: str
-    position: int
+    order: int
     rate: float
     by_batch: bool
+    rank: int
 
 
 def mark_stochastic_depth(network: nn.Module) -> nn.Module:
     """Replace torchvision's and timm's stochastic depth by marks, in place; one that drops nothing by nothing."""
     for owner in list(network.modules()):
         for name, child in list(owner.named_children()):
-            if type(child).__name__ not in KINDS:
+            if KINDS.get(type(child).__name__, "-") != type(child).__module__.partition(".")[0]:
                 continue
             rate = float(getattr(child, "p", getattr(child, "drop_prob", None) or 0.0))
             if not getattr(child, "scale_by_keep", True):
@@ -66,10 +72,13 @@ def take_out_marks(graph: fx.GraphModule) -> list[Mark]:
         by_batch = bool(kinds) and kinds[-1] == _BatchMark.__name__
         if node.target is not aten.dropout.default or not kinds or not (by_batch or kinds[-1] == _Mark.__name__):
             continue
-        for user in node.users:
-            found += [
-                Mark(user.name, at, float(node.args[1]), by_batch) for at, arg in enumerate(user.args) if arg is node
-            ]
+        rate, rank = float(node.args[1]), node.meta["val"].dim()
+        found += [
+            Mark(user.name, order, rate, by_batch, rank)
+            for user in node.users
+            for order, value in enumerate(_inputs(user))
+            if value is node
+        ]
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
     graph.recompile()
@@ -90,14 +99,27 @@ def insert_stochastic_depth(prepared: fx.GraphModule, marks: list[Mark]) -> None
                 f"stochastic depth fed the node {mark.consumer}, which the quantizer has rewritten",
                 "build the model with stochastic_depth_prob=0, or leave QAT out with qat: null",
             )
-        source: Any = consumer.args[mark.position]
+        source = _inputs(consumer)[mark.order]
         with graph.inserting_before(consumer):
             count = 1 if mark.by_batch else graph.call_function(aten.sym_size.int, (source, 0))
-            dimensions = source.meta["val"].dim() if "val" in source.meta else 4
-            ones = graph.call_function(aten.new_ones.default, (source, [count] + [1] * (dimensions - 1)))
+            ones = graph.call_function(aten.new_ones.default, (source, [count] + [1] * (mark.rank - 1)))
             kept = graph.call_function(aten.dropout.default, (ones, mark.rate, True))
-            consumer.update_arg(mark.position, graph.call_function(aten.mul.Tensor, (source, kept)))
+            dropped = graph.call_function(aten.mul.Tensor, (source, kept))
+        _replace_input(consumer, mark.order, dropped)
     prepared.recompile()
+
+
+def _inputs(node: fx.Node) -> list[fx.Node]:
+    """All nodes that a node reads, in order, those in lists and keywords too; one for each time."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _replace_input(node: fx.Node, order: int, new: fx.Node) -> None:
+    """Let a node read another one in place of its input of this order."""
+    count = iter(range(len(_inputs(node))))
+    node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), lambda old: new if next(count) == order else old)
 
 
 def remove_stochastic_depth(graph: fx.Graph) -> None:

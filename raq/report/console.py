@@ -314,13 +314,18 @@ def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> l
     cells.append(f"{100 * candidate['top1']:.2f}\n{_interval(candidate['top1_interval'], 100, 1)}" if known else "")
     drops = known and candidate["kind"] != "fp32" and candidate["drop_points"] is not None
     cells.append(f"{candidate['drop_points']:.2f}\n{_interval(candidate['drop_interval'], 1, 1)}" if drops else "")
-    cells.append(f"{100 * artifact['int8_mac_share']:.0f}%" if artifact and candidate["kind"] != "fp32" else "")
+    cells.append(_share(artifact) if artifact and candidate["kind"] != "fp32" else "")
     for device, size in keys:
         rows = [
             r for r in candidate["latency"] if (r["runtime"], r["device"], r["batch_size"]) == (runtime, device, size)
         ]
         cells.append(_latency(rows[0]) if rows else "")
     return cells
+
+
+def _share(artifact: Mapping[str, Any]) -> str:
+    share = artifact["int8_mac_share"]
+    return "?" if share is None else f"{100 * share:.0f}%"
 
 
 def _latency(row: Mapping[str, Any]) -> str:

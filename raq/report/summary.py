@@ -23,6 +23,7 @@ from raq.stores import store_of
 
 Summary = dict[str, Any]
 PREDICTIONS = "predictions.npy"
+MAX_PREDICTIONS_BYTES = 4_000_000_000
 
 
 def summarise(run_folder: Path) -> Summary:
@@ -177,7 +178,9 @@ def _predictions(store: Store, record: Record | None) -> Any:
         return None
     path = store.file(record, PREDICTIONS)
     try:
-        predictions = np.load(path, allow_pickle=False)
+        if path.stat().st_size > MAX_PREDICTIONS_BYTES:
+            raise ValueError("larger than any test split")
+        predictions = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not readable predictions: {error}", "delete its folder and run again") from None
     results = record["results"]
@@ -214,6 +217,11 @@ def _verdict(candidates: list[Summary], max_drop: float, then: str = "latency") 
     eligible = [
         c for c in candidates if c["drop_points"] is not None and c["drop_points"] <= max_drop and deployment_latency(c)
     ]
+    if not eligible or any(not c["artifacts"] for c in (candidates[0], *eligible)):
+        return {
+            "choice": None,
+            "why": "Cannot tell which to ship: no candidate has been lowered, evaluated and measured.",
+        }
     fastest = (
         min(eligible, key=lambda c: c["artifacts"][0]["weight_bytes"])
         if then == "size"

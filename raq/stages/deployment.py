@@ -162,12 +162,12 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
 
 def _executed(call: Call, path: Path, process: "FreshProcess") -> Results:
     """Which kernels run in the artifact's process, against what it should do according to its record."""
-    from raq.quantize.executed import read_trace, summary
+    from raq.quantize.executed import summary
 
     made = read_json(path.parent / "record.json")["results"]
     sizes = {math.prod(entry["shape"]) for entry in made["ledger"]["constants"] if len(entry["shape"]) > 1}
     layers = (made.get("audit") or {}).get("layers", [])
-    traces = read_trace(process.trace(call.settings["data"]["image_shape"]), sizes)
+    traces = process.trace(call.settings["data"]["image_shape"], sizes)
     by_choice = evidence_of(made).by_choice if "audit" in made else 0.0
     return {**summary(traces, made["macs"], layers), "float_by_choice_share": by_choice}
 

@@ -1,5 +1,6 @@
 """What is sent with a job: all that it needs, and nothing else; what looks like a key never."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,55 @@ def test_a_needed_link_that_leads_out_is_refused(root: Path, target: Path, tmp_p
     assert sent(target) == set()
 
 
+def test_links_and_names_that_hide_something_are_looked_through(root: Path, target: Path) -> None:
+    """A link to an ignored or a secret file; a link inside the folder under which code is imported."""
+    write(root, {".env": "A=1", ".gitignore": ".env\nlocal.txt\n", "local.txt": "x", "nets_v2.py": NET,
+                 "own.py": "open('settings.txt'); open('more.txt'); from nets import net\n"})  # fmt: skip
+    (root / "settings.txt").symlink_to(root / ".env")
+    (root / "more.txt").symlink_to(root / "local.txt")
+    (root / "nets.py").symlink_to(root / "nets_v2.py")
+    assert set(pack(root / "own.yaml", [], root, target).sent) == {"own.yaml", "own.py", "nets.py", "nets_v2.py"}
+
+
+def test_a_gitignore_above_the_folder_counts(root: Path, target: Path) -> None:
+    write(root, {".git/config": "", ".gitignore": "local.json\n", "sub/conf/.gitignore": "x.txt\n",
+                 "sub/e.yaml": "name: e\nmodel: {name: 'net:net'}\n", "sub/net.py": f"open('local.json')\n{NET}",
+                 "sub/local.json": "x", "sub/conf/x.txt": "x", "sub/conf/y.txt": "y"})  # fmt: skip
+    found = pack(root / "sub" / "e.yaml", [], root / "sub", target, [Path("conf")])
+    assert set(found.sent) == {"e.yaml", "net.py", "conf/y.txt", "conf/.gitignore"}
+
+
+def test_harmless_things_in_the_folder_neither_stall_nor_crash(root: Path, target: Path) -> None:
+    os.mkfifo(root / "pipe")
+    (root / "sub").mkdir()
+    os.mkfifo(root / "sub" / ".gitignore")
+    (root / "loop").symlink_to(root / "loop")
+    (root / "large.bin").write_bytes(b"-eyJaaaaaaaaaaaa" * 200_000)
+    found = pack(root / "own.yaml", [], root, target)
+    assert set(found.sent) == {"own.yaml", "own.py"}
+    assert reasons(found)["pipe"] == "no plain file"
+    assert set(pack(root / "own.yaml", [], root, target, [Path("large.bin")]).sent) == {
+        "own.yaml",
+        "own.py",
+        "large.bin",
+    }
+
+
+def test_an_experiment_that_is_a_link_out_of_the_folder_is_refused(root: Path, target: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.yaml").write_text("name: out\nmodel: {name: 'own:net'}\n")
+    (root / "link.yaml").symlink_to(tmp_path / "out.yaml")
+    with pytest.raises(UserError, match="a link that leads out of the working folder"):
+        pack(root / "link.yaml", [], root, target)
+
+
+def test_reading_a_key_from_the_environment_is_no_key(root: Path, target: Path) -> None:
+    write(
+        root,
+        {"own.py": f"import os\nx = dict(aws_secret_access_key=os.environ.get('B'))\npassword = os.getenv('C')\n{NET}"},
+    )
+    assert set(pack(root / "own.yaml", [], root, target).sent) == {"own.yaml", "own.py"}
+
+
 def test_ignored_files_go_if_they_are_asked_for(root: Path, target: Path) -> None:
     write(root, {".gitignore": "own.py"})
     assert set(pack(root / "own.yaml", [], root, target, [Path("own.py")]).sent) == {"own.yaml", "own.py"}
@@ -141,6 +191,10 @@ def test_what_cannot_be_sent_is_refused(root: Path, target: Path, monkeypatch: p
     assert sent(target) == set()
     with pytest.raises(UserError, match=r"data\.root is pictures, and data is not sent"):
         pack(root / "plain.yaml", ["data.root=pictures"], root, target)
+    with pytest.raises(UserError, match=r"data\.root is pictures"):
+        pack(root / "plain.yaml", ["data={name: imagefolder, root: pictures}"], root, target)
+    with pytest.raises(UserError, match=r"model\.weights: there is no file"):
+        pack(root / "own.yaml", [f"model.weights={root}/none.pt"], root, target)
     inner = root / "inner"
     inner.mkdir()
     with pytest.raises(UserError, match="lies outside the working folder"):
@@ -159,8 +213,23 @@ def test_a_dry_run_prints_the_list_and_asks_no_cluster(workplace: Workplace) -> 
     assert "left out: notes.txt: the experiment neither imports nor names it" in lines
 
 
-@pytest.mark.parametrize("address", ["http://10.1.2.3:8265", "cluster.example:8265", "http://[2001:db8::1]:8265"])
+@pytest.mark.parametrize(
+    "address", ["http://10.1.2.3:8265", "cluster.example:8265", "http://[2001:db8::1]:8265", "http://[x"]
+)
 def test_plain_http_to_another_machine_needs_a_flag(workplace: Workplace, address: str) -> None:
     done = workplace.raq_here("submit", "tiny.yaml", "--address", address, "--results", "/shared")
     assert done.returncode == 2
-    assert "plain HTTP to another machine" in done.stderr
+    assert "plain HTTP to another machine" in done.stderr or "no address" in done.stderr
+
+
+def test_no_proxy_is_used_to_reach_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tunnel ends here: a proxy would be sent the token in the open."""
+    from requests.utils import should_bypass_proxies
+
+    from raq.cluster.submit import _refuse_plain_http
+
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert not should_bypass_proxies("http://127.0.0.1:8265", None)
+    _refuse_plain_http("http://127.0.0.1:8265", insecure=False)
+    assert should_bypass_proxies("http://127.0.0.1:8265", None)

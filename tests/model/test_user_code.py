@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from raq.errors import UserError
+from raq.model.reading import changed_read, watched
 from raq.model.user_code import import_function, shadowing, sources_of
 
 
@@ -100,3 +101,84 @@ def test_raq_itself_does_not_import_from_the_working_folder(package: Path) -> No
     )
     assert done.returncode == 2, done.stderr
     assert "train.lr" in done.stderr
+
+
+DYNAMIC = """
+import importlib, json, pathlib, runpy
+HERE = pathlib.Path(__file__).parent
+def build(num_classes):
+    importlib.import_module("hidden_module")
+    runpy.run_path(str(HERE / "ran.py"))
+    exec(compile((HERE / "executed.txt").read_text(), "executed.txt", "exec"))
+    with open("config.json") as file:
+        json.load(file)
+    with open("log.txt", "w") as file:
+        file.write("written, not read")
+"""
+
+
+def test_what_is_read_only_when_it_runs_is_seen_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By importlib, runpy and exec, and files that are opened; not what is written, nor what is covered otherwise."""
+    files = {"dynamic.py": DYNAMIC, "hidden_module.py": "", "ran.py": "", "executed.txt": "x = 1", "config.json": "{}",
+             "data/images.bin": "x", ".hidden": "x"}  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    planned = {"dynamic:build": sources_of("dynamic:build", str(tmp_path))}
+    assert list(planned["dynamic:build"]["files"]) == ["dynamic.py"]
+    with watched(planned, str(tmp_path), (tmp_path / "data",)) as read:
+        import_function("dynamic:build", str(tmp_path))(10)
+        (tmp_path / "data" / "images.bin").read_text()
+        (tmp_path / ".hidden").read_text()
+    own = {name for name in read if not name.startswith("/")}
+    assert own == {"config.json", "executed.txt", "hidden_module.py", "ran.py"}
+    record = {"results": {"read_files": read}}
+    assert changed_read(record, tmp_path) is None
+    (tmp_path / "config.json").write_text("[]")
+    assert changed_read(record, tmp_path) == "config.json"
+    for name in ("dynamic", "hidden_module"):
+        sys.modules.pop(name, None)
+
+
+def test_code_that_changes_between_plan_and_stage_is_refused(package: Path) -> None:
+    planned = {"my_package:build": sources_of("my_package:build", str(package))}
+    said = r"loose\.py, which my_package:build imports, has changed since the plan"
+    with pytest.raises(UserError, match=said), watched(planned, str(package), ()):
+        (package / "loose.py").write_text("value = 2\n")
+    with pytest.raises(UserError, match="has changed since the plan"), watched(planned, str(package), ()):
+        pass
+
+
+def test_a_loose_file_among_installed_packages_is_the_users(package: Path) -> None:
+    """No distribution's version tells of it."""
+    import sysconfig
+
+    loose = Path(sysconfig.get_paths()["purelib"]) / "raq_test_loose_module.py"
+    (package / "net.py").write_text("import raq_test_loose_module\ndef build(num_classes): ...\n")
+    loose.write_text("x = 1\n")
+    try:
+        assert str(loose.resolve()) in sources_of("net:build", str(package))["files"]
+    finally:
+        loose.unlink()
+
+
+def test_blocks_that_do_not_run_on_import_are_not_run(package: Path) -> None:
+    (package / "launch.py").write_text("import pathlib; pathlib.Path('launched').touch()\n")
+    (package / "ends.py").write_text("import os; os._exit(0)\n")
+    text = "def build(num_classes):\n    import ends\nif __name__ == '__main__':\n    import launch\n"
+    (package / "net.py").write_text(text)
+    assert list(sources_of("net:build", str(package))["files"]) == ["net.py"]
+    assert not (package / "launched").exists()
+
+
+def test_the_folder_comes_first_on_the_path_wherever_else_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, value in (("other", 1), ("own", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twice_there.py").write_text(f"def build(num_classes): return {value}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    monkeypatch.syspath_prepend(str(tmp_path / "other"))
+    assert import_function("twice_there:build", str(tmp_path / "own"))(10) == 2
+    sys.modules.pop("twice_there", None)

@@ -77,11 +77,49 @@ def test_a_networks_macs(network, expected: int) -> None:
     assert network_macs(network(), EXAMPLE).total == expected
 
 
+class WrittenOut(nn.Module):
+    """A linear layer as a product and a sum, and a gate, which is no product of the kind that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.gate = nn.Parameter(torch.randn(5, 192)), nn.Parameter(torch.randn(1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, None] * self.weight).sum(-1) * self.gate
+
+
+def test_a_product_that_is_written_out_counts() -> None:
+    assert network_macs(WrittenOut(), EXAMPLE).total == 5 * 192
+
+
+def test_what_cannot_be_looked_into_is_unknown() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda v: v @ v.mT, lambda v: v.sin(), (x,))
+
+    counted = network_macs(Branching(), EXAMPLE)
+    assert counted.total is None
+    assert "cannot be counted" in counted.unknown[0]
+
+
+@torch.library.custom_op("profiler::secret", mutates_args=())
+def secret(x: Tensor) -> Tensor:
+    return x @ x.mT
+
+
+def test_an_operator_of_the_users_is_unknown_whatever_its_name() -> None:
+    class Custom(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.profiler.secret(x)
+
+    assert network_macs(Custom(), EXAMPLE).unknown == ["profiler.secret"]
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_bidirectional_stack(kind: type) -> None:
     gates = {nn.LSTM: 4, nn.GRU: 3}[kind]
     network = kind(24, 8, num_layers=2, bidirectional=True)
-    counted = network_macs(network, torch.zeros(1, 8, 24))
+    counted = network_macs(network, torch.zeros(8, 2, 24))
     assert counted.total == 8 * 2 * gates * 8 * (24 + 8) + 8 * 2 * gates * 8 * (16 + 8)
 
 

@@ -16,7 +16,7 @@ from raq.quantize.generated import read_package
 from raq.requirements import check_results
 
 MACS = [32 * 32 * 16 * 27, 16 * 16 * 32 * 144, 320]
-NOWHERE = Path("no-results")
+NOWHERE, MARK = Path("no-results"), "raq-call "
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def lowered(program, path: Path, **configuration) -> Path:
 
 def ran(path: Path, layers=()):
     with FreshProcess(path) as process:
-        traces = executed.read_trace(process.trace((3, 32, 32)), {432, 4608, 320})
+        traces = process.trace((3, 32, 32), {432, 4608, 320})
     return executed.summary(traces, sum(MACS), layers)
 
 
@@ -90,20 +90,36 @@ def test_lines_of_the_trace(line: str, macs: int | None, integer: bool | None) -
 
 
 def test_only_weights_packed_anew_in_the_last_call_count() -> None:
-    weight, activation = told("reorder", "s8", "s8", "16x3x3x3"), told("reorder", "u8", "u8", "8x16x3x3")
-    text = "\n".join(["raq-call 1", weight, weight, "raq-call 1", weight, "raq-call 8", activation])
-    found = executed.summary(executed.read_trace(text, {432, 1152}), None)
-    assert found["reorders_per_call"] == {"1": 1, "8": 0}
+    """A weight's shape is the same at both batch sizes, be its first side one of them; activations' differ."""
+    weight, other = told("reorder", "s8", "s8", "16x3x3x3"), told("reorder", "s8", "s8", "8x16x3x3")
+    activations = [told("reorder", "u8", "u8", f"{n * 144}x8") for n in (1, 8)]  # as many numbers as a weight has
+    text = "\n".join(
+        ["raq-call 1", weight, weight, "raq-call 1", weight, other, activations[0], "raq-call 8", other, activations[1]]
+    )
+    found = executed.summary(executed.read_trace(text, MARK, {432, 1152}), None)
+    assert found["reorders_per_call"] == {"1": 1, "8": 1}, "the first weight is packed at one batch size alone"
     assert found["executed_int8_mac_share"] is None, "no total, no share"
 
 
+def test_marks_that_an_artifact_writes_itself_are_none() -> None:
+    line = told("convolution", "u8", "s8", "mb1_ic3oc16_ih32oh32kh3_iw32ow32kw3")
+    text = f"raq-call x\nraq-call 0\nraq-call {'9' * 5000}\nother-call 1\n{line}\nraq-call 1\n"
+    (traced,) = executed.read_trace(text, MARK, set()) or []
+    assert traced.int8_macs == 0
+
+
+def test_a_kernel_of_unknown_size_makes_the_share_unknown() -> None:
+    text = "\n".join(["raq-call 1", told("matmul", "u8", "s8", "1x64:64x10"), told("rnn", "f32", "f32", "l1t16mb1")])
+    assert executed.summary(executed.read_trace(text, MARK, set()), 640)["executed_int8_mac_share"] is None
+
+
 def test_where_onednn_cannot_report_nothing_is_known() -> None:
-    assert executed.read_trace("onednn_verbose,v1,info\n", set()) is None
-    nothing = executed.read_trace("raq-call 1\n", set())
+    assert executed.read_trace("onednn_verbose,v1,info\n", MARK, set()) is None
+    nothing = executed.read_trace("raq-call 1\n", MARK, set())
     assert nothing is not None and executed.summary(nothing, 10)["executed_int8_mac_share"] == 0.0, "it could report"
-    assert executed.summary(None, 10)["executed_int8_mac_share"] is None
+    assert executed.summary(None, 10)["executed_int8_mac_share"] == 0.0
 
 
 def test_more_than_it_should_do_is_no_share_above_one() -> None:
     text = f"raq-call 1\n{told('convolution', 'u8', 's8', 'mb1_ic3oc16_ih32oh32kh3_iw32ow32kw3')}\n"
-    assert executed.summary(executed.read_trace(text, set()), 1000)["executed_int8_mac_share"] == 1.0
+    assert executed.summary(executed.read_trace(text, MARK, set()), 1000)["executed_int8_mac_share"] == 1.0

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import resource
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from raq.experiment import Calibration, Require, Resources
 from raq.plan import Stage
 from raq.quantize import artifact, audit, checking, conversion, ledger, ptq, quantizers
 from raq.quantize.capture import export_program
+from raq.quantize.cpp import Deadline
+from raq.quantize.elf import imported_symbols
 from raq.quantize.generated import read_metadata, read_package
 from raq.quantize.parity import compare
 from raq.records import Store
@@ -304,6 +307,66 @@ def test_a_comment_or_a_string_is_no_call(package: Path, tmp_path: Path) -> None
     for text in hidden:
         path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", source + b"\n" + text + b"\n")
         assert len(read_package(path).calls) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"// not code \\\n" + b"F(aoti_torch_cpu__qlinear_pointwise_tensor(a, w, &buf_handle));",
+        b"auto c = u8'a'; auto s = \"' F(aoti_torch_cpu__qlinear_pointwise_tensor(a, w, &b_handle)); //\";",
+        b"#define NEVER(a) F(aoti_torch_cpu__qlinear_pointwise_tensor(a, w, &b_handle));",
+    ],
+    ids=["continued comment", "character", "macro"],
+)
+def test_what_only_looks_like_a_call(package: Path, tmp_path: Path, text: bytes) -> None:
+    with zipfile.ZipFile(package) as archive:
+        source = next(archive.read(n) for n in archive.namelist() if n.endswith(".wrapper.cpp"))
+    path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", source + b"\n" + text + b"\n")
+    assert len(read_package(path).calls) == len(read_package(package).calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"F(aoti_torch_cpu_addmm_out(a, b));  next();",
+        b"F(aoti_torch_cpu_addmm_out(a, b)); F(aoti_torch_cpu_addmm_out(a, b));",
+        b"F(aoti_torch_cpu_addmm_out(a,\n b));",
+    ],
+)
+def test_calls_in_a_form_that_no_compiler_writes_are_refused(package: Path, tmp_path: Path, text: bytes) -> None:
+    """One could hide behind another."""
+    path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", text)
+    with pytest.raises(StageError, match=r"in a form that the compiler does not write|only the C\+\+ calls"):
+        read_package(path)
+
+
+def test_a_strangers_word_excuses_nothing(package: Path, tmp_path: Path) -> None:
+    """Metadata that claims a tiny total, and layers in float by choice, for a package with an LSTM in it."""
+    with zipfile.ZipFile(package) as archive:
+        source = next(archive.read(n) for n in archive.namelist() if n.endswith(".wrapper.cpp"))
+        metadata = next(n for n in archive.namelist() if n.endswith("wrapper_metadata.json"))
+    lstm = source + b"\nF(aoti_torch_cpu_mkldnn_rnn_layer(a, w));\n"
+    path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", lstm)
+    told = {"candidate": "ptq", "macs": 1, "float_by_choice": ["0", "3", "8"]}
+    path = with_member(path, tmp_path / "b.pt2", metadata, json.dumps({"raq": json.dumps(told)}).encode())
+    found = checking.check(path, NOWHERE, run=False, require=0.95)
+    assert "an unknown share of its MACs is int8, required is 0.95" in found["problems"][0]
+    assert any("float by choice: no record vouches" in note for note in found["notes"])
+
+
+def test_names_without_an_end_do_not_stall_the_reader(tmp_path: Path) -> None:
+    """12,000 symbols that all begin in one string of a megabyte."""
+    names = b"\0.dynsym\0.dynstr\0" + b"a" * 1_000_000
+    symbols = struct.pack("<IBBHQQ", 17, 0x12, 0, 0, 0, 0) * 12_000
+    start = 64 + len(symbols) + len(names)
+    sections = struct.pack("<IIQQQQIIQQ", *[0] * 10)
+    sections += struct.pack("<IIQQQQIIQQ", 1, 11, 0, 0, 64, len(symbols), 2, 0, 8, 24)
+    sections += struct.pack("<IIQQQQIIQQ", 9, 3, 0, 0, 64 + len(symbols), len(names), 0, 0, 1, 0)
+    header = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, start, 0, 64, 0, 0, 64, 3, 2)
+    path = tmp_path / "a.so"
+    path.write_bytes(header + symbols + names + sections)
+    with path.open("rb") as file:
+        assert imported_symbols(file, Deadline(1.0)) == set()
 
 
 def test_an_opaque_call_makes_the_share_unknown(package: Path, tmp_path: Path) -> None:

@@ -190,6 +190,127 @@ def test_stochastic_depth_drops_whole_branches_in_training(mode: str, images: in
     assert 0.2 < is_dropped.float().mean() < 0.4
 
 
+class Frozen(Net):
+    """Its first batch norm never trains, nor does a dropout that its code switches off."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.bn1.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.5, training=False))
+
+
+class Twice(Net):
+    """One batch norm called twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.bn1(self.conv2(self.act(self.bn1(self.conv1(x))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Frozen, Twice])
+def test_what_the_network_does_in_training_is_what_the_graph_does(kind: type) -> None:
+    torch.manual_seed(0)
+    network = settled(kind(eps=1e-3))
+    reference = copy.deepcopy(network).train()
+    prepared = prepared_of(network)
+    prepared.apply(qat.disable_observer)
+    prepared.apply(qat.disable_fake_quant)
+    torch.testing.assert_close(prepared(IMAGES), reference(IMAGES), rtol=1e-3, atol=1e-3)
+    left = prepared.state_dict()
+    assert "bn1.running_mean" in left
+    for key, expected in reference.state_dict().items():
+        if key in left:  # a frozen norm counts no batches, and a part that is not called is not there
+            torch.testing.assert_close(left[key], expected, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    qat.set_graph_mode(prepared, training=False, norms=False)
+    prepared.apply(qat.enable_observer)
+    prepared(IMAGES)
+    assert torch.isfinite(conversion.convert(prepared, EXAMPLE).module()(IMAGES)).all()
+
+
+class Attentive(nn.Module):
+    """Dropout inside fused attention, and inside a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gru, self.fc = (
+            nn.Linear(48, 8),
+            nn.GRU(8, 8, 2, dropout=0.5, batch_first=True),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.reshape(x.shape[0], 16, 48))
+        x = nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if self.training else 0.0)
+        return self.fc(self.gru(x)[0].mean(1))
+
+
+def test_dropout_inside_attention_and_recurrent_layers_is_switched() -> None:
+    prepared = prepared_of(Attentive())
+    qat.set_graph_mode(prepared, training=False, norms=False)
+    assert torch.equal(prepared(IMAGES), prepared(IMAGES))
+    qat.set_graph_mode(prepared, training=True, norms=False)
+    assert not torch.equal(prepared(IMAGES), prepared(IMAGES))
+
+
+@pytest.mark.parametrize("how", ["cat", "stack", "output", "flat", "tokens"])
+def test_stochastic_depth_wherever_it_stands(how: str) -> None:
+    """Into a list, as the output, of vectors and of tokens: there is one dropout for each, of as many dimensions."""
+
+    class Anywhere(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            branch = self.bn(self.conv(y))
+            if how == "cat":
+                return self.fc(torch.cat([y, self.drop(branch)], 2).mean((2, 3)))
+            if how == "stack":
+                return self.fc(torch.stack([self.drop(branch), y]).mean((0, 3, 4)))
+            if how == "output":
+                return self.drop(self.fc(branch.mean((2, 3))))
+            if how == "flat":
+                return self.fc(torch.relu(self.drop(torch.relu(branch.mean((2, 3))))))
+            tokens = branch.flatten(2).transpose(1, 2)
+            return self.fc((tokens + self.drop(tokens)).mean(1))
+
+    network = settled(Anywhere(StochasticDepth(0.5, "row")))
+    prepared = prepared_of(network)
+    assert sum("dropout" in str(node.target) for node in prepared.graph.nodes) == 1
+    prepared.apply(qat.disable_fake_quant)
+    qat.set_graph_mode(prepared, training=True, norms=False)
+    assert prepared(IMAGES).shape == network.eval()(IMAGES).shape
+    assert not torch.equal(prepared(IMAGES), prepared(IMAGES))
+
+
+def test_a_users_own_stochastic_depth_is_not_taken_for_torchvisions() -> None:
+    """Its rate may be the share that is kept."""
+
+    class StochasticDepth(nn.Module):
+        p = 0.9
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.bernoulli(torch.full_like(x[:, :1, :1, :1], self.p)) if self.training else x
+
+    with pytest.raises(UserError, match="draws random numbers"):
+        prepared_of(Residual(StochasticDepth()))
+
+
+def test_what_torchao_rewrites_into_what_cannot_run_is_refused() -> None:
+    class Transposed(Net):
+        def __init__(self) -> None:
+            super().__init__(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 3, groups=2)))
+
+    with pytest.raises(StageError, match="does not run: The size of tensor a"):
+        prepared_of(Transposed())
+
+    class Auxiliary(Net):
+        def forward(self, x: Tensor):
+            return (super().forward(x), x.mean()) if self.training else super().forward(x)
+
+    with pytest.raises(UserError, match="another kind of output in training"):
+        prepared_of(Auxiliary())
+
+
 def test_stochastic_depth_does_not_keep_a_residual_sum_from_int8() -> None:
     """The quantizer sees the convolution and the addition after it as one pattern, as without stochastic depth."""
     quantized = [sum(n.op == "call_module" for n in prepared_of(Residual(d)).graph.nodes)

@@ -1,0 +1,99 @@
+"""Which of the user's files count while a stage runs: those that were planned with, and whatever else it reads.
+
+A plan knows what the user's function imports (`user_code.sources_of`). What it imports by other means, runs or reads
+when it is called is found here, by the process that runs it: opened files, by an audit hook of Python's, and modules
+that are there. They are kept in the stage's record, and a change in one makes it stale. Must not import torch or ray.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raq.errors import UserError
+from raq.model.imported_code import users_modules
+from raq.records import file_digest
+
+MAX_FILES, MAX_FILE_BYTES = 1000, 50_000_000
+NOT_LOOKED_AT = ("results", "__pycache__")
+_opened: list[set[str]] = []  # what is watched now; a hook cannot be taken off again, so there is one, put on once
+_hooked: list[bool] = []
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened and isinstance(arguments[0], str):
+        flags = arguments[2] if isinstance(arguments[2], int) else 0
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            for names in _opened:
+                names.add(arguments[0])
+
+
+@contextmanager
+def watched(planned: Mapping[str, Any], folder: str | None, ignored: tuple[Path, ...]) -> Iterator[dict[str, str]]:
+    """With what is read of `folder`, the user's working folder, watched: filled, at the end, with SHA-256 by file.
+
+    planned: the sources of a plan, by function; their files must be as planned with, before and after, else UserError.
+    ignored: files and folders that are covered by other means, such as data and weights. Without sources of the user's
+    nothing is watched.
+    """
+    found: dict[str, str] = {}
+    if not planned or folder is None:
+        yield found
+        return
+    refuse_changed_sources(planned, Path(folder))
+    if not _hooked:
+        sys.addaudithook(_hook)
+        _hooked.append(True)
+    opened: set[str] = set()
+    _opened.append(opened)
+    try:
+        yield found
+    finally:
+        _opened.remove(opened)
+    refuse_changed_sources(planned, Path(folder))
+    known = {name for sources in planned.values() for name in sources["files"]}
+    found |= _digests(opened, Path(folder).resolve(), known, ignored)
+
+
+def refuse_changed_sources(planned: Mapping[str, Any], folder: Path) -> None:
+    """UserError if a file of the user's code is not what the plan was made with."""
+    for function, sources in planned.items():
+        for name, digest in sources["files"].items():
+            path = folder / name
+            if not path.is_file() or file_digest(path) != digest:
+                raise UserError(f"{name}, which {function} imports, has changed since the plan was made", "run again")
+
+
+def _digests(opened: set[str], folder: Path, known: set[str], ignored: tuple[Path, ...]) -> dict[str, str]:
+    places = {Path(os.path.normpath(folder / name)) for name in opened}
+    places |= set(users_modules(set()).values())
+    found: dict[str, str] = {}
+    for place in sorted(places):
+        inside = place.is_relative_to(folder)
+        name = str(place.relative_to(folder)) if inside else str(place)
+        if name in known or str(place) in known or any(place.is_relative_to(path) for path in ignored):
+            continue
+        parts = Path(name).parts if inside else ()
+        if any(part.startswith(".") or part in NOT_LOOKED_AT for part in parts) or (
+            not inside and place.suffix != ".py"
+        ):
+            continue
+        if place.is_file() and place.stat().st_size <= MAX_FILE_BYTES and len(found) < MAX_FILES:
+            found[name] = file_digest(place)
+    return found
+
+
+def changed_read(record: Mapping[str, Any], folder: Path) -> str | None:
+    """The first file that a stage has read and that is another one now; None if none is.
+
+    Files outside the working folder count where they are.
+    """
+    for name, digest in (record["results"].get("read_files") or {}).items():
+        path = folder / name
+        if Path(name).is_absolute() and not path.exists():
+            continue
+        if not path.is_file() or file_digest(path) != digest:
+            return str(name)
+    return None
