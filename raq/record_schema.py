@@ -500,19 +500,6 @@ class SettingsOfBenchStage(TypedDict):
     device: Name
 
 
-@strict
-class SettingsOfQuantizing(TypedDict):
-    """Of a ptq or qat stage's settings, what a report reads."""
-
-    reduce_range: NotRequired[bool]
-
-
-SettingsOf: dict[str, Any] = {
-    "bench": SettingsOfBenchStage, "ptq": SettingsOfQuantizing, "qat": SettingsOfQuantizing,
-}  # fmt: skip
-NEED_SETTINGS = tuple(SettingsOf)
-
-
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
@@ -522,6 +509,9 @@ def check_run(run: Values, place: str) -> None:
     """UserError, naming the place and the key, unless this is a run's record."""
     check_depth(run, place)
     _check(RunRecord, run, place)
+    sweep = run["settings"].get("sweep") or {}
+    if sweep.get("layers") and "select" not in sweep:
+        raise _wrong(place, "settings.sweep.select", "Field required")
     for name, stage in run["stages"].items():
         kind, _, candidate = name.partition("/")
         if kind == "evaluate" and not _is_candidate(candidate, run["settings"]):
@@ -554,8 +544,8 @@ def check_stage(record: Values, place: str, kind: str) -> None:
         _check(dict[str, Fingerprint], record["results"]["read_files"], place, "results.read_files.")
     if record["kind"] != kind:
         raise _wrong(place, "kind", f"{record['kind']}, and {kind} is asked for")
-    if kind in NEED_SETTINGS:
-        _check(SettingsOf[kind], record.get("settings"), place, "settings.")
+    if kind == "bench":
+        _check(SettingsOfBenchStage, record.get("settings"), place, "settings.")
     if kind in RESULTS:
         _check(RESULTS[kind], record["results"], place, "results.")
         for number, row in enumerate(record["results"].get("parity", [])):
@@ -565,6 +555,8 @@ def check_stage(record: Values, place: str, kind: str) -> None:
     if kind == "bench":
         _check_rounds(record["results"]["rows"], place)
         _check_measurement(record, place)
+    if kind == "qat_sweep":
+        _check_trials(record["results"]["trials"], place)
     if kind == "evaluate":
         _check_evaluation(record["results"], place)
     elif kind != "lower":
@@ -596,6 +588,18 @@ def _check_evaluation(results: Values, place: str) -> None:
     ):
         if key in results and needed not in results:
             raise _wrong(place, f"results.{needed}", "Field required")
+
+
+def _check_trials(trials: list[Values], place: str) -> None:
+    """UserError for a training of a search that lacks what its state brings."""
+    for number, trial in enumerate(trials):
+        needed = ("error",) if trial["state"] == "failed" else ("epochs", "top1", "front")
+        missing = [key for key in needed if trial.get(key) is None]
+        missing += [f"config.{key}" for key in trials[0]["config"] if key not in trial["config"]]
+        if missing:
+            raise _wrong(place, f"results.trials.{number}.{missing[0]}", "Field required")
+    if not any(trial.get("top1_interval") for trial in trials):
+        raise _wrong(place, "results.trials", "none has an interval")
 
 
 def _check_measurement(record: Values, place: str) -> None:

@@ -228,6 +228,8 @@ class Store:
         work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
         found = stage_files(work)
         record = {
+            "kind": kind,
+            "fingerprint": fingerprint,
             **record,
             "id": record.get("id") or uuid.uuid4().hex,
             "files": {name: path.stat().st_size for name, path in found.items()},

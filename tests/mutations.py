@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -89,3 +91,40 @@ def mutated_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 def as_json(value: Any) -> str:
     """As a record's file might hold it, NaN and Infinity included."""
     return json.dumps(value, indent=1)
+
+
+def every_key(stores: dict[str, Path]) -> Iterator[tuple[Path, Path, tuple[Any, ...], str]]:
+    """Every key of every kind of record in these results folders, to be left out or to be null, once.
+
+    (folder, file, path of the key, "remove" or "null"); of a list its first entry's keys.
+    """
+    seen = set()
+    for root in stores.values():
+        for file in sorted([*root.glob("stages/*/record.json"), *root.glob("runs/*/run.json")]):
+            kind = file.parent.name.partition("-")[0] if file.name == "record.json" else "run"
+            for at in _keys(json.loads(file.read_text())):
+                unread = at[0] in ("seal", "inputs", "input_ids") or (at[0] == "settings" and kind != "run")
+                name = (kind, *("*" if isinstance(part, int) else part for part in at))
+                if not unread and name not in seen:
+                    seen.add(name)
+                    yield from ((root, file, at, how) for how in ("remove", "null"))
+
+
+def _keys(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, inner in list(value.items()) if isinstance(value, dict) else enumerate(value[:1]):
+        if isinstance(value, dict):
+            yield (*at, key)
+        if isinstance(inner, dict | list) and len(at) < 4:
+            yield from _keys(inner, (*at, key))
+
+
+def without(value: Any, at: tuple[Any, ...], how: str) -> Any:
+    """The value with the key at this path left out, or null; in place."""
+    owner = value
+    for part in at[:-1]:
+        owner = owner[part]
+    if how == "remove":
+        del owner[at[-1]]
+    else:
+        owner[at[-1]] = None
+    return value

@@ -85,7 +85,7 @@ BAD = {
     "alias bomb": ("a: &a [1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "aliases", ""),
     "syntax": ("name: [a\n", "not valid YAML", ""),
     "two documents": ("name: a\n---\nname: b\n", "not valid YAML", ""),
-    "deep": ("name: " + "[" * 3000, "not valid YAML", ""),
+    "deep": ("name: " + "[" * 3000, "nested deeper than 50 levels", ""),
     "name is a path": ("name: ../../etc\n", "name is '../../etc'", "another name"),
     "name missing": ("seed: 1\n", "name is missing", "name"),
     "data set": ("name: a\ndata: {name: /etc/passwd}\n", "'/etc/passwd' is not a data set", ""),

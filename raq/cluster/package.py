@@ -39,7 +39,8 @@ KEY_FOLDERS = re.compile(r"^(secrets?|credentials?|private|\.ssh|\.aws|\.gnupg)$
 KEY_CONTENTS = re.compile(
     rb"-----BEGIN [A-Z ]{0,40}PRIVATE KEY|\bA[KS]IA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}|\bnpm_[A-Za-z0-9]{36}"
     rb"|aws_secret_access_key['\"]?\s{0,9}[=:]\s{0,9}['\"]?[A-Za-z0-9/+]{40}|\b[sr]k_live_[A-Za-z0-9]{16}"
-    rb"|(?i:password|passwd)['\"]?\s{0,9}[:=]\s{0,9}['\"]?[^\s'\"$<{(]{6}|://[^\s:/@]{1,64}:[^\s:/@$<{]{3,64}@"
+    rb"|(?i:password|passwd)['\"]?\s{0,9}[:=]\s{0,9}(?:['\"][^'\"\s$<{]{6,64}['\"]|[^\s'\"$<{(.]{6,64}\s*(?:\n|\Z))"
+    rb"|://[^\s:/@]{1,64}:[^\s:/@$<{]{3,64}@"
     rb"|\bgithub_pat_[A-Za-z0-9_]{30}|\bhf_[A-Za-z0-9]{30}|\bxox[abprs]-[A-Za-z0-9-]{10}|\bAIza[0-9A-Za-z_-]{35}"
     rb"|\bsk-[A-Za-z0-9_-]{20}|\bglpat-[A-Za-z0-9_-]{20}|\bya29\.[A-Za-z0-9_-]{20}"
     rb"|\beyJ[A-Za-z0-9_-]{10,200}\.eyJ[A-Za-z0-9_-]{10,2000}\."

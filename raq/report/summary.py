@@ -121,7 +121,9 @@ def _candidate(
     )
     found["graph_int8_mac_share"] = evaluation["results"].get("graph_int8_mac_share") if evaluation else None
     program = stages.get(name)
-    found["reduce_range"] = {**program["settings"], **program["results"]}.get("reduce_range") if program else None
+    found["reduce_range"] = (
+        {**(program.get("settings") or {}), **program["results"]}.get("reduce_range") if program else None
+    )
     found["parity"] = [
         row
         for stage, record in stages.items()

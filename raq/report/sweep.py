@@ -143,7 +143,7 @@ def print_layers(console: Console, found: Mapping[str, Any]) -> None:
     console.print(
         f"\n{len(found['trials'])} mixtures of int8 and float layers on {found['validation_images']} validation images "
         f"(fp32: {100 * found['baseline_top1']:.2f}%); all in int8: {100 * everything['top1']:.2f}% "
-        f"(drop {_points(everything)}), {everything['sqnr_db']:.1f} dB",
+        f"(drop {_points(everything)}), {_db(everything['sqnr_db'])} dB",
         style="bold",
         highlight=False,
     )

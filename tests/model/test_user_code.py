@@ -8,7 +8,7 @@ import pytest
 
 from raq.errors import UserError
 from raq.model.reading import changed_read, watched
-from raq.model.user_code import import_function, shadowing, sources_of
+from raq.model.user_code import import_function, on_path, shadowing, sources_of
 
 
 @pytest.fixture
@@ -128,7 +128,9 @@ def test_what_is_read_only_when_it_runs_is_seen_then(tmp_path: Path, monkeypatch
     planned = {"dynamic:build": sources_of("dynamic:build", str(tmp_path))}
     assert list(planned["dynamic:build"]["files"]) == ["dynamic.py"]
     with watched(planned, str(tmp_path), (tmp_path / "data",)) as read:
-        import_function("dynamic:build", str(tmp_path))(10)
+        build = import_function("dynamic:build", str(tmp_path))
+        with on_path(str(tmp_path)):
+            build(10)
         (tmp_path / "data" / "images.bin").read_text()
         (tmp_path / ".hidden").read_text()
     own = {name for name in read if not name.startswith("/")}
