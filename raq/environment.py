@@ -25,7 +25,13 @@ TIMING_SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREA
 """Those that decide how fast it is: with bench's fingerprint. Numbers of threads are set by raq itself, so they do not
 count."""
 SET_BY_RAQ = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-TELL_ONLY = ("ONEDNN_VERBOSE", "ONEDNN_VERBOSE_TIMESTAMP", "DNNL_VERBOSE", "DNNL_VERBOSE_TIMESTAMP")
+TELL_ONLY = (
+    "TORCHINDUCTOR_CACHE_DIR",
+    "ONEDNN_VERBOSE",
+    "ONEDNN_VERBOSE_TIMESTAMP",
+    "DNNL_VERBOSE",
+    "DNNL_VERBOSE_TIMESTAMP",
+)
 # What oneDNN may use of a CPU when told so, in rising order; an ISA allows the features up to its own.
 ISA_FEATURES = (
     ("SSE41", ()), ("AVX", ()), ("AVX2", ("avx2",)), ("AVX2_VNNI", ("avx2", "avx_vnni")),

@@ -131,7 +131,7 @@ def fold_batch_norms(prepared: fx.GraphModule) -> None:
         shift = (0 if bias is None else _tensor(prepared, bias)) - mean
         folded = {
             f"{weight_node.target}_folded_{number}": _tensor(prepared, weight_node) * scale.reshape(shape),  # type: ignore[union-attr, arg-type]
-            f"{weight_node.target}_bias_{number}": shift * scale + beta,  # type: ignore[union-attr]
+            _free_name(prepared, f"{weight_node.target}_bias", number): shift * scale + beta,  # type: ignore[union-attr]
         }
         names = [_register(prepared, name, tensor) for name, tensor in folded.items()]
         with graph.inserting_before(scaled):
@@ -200,6 +200,12 @@ def _tensor(module: fx.GraphModule, node: Any) -> Tensor:
     owner, _, name = str(node.target).rpartition(".")
     tensor: Tensor = getattr(module.get_submodule(owner), name)
     return tensor.detach()
+
+
+def _free_name(module: fx.GraphModule, name: str, number: int) -> str:
+    """The name, by which an audit knows the module of a bias; with a number if it is taken."""
+    owner, _, leaf = name.rpartition(".")
+    return f"{name}_{number}" if hasattr(module.get_submodule(owner), leaf) else name
 
 
 def _register(module: fx.GraphModule, name: str, tensor: Tensor) -> str:

@@ -37,9 +37,9 @@ class _BatchMark(_Mark):
 
 @dataclass(frozen=True)
 class Mark:
-    """Where stochastic depth is: between the node `source` and the node `consumer`.
+    """Where stochastic depth is: before an input of the node `consumer` (its name, as exported).
 
-    Both by name, as exported; order: which of the consumer's inputs it is; rate: share that is dropped; rank: number of
+    order: which of the consumer's inputs it is; rate: share that is dropped; rank: number of
     dimensions of what is dropped.
     """
 

@@ -30,8 +30,8 @@ def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
     several = {key: len({row.get(key) for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
 
     def said(row: Mapping[str, Any]) -> str:
-        channels = f", per {'channel' if row[PER_CHANNEL] else 'tensor'}" if several[PER_CHANNEL] else ""
-        return channels + (f", {7 if row[REDUCE_RANGE] else 8} bits" if several[REDUCE_RANGE] else "")
+        channels = f", per {'channel' if row.get(PER_CHANNEL) else 'tensor'}" if several[PER_CHANNEL] else ""
+        return channels + (f", {7 if row.get(REDUCE_RANGE) else 8} bits" if several[REDUCE_RANGE] else "")
 
     for row in found["curve"]:
         percentile = "" if row["percentile"] is None else f" {row['percentile']:g}"

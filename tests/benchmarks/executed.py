@@ -67,7 +67,7 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     sizes = {math.prod(entry.shape) for entry in ledger(code).constants if len(entry.shape) > 1}
     fresh.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
     with fresh.FreshProcess(path, threads=2) as process:
-        traces = executed.read_trace(process.trace((3, side, side)), sizes)
+        traces = process.trace((3, side, side), sizes)
     told = executed.summary(traces, counted.total, found.as_record()["layers"])
     rows = told.pop("executed_layers")
     return {

@@ -21,7 +21,7 @@ from raq.cluster.sweep import tune_all
 from raq.errors import UserError
 from raq.experiment import Experiment
 from raq.fingerprints import short_digest
-from raq.records import Store, write_json
+from raq.records import Store, sealed, write_json
 from raq.run import prepare
 from raq.searches import Search
 from raq.stages.call import Call
@@ -201,7 +201,8 @@ def test_a_run_without_a_sweep_has_no_trials(tmp_path: Path) -> None:
     machine = {"cpu": "a cpu", "features": [], "cpus": 1, "gpus": []}
     run: dict = {"settings": settings, "data": {"digest": "d"}, "stages": {}}
     run["environment"] = {"machine": machine, "versions": {}}
-    write_json(tmp_path / "run.json", {**run, "id": "x", "experiment": "x", "complete": True, "error": None})
+    run |= {"id": "x", "experiment": "x", "complete": True, "error": None}
+    write_json(tmp_path / "run.json", sealed(run))
     with pytest.raises(UserError, match="no finished sweep"):
         raq.open_run(tmp_path).trials()
 

@@ -118,8 +118,8 @@ def test_an_operator_of_the_users_is_unknown_whatever_its_name() -> None:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_bidirectional_stack(kind: type) -> None:
     gates = {nn.LSTM: 4, nn.GRU: 3}[kind]
-    network = kind(24, 8, num_layers=2, bidirectional=True)
-    counted = network_macs(network, torch.zeros(8, 2, 24))
+    network = kind(24, 8, num_layers=2, bidirectional=True, batch_first=True)
+    counted = network_macs(network, torch.zeros(2, 8, 24))
     assert counted.total == 8 * 2 * gates * 8 * (24 + 8) + 8 * 2 * gates * 8 * (16 + 8)
 
 
