@@ -56,6 +56,7 @@ class Simulated:
         return {
             "id": uuid.uuid4().hex,
             "files": {},
+            "digests": None,
             "results": {
                 "weight_bytes": 11_240_000,
                 "history": [{"epoch": n, "loss": 1.0 / (n + 1)} for n in range(10)],

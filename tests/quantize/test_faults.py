@@ -242,7 +242,7 @@ def test_what_a_stranger_may_write_is_one_problem(package: Path, tmp_path: Path,
 
 
 FEW = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None,
+    max_examples=30, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
