@@ -38,6 +38,10 @@ KINDS: tuple[tuple[str, Pool, int], ...] = (
     ("lower", "quantize", 2),
     ("evaluate", "quantize", 1),
 )  # kind, pool, CPUs
+RESULTS: dict[str, dict[str, Any]] = {
+    "lower": {"target": "cpu", "size_bytes": 13_260_000, "weight_bytes": 11_240_000, "int8_mac_share": 1.0},
+    "evaluate": {"top1": 0.5, "correct": 1, "test_images": 2},
+}  # what a record of that kind must have
 
 
 @ray.remote(num_cpus=0, max_concurrency=500)
@@ -57,10 +61,7 @@ class Simulated:
             "id": uuid.uuid4().hex,
             "files": {},
             "digests": None,
-            "results": {
-                "weight_bytes": 11_240_000,
-                "history": [{"epoch": n, "loss": 1.0 / (n + 1)} for n in range(10)],
-            },
+            "results": RESULTS.get(call.kind, {}) | {"history": [{"epoch": n, "loss": 1 / (n + 1)} for n in range(10)]},
             "environment": environment(),
             "started_at": now(),
             "cpus": call.cpus,
