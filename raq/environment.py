@@ -1,10 +1,13 @@
 """What this machine and installation are: versions, commit, CPU features, GPU. Neither torch nor ray is imported."""
 
+import getpass
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -41,6 +44,20 @@ ISA_FEATURES = (
 )  # fmt: skip
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+
+
+def inductor_cache() -> Path:
+    """Where torch keeps what Inductor has compiled: its own rule, for processes that have another TMPDIR.
+
+    Without it each of them compiles anew, for some seconds, the probes of what the CPU can do.
+    """
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        user = getpass.getuser()
+    except (KeyError, ModuleNotFoundError, OSError):
+        user = f"uid_{os.getuid()}" if hasattr(os, "getuid") else "unknown_user"
+    name = re.sub(r'[\\/:*?"<>|]', "_", user)
+    return Path(given or Path(tempfile.gettempdir()) / f"torchinductor_{name}").absolute()
 
 
 def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str | None]:

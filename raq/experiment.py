@@ -19,6 +19,7 @@ RUNTIME_OF_BACKEND: dict[str, str] = {"x86": "inductor", "arm": "inductor", "xnn
 FILE_OF_RUNTIME: dict[str, str] = {"inductor": "artifact.pt2", "executorch": "artifact.pte"}
 EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 ARM_ARCHITECTURES = ("aarch64", "arm64")
+BASELINE = "fp32"  # the candidate that the others are compared with
 MIXTURE = "mixed-"  # of the names of candidates that leave some layers in float
 # What `bench.protocol: published` sets, where it is not written.
 PUBLISHED_PROTOCOL: dict[str, Any] = {"warmup": 5, "repetitions": 50, "round_ms": 0.0, "rounds": 1, "precision": None}
@@ -122,9 +123,11 @@ class Bench(Section):
     threads: Positive | None = None
     """Intra-op threads; null: the CPUs of the bench actor."""
     precision: Annotated[float, Field(gt=0, le=1)] | None = 0.02
-    """Half width of a speedup's 95% interval, relative to it, at which rounds end; null: after `rounds`."""
+    """Half width, relative to it, of the 95% interval of each ratio that decides (an artifact's time to that of the
+    fastest FP32 artifact, and of the fastest of all) at which rounds end; null: after `rounds`."""
     budget_s: Annotated[float, Field(gt=0, le=86_400)] = 180.0
-    """Seconds after which rounds end in any case; the record says which of the two it was."""
+    """Seconds over which launches are spread: rounds end then in any case, and by precision not before a third of it;
+    the record says which of the two it was."""
     rounds: Positive = 12
     """Rounds, at least; in each, every contender is timed once, in alternating order."""
     warmup: Natural = 5
@@ -263,7 +266,7 @@ class Experiment(Section):
     @property
     def candidates(self) -> tuple[str, ...]:
         """Names of the candidates, the baseline first."""
-        return ("fp32", *(["ptq"] if self.ptq else []), *self.mixtures, *(["qat"] if self.qat else []))
+        return (BASELINE, *(["ptq"] if self.ptq else []), *self.mixtures, *(["qat"] if self.qat else []))
 
 
 def kind_of(candidate: str) -> str:

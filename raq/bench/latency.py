@@ -2,25 +2,37 @@
 
 Two runtimes in one process disturb one another by up to 40% (spinning thread pools), a shared machine drifts by tens
 of percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies):
-so contenders take turns round by round, in alternating order, every few rounds in fresh processes, and a speedup is
-the median of the ratios within rounds.
+so contenders take turns round by round, every two rounds or so in fresh processes, and a speedup comes from the ratios
+within rounds, a value a launch (statistics.py). The order of a launch, in which its processes start, are warmed up and
+take their first turns, is drawn anew; its next round has the opposite order. So no place in the order is any
+contender's: the one that always came first was 0.1% faster than its twin. FP32 in eager mode, the slowest to start and
+to run, has fewer turns: what is shipped is decided between artifacts.
 """
 
+import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from raq.bench.machine import clock, cpu_times, pinned
 from raq.bench.noise import Slot, judged, summary
 from raq.bench.processes import ContenderProcess, ContenderSettings, Nursery, nursery
-from raq.bench.rows import Round, contender_row, ratios, samples
+from raq.bench.rows import Round, contender_row, ratios, samples, with_turns
 from raq.bench.statistics import LEAST_LAUNCHES, paired_ratio, relative_half_width
-from raq.experiment import Bench
+from raq.experiment import BASELINE, Bench
 
 LEAST_ROUNDS_A_LAUNCH, MOST_ROUNDS_A_LAUNCH = 2, 20
-TIMING_OVER_LAUNCHING = 1.5  # how long the rounds of a launch may take, over what starting its processes took
+TIMING_OVER_LAUNCHING = 1.0  # how long the rounds of a launch may take, over what starting its processes took
+PLANNED_LAUNCHES = 12  # the budget is enough for so many, or no launch has more than its two rounds
+SPREAD = 1 / 3  # of the budget must have passed before precision ends a measurement: launches in a row agree by nature
+LEAST_EAGER_LAUNCHES, EAGER_SHARE = (
+    8,
+    0.2,
+)  # of the time, once eager mode has had as many launches as an interval needs by then
 WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.2  # of the first launch, and of the others
 MOST_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
 REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
@@ -39,6 +51,8 @@ class Measurement:
     rounds: dict[int, list[Round]] = field(default_factory=dict)
     launches: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     clocks: list[dict[str, Any]] = field(default_factory=list)
+    spent_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    order: random.Random = field(default_factory=lambda: random.Random(0))
     repeating_s: float = 0.0
     stopped_by: str = ""
 
@@ -51,18 +65,35 @@ class Measurement:
         """Seconds since the start."""
         return time.perf_counter() - self.started
 
+    @property
+    def eager(self) -> str | None:
+        """The contender that takes part in fewer launches: eager mode, where there are two others to decide between."""
+        others = [c for c in self.contenders if c.runtime != "eager"]
+        seldom = len(others) == len(self.contenders) - 1 >= 2 and self.contenders[0].runtime == "eager"
+        return self.baseline if seldom and self.protocol.precision is not None else None
+
     def half_width(self, size: int) -> float | None:
-        """The widest relative half width of a speedup's interval at this batch size; None if one has no interval."""
-        widths = [
-            relative_half_width(paired_ratio(ratios(self.rounds[size], self.baseline, c.name))[1])
-            for c in self.contenders
-            if c.name != self.baseline
-        ]
+        """The widest relative half width, at this batch size, of the comparisons that decide; None without an interval.
+
+        Those are of each contender with the fastest FP32 and with the fastest of all, eager mode left aside where it
+        has fewer turns; where nothing is FP32, with the baseline.
+        """
+        rounds = self.rounds[size]
+        deciding = [c.name for c in self.contenders if c.name != self.eager]
+        typical = {name: float(np.median([r.median_ms(name) for r in with_turns(rounds, name)])) for name in deciding}
+        plain = [name for name in deciding if name.partition("/")[0] == BASELINE] or [deciding[0]]
+        rivals = {min(plain, key=typical.__getitem__), min(deciding, key=typical.__getitem__)}
+        compared = {(one, other) for one in rivals for other in deciding if other != one}
+        widths = [relative_half_width(paired_ratio(ratios(rounds, *pair))[1]) for pair in sorted(compared)]
+        if self.eager is not None and paired_ratio(ratios(rounds, self.eager, plain[0]))[1] is None:
+            return None
         return None if None in widths else max((width for width in widths if width is not None), default=0.0)
 
     def open_sizes(self) -> list[int]:
         """The batch sizes that need more rounds."""
         precision = self.protocol.precision
+        if precision is not None and self.elapsed_s() < SPREAD * self.protocol.budget_s:
+            return list(self.protocol.batch_sizes)
         undone = []
         for size in self.protocol.batch_sizes:
             width = 0.0 if precision is None else self.half_width(size)
@@ -90,26 +121,34 @@ class Measurement:
         """Fresh processes for all contenders, loaded and warmed up one after the other, and rounds for as long."""
         number, began = len(self.launches), time.perf_counter()
         cap_s = LATER_WARM_UP_CAP_S if number else WARM_UP_CAP_S
-        # the time goes to as many launches as an interval needs, before any of them gets more of it
-        due_s = self.protocol.budget_s * min(1.0, (number + 1) / LEAST_LAUNCHES)
+        # the time goes to as many launches as are planned, before any of them gets more of it
+        due_s = self.protocol.budget_s * min(1.0, (number + 1) / PLANNED_LAUNCHES)
+        entrants = [c for c in self.contenders if c.name != self.eager or self._eager_is_due()]
+        self.order.shuffle(entrants)
         with ExitStack() as stack:
-            processes = {c.name: stack.enter_context(own.launch(c, self.cpus)) for c in self.contenders}
+            processes: dict[str, ContenderProcess] = {}
+            for contender in entrants:
+                with self._spending(contender.name, "launching"):
+                    processes[contender.name] = stack.enter_context(own.launch(contender, self.cpus))
             told: dict[str, dict[str, Any]] = {name: dict(process.told) for name, process in processes.items()}
             for size in sorted(sizes):  # so that the peak of memory is each size's own
                 for name, process in processes.items():
-                    told[name][str(size)] = process.ask(
-                        do="warm_up", batch_size=size, calls=self.protocol.warmup, cap_s=cap_s
-                    )
+                    with self._spending(name, "warming_up"):
+                        told[name][str(size)] = process.ask(
+                            do="warm_up", batch_size=size, calls=self.protocol.warmup, cap_s=cap_s
+                        )
             self.launches.append(told)
             ready = time.perf_counter()
             for done in range(self._rounds_left(sizes)):
                 timing, launching = time.perf_counter() - ready, ready - began
-                long_enough = done >= LEAST_ROUNDS_A_LAUNCH and timing > TIMING_OVER_LAUNCHING * launching
-                if long_enough or (done and self.elapsed_s() > due_s):
+                long_enough = timing > TIMING_OVER_LAUNCHING * launching or self.elapsed_s() > due_s
+                if done >= LEAST_ROUNDS_A_LAUNCH and done % 2 == 0 and long_enough:
                     break
                 self.clocks.append(clock(self.cpus, self.contenders[0].device))
                 for size in sizes:
-                    self.rounds[size].append(self._round(number, size, processes))
+                    # eager mode has one turn a launch and size, the others go on
+                    present = {name: process for name, process in processes.items() if not done or name != self.eager}
+                    self.rounds[size].append(self._round(number, size, present, backwards=done % 2 == 1))
                 self._tell()
                 if self.spent():
                     break
@@ -121,12 +160,28 @@ class Measurement:
         left = self.protocol.rounds - min(len(self.rounds[size]) for size in sizes)
         return min(left, max(1, self.protocol.rounds // LEAST_LAUNCHES))
 
-    def _round(self, launch: int, size: int, processes: dict[str, ContenderProcess]) -> Round:
-        """Every contender once, in the order opposite to the last round's."""
-        found = Round(launch)
+    def _eager_is_due(self) -> bool:
+        """Whether eager mode takes part in the next launch: it is behind its share of launches, or of the time."""
+        assert self.eager is not None
+        had = sum(self.eager in launch for launch in self.launches)
+        behind = had < LEAST_EAGER_LAUNCHES * min(1.0, self.elapsed_s() / self.protocol.budget_s)
+        return behind or sum(self.spent_s.get(self.eager, {}).values()) < EAGER_SHARE * self.elapsed_s()
+
+    @contextmanager
+    def _spending(self, name: str, what: str) -> Iterator[None]:
+        """Add the time of this block to what a contender took of the budget."""
+        began = time.perf_counter()
+        yield
+        spent = self.spent_s.setdefault(name, {})
+        spent[what] = spent.get(what, 0.0) + time.perf_counter() - began
+
+    def _round(self, launch: int, size: int, processes: dict[str, ContenderProcess], backwards: bool) -> Round:
+        """Every one of these contenders once, in their order or in the opposite one."""
+        found = Round(launch, len(self.rounds[size]))
         names = list(processes)
-        for name in names if len(self.rounds[size]) % 2 == 0 else reversed(names):
-            found.attempts[name] = self._slot(processes[name], size)
+        for name in reversed(names) if backwards else names:
+            with self._spending(name, "timing"):
+                found.attempts[name] = self._slot(processes[name], size)
         return found
 
     def _slot(self, process: ContenderProcess, size: int) -> list[Slot]:
@@ -190,6 +245,10 @@ def measure(
         "stopped_by": found.stopped_by,
         "elapsed_s": round(found.elapsed_s(), 3),
         "launches": len(found.launches),
+        "spent_s": {
+            name: {what: round(seconds, 3) for what, seconds in sorted(spent.items())}
+            for name, spent in sorted(found.spent_s.items())
+        },
         "noise": {
             **summary(slots),
             "repeating_s": round(found.repeating_s, 3),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raq.environment import inductor_cache
 from raq.errors import StageError
 
 ANSWER_TIMEOUT_S, END_TIMEOUT_S = 600.0, 10.0
@@ -145,7 +146,10 @@ def nursery(runtimes: Collection[str] = ()) -> Iterator[Nursery]:
     with ours, tempfile.TemporaryDirectory(prefix="raq-bench-", ignore_cleanup_errors=True) as scratch:
         errors = Path(scratch) / "stderr.txt"
         # torch's C++ extensions ask for GPUs when imported, which must not start CUDA before a fork
-        environment = {**os.environ, "TMPDIR": scratch, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        environment = {
+            **os.environ, "TMPDIR": scratch, "TORCHINDUCTOR_CACHE_DIR": str(inductor_cache()),
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        }  # fmt: skip
         with theirs, errors.open("w") as file:
             child = subprocess.Popen(
                 [sys.executable, "-m", "raq.bench.runtimes", str(theirs.fileno()), *sorted(runtimes)],
@@ -153,6 +157,16 @@ def nursery(runtimes: Collection[str] = ()) -> Iterator[Nursery]:
                 env=environment,
             )  # fmt: skip
         try:
+            ours.settimeout(ANSWER_TIMEOUT_S)
+            try:
+                ready = ours.recv(1)  # its imports are no contender's time
+            except TimeoutError:
+                ready = b""
+            if not ready:
+                raise StageError(
+                    f"the process that contenders are forked from did not start{_last_line(errors)}",
+                    "run it again; was there enough memory?",
+                )
             yield Nursery(ours, errors)
         finally:
             with suppress(ProcessLookupError):

@@ -8,14 +8,26 @@ import numpy as np
 
 from raq.bench.noise import Slot
 from raq.bench.processes import ContenderSettings
-from raq.bench.statistics import Ratios, calm_ratios, counted_rounds, paired_ratio, quantile, samples_needed
+from raq.bench.statistics import (
+    Ratios,
+    calm_ratios,
+    counted_rounds,
+    launch_agreement,
+    paired_ratio,
+    quantile,
+    samples_needed,
+)
 
 
 @dataclass
 class Round:
-    """One turn of all contenders at one batch size. attempts: every slot by contender, the accepted one last."""
+    """One turn of contenders at one batch size. attempts: every slot by contender, the accepted one last.
+
+    number: of the round, at this batch size. Not every contender has a turn in every round.
+    """
 
     launch: int
+    number: int = 0
     attempts: dict[str, list[Slot]] = field(default_factory=dict)
 
     def slot(self, name: str) -> Slot:
@@ -29,9 +41,15 @@ class Round:
 
 def ratios(rounds: Sequence[Round], one: str, other: str) -> Ratios:
     """The time of `one` over that of `other` in every round that counts, a list a launch."""
-    spoilt = [r.slot(one).disturbed or r.slot(other).disturbed for r in rounds]
-    one_ms, other_ms = ([r.median_ms(name) for r in rounds] for name in (one, other))
-    return calm_ratios([r.launch for r in rounds], one_ms, other_ms, spoilt)
+    both = with_turns(rounds, one, other)
+    spoilt = [r.slot(one).disturbed or r.slot(other).disturbed for r in both]
+    one_ms, other_ms = ([r.median_ms(name) for r in both] for name in (one, other))
+    return calm_ratios([r.launch for r in both], one_ms, other_ms, spoilt)
+
+
+def with_turns(rounds: Sequence[Round], *names: str) -> list[Round]:
+    """The rounds in which all of these contenders had a turn."""
+    return [r for r in rounds if all(name in r.attempts for name in names)]
 
 
 def contender_row(
@@ -44,14 +62,19 @@ def contender_row(
     """The summary of one contender at one batch size, against the baseline.
 
     launches: by contender, what its process told when it was loaded and warmed up. calm: whether all rounds that count
-    for the speedup were undisturbed; None where the system does not tell.
+    for the speedup were undisturbed; None where the system does not tell. round_number: which of the rounds at this
+    batch size it had a turn in. launch_agreement: of the speedup (statistics.py).
     """
     name = contender.name
+    shared = ratios(rounds, baseline, name)
+    both = with_turns(rounds, baseline, name)
+    rounds = with_turns(rounds, name)
     launch = [r.launch for r in rounds]
-    spoilt = [r.slot(name).disturbed or r.slot(baseline).disturbed for r in rounds]
+    spoilt = [r.slot(name).disturbed or (baseline in r.attempts and r.slot(baseline).disturbed) for r in rounds]
+    spoilt_both = [r.slot(name).disturbed or r.slot(baseline).disturbed for r in both]
     own = counted_rounds(launch, [r.slot(name).disturbed for r in rounds])
-    speedup, interval = paired_ratio(ratios(rounds, baseline, name))
-    told = [one[name] for one in launches if str(size) in one[name]]
+    speedup, interval = paired_ratio(shared)
+    told = [one[name] for one in launches if str(size) in one.get(name, {})]
     warmed = [one[str(size)] for one in told]
     known = all(r.slot(name).known for r in rounds)
     candidate, _, runtime = name.partition("/")
@@ -63,7 +86,9 @@ def contender_row(
         "threads": contender.threads,
         "rounds": len(rounds),
         "disturbed_rounds": sum(spoilt),
-        "calm": not any(spoilt[n] for n in counted_rounds(launch, spoilt)) if known else None,
+        "calm": not any(spoilt_both[n] for n in counted_rounds([r.launch for r in both], spoilt_both))
+        if known
+        else None,
         **_times([value for n in own for value in rounds[n].slot(name).samples_ms]),
         "first_ms": warmed[0]["first_ms"],
         "load_ms": float(np.median([one["load_ms"] for one in told])),
@@ -73,6 +98,8 @@ def contender_row(
         "speedup": speedup,
         "speedup_interval": list(interval) if interval else None,
         "baseline": baseline,
+        "launch_agreement": launch_agreement(shared) if name != baseline else None,
+        "round_number": [r.number for r in rounds],
         "round_p50_ms": [r.median_ms(name) for r in rounds],
         "round_launch": launch,
         "round_disturbed": [r.slot(name).disturbed for r in rounds],
@@ -97,5 +124,6 @@ def samples(rounds: Sequence[Round], name: str) -> list[dict[str, Any]]:
     return [
         {"round": number, "launch": r.launch, **asdict(slot)}
         for number, r in enumerate(rounds)
+        if name in r.attempts
         for slot in r.attempts[name]
     ]

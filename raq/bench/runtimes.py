@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -201,6 +202,7 @@ def fork_contenders(control: socket.socket) -> None:
 if __name__ == "__main__":
     # what loading a package imports, once for all launches
     import torch._inductor.codecache
+    import torch._inductor.cpu_vec_isa
     import torch._inductor.package
     import torch.utils.cpp_extension
 
@@ -208,5 +210,8 @@ if __name__ == "__main__":
         require_executorch()
     os.dup2(2, 1)  # whatever libraries print goes to standard error
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
+    with suppress(Exception):
+        torch._inductor.cpu_vec_isa.pick_vec_isa()  # compiles probes; where that fails, loading says so
     with socket.socket(fileno=int(sys.argv[1])) as given:
+        given.sendall(b"!")
         fork_contenders(given)

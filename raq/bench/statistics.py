@@ -1,5 +1,6 @@
 """Statistics of proportions and times, on SciPy. Neither torch nor ray."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +12,12 @@ Interval = tuple[float, float]
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
 CONFIDENCE, SIGNIFICANT = 0.95, 0.05
-MOST_DRAWN = 2_000_000
-RESAMPLES, LEAST_LAUNCHES, LEAST_CALM_ROUNDS = 4000, 6, 6
+LEAST_LAUNCHES, LEAST_CALM_ROUNDS = 6, 6
+# Models of how launches drift, equally likely before anything is measured: the correlation of a launch's drift with
+# that of the next one, and the share of the variance that is steady. Without the high correlations intervals are too
+# narrow where a machine drifts slowly, as a few launches in a row then agree by nature.
+DRIFT_CORRELATIONS, STEADY_SHARES = (0.0, 0.5, 0.8, 0.9, 0.95), (0.0, 0.4, 0.7)
+TINY = 1e-24
 
 
 def proportion_interval(successes: int, trials: int) -> Interval:
@@ -23,23 +28,42 @@ def proportion_interval(successes: int, trials: int) -> Interval:
     return float(found.low), float(found.high)
 
 
-def paired_drop(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> tuple[float, Interval]:
-    """Points of top-1 lost by the candidate, with a 95% interval, from what each got right (bool [N], same images).
+def paired_drop(
+    baseline: npt.NDArray[Any], candidate: npt.NDArray[Any], confidence: float = CONFIDENCE
+) -> tuple[float, Interval]:
+    """Points of top-1 lost by the candidate, with its interval, from what each got right (bool [N], same images)."""
+    lost, won = int(np.sum(baseline & ~candidate)), int(np.sum(~baseline & candidate))
+    return 100 * (lost - won) / len(baseline), drop_interval(lost, won, len(baseline), confidence)
 
-    Adjusted Wald interval for matched pairs (Agresti & Min 2005, Statistics in Medicine 24:729): half a pair is added
-    to each cell of the 2x2 table, which keeps its coverage where few images differ.
+
+def drop_interval(lost: int, won: int, images: int, confidence: float = CONFIDENCE) -> Interval:
+    """The interval of a drop in points: `lost` images only the baseline has right, `won` only the candidate.
+
+    Score interval for matched pairs (Tango 1998, Statistics in Medicine 17:891): all drops that the score test does not
+    reject. The test of no drop among them is McNemar's, so that the interval leaves out 0 exactly where
+    `same_accuracy_p` is below 1 - confidence.
     """
+    from scipy.optimize import brentq
     from scipy.stats import norm
 
-    lost = int(np.sum(baseline & ~candidate))
-    won = int(np.sum(~baseline & candidate))
-    count = len(baseline)
-    drop = (lost - won) / count
-    lost_adjusted, won_adjusted, total = lost + 0.5, won + 0.5, count + 2
-    centre = (lost_adjusted - won_adjusted) / total
-    variance = (lost_adjusted + won_adjusted - (lost_adjusted - won_adjusted) ** 2 / total) / total**2
-    half = float(norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
-    return 100 * drop, (100 * (centre - half), 100 * (centre + half))
+    quantile_of_normal = float(norm.ppf(0.5 + confidence / 2))
+
+    def score(drop: float) -> float:
+        """The standardised distance of what was found from this drop, whose discordant share is estimated under it."""
+        b = -lost - won + (2 * images - lost + won) * drop
+        c = -won * drop * (1 - drop)
+        only_candidate = (math.sqrt(max(0.0, b * b - 8 * images * c)) - b) / (4 * images)
+        variance = images * (2 * only_candidate + drop * (1 - drop))
+        distance = lost - won - images * drop
+        return (
+            distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
+        )
+
+    estimate, edge = (lost - won) / images, 1 - 1e-12
+    below, above = (lambda d: score(d) - quantile_of_normal), (lambda d: score(d) + quantile_of_normal)
+    low = brentq(below, -edge, estimate) if below(-edge) > 0 > below(estimate) else -1.0
+    high = brentq(above, estimate, edge) if above(estimate) > 0 > above(edge) else 1.0
+    return 100 * float(low), 100 * float(high)
 
 
 def mean_drop(baseline: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) -> tuple[float, Interval]:
@@ -57,58 +81,118 @@ def mean_drop(baseline: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_])
 
 
 def same_accuracy_p(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> float:
-    """p of McNemar's exact test (McNemar 1947) that both are right equally often, on the same images."""
-    from scipy.stats import binomtest
+    """p of McNemar's test (McNemar 1947) that both are right equally often, on the same images: the score test."""
+    from scipy.stats import chi2
 
     lost, won = int(np.sum(baseline & ~candidate)), int(np.sum(~baseline & candidate))
-    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+    return float(chi2.sf((lost - won) ** 2 / (lost + won), 1)) if lost + won else 1.0
 
 
-def paired_ratio(launches: Ratios) -> tuple[float, Interval | None]:
-    """The median of the ratios within rounds, with its 95% interval; a list a launch, whose processes were the same.
+def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[float, Interval | None]:
+    """The ratio of two times, with its interval, from the ratios within rounds; a list a launch, in order of time.
 
-    The interval holds two bootstrap intervals (4,000 seeded resamples each): of launches with all their rounds, as
-    rounds of one launch share where their processes' memory lies; and of rounds, as the spread between few launches is
-    itself uncertain, and measuring ends when the interval is narrow. Either alone covers too rarely then: simulated in
-    tests/bench/test_statistics.py. None below six launches.
+    A launch counts as one value, the median of its rounds' logarithms: its rounds share where their processes' memory
+    lies. Launches are no independent sample either: a machine drifts, and those near in time agree. So they are taken
+    for the sum of a steady part and a drift (an autoregressive process of first order), whose correlation and share are
+    not known: the interval is of the posterior of the mean, with both integrated out over a grid. Values beyond three
+    deviations (of the median absolute deviation) are moved there, as in a Winsorized mean (Dixon & Tukey 1968). The
+    estimate is the median of that posterior. How often such intervals hold the truth under drift, and if measuring ends
+    when they are narrow, is simulated in tests/benchmarks/trust.py. No interval below six launches.
     """
-    every = [[ratio] for launch in launches for ratio in launch]
-    estimate = float(np.median([ratio for (ratio,) in every]))
-    if len(launches) < LEAST_LAUNCHES:
-        return estimate, None
-    (low, high), (other_low, other_high) = _bootstrap_median(launches), _bootstrap_median(every)
-    return estimate, (min(low, other_low), max(high, other_high))
+    values = np.array([float(np.median(np.log(launch))) for launch in launches])
+    if len(values) < LEAST_LAUNCHES:
+        return math.exp(float(np.median(values))), None
+    centre, (low, high) = _mean_under_drift(_winsorized(values), confidence)
+    return math.exp(centre), (math.exp(low), math.exp(high))
 
 
-def _bootstrap_median(clusters: Ratios) -> Interval:
-    """Percentile interval of the median of all values, clusters resampled whole.
+def _winsorized(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    centre = np.median(values)
+    reach = 3 * 1.4826 * np.median(np.abs(values - centre))
+    return np.clip(values, centre - reach, centre + reach)
 
-    Expanded for few clusters (Hesterberg 2015, The American Statistician 69:371, section 5.3): else it is too narrow
-    by the difference of t and normal quantiles, and by the root of n over n - 1.
+
+@functools.lru_cache(maxsize=256)
+def _drifts(count: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """What of the models does not depend on the values, a row a model: precision, its sums, their sum, log weight."""
+    lag = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+    found = []
+    for correlation in DRIFT_CORRELATIONS:
+        shares = STEADY_SHARES if correlation else (1.0,)
+        for steady in shares:
+            covariance = (1 - steady) * correlation**lag + steady * np.eye(count)
+            precision = np.linalg.inv(covariance)
+            total = precision.sum()
+            weight = -0.5 * np.linalg.slogdet(covariance)[1] - 0.5 * math.log(total) - math.log(len(shares))
+            found.append((precision, precision.sum(axis=1), total, weight))
+    return tuple(np.array(part) for part in zip(*found, strict=True))
+
+
+def _mean_under_drift(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, Interval]:
+    """Median and interval of the posterior of the mean: of a mixture of Student's t, one a model of the drift."""
+    from scipy.optimize import brentq
+    from scipy.special import stdtr
+
+    precision, sums, totals, weights = _drifts(len(values))
+    free = len(values) - 1
+    means = sums @ values / totals
+    rest = values - means[:, None]
+    spread = np.einsum("mi,mij,mj->m", rest, precision, rest)
+    if spread.max() < TINY:  # all launches are equal
+        return float(values.mean()), (float(values.mean()), float(values.mean()))
+    log_weights = weights - free / 2 * np.log(np.maximum(spread, TINY))
+    shares = np.exp(log_weights - log_weights.max())
+    shares /= shares.sum()
+    scales = np.sqrt(np.maximum(spread, TINY) / free / totals)
+
+    def at(probability: float) -> float:
+        reach = 10.0
+        while True:
+            low, high = float((means - reach * scales).min()), float((means + reach * scales).max())
+            beyond = [float(shares @ stdtr(free, (x - means) / scales)) - probability for x in (low, high)]
+            if beyond[0] < 0 < beyond[1]:
+                break
+            reach *= 10
+        found = brentq(lambda x: float(shares @ stdtr(free, (x - means) / scales)) - probability, low, high)
+        return float(found)
+
+    return at(0.5), (at((1 - confidence) / 2), at((1 + confidence) / 2))
+
+
+def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
+    """Whether launches agree as well as their rounds would have them; None if they cannot be compared.
+
+    between, within: standard deviations of the logarithm of the ratios, of launches beyond what their rounds explain,
+    and of rounds within launches; p: of the analysis of variance that launches do not differ; correlation: of a launch
+    with the next one; drift_p: of von Neumann's ratio (1941) that launches near in time agree no more than others. The
+    first three are None where launches have one round each.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import f_oneway, norm
 
-    count = len(clusters)
-    tail = norm.cdf(-math.sqrt(count / (count - 1)) * t.ppf(0.5 + CONFIDENCE / 2, count - 1))
-    rng = np.random.default_rng(0)
-    part = max(1, min(RESAMPLES, MOST_DRAWN // count))  # so many at a time: memory
-    medians = [_pooled_medians(clusters, rng.integers(0, count, (part, count))) for _ in range(-(-RESAMPLES // part))]
-    low, high = np.quantile(np.concatenate(medians), [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _pooled_medians(clusters: Ratios, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """For each row of `chosen` (clusters, with repetition) the median of their pooled values: weighted, by one sort."""
-    values = np.concatenate([np.asarray(cluster, dtype=np.float64) for cluster in clusters])
-    owner = np.repeat(np.arange(len(clusters)), [len(cluster) for cluster in clusters])
-    order = np.argsort(values, kind="stable")
-    values, owner = values[order], owner[order]
-    times = np.zeros((len(chosen), len(clusters)), dtype=np.int64)
-    np.add.at(times, (np.arange(len(chosen))[:, None], chosen), 1)
-    total = np.cumsum(times[:, owner], axis=1)  # how many values are at most this one, resample by resample
-    lower = values[np.argmax(2 * total >= total[:, -1:], axis=1)]
-    upper = values[np.argmax(2 * total > total[:, -1:], axis=1)]
-    return (lower + upper) / 2
+    logs = [np.log(np.asarray(launch, dtype=np.float64)) for launch in launches]
+    several = [part for part in logs if len(part) > 1]
+    values = _winsorized(np.array([float(np.median(part)) for part in logs]))
+    if len(values) < LEAST_LAUNCHES or values.std() ** 2 < TINY:
+        return None
+    between = within = p = None
+    if len(several) >= LEAST_LAUNCHES:
+        variance = float(sum(((part - part.mean()) ** 2).sum() for part in several) / sum(len(p) - 1 for p in several))
+        typical = len(several) / sum(1 / len(part) for part in several)
+        between = math.sqrt(max(0.0, float(values.var(ddof=1)) - variance / typical))
+        within = math.sqrt(variance)
+        p = float(f_oneway(*several).pvalue) if variance > TINY else 0.0
+    count = len(values)
+    rest = values - values.mean()
+    neumann = float((np.diff(values) ** 2).sum() / (rest**2).sum())
+    # of independent normal values, expectation 2 and this variance
+    deviation = math.sqrt(4 * (count - 2) / (count**2 - 1))
+    return {
+        "between": between,
+        "within": within,
+        "p": p,
+        "correlation": float((rest[1:] * rest[:-1]).sum() / (rest**2).sum()),
+        "drift_p": float(norm.cdf((neumann - 2) / deviation)),
+    }
 
 
 def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int]:

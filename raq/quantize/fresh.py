@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raq.environment import inductor_cache
 from raq.errors import StageError
 from raq.quantize.executed import TRACED_BATCHES, TRACED_CALLS, Traced, read_trace
 from raq.quantize.pte import is_pte
@@ -103,7 +104,7 @@ class FreshProcess:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="raq-fresh-", ignore_cleanup_errors=True))
             self.child = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=scratch,
-                env={**os.environ, "TMPDIR": scratch},
+                env={**os.environ, "TMPDIR": scratch, "TORCHINDUCTOR_CACHE_DIR": str(inductor_cache())},
             )  # fmt: skip
             stack.callback(self._end)
             assert self.child.stdin is not None

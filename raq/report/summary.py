@@ -1,6 +1,7 @@
 """A run as one plain value, from its records alone: candidates, intervals, verdict. What `raq show --json` prints."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,5 +294,13 @@ def row_ratios(one: Summary, other: Summary) -> Ratios:
     """The time of one row over that of another of the same measurement, by round."""
     if "round_launch" not in one or "round_launch" not in other:  # older records: nothing tells launches apart
         return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
-    spoilt = [a or b for a, b in zip(one["round_disturbed"], other["round_disturbed"], strict=True)]
-    return calm_ratios(one["round_launch"], one["round_p50_ms"], other["round_p50_ms"], spoilt)
+    place = {number: n for n, number in enumerate(_numbers(other))}
+    both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
+    spoilt = [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
+    one_ms, other_ms = [one["round_p50_ms"][n] for n, _ in both], [other["round_p50_ms"][m] for _, m in both]
+    return calm_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, spoilt)
+
+
+def _numbers(row: Summary) -> Sequence[int]:
+    """Which of the rounds a row had a turn in; all of them in older records."""
+    return row.get("round_number") or range(len(row["round_p50_ms"]))

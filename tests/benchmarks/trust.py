@@ -1,17 +1,20 @@
 """Can raq's latencies be trusted? The measurement, measured.
 
-    uv run python tests/benchmarks/trust.py [--runs 100] [--only quiet,neighbour,overlap,bias] [--work FOLDER]
+    uv run python tests/benchmarks/trust.py [--runs 100] [--only quiet,neighbour,spread,bias,simulated] [--work FOLDER]
 
 quiet: an artifact against its twin, and against one that sleeps 3% longer, again and again on the idle machine: how
 often is a difference found where there is none, and where there is one? neighbour: the sleepy one beside a process that
-burns one core for random half seconds: does the interval hold the true ratio? overlap: the quickstart's bench, again
-and again: do intervals of independent runs overlap? bias: contenders in one process against processes of their own.
+burns one core for random half seconds: does the interval hold the true ratio? spread: the quickstart's bench 20 times,
+spread over two hours: do intervals hold what the other 19 runs come to? bias: contenders in one process against
+processes of their own. simulated: coverage on made-up launches that drift, measured until the interval is narrow.
 
 Run it on an idle machine; every finished run is kept in the work folder, so that it goes on where it was interrupted.
+With --lock FILE, the file is locked while something is timed: other work can wait for it (flock FILE COMMAND).
 Records go to results/reference/trust.
 """
 
 import argparse
+import fcntl
 import itertools
 import json
 import math
@@ -19,31 +22,38 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import t as student
 from trust_contenders import SHARE
 
 from raq.bench.latency import measure
 from raq.bench.machine import available_cpus
 from raq.bench.processes import ContenderSettings, Nursery, nursery
-from raq.bench.statistics import proportion_interval
+from raq.bench.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width
 from raq.environment import commit, environment
 from raq.experiment import Bench
 from raq.experiment_file import load_experiment
 from raq.interruption import stop_on_sigterm
 from raq.records import Store, now, read_json, read_run, write_json
+from raq.report.summary import row_ratios
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 SHAPE, BATCH = (3, 32, 32), 32
 RUNS_A_NURSERY = 50  # runs whose contenders are forked from one process; starting it takes seconds
-QUIET = Bench(batch_sizes=(BATCH,), precision=0.015, budget_s=60.0)  # half of what is to be told apart
-NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=20.0)  # beside a burner 8 s were too few launches 18 times of 100
+QUIET = Bench(batch_sizes=(BATCH,), precision=0.02, budget_s=30.0)
+NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=20.0)
+SPREAD_RUNS, SPREAD_S = 20, 7200.0  # from the start of the first to the start of the last
 BURNER = """
 import random, sys, time
 random.seed(int(sys.argv[1]))
@@ -64,11 +74,25 @@ def contender(name: str, function: str, weights: Path) -> ContenderSettings:
 
 def summary(found: Found) -> Found:
     """What is kept of one run: its rows without the rounds, how it ended, what disturbed it."""
-    left_out = ("round_p50_ms", "round_launch", "round_disturbed")
+    left_out = ("round_p50_ms", "round_launch", "round_disturbed", "round_number")
     rows = [{key: value for key, value in row.items() if key not in left_out} for row in found["rows"]]
     noise = {key: value for key, value in found["noise"].items() if key != "clocks"}
-    kept = {key: found[key] for key in ("stopped_by", "elapsed_s", "launches")}
-    return {**kept, "commit": commit(), "noise": noise, "rows": rows}
+    kept = {key: found[key] for key in ("stopped_by", "elapsed_s", "launches", "spent_s")}
+    return {**kept, "at": now(), "commit": commit(), "noise": noise, "rows": rows, "pairs": pairs(found["rows"])}
+
+
+def pairs(rows: list[Found]) -> dict[str, Found]:
+    """The speedup of each contender over each that stands before it, with its interval."""
+    found = {}
+    for one, other in itertools.combinations(rows, 2):
+        if one["batch_size"] == other["batch_size"]:
+            launches = row_ratios(one, other)
+            ratio, interval = paired_ratio(launches)
+            names = [f"{row['candidate']}/{row['runtime']}" for row in (other, one)]
+            found[f"{names[0]} over {names[1]}, batch {one['batch_size']}"] = {
+                "value": ratio, "interval": interval, "agreement": launch_agreement(launches)
+            }  # fmt: skip
+    return found
 
 
 def quiet(own: Nursery, weights: Path) -> Found:
@@ -101,10 +125,46 @@ def quickstart_contenders(results: Path) -> tuple[list[ContenderSettings], Bench
     return found, load_experiment(QUICKSTART).bench
 
 
-def overlap(results: Path) -> Found:
-    """The bench as a run does it, from a process of its own on."""
+def spread(results: Path, folder: Path, number: int) -> Found:
+    """The bench as a run does it, from a process of its own on, when its time has come."""
+    file = folder / "spread.jsonl"
+    if number:
+        first = datetime.fromisoformat(json.loads(file.read_text().splitlines()[0])["began"])
+        due = first.timestamp() + number * SPREAD_S / (SPREAD_RUNS - 1)
+        time.sleep(max(0.0, due - time.time()))
     contenders, protocol = quickstart_contenders(results)
-    return summary(measure(contenders, protocol, available_cpus()))
+    began = now()
+    return {"began": began, **summary(measure(contenders, protocol, available_cpus()))}
+
+
+def simulated(correlation: float, deviation: float, runs: int, seed: int = 0) -> Found:
+    """Coverage of runs that end when the interval is narrow (2%), or after 40 launches; looked at from the twelfth on.
+
+    A launch has two rounds, whose logarithms have heavy tails (Student's t with 3 degrees, scale 2%), and a shift of
+    its own: an autoregressive process with this correlation from launch to launch and this standard deviation.
+    """
+    rng = np.random.default_rng(seed)
+    held, narrow, widths = 0, 0, []
+    for _ in range(runs):
+        shifts = [rng.normal(0, deviation)]
+        while len(shifts) < 40:
+            shifts.append(correlation * shifts[-1] + rng.normal(0, deviation * math.sqrt(1 - correlation**2)))
+        launches = [list(np.exp(shift + 0.02 * rng.standard_t(3, 2))) for shift in shifts]
+        for count in range(12, 41):
+            _, interval = paired_ratio(launches[:count])
+            assert interval is not None
+            width = relative_half_width(interval)
+            assert width is not None
+            if width <= 0.02:
+                narrow += 1
+                break
+        held += interval[0] <= 1 <= interval[1]
+        widths.append(width)
+    told = {"correlation": correlation, "deviation": deviation, "median half width": statistics.median(widths)}
+    return {**told, "coverage": share(held, runs), "narrow": narrow}
+
+
+SIMULATED = ((0.0, 0.0), (0.0, 0.02), (0.5, 0.02), (0.5, 0.03), (0.8, 0.02), (0.8, 0.03), (0.9, 0.02), (0.9, 0.03))
 
 
 def in_one_process(contenders: list[ContenderSettings], batch: int, rounds: int) -> dict[str, list[float]]:
@@ -154,12 +214,15 @@ def bias(own: Nursery, results: Path) -> Found:
     return found
 
 
-def kept(folder: Path, name: str, runs: int, do: Callable[[int], Found]) -> list[Found]:
-    """The results of `runs` runs, those in the folder not done again."""
+def kept(folder: Path, name: str, runs: int, do: Callable[[int], Found], lock: Path | None = None) -> list[Found]:
+    """The results of `runs` runs, those in the folder not done again; each holds the lock, if there is one."""
     file = folder / f"{name}.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     for number in range(len(found), runs):
-        found.append(do(number))
+        with lock.open("w") if lock else nullcontext() as held:
+            if held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+            found.append(do(number))
         with file.open("a") as out:
             out.write(json.dumps(found[-1]) + "\n")
         print(f"{name} {number + 1} of {runs}: {words(found[-1])}", flush=True)
@@ -197,6 +260,14 @@ def judged(found: dict[str, list[Found]]) -> Found:
         sleepy = [interval_of(run, "sleepy") for run in found["quiet"]]
         table["A/A called different"] = share(sum(not low <= 1 <= high for low, high in twins), len(twins))
         table["3% slower called slower"] = share(sum(high < 1 for _, high in sleepy), len(sleepy))
+        logs = np.log([next(r["speedup"] for r in run["rows"] if r["candidate"] == "twin") for run in found["quiet"]])
+        half = float(student.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
+        mean = float(logs.mean())
+        table["bias of twins, percent"] = {"mean": 100 * mean, "interval": [100 * (mean - half), 100 * (mean + half)]}
+        table["quiet: ended by precision"] = share(
+            sum(run["stopped_by"] == "precision" for run in found["quiet"]), len(found["quiet"])
+        )
+        table["quiet: seconds, mean"] = statistics.mean(run["elapsed_s"] for run in found["quiet"])
         table["quiet: interval holds the true ratio"] = share(sum(a <= truth <= b for a, b in sleepy), len(sleepy))
     if "neighbour" in found:
         pairs = [interval_of(run, "sleepy") for run in found["neighbour"]]
@@ -206,21 +277,41 @@ def judged(found: dict[str, list[Found]]) -> Found:
         widths = [math.sqrt(b / a) - 1 for a, b in known]
         table["neighbour: without an interval"] = share(sum(not a for a, _ in pairs), len(pairs))
         table["neighbour: median half width"] = statistics.median(widths)
-    if "overlap" in found:
-        rows = [
-            {(r["candidate"], r["batch_size"]): r["speedup_interval"] for r in run["rows"] if r["runtime"] != "eager"}
-            for run in found["overlap"]
-        ]
-        table["overlap: runs"] = len(rows)
-        table["overlap: intervals missing"] = sum(interval is None for run in rows for interval in run.values())
-        agree = [
-            [bool(a[key] and b[key]) and a[key][0] <= b[key][1] and b[key][0] <= a[key][1] for key in a]
-            for a, b in itertools.combinations(rows, 2)
-        ]
-        table["overlap: pairs of runs, all speedups"] = share(sum(map(all, agree)), len(agree))
-        table["overlap: single speedups"] = share(sum(map(sum, agree)), sum(map(len, agree)))
+    if "spread" in found:
+        table["spread"] = left_one_out(found["spread"])
+    if "simulated" in found:
+        table["simulated coverage"] = found["simulated"]
     if "bias" in found:
         table["bias"] = found["bias"][0]
+    return table
+
+
+def left_one_out(runs: list[Found]) -> Found:
+    """Of each speedup, how many runs have an interval that holds the mean of all other runs; how far runs are apart.
+
+    The mean is of logarithms. by precision: runs that reached the precision asked for; launches differ, drift: runs
+    whose launches differ more than their rounds explain, or agree more the nearer in time (p below 0.01).
+    """
+    table: Found = {"runs": len(runs), "from": runs[0]["began"], "to": runs[-1]["began"]}
+    table["by precision"] = sum(run["stopped_by"] == "precision" for run in runs)
+    for key in runs[0]["pairs"]:
+        values = np.log([run["pairs"][key]["value"] for run in runs])
+        intervals = [run["pairs"][key]["interval"] for run in runs]
+        pooled = [math.exp(float(np.delete(values, n).mean())) for n in range(len(runs))]
+        held = sum(i is not None and i[0] <= value <= i[1] for i, value in zip(intervals, pooled, strict=True))
+        widths = [math.sqrt(i[1] / i[0]) - 1 for i in intervals if i is not None]
+        table[key] = {
+            "holds the others' mean": share(held, len(runs)),
+            "mean": math.exp(float(values.mean())),
+            "least": math.exp(float(values.min())),
+            "most": math.exp(float(values.max())),
+            "median half width": statistics.median(widths) if widths else None,
+            "within 2%": sum(width <= 0.02 for width in widths),
+        }
+    agreements = [pair["agreement"] for run in runs for pair in run["pairs"].values() if pair["agreement"]]
+    compared = [a["p"] for a in agreements if a["p"] is not None]
+    table["speedups whose launches differ"] = share(sum(p < 0.01 for p in compared), len(compared))
+    table["speedups that drift"] = share(sum(a["drift_p"] < 0.01 for a in agreements), len(agreements))
     return table
 
 
@@ -233,8 +324,9 @@ def main() -> None:
     stop_on_sigterm()  # so that a neighbour does not outlive it
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--only", default="quiet,neighbour,overlap,bias")
+    parser.add_argument("--only", default="quiet,neighbour,spread,bias,simulated")
     parser.add_argument("--work", type=Path, default=ROOT / "results" / "trust")
+    parser.add_argument("--lock", type=Path)
     options = parser.parse_args()
     phases = options.only.split(",")
     options.work.mkdir(parents=True, exist_ok=True)
@@ -263,12 +355,15 @@ def main() -> None:
         if name in phases:
             for until in range(RUNS_A_NURSERY, runs + RUNS_A_NURSERY, RUNS_A_NURSERY):
                 with nursery() as own:
-                    found[name] = kept(options.work, name, min(until, runs), partial(function, own))
-    with nursery() as own:
-        if "overlap" in phases:  # 7 runs are 21 pairs, each of two independent runs
-            found["overlap"] = kept(options.work, "overlap", min(7, runs), lambda n: overlap(results))
-        if "bias" in phases:
-            found["bias"] = kept(options.work, "bias", 1, lambda n: bias(own, results))
+                    found[name] = kept(options.work, name, min(until, runs), partial(function, own), options.lock)
+    if "spread" in phases:
+        wanted = min(SPREAD_RUNS, runs)
+        found["spread"] = kept(options.work, "spread", wanted, lambda n: spread(results, options.work, n), options.lock)
+    if "bias" in phases:
+        with nursery() as own:
+            found["bias"] = kept(options.work, "bias", 1, lambda n: bias(own, results), options.lock)
+    if "simulated" in phases:
+        found["simulated"] = [simulated(*drift, runs=10 * runs) for drift in SIMULATED]
     table = judged(found)
     REFERENCE.mkdir(parents=True, exist_ok=True)
     about, runs_kept = kept_reference("trust.json"), kept_reference("runs.json")
