@@ -6,6 +6,7 @@ is what those lack. Unknown keys are left alone. Numbers are finite and of sizes
 
 import math
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
@@ -251,6 +252,17 @@ class Quantizing(TypedDict):
 
 
 @strict
+class Agreement(TypedDict):
+    """How far the launches of a measurement agree."""
+
+    between: Number | None
+    within: Number | None
+    p: Number | None
+    correlation: Number
+    drift_p: Number
+
+
+@strict
 class BenchRow(TypedDict):
     """One contender at one batch size."""
 
@@ -273,6 +285,8 @@ class BenchRow(TypedDict):
     round_p50_ms: list[Positive]
     round_launch: NotRequired[list[Count]]
     round_disturbed: NotRequired[list[bool]]
+    round_number: NotRequired[list[Count]]
+    launch_agreement: NotRequired[Agreement | None]
 
 
 @strict
@@ -620,20 +634,32 @@ def _check_measurement(record: Values, place: str) -> None:
             raise _wrong(place, f"results.rows.{number}.disturbed_rounds", "Field required")
 
 
+ROUND_KEYS = ("round_p50_ms", "round_launch", "round_disturbed", "round_number")
+
+
 def _check_rounds(rows: list[Values], place: str) -> None:
-    """UserError unless the rows of one batch size have as many rounds, each in the same launch."""
-    first: dict[int, Values] = {}
+    """UserError unless the rows of one batch size tell of the same rounds, at least one of which all of them share."""
+    sizes: dict[int, dict[int, int | None]] = {}  # by batch size the launch of each round
+    shared: dict[int, set[int]] = {}
     for number, row in enumerate(rows):
-        other = first.setdefault(row["batch_size"], row)
-        for key in ("round_p50_ms", "round_launch", "round_disturbed"):
-            mine, others = row.get(key), other.get(key)
-            if (mine is None) != (others is None) or len(mine or ()) != len(others or ()) or mine == []:
-                raise _wrong(place, f"results.rows.{number}.{key}", "not as many rounds as its neighbours have")
-        counts = {len(row[key]) for key in ("round_p50_ms", "round_launch", "round_disturbed") if key in row}
-        if len(counts) > 1 or ("round_launch" in row) != ("round_disturbed" in row):
-            raise _wrong(place, f"results.rows.{number}", "its rounds are not as many throughout")
-        if row.get("round_launch") != other.get("round_launch"):
-            raise _wrong(place, f"results.rows.{number}.round_launch", "other launches than its neighbours have")
+        here = f"results.rows.{number}"
+        count = len(row["round_p50_ms"])
+        if not count or any(len(row[key]) != count for key in ROUND_KEYS if key in row):
+            raise _wrong(place, here, "its rounds are not as many throughout")
+        if ("round_launch" in row) != ("round_disturbed" in row):
+            raise _wrong(place, here, "only one of round_launch and round_disturbed is there")
+        numbers = row.get("round_number", list(range(count)))
+        if any(later <= earlier for earlier, later in pairwise(numbers)):
+            raise _wrong(place, f"{here}.round_number", "not in rising order")
+        launches = sizes.setdefault(row["batch_size"], {})
+        for round_number, launch in zip(numbers, row.get("round_launch", [None] * count), strict=True):
+            if launches.setdefault(round_number, launch) != launch:
+                raise _wrong(place, f"{here}.round_launch", "other launches than its neighbours have")
+        shared[row["batch_size"]] = shared.get(row["batch_size"], set(numbers)) & set(numbers)
+        if not shared[row["batch_size"]]:
+            raise _wrong(place, f"{here}.round_p50_ms", "no round in which its neighbours had a turn too")
+        if "round_number" not in row and count != len(launches):
+            raise _wrong(place, f"{here}.round_p50_ms", "not as many rounds as its neighbours have")
 
 
 def _check(schema: Any, value: Any, place: str, prefix: str = "") -> None:
