@@ -125,13 +125,16 @@ def quickstart_contenders(results: Path) -> tuple[list[ContenderSettings], Bench
     return found, load_experiment(QUICKSTART).bench
 
 
-def spread(results: Path, folder: Path, number: int) -> Found:
-    """The bench as a run does it, from a process of its own on, when its time has come."""
-    file = folder / "spread.jsonl"
+def wait_for_turn(folder: Path, number: int) -> None:
+    """Sleep until a run of the spread ones is due."""
     if number:
-        first = datetime.fromisoformat(json.loads(file.read_text().splitlines()[0])["began"])
+        first = datetime.fromisoformat(json.loads((folder / "spread.jsonl").read_text().splitlines()[0])["began"])
         due = first.timestamp() + number * SPREAD_S / (SPREAD_RUNS - 1)
         time.sleep(max(0.0, due - time.time()))
+
+
+def spread(results: Path) -> Found:
+    """The bench as a run does it, from a process of its own on."""
     contenders, protocol = quickstart_contenders(results)
     began = now()
     return {"began": began, **summary(measure(contenders, protocol, available_cpus()))}
@@ -214,11 +217,19 @@ def bias(own: Nursery, results: Path) -> Found:
     return found
 
 
-def kept(folder: Path, name: str, runs: int, do: Callable[[int], Found], lock: Path | None = None) -> list[Found]:
+def kept(
+    folder: Path,
+    name: str,
+    runs: int,
+    do: Callable[[int], Found],
+    lock: Path | None = None,
+    wait: Callable[[int], None] = lambda number: None,
+) -> list[Found]:
     """The results of `runs` runs, those in the folder not done again; each holds the lock, if there is one."""
     file = folder / f"{name}.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     for number in range(len(found), runs):
+        wait(number)
         with lock.open("w") if lock else nullcontext() as held:
             if held:
                 fcntl.flock(held, fcntl.LOCK_EX)
@@ -358,7 +369,14 @@ def main() -> None:
                     found[name] = kept(options.work, name, min(until, runs), partial(function, own), options.lock)
     if "spread" in phases:
         wanted = min(SPREAD_RUNS, runs)
-        found["spread"] = kept(options.work, "spread", wanted, lambda n: spread(results, options.work, n), options.lock)
+        found["spread"] = kept(
+            options.work,
+            "spread",
+            wanted,
+            lambda n: spread(results),
+            options.lock,
+            partial(wait_for_turn, options.work),
+        )
     if "bias" in phases:
         with nursery() as own:
             found["bias"] = kept(options.work, "bias", 1, lambda n: bias(own, results), options.lock)
