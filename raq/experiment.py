@@ -130,9 +130,9 @@ class Bench(Section):
     the record says which of the two it was."""
     rounds: Positive = 12
     """Rounds, at least; in each, every contender is timed once, in alternating order."""
-    warmup: Natural = 5
+    warmup: Natural = 2
     """Calls before the first timed one, at least; more until times are stable. The very first is reported apart."""
-    repetitions: Positive = 3
+    repetitions: Positive = 1
     """Timed calls a contender and round, at least; published: in all."""
     round_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
     """Milliseconds of timed calls a contender and round, at least."""
@@ -191,7 +191,25 @@ class Require(Section):
     float_weight_share: Share = 0.5
     """Share of a quantized candidate's weights that may be stored as floats; above it, lowering fails."""
     max_drop: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Points of top-1 that a candidate may lose and still be chosen."""
+    """Points of top-1 that a candidate may lose and still be chosen: the upper end of the drop's 95% interval, of all
+    candidates at once, has to be within it."""
+
+
+class Margin(Section):
+    """What counts as equivalent."""
+
+    accuracy: Annotated[float, Field(ge=0, le=100)] = 0.3
+    """Points of top-1."""
+    speed: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """A share of the time of a call."""
+
+
+class Select(Section):
+    """What decides between candidates that lose no more than `require.max_drop`."""
+
+    margin: Margin = Margin()
+    batch_size: BatchSize | None = None
+    """The one of bench.batch_sizes whose choice is the run's, where they do not agree; null: the largest."""
 
 
 class Experiment(Section):
@@ -212,6 +230,14 @@ class Experiment(Section):
     bench: Bench = Bench()
     resources: StageResources = StageResources()
     require: Require = Require()
+    select: Select = Select()
+
+    @model_validator(mode="after")
+    def _check_select(self) -> "Experiment":
+        if self.select.batch_size not in (None, *self.bench.batch_sizes):
+            sizes = ", ".join(map(str, self.bench.batch_sizes))
+            raise ValueError(f"select.batch_size is {self.select.batch_size}, and bench.batch_sizes has {sizes}")
+        return self
 
     @model_validator(mode="after")
     def _check_batches(self) -> "Experiment":

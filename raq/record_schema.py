@@ -99,6 +99,22 @@ class SettingsOfRequire(TypedDict):
 
 
 @strict
+class SettingsOfMargin(TypedDict):
+    """What counts as equivalent."""
+
+    accuracy: Number
+    speed: Number
+
+
+@strict
+class SettingsOfVerdict(TypedDict):
+    """Of `select`, what a report reads."""
+
+    margin: SettingsOfMargin
+    batch_size: Annotated[int, Field(ge=1, le=2**32)] | None
+
+
+@strict
 class SettingsOfCandidate(TypedDict):
     """Of `ptq` and `qat`, what a report reads."""
 
@@ -115,6 +131,7 @@ class RunSettings(TypedDict):
     bench: SettingsOfBench
     require: SettingsOfRequire
     sweep: NotRequired[SettingsOfSweep | None]
+    select: NotRequired[SettingsOfVerdict]
 
 
 @strict

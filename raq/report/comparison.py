@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from raq.bench.statistics import SIGNIFICANT, paired_drop, ratio_of_ratios, same_accuracy_p
-from raq.report.summary import Summary, predictions_of, row_ratios, summarise
+from raq.report.summary import Summary, predictions_of, summarise
+from raq.report.verdict import row_ratios
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")

@@ -1,16 +1,15 @@
 """A run as one plain value, from its records alone: candidates, intervals, verdict. What `raq show --json` prints."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raq.bench.statistics import (
-    SIGNIFICANT,
-    Ratios,
-    calm_ratios,
+    Interval,
+    launch_agreement,
     paired_drop,
     paired_ratio,
     proportion_interval,
@@ -20,6 +19,7 @@ from raq.errors import UserError
 from raq.experiment import FILE_OF_RUNTIME, kind_of
 from raq.plan import why_not_lowered
 from raq.records import Record, Store, read_run
+from raq.report.verdict import Drop, Rules, best_fp32, row_ratios, verdict
 from raq.stores import store_of
 
 Summary = dict[str, Any]
@@ -42,7 +42,9 @@ def summarise(run_folder: Path) -> Summary:
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
     candidates = [_candidate(name, settings, stages, right, store, environment["machine"]) for name in names]
+    _set_against_best_fp32(candidates)
     complete = bool(run["complete"]) and all(stages.values())
+    elapsed_s = {r["settings"]["device"]: r["results"].get("elapsed_s") for r in benches}
     return {
         "run": run["id"],
         "experiment": run["experiment"],
@@ -59,10 +61,13 @@ def summarise(run_folder: Path) -> Summary:
             | {"device": r["settings"]["device"], "noise": _noise(r["results"].get("noise") or {})}
             for r in benches
         ],
-        "verdict": _verdict(candidates, *_selection(settings))
+        "verdict": verdict(candidates, Rules.of(settings), drop_by(right), elapsed_s)
         if complete
-        else {"choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}"},
-    }
+        else {
+            "choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}", "claims": [],
+            "choices": [],
+        },
+    }  # fmt: skip
 
 
 def _candidate(
@@ -141,6 +146,33 @@ def _candidate(
     return found
 
 
+def drop_by(right: Mapping[str, Any]) -> Drop:
+    """What one candidate loses against another, from what each got right (bool [N], or None) on the same images."""
+
+    def drop(first: str, second: str, confidence: float) -> tuple[float, Interval] | None:
+        one, other = right.get(first), right.get(second)
+        return None if one is None or other is None else paired_drop(one, other, confidence)
+
+    return drop
+
+
+def _set_against_best_fp32(candidates: list[Summary]) -> None:
+    """Add to each latency its speedup over the fastest FP32 there, eager mode included, and how its launches agree."""
+    for candidate in candidates:
+        for row in candidate["latency"]:
+            plain = best_fp32(candidates, (row["device"], row["batch_size"]))
+            value = interval = agreement = None
+            if plain is not None:
+                launches = row_ratios(plain, row)
+                value, interval = paired_ratio(launches)
+                itself = (candidate["name"], row["runtime"]) == (plain["candidate"], plain["runtime"])
+                agreement = None if itself else launch_agreement(launches)
+            row["speedup_over_best_fp32"] = value
+            row["speedup_over_best_fp32_interval"] = list(interval) if interval else None
+            row["best_fp32"] = None if plain is None else f"{plain['candidate']}/{plain['runtime']}"
+            row["launch_agreement_over_best_fp32"] = agreement
+
+
 def _executed(lowered: Record, evaluation: Record | None) -> Record:
     """What was seen running of an artifact: the share of int8, and by batch size weights packed anew at a call."""
     same = evaluation is not None and (evaluation.get("settings") or {}).get("device") == lowered["results"]["target"]
@@ -197,110 +229,3 @@ def _predictions(store: Store, record: Record | None) -> Any:
             "delete its folder and run again",
         )
     return predictions
-
-
-def deployment_latency(candidate: Summary) -> Summary | None:
-    """The row that decides: the artifact, on the first device, at the largest batch."""
-    rows = [row for row in candidate["latency"] if row["runtime"] != "eager"]
-    return max(
-        (row for row in rows if row["device"] == rows[0]["device"]), key=lambda row: row["batch_size"], default=None
-    )
-
-
-def _selection(settings: Record) -> tuple[float, str]:
-    """How much a candidate may lose, and what then decides: `sweep.select` where layers were searched."""
-    sweep = settings.get("sweep") or {}
-    if sweep.get("layers"):
-        return sweep["select"]["max_drop"], sweep["select"]["then"]
-    return settings["require"]["max_drop"], "latency"
-
-
-def _verdict(candidates: list[Summary], max_drop: float, then: str = "latency") -> Summary:
-    """The fastest (then: size: the smallest) candidate that loses at most `max_drop` points; why, in one sentence."""
-    eligible = [
-        c for c in candidates if c["drop_points"] is not None and c["drop_points"] <= max_drop and deployment_latency(c)
-    ]
-    if not eligible or any(not c["artifacts"] for c in (candidates[0], *eligible)):
-        return {
-            "choice": None,
-            "why": "Cannot tell which to ship: no candidate has been lowered, evaluated and measured.",
-        }
-    fastest = (
-        min(eligible, key=lambda c: c["artifacts"][0]["weight_bytes"])
-        if then == "size"
-        else max(eligible, key=lambda c: (deployment_latency(c) or {})["speedup"])
-    )
-    row = deployment_latency(fastest)
-    assert row is not None
-    unsure = [c["name"] for c in eligible if (deployment_latency(c) or {})["speedup_interval"] is None]
-    if unsure and len(eligible) > 1 and then == "latency":
-        return {
-            "choice": None,
-            "why": f"Cannot tell which to ship: the speed of {', '.join(unsure)} has no interval, as {row['rounds']} "
-            "rounds are too few for one; raise bench.rounds or bench.budget_s, and measure interleaved.",
-        }
-    rivals = [
-        c
-        for c in eligible
-        if c is not fastest
-        and (
-            c["artifacts"][0]["weight_bytes"] == fastest["artifacts"][0]["weight_bytes"]
-            if then == "size"
-            else _as_fast(deployment_latency(c) or {}, row)
-        )
-    ]
-    doubt = ""
-    if row.get("calm") is False:
-        doubt += f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"
-    chosen = max([fastest, *rivals], key=lambda c: c["top1"])
-    row = deployment_latency(chosen)
-    assert row is not None
-    smaller = 1 - chosen["artifacts"][0]["weight_bytes"] / candidates[0]["artifacts"][0]["weight_bytes"]
-    size = f"{100 * smaller:.0f}% smaller in weights, " if chosen["kind"] != "fp32" else ""
-    unknown = [c["name"] for c in candidates if c.get("not_lowered")]
-    refused = [c["name"] for c in candidates if c["drop_points"] is not None and c["drop_points"] > max_drop]
-    others = f"; {', '.join(refused)} lost more than {max_drop:g} points" if refused else ""
-    others += f"; {', '.join(unknown)} not lowered here, so not measured" if unknown else ""
-    equals = [c["name"] for c in [fastest, *rivals] if c is not chosen]
-    compared = "as small as" if then == "size" else "no detectable difference in speed to"
-    as_fast = f"; {compared} {', '.join(equals)}" if equals else ""
-    why = (
-        f"Ship {chosen['name']}: {size}{row['speedup']:.1f} times as fast as {row['baseline']} "
-        f"at batch {row['batch_size']} on {row['device']}{doubt}, {_drop_in_words(chosen, max_drop)}{as_fast}{others}."
-    )
-    return {"choice": chosen["name"], "why": why}
-
-
-def _drop_in_words(candidate: Summary, max_drop: float) -> str:
-    if candidate["kind"] == "fp32":
-        return "as no quantized candidate is better"
-    low, high = candidate["drop_interval"]
-    points = candidate["drop_points"]
-    lost = f"{points:.2f} points of top-1 lost" if points >= 0 else f"{-points:.2f} points of top-1 gained"
-    detectable = "" if candidate["same_accuracy_p"] < SIGNIFICANT else "no detectable difference, "
-    proven = (
-        "" if high <= max_drop else f"; {candidate['test_images']} test images cannot exclude a drop above {max_drop:g}"
-    )
-    return f"{lost} ({detectable}95% interval of the drop {low:.2f} to {high:.2f}{proven})"
-
-
-def _as_fast(one: Summary, other: Summary) -> bool:
-    """Whether two latencies cannot be told apart: the interval of their ratios within rounds is known and holds 1."""
-    _, interval = paired_ratio(row_ratios(one, other))
-    return interval is not None and interval[0] <= 1 <= interval[1]
-
-
-def row_ratios(one: Summary, other: Summary) -> Ratios:
-    """The time of one row over that of another of the same measurement, by round."""
-    if "round_launch" not in one or "round_launch" not in other:  # older records: nothing tells launches apart
-        return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
-    place = {number: n for n, number in enumerate(_numbers(other))}
-    both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
-    spoilt = [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
-    one_ms, other_ms = [one["round_p50_ms"][n] for n, _ in both], [other["round_p50_ms"][m] for _, m in both]
-    return calm_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, spoilt)
-
-
-def _numbers(row: Summary) -> Sequence[int]:
-    """Which of the rounds a row had a turn in; all of them in older records."""
-    return row.get("round_number") or range(len(row["round_p50_ms"]))

@@ -1,0 +1,270 @@
+"""The verdict on constructed measurements, and on every kept record: what is shown decides, what is not does not."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raq.bench.statistics import drop_interval, paired_ratio
+from raq.report.summary import drop_by
+from raq.report.verdict import Rules, verdict
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+IMAGES = 10_000
+RULES = Rules(max_drop=1.0)
+
+
+def right(lost: int, won: int = 0, images: int = IMAGES) -> np.ndarray:
+    """What a candidate gets right, where FP32 has all but the last tenth right: it loses some and wins some."""
+    found = np.arange(images) < images - images // 10
+    found[:lost] = False
+    found[images - won :] = True
+    return found
+
+
+def row(
+    ms: float, batch_size: int = 128, runtime: str = "inductor", noise: float = 0.005, launches: int = 20, seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
+    """A latency around `ms`, its rounds apart by `noise`."""
+    rng = np.random.default_rng([seed, batch_size, round(1000 * ms)])
+    times = list(ms * np.exp(rng.normal(0, noise, 2 * launches)))
+    return {
+        "runtime": runtime, "device": device, "batch_size": batch_size, "rounds": 2 * launches, "p50_ms": ms,
+        "round_p50_ms": times, "round_launch": [n // 2 for n in range(2 * launches)],
+        "round_disturbed": [False] * 2 * launches, "disturbed_rounds": 0, "calm": True, "baseline": "fp32/eager",
+        "speedup": 1200 / ms, "speedup_interval": [1190 / ms, 1210 / ms],
+    }  # fmt: skip
+
+
+def candidate(name: str, *rows: dict[str, Any], weight_mb: float = 11.2, drop: float = 0.0) -> dict[str, Any]:
+    kind = name if name in ("fp32", "qat") else "ptq"
+    artifact = {"runtime": "inductor", "weight_bytes": 1e6 * weight_mb}
+    return {
+        "name": name, "kind": kind, "drop_points": drop, "test_images": IMAGES, "artifacts": [artifact],
+        "latency": list(rows),
+    }  # fmt: skip
+
+
+def fp32(*rows: dict[str, Any]) -> dict[str, Any]:
+    return candidate("fp32", *(rows or (row(1200, runtime="eager"), row(800))), weight_mb=44.7)
+
+
+def judged(candidates: list[dict[str, Any]], rules: Rules = RULES, **lost: Any) -> dict[str, Any]:
+    """The verdict, where each candidate loses (and wins) so many images; its size is that of the last one's."""
+    gone = {name: given if isinstance(given, tuple) else (given,) for name, given in lost.items()}
+    images = next((given[2] for given in gone.values() if len(given) > 2), IMAGES)
+    found = {name.replace("_", "-"): right(*(*given, 0)[:2], images) for name, given in gone.items()}
+    for one in candidates:
+        one["test_images"] = images
+    return verdict(candidates, rules, drop_by({"fp32": right(0, 0, images), **found}), {"cpu": 60.0})
+
+
+def claim(found: dict[str, Any], text: str) -> dict[str, Any]:
+    return next(c for c in found["claims"] if text in c["claim"])
+
+
+def test_one_that_is_shown_to_be_fast_and_accurate_is_shipped() -> None:
+    found = judged([fp32(), candidate("ptq", row(200))], ptq=10)
+    assert found["choice"] == "ptq"
+    assert "75% smaller in weights, 4.00 times (3.99 to 4.02) as fast as the best FP32 (fp32/inductor)" in found["why"]
+    assert "6.00 times (5.95 to 6.05) as fast as fp32/eager, at batch 128 on cpu" in found["why"]
+    assert "it loses 0.10 points of top-1 (0.05 to 0.18; allowed: 1)" in found["why"]
+    assert claim(found, "ptq loses at most 1 points")["holds"] is True
+    assert claim(found, "ptq is faster than the best FP32")["holds"] is True
+    assert found["choices"] == [{"device": "cpu", "batch_size": 128, "choice": "ptq"}]
+
+
+@pytest.mark.parametrize("launches", [1, 3, 5])
+def test_few_launches_give_no_bolder_verdict(launches: int) -> None:
+    """A thousandth faster, a point of accuracy lost, too few launches for an interval."""
+    rows = [row(ms, launches=launches) for ms in (800, 200, 199.8)]
+    found = judged([fp32(rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])], ptq=0, qat=90)
+    assert found["choice"] is None
+    assert f"has no interval, as {launches} launches are too few for one" in found["why"]
+
+
+def test_a_drop_that_may_be_too_large_is_not_shipped() -> None:
+    """0.95 points lost, of at most 1, on 400 images: the interval goes far beyond."""
+    found = judged([fp32(), candidate("ptq", row(200))], ptq=(4, 0, 400))
+    assert found["choice"] is None
+    assert claim(found, "ptq loses at most")["holds"] is None
+    assert "ptq is faster, and whether it loses at most 1 points of top-1 is not known (1.00 points" in found["why"]
+    near = judged([fp32(), candidate("ptq", row(200))], ptq=(3, 0, 400))["why"]
+    assert "it takes about 8400 test images, and 400 are there" in near
+
+
+def test_what_it_takes_is_enough() -> None:
+    """With as many images as it asks for, and the same share lost, the drop is shown."""
+    assert drop_interval(63, 0, 8400)[1] <= 1.0 < drop_interval(3, 0, 400)[1]
+
+
+def test_one_that_loses_too_much_is_not_shipped() -> None:
+    found = judged([fp32(), candidate("ptq", row(200))], ptq=200)
+    assert found["choice"] == "fp32"
+    assert "no quantized candidate may be shipped" in found["why"]
+    assert "ptq loses more than 1 points (2.00 points, 1.7" in found["why"]
+
+
+def test_a_candidate_slower_at_another_batch_size_is_not_chosen_there() -> None:
+    ones = (row(20, 1, "eager"), row(18, 1))
+    found = judged([fp32(*ones, row(1200, runtime="eager"), row(800)), candidate("ptq", row(34, 1), row(200))], ptq=10)
+    assert [c["choice"] for c in found["choices"]] == ["fp32", "ptq"]
+    assert found["choice"] == "ptq", "of the largest batch size"
+    assert "At batch 1 on cpu, ship fp32." in found["why"]
+    assert "ptq is slower than the best FP32, fp32/inductor, at batch 1 on cpu: 0.53 times" in found["why"]
+    small = judged(
+        [fp32(*ones, row(1200, runtime="eager"), row(800)), candidate("ptq", row(34, 1), row(200))],
+        Rules(1.0, batch_size=1), ptq=10,
+    )  # fmt: skip
+    assert small["choice"] == "fp32"
+
+
+def test_the_best_fp32_may_be_eager_mode() -> None:
+    found = judged([fp32(row(20, 1, "eager"), row(25, 1)), candidate("ptq", row(22, 1))], ptq=0)
+    assert found["choice"] == "fp32"
+    assert claim(found, "is faster than the best FP32, fp32/eager")["holds"] is False
+
+
+def test_of_two_equivalent_ones_the_cheaper_is_shipped() -> None:
+    found = judged([fp32(), candidate("qat", row(200.2)), candidate("ptq", row(200))], ptq=10, qat=12)
+    assert found["choice"] == "ptq"
+    assert "equivalent to qat within 2% in speed and 0.3 points, and ptq takes less to make" in found["why"]
+
+
+def test_of_two_as_fast_the_one_shown_to_be_more_accurate_is_shipped() -> None:
+    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))], ptq=60, qat=(5, 5))
+    assert found["choice"] == "qat"
+    assert "as fast as ptq, and not less accurate" in found["why"]
+
+
+def test_of_two_as_fast_whose_accuracy_is_not_known_none_is() -> None:
+    found = judged(
+        [fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))], ptq=(2, 0, 2000), qat=(0, 2, 2000)
+    )
+    assert found["choice"] is None
+    assert "ptq and qat are equally fast, and which is more accurate is not known within 0.3 points" in found["why"]
+    assert "test images, and 2000 are there; or accept a larger select.margin.accuracy" in found["why"]
+    wide = Rules(1.0, accuracy_margin=2.0)
+    pair = [fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))]
+    assert judged(pair, wide, ptq=(2, 0, 2000), qat=(0, 2, 2000))["choice"] == "ptq"
+
+
+def test_a_wide_interval_of_speed_is_not_no_difference() -> None:
+    noisy = {"noise": 0.15, "launches": 12}
+    pair = [fp32(row(800, **noisy)), candidate("ptq", row(200, **noisy)), candidate("qat", row(199, **noisy))]
+    found = judged(pair, ptq=0, qat=0)
+    assert found["choice"] is None
+    assert "times its speed" in found["why"]
+    assert "minutes of measuring (bench.budget_s: " in found["why"] or "too near the margin" in found["why"]
+
+
+def test_more_candidates_need_more_evidence() -> None:
+    """One candidate's drop is shown; beside five others the same drop is not."""
+    alone = judged([fp32(), candidate("ptq", row(200))], ptq=78)
+    assert claim(alone, "ptq loses at most")["holds"] is True
+    others = [candidate(f"mixed-{n}", row(300 + n)) for n in range(1, 6)]
+    lost = {f"mixed_{n}": 0 for n in range(1, 6)}
+    together = judged([fp32(), candidate("ptq", row(200)), *others], ptq=78, **lost)
+    assert claim(together, "ptq loses at most")["holds"] is None
+    assert together["choice"] is None
+
+
+def test_one_that_is_as_fast_as_fp32_and_smaller_is_shipped() -> None:
+    found = judged([fp32(row(800)), candidate("ptq", row(801))], ptq=(3, 3))
+    assert found["choice"] == "ptq"
+    assert "equivalent to fp32 within 2% in speed and 0.3 points, and ptq is the smaller" in found["why"]
+
+
+def test_the_smallest_where_size_decides() -> None:
+    pair = [fp32(), candidate("ptq", row(900), weight_mb=11), candidate("mixed-1", row(100), weight_mb=20)]
+    found = judged(pair, Rules(1.0, then="size"), ptq=0, mixed_1=0)
+    assert found["choice"] == "ptq"
+    assert "ptq is slower than the best FP32" in found["why"]
+    unknown = judged(pair, Rules(1.0, then="size"), ptq=(4, 0, 400), mixed_1=(0, 0, 400))
+    assert unknown["choice"] is None
+    assert "ptq is smaller, and whether it loses at most 1 points" in unknown["why"]
+
+
+def test_an_unproven_candidate_does_not_hinder_a_faster_proven_one() -> None:
+    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(300))], ptq=0, qat=(95, 0))
+    assert found["choice"] == "ptq"
+    assert "qat may lose more than 1 points" in found["why"]
+
+
+def test_devices_have_choices_of_their_own() -> None:
+    pair = [
+        fp32(row(800), row(8, device="cuda", seed=1)),
+        candidate("ptq", row(200), row(9, device="cuda", seed=2)),
+    ]
+    found = judged(pair, ptq=0)
+    assert {(c["device"], c["choice"]) for c in found["choices"]} == {("cpu", "ptq"), ("cuda", "fp32")}
+    assert found["choice"] == "ptq"
+
+
+def test_what_was_not_measured_and_what_was_not_calm_is_said() -> None:
+    ptq, far = candidate("ptq", row(200)), candidate("qat", drop=0.1)
+    ptq["latency"][0] |= {"calm": False, "disturbed_rounds": 30}
+    far |= {"artifacts": [], "not_lowered": "no Arm here"}
+    found = judged([fp32(), ptq, far], ptq=0, qat=0)
+    assert "the machine was not calm: 30 of 40 rounds were disturbed" in found["why"]
+    assert "qat: not lowered here, so not measured." in found["why"]
+
+
+def test_fp32_alone_is_what_there_is() -> None:
+    assert judged([fp32()])["choice"] == "fp32"
+    bare = fp32() | {"artifacts": [], "latency": []}
+    assert judged([bare])["choice"] is None
+
+
+def test_a_claim_and_its_interval_cannot_disagree() -> None:
+    for lost in range(0, 200, 7):
+        found = judged([fp32(), candidate("ptq", row(200))], ptq=lost)
+        for made in found["claims"]:
+            low, high = made["interval"]
+            inside = low <= made["margin"] <= high
+            assert (made["holds"] is None) == (inside and made["margin"] not in (low, high))
+
+
+def known_drops(summary: dict[str, Any]) -> Any:
+    """A record's drops against FP32: how many images were lost and won, from the interval that it printed.
+
+    That is Agresti and Min's, whose centre and width tell both; between quantized candidates nothing is kept.
+    """
+    counts = {}
+    for c in summary["candidates"][1:]:
+        images = c["test_images"]
+        low, high = (value / 100 for value in c["drop_interval"])
+        difference = round(c["drop_points"] / 100 * images)
+        half, total = (high - low) / 2, images + 2
+        discordant = (half / 1.959963984540054 * total) ** 2 + difference**2 / total - 1
+        counts[c["name"]] = (discordant + difference) / 2, (discordant - difference) / 2, images
+
+    def drop(first: str, second: str, confidence: float) -> Any:
+        if first != "fp32" or second not in counts:
+            return None
+        lost, won, images = counts[second]
+        assert math.isclose(lost, round(lost), abs_tol=1e-3)
+        assert math.isclose(won, round(won), abs_tol=1e-3)
+        return 100 * (lost - won) / images, drop_interval(round(lost), round(won), images, confidence)
+
+    return drop
+
+
+SAID = {
+    "cifar10": ("ptq", None, "fp32/inductor and ptq/inductor"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar10-avx2", "calibration-sweep", "qat-as-written", "qat-sweep", "mixed-precision"]
+)
+def test_what_is_said_of_kept_records(name: str) -> None:
+    summary = json.loads((REFERENCE / name / "summary.json").read_text())
+    settings = json.loads((REFERENCE / name / "run.json").read_text())["settings"]
+    elapsed = {m["device"]: m["elapsed_s"] for m in summary.get("measurement", [])}
+    found = verdict(summary["candidates"], Rules.of(settings), known_drops(summary), elapsed)
+    print(name, "said", summary["verdict"]["choice"], "says", found["choice"], found["why"], found["choices"])
