@@ -177,7 +177,8 @@ class _Plan:
         kept = {"backend": settings["ptq"]["backend"], "batch_size": batch_size}
         trials = self._trials("trials", settings, {"ptq", "seed", "reduce_range"}, kept)
         own = {key: value for key, value in settings.items() if key != "parity_images"}
-        wanted = {**own, "sweep": sweep.model_dump(mode="json"), "trials": trials}
+        margin = self.experiment.select.margin.accuracy
+        wanted = {**own, "sweep": sweep.model_dump(mode="json"), "margin": margin, "trials": trials}
         self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})
 
     def _add_qat_sweep(self, settings: Settings, sweep: Sweep, workers: int) -> None:

@@ -375,6 +375,7 @@ class CurveRow(TypedDict):
     drop_points: Number
     against_largest: Number | None
     against_largest_interval: Pair | None
+    loses_at_most: NotRequired[Number | None]
 
 
 @strict

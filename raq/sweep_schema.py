@@ -133,9 +133,10 @@ class Select(Section):
     """What of the trials goes on."""
 
     max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
-    """Points of top-1 on the validation images that a mixture may lose."""
+    """Points of top-1 on the validation images that a mixture may lose, as estimated there; what is shipped has to keep
+    within `require.max_drop` on the test images."""
     then: Literal["latency", "size"] = "latency"
-    """Of those that lose no more: the fastest, or the smallest, as measured."""
+    """Of candidates that keep within `require.max_drop`: the fastest is shipped, or the smallest, as measured."""
 
 
 class LayerSweep(Section):
@@ -151,7 +152,8 @@ class Sweep(Section):
     """What is tried before a candidate is made."""
 
     ptq: PtqSweep | None = None
-    """Calibrations; the ptq candidate is the smallest that is not detectably worse than the largest."""
+    """Calibrations; the ptq candidate is the smallest that is shown to lose at most `select.margin.accuracy` points
+    against the largest; without one, the largest."""
     qat: QatSweep | None = None
     """Trainings; the qat candidate is the one with the highest top-1 on the validation images."""
     layers: LayerSweep | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raq.bench.statistics import mean_drop
+from raq.bench.statistics import CONFIDENCE, mean_drop
 
 SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
 PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
@@ -55,7 +55,8 @@ def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], basel
 
     trials: of those that finished, their config and digest; right: by digest, bool [images]; baseline: FP32's.
     drop_points: of FP32's top-1 on these images, mean over seeds; against_largest: points lost against the largest
-    size of the same observer, with a 95% interval over images.
+    size of the same observer, with a 95% interval over images; loses_at_most: the upper end of that interval where all
+    smaller sizes of an observer are compared at once (Bonferroni).
     """
     groups: dict[tuple[Any, ...], dict[int, dict[int, Right]]] = {}
     for trial in trials:
@@ -65,13 +66,14 @@ def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], basel
     rows = []
     for (observer, percentile, per_channel, reduce_range), by_size in groups.items():
         largest = by_size[max(by_size)]
+        at_once = 1 - (1 - CONFIDENCE) / max(1, len(by_size) - 1)
         for size, by_seed in sorted(by_size.items()):
             shared = sorted(set(by_seed) & set(largest))
-            lost, interval = (
-                mean_drop(np.stack([largest[s] for s in shared]), np.stack([by_seed[s] for s in shared]))
-                if shared
-                else (None, None)
-            )
+            lost, interval, most = None, None, None
+            if shared:
+                pair = np.stack([largest[s] for s in shared]), np.stack([by_seed[s] for s in shared])
+                lost, interval = mean_drop(*pair)
+                most = mean_drop(*pair, at_once)[1][1]
             found = [float(by_seed[seed].mean()) for seed in sorted(by_seed)]
             rows.append(
                 {
@@ -87,16 +89,17 @@ def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], basel
                     "drop_points": 100 * (float(baseline.mean()) - float(np.mean(found))),
                     "against_largest": lost,
                     "against_largest_interval": interval,
+                    "loses_at_most": most,
                 }
             )
     return rows
 
 
-def choose(rows: Sequence[Mapping[str, Any]], seed: int, asked: int | None = None) -> dict[str, Any]:
-    """The smallest calibration that is not detectably worse than the largest of the best observer; why, in words.
+def choose(rows: Sequence[Mapping[str, Any]], seed: int, margin: float, asked: int | None = None) -> dict[str, Any]:
+    """The smallest calibration shown to lose no more than `margin` points against the largest of the best observer.
 
-    The best observer is the one whose largest size has the highest mean top-1. seed: taken if it was tried. asked: the
-    largest size that was to be tried; that it did not finish is said.
+    Without one, the largest. The best observer is the one whose largest size has the highest mean top-1. seed: taken if
+    it was tried. asked: the largest size that was to be tried; that it did not finish is said. `why`: in words.
     """
     largest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in rows:
@@ -105,17 +108,16 @@ def choose(rows: Sequence[Mapping[str, Any]], seed: int, asked: int | None = Non
             largest[key] = row
     best = max(largest.values(), key=lambda row: row["mean_top1"])
     same = [r for r in rows if _method(r) == _method(best)]
-    compared = [r for r in same if r is best or r["against_largest_interval"] is not None]
-    able = [r for r in same if r is best or (r["against_largest_interval"] and r["against_largest_interval"][0] <= 0)]
-    chosen = min(able, key=lambda row: row["size"])
-    low, high = chosen["against_largest_interval"] or (0.0, 0.0)
+    compared = [r for r in same if r is not best and r["loses_at_most"] is not None]
+    able = [r for r in compared if r["loses_at_most"] <= margin]
+    chosen = min(able, key=lambda row: row["size"], default=best)
     why = (
         "no smaller one could be compared"
-        if len(compared) == 1
-        else "all smaller ones are detectably worse"
+        if not compared
+        else f"no smaller one is shown to lose at most {margin:g} points against it on these validation images"
         if chosen is best
-        else f"not detectably worse than {best['size']} images ({chosen['against_largest']:.2f} points, 95% interval "
-        f"{low:.2f} to {high:.2f})"
+        else f"the smallest that is shown to lose at most {margin:g} points against {best['size']} images "
+        f"({chosen['against_largest']:.2f}, at most {chosen['loses_at_most']:.2f})"
     )
     if asked is not None and best["size"] < asked:
         why += f"; {asked} images did not finish with it"

@@ -177,7 +177,7 @@ class Measurement:
 
     def _round(self, launch: int, size: int, processes: dict[str, ContenderProcess], backwards: bool) -> Round:
         """Every one of these contenders once, in their order or in the opposite one."""
-        found = Round(launch, len(self.rounds[size]))
+        found = Round(launch, number=len(self.rounds[size]))
         names = list(processes)
         for name in reversed(names) if backwards else names:
             with self._spending(name, "timing"):

@@ -27,8 +27,8 @@ class Round:
     """
 
     launch: int
-    number: int = 0
     attempts: dict[str, list[Slot]] = field(default_factory=dict)
+    number: int = 0
 
     def slot(self, name: str) -> Slot:
         """The slot that counts."""

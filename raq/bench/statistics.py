@@ -11,7 +11,7 @@ import numpy.typing as npt
 Interval = tuple[float, float]
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
-CONFIDENCE, SIGNIFICANT = 0.95, 0.05
+CONFIDENCE = 0.95
 LEAST_LAUNCHES, LEAST_CALM_ROUNDS = 6, 6
 # Models of how launches drift, equally likely before anything is measured: the correlation of a launch's drift with
 # that of the next one, and the share of the variance that is steady. Without the high correlations intervals are too
@@ -66,16 +66,18 @@ def drop_interval(lost: int, won: int, images: int, confidence: float = CONFIDEN
     return 100 * float(low), 100 * float(high)
 
 
-def mean_drop(baseline: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) -> tuple[float, Interval]:
+def mean_drop(
+    baseline: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_], confidence: float = CONFIDENCE
+) -> tuple[float, Interval]:
     """Points of top-1 lost by the candidate, over several seeds: what each got right, bool [seeds, images].
 
-    The mean over seeds is taken image by image; the 95% interval is Student's over images, as the images are the sample
+    The mean over seeds is taken image by image; the interval is Student's over images, as the images are the sample
     and the seeds are those that were chosen. Equal answers give an interval of no width.
     """
     from scipy.stats import t
 
     lost = (baseline.astype(np.float64) - candidate).mean(axis=0)
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(lost) - 1)) * float(lost.std(ddof=1)) / math.sqrt(len(lost))
+    half = float(t.ppf(0.5 + confidence / 2, len(lost) - 1)) * float(lost.std(ddof=1)) / math.sqrt(len(lost))
     mean = float(lost.mean())
     return 100 * mean, (100 * (mean - half), 100 * (mean + half))
 
@@ -94,10 +96,10 @@ def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[floa
     A launch counts as one value, the median of its rounds' logarithms: its rounds share where their processes' memory
     lies. Launches are no independent sample either: a machine drifts, and those near in time agree. So they are taken
     for the sum of a steady part and a drift (an autoregressive process of first order), whose correlation and share are
-    not known: the interval is of the posterior of the mean, with both integrated out over a grid. Values beyond three
-    deviations (of the median absolute deviation) are moved there, as in a Winsorized mean (Dixon & Tukey 1968). The
-    estimate is the median of that posterior. How often such intervals hold the truth under drift, and if measuring ends
-    when they are narrow, is simulated in tests/benchmarks/trust.py. No interval below six launches.
+    not known: the interval is of the posterior of the mean, with both integrated out over a grid; the estimate is its
+    median. Values beyond three deviations (by the median absolute deviation), at most a tenth at either end, are moved
+    there, as in a Winsorized mean (Dixon & Tukey 1968). How often such intervals hold the truth under drift, and if
+    measuring ends when they are narrow, is simulated in tests/benchmarks/trust.py. No interval below six launches.
     """
     values = np.array([float(np.median(np.log(launch))) for launch in launches])
     if len(values) < LEAST_LAUNCHES:
@@ -107,9 +109,10 @@ def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[floa
 
 
 def _winsorized(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    centre = np.median(values)
+    """The values, with at most a tenth at either end moved: more of them are no accidents, but how the machine is."""
+    centre, ordered, most = np.median(values), np.sort(values), len(values) // 10
     reach = 3 * 1.4826 * np.median(np.abs(values - centre))
-    return np.clip(values, centre - reach, centre + reach)
+    return np.clip(values, min(centre - reach, ordered[most]), max(centre + reach, ordered[-1 - most]))
 
 
 @functools.lru_cache(maxsize=256)

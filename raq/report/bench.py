@@ -65,6 +65,24 @@ def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def disagreement_in_words(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """That launches differ by more than their rounds explain, or drift, in comparisons with the best FP32."""
+    known = [
+        (row, row["launch_agreement_over_best_fp32"]) for row in rows if row.get("launch_agreement_over_best_fp32")
+    ]
+    differ = [found for _, found in known if found["p"] is not None and found["p"] < DISAGREE_P]
+    drift = [found for _, found in known if found["drift_p"] < DISAGREE_P]
+    if not differ and not drift:
+        return None
+    said = []
+    if differ:
+        most = max(found["between"] for found in differ)
+        said.append(f"launches differ by more than their rounds explain in {len(differ)} (at most ±{100 * most:.1f}%)")
+    if drift:
+        said.append(f"speed drifted from launch to launch in {len(drift)}")
+    return f"of {len(known)} comparisons with the best FP32, {' and '.join(said)}: the intervals allow for it"
+
+
 def not_calm(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """A warning, if too few rounds of one of these rows were undisturbed."""
     spoilt = [row for row in rows if row.get("calm") is False]
@@ -89,6 +107,8 @@ COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  #
     ("95% interval", True, lambda row: _interval(row["speedup_interval"])),
 )
 WIDE = 120
+DISAGREE_P = 0.01
+SAME_SPEED = 0.02  # as `select.margin.speed` is by default
 
 
 def print_bench(console: Console, found: Mapping[str, Any]) -> None:
@@ -129,8 +149,10 @@ def difference_in_words(row: Mapping[str, Any]) -> str:
     if interval is None:
         return f"{place}: {row['speedup']:.3f} times the speed of {baseline}, without an interval"
     bounds = f"{interval[0]:.3f} to {interval[1]:.3f}"
+    if interval[0] >= 1 / (1 + SAME_SPEED) and interval[1] <= 1 + SAME_SPEED:
+        return f"{place}: as fast as {baseline} within {100 * SAME_SPEED:g}% ({bounds} times its speed)"
     if interval[0] <= 1 <= interval[1]:
-        return f"{place}: no detectable difference to {baseline} ({bounds} times its speed)"
+        return f"{place}: cannot be told from {baseline} ({bounds} times its speed): measure longer (--budget)"
     word = "faster" if interval[0] > 1 else "slower"
     return f"{place}: {word} than {baseline}, {row['speedup']:.3f} times its speed ({bounds})"
 

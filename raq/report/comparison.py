@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from raq.bench.statistics import SIGNIFICANT, paired_drop, ratio_of_ratios, same_accuracy_p
+from raq.bench.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
 from raq.report.summary import Summary, predictions_of, summarise
 from raq.report.verdict import row_ratios
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")
 Found = dict[str, Any]
-SAME = "no detectable difference"
+MARGIN_POINTS, MARGIN_SPEED = 0.3, 0.02  # what counts as equal, as `select.margin` is by default
 
 
 def compare(folders: Sequence[Path]) -> Found:
     """Every run against the first: machines and libraries, then by candidate top-1, size and speedup, as plain values.
 
-    A speedup is different if the 95% interval of the two runs' ratio leaves out 1; top-1 by McNemar's test at 5%.
+    Two values are equal if the 95% interval of their difference or ratio lies within the margins above, different if
+    it leaves out 0 or 1, and cannot be told apart otherwise. p is McNemar's, whose test that interval inverts.
     `said` puts it in words; `conditions` lists what else is not the same.
     """
     summaries = [summarise(folder) for folder in folders]
@@ -107,7 +108,12 @@ def _top1(name: str, before: dict[str, Any], after: dict[str, Any]) -> Found:
     right, then = one[0] == one[1], other[0] == other[1]
     gain, (low, high) = paired_drop(then, right)
     p = same_accuracy_p(right, then)
-    said = f"{gain:+.2f} points ({low:.2f} to {high:.2f}): {'different' if p < SIGNIFICANT else SAME}"
+    told = (
+        "the same images right"
+        if np.array_equal(right, then)
+        else _difference(low, high, 0.0, -MARGIN_POINTS, MARGIN_POINTS)
+    )
+    said = f"{gain:+.2f} points ({low:.2f} to {high:.2f}): {told}"
     return {"points": gain, "interval": [low, high], "p": p, "said": said}
 
 
@@ -120,8 +126,11 @@ def _latency(first: Summary, second: Summary, name: str) -> list[Found]:
         if other is None or before is None or after is None or f"{name}/{row['runtime']}" == row["baseline"]:
             continue
         ratio, interval = ratio_of_ratios(row_ratios(after, other), row_ratios(before, row))
-        real = interval is not None and not interval[0] <= 1 <= interval[1]
-        doubt = "too few rounds to tell" if interval is None else "different" if real else SAME
+        doubt = (
+            "too few launches to tell"
+            if interval is None
+            else _difference(*interval, 1.0, 1 / (1 + MARGIN_SPEED), 1 + MARGIN_SPEED)
+        )
         bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
         found.append(
             {
@@ -134,6 +143,13 @@ def _latency(first: Summary, second: Summary, name: str) -> list[Found]:
             }
         )
     return found
+
+
+def _difference(low: float, high: float, none: float, least: float, most: float) -> str:
+    """What an interval tells: `none` is no difference, between `least` and `most` is none that counts."""
+    if least <= low and high <= most:
+        return f"equal within {MARGIN_POINTS:g} points" if none == 0 else f"equal within {100 * MARGIN_SPEED:g}%"
+    return "cannot tell" if low <= none <= high else "different"
 
 
 def _rows(summary: Summary, name: str) -> list[Summary]:

@@ -10,17 +10,18 @@ from typing import Any, TextIO
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from raq.plan import Stage
-from raq.report.bench import measurement_in_words, not_calm
+from raq.report.bench import disagreement_in_words, measurement_in_words, not_calm
 from raq.report.proof import parity_in_words
 from raq.report.summary import Summary
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.terminal import clean, plain_console, printable, say
 
-FIXED_WIDTH, LATENCY_WIDTH = 44, 17  # columns of the table that every candidate has, and of each latency
+MAX_WIDTH = 10_000  # that no table has
 Event = Mapping[str, Any]
 MARKS = {"waiting": "·", "starting": "…", "running": "▸", "retry": "↻", "done": "✓", "fresh": "="}
 STYLES = {
@@ -196,16 +197,11 @@ def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str]
 def print_summary(console: Console, summary: Summary) -> None:
     """The table of a run, where its artifacts are, and the verdict.
 
-    On a terminal too narrow for all latencies in one table, each device has a table of its own.
+    On a terminal too narrow for all latencies in one table, each batch size has a table of its own.
     """
     summary = clean(summary)
     keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
-    devices = sorted({device for device, _ in keys})
-    groups = (
-        [keys]
-        if FIXED_WIDTH + LATENCY_WIDTH * len(keys) <= console.width
-        else [[k for k in keys if k[0] == d] for d in devices]
-    )
+    groups = [keys] if _fits(console, summary, keys) else [[key] for key in keys]
     console.print(f"\n{summary['experiment']}, run {summary['run']}", markup=False, highlight=False, style="bold")
     if summary.get("sweep"):
         print_sweep(console, summary["sweep"])
@@ -219,7 +215,8 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print()
     console.print(
         "MB: weights, then the file. top-1 and drop (points): 95% intervals below. int8: share of the MACs.\n"
-        "ms: mean ± standard deviation; below, the speedup over fp32/eager and its 95% interval.",
+        "ms: mean ± standard deviation; below, how many times as fast as fp32/eager, and as the\n"
+        "fastest FP32 at that batch size (95% intervals).",
         style="dim",
         highlight=False,
     )
@@ -229,7 +226,11 @@ def print_summary(console: Console, summary: Summary) -> None:
             console.print(
                 f"{measurement['device']}: {line}", markup=False, highlight=False, style="dim", soft_wrap=True
             )
-    warning = not_calm([row | {"candidate": c["name"]} for c in summary["candidates"] for row in c["latency"]])
+    rows = [row | {"candidate": c["name"]} for c in summary["candidates"] for row in c["latency"]]
+    disagreement = disagreement_in_words(rows)
+    if disagreement:
+        say(console, disagreement, "dim")
+    warning = not_calm(rows)
     if warning:
         console.print(warning, markup=False, highlight=False, style="bold yellow", soft_wrap=True)
     machine = summary["environment"]["machine"]
@@ -285,6 +286,12 @@ def _say_what_ran(console: Console, candidates: Sequence[Summary]) -> None:
                 say(console, said, "yellow")
 
 
+def _fits(console: Console, summary: Summary, keys: Sequence[tuple[str, int]]) -> bool:
+    """Whether the table with these latencies is no wider than the terminal."""
+    table = _table(summary, keys)
+    return Measurement.get(console, console.options.update(width=MAX_WIDTH), table).maximum <= console.width
+
+
 def _table(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:
     """Candidates by runtime, with the latencies of these devices and batch sizes."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -313,13 +320,13 @@ def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> l
     known = not eager and candidate["top1"] is not None
     cells.append(f"{100 * candidate['top1']:.2f}\n{_interval(candidate['top1_interval'], 100, 1)}" if known else "")
     drops = known and candidate["kind"] != "fp32" and candidate["drop_points"] is not None
-    cells.append(f"{candidate['drop_points']:.2f}\n{_interval(candidate['drop_interval'], 1, 1)}" if drops else "")
+    cells.append(f"{candidate['drop_points']:.2f}\n{_drop_interval(candidate['drop_interval'])}" if drops else "")
     cells.append(_share(artifact) if artifact and candidate["kind"] != "fp32" else "")
     for device, size in keys:
         rows = [
             r for r in candidate["latency"] if (r["runtime"], r["device"], r["batch_size"]) == (runtime, device, size)
         ]
-        cells.append(_latency(rows[0]) if rows else "")
+        cells.append(_latency(rows[0], candidate["kind"] != "fp32") if rows else "")
     return cells
 
 
@@ -328,14 +335,28 @@ def _share(artifact: Mapping[str, Any]) -> str:
     return "?" if share is None else f"{100 * share:.0f}%"
 
 
-def _latency(row: Mapping[str, Any]) -> str:
+def _latency(row: Mapping[str, Any], quantized: bool) -> str:
+    """Milliseconds, the speedup over the baseline and, of a quantized candidate, that over the best FP32."""
     digits = 1 if row["mean_ms"] >= 100 else 2
-    coarse = 2 if row["speedup"] is None or row["speedup"] < 10 else 1
     spread = "" if row["std_ms"] is None else f" ± {row['std_ms']:.{digits}f}"
-    speedup = "" if row["speedup"] is None else f"{row['speedup']:.{coarse}f}x"
-    if row["speedup_interval"] and row["speedup_interval"][0] != row["speedup_interval"][1]:
-        speedup += f" {_interval(row['speedup_interval'], 1, 1)}"
-    return f"{row['mean_ms']:.{digits}f}{spread}\n{speedup}"
+    lines = [f"{row['mean_ms']:.{digits}f}{spread}", _speedup(row["speedup"], row["speedup_interval"])]
+    if quantized and row.get("best_fp32"):
+        lines.append(_speedup(row["speedup_over_best_fp32"], row["speedup_over_best_fp32_interval"]))
+    return "\n".join(lines)
+
+
+def _drop_interval(interval: Sequence[float]) -> str:
+    """In points, as many digits as tell its bounds apart."""
+    return _interval(interval, 1, 2 if interval[1] - interval[0] < 1 else 1)
+
+
+def _speedup(value: float | None, interval: Sequence[float] | None) -> str:
+    """A ratio with its interval, as many digits as a column has room for."""
+    if value is None:
+        return ""
+    digits = 2 if max(value, *(interval or [value])) < 10 else 1
+    bounds = f" {_interval(interval, 1, digits)}" if interval and interval[0] != interval[1] else ""
+    return f"{value:.{digits}f}{bounds}"
 
 
 def _interval(interval: Sequence[float], scale: float, digits: int) -> str:

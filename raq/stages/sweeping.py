@@ -203,7 +203,7 @@ def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
         "curve": rows,
-        "choice": choose(rows, call.settings["seed"], max(c[SIZE] for c in configs)),
+        "choice": choose(rows, call.settings["seed"], call.settings["margin"], max(c[SIZE] for c in configs)),
         "evaluation_s": round(evaluation_s, 3),
         "calibration_images": sum(images),
         "calibration_passes": len(passes),

@@ -95,9 +95,10 @@ def test_any_number_of_rounds_has_an_interval(contender: ContenderSettings, star
 def test_rounds_end_with_the_precision_or_with_the_time(contender: ContenderSettings, started) -> None:
     twin = replace(contender, name="ptq/eager")
     small = {"batch_sizes": (1,), "rounds": 6, "round_ms": 0.0, "warmup": 1}
-    loose = measure([contender, twin], Bench(**small, precision=1.0), ONE_CPU, started=started)
+    loose = measure([contender, twin], Bench(**small, precision=1.0, budget_s=3.0), ONE_CPU, started=started)
     assert loose["stopped_by"] == "precision"
     assert loose["launches"] >= 6, "as many as an interval needs"
+    assert 1.0 <= loose["elapsed_s"] < 3.0, "launches are spread over a third of the time at least"
     low, high = loose["rows"][1]["speedup_interval"]
     assert low <= loose["rows"][1]["speedup"] <= high
     hurried = measure([contender, twin], Bench(**small, precision=1e-9, budget_s=0.5), ONE_CPU, started=started)
@@ -115,7 +116,7 @@ def test_the_published_protocol_is_one_contender_after_the_other(contender: Cont
 def test_published_fills_in_what_is_not_written() -> None:
     assert Bench(protocol="published").repetitions == 50
     assert Bench(protocol="published", repetitions=7).repetitions == 7
-    assert Bench().repetitions == 3
+    assert Bench().repetitions == 1
 
 
 def slot(milliseconds: float, disturbed: bool = False) -> Slot:
@@ -142,11 +143,13 @@ def row_of(found: Measurement) -> dict:
 def test_a_row_from_known_samples(contender: ContenderSettings) -> None:
     found = measured(contender, [(10.0, 5.0, False), (30.0, 10.0, False), (20.0, 10.0, False)] * 3)
     summary = row_of(found)
-    assert summary["speedup"] == 2.0  # ratios within rounds: 2, 3, 2
+    assert summary["speedup"] == pytest.approx(12 ** (1 / 3), rel=0.02)  # ratios within rounds: 2, 3, 2
     assert summary["p50_ms"] == 10.0
     assert summary["mean_ms"] == pytest.approx(25 / 3)
     assert summary["std_ms"] == pytest.approx(2.4254, abs=1e-4)
-    assert summary["speedup_interval"] == [2.0, 3.0]
+    low, high = summary["speedup_interval"]
+    assert low < 2.1
+    assert high > 2.5
     assert (summary["calm"], summary["disturbed_rounds"]) == (True, 0)
 
 
@@ -160,9 +163,9 @@ def test_a_machine_that_is_never_calm_is_told(contender: ContenderSettings) -> N
     found = measured(contender, [(10.0, 5.0, False)] * 3 + [(10.0, 50.0, True)] * 9)
     summary = row_of(found)
     assert (summary["calm"], summary["disturbed_rounds"], summary["rounds"]) == (False, 9, 12)
-    assert summary["speedup"] == pytest.approx(0.2), "all rounds count: the interval is as wide as they are apart"
-    assert summary["speedup_interval"][0] == pytest.approx(0.2)
-    assert summary["speedup_interval"][1] == pytest.approx(2.0)
+    low, high = summary["speedup_interval"]
+    assert low < 0.2
+    assert high > 0.6, "all rounds count: the interval is as wide as they are apart"
 
 
 def test_few_rounds_are_not_a_noisy_machine(contender: ContenderSettings) -> None:
@@ -195,8 +198,8 @@ def test_turns_alternate_and_disturbed_ones_are_done_again(contender: ContenderS
     found.started = time.perf_counter()
     turns: list[str] = []
     processes = {"fp32/eager": Scripted("fp32", turns), "ptq/eager": Scripted("ptq", turns, spoilt=2)}
-    for _ in range(3):
-        found.rounds[1].append(found._round(0, 1, processes))
+    for n in range(3):
+        found.rounds[1].append(found._round(0, 1, processes, backwards=n % 2 == 1))
     assert turns == ["fp32", "ptq", "ptq", "ptq", "ptq", "fp32", "fp32", "ptq"]
     assert [s.disturbed for s in found.rounds[1][0].attempts["ptq/eager"]] == [True, True, False]
     assert found.repeating_s > 0

@@ -72,13 +72,30 @@ def contender(name: str, function: str, weights: Path) -> ContenderSettings:
     return ContenderSettings(f"{name}/eager", "eager", "cpu", str(weights), SHAPE, threads, model, 10, folder)
 
 
-def summary(found: Found) -> Found:
-    """What is kept of one run: its rows without the rounds, how it ended, what disturbed it."""
-    left_out = ("round_p50_ms", "round_launch", "round_disturbed", "round_number")
-    rows = [{key: value for key, value in row.items() if key not in left_out} for row in found["rows"]]
+def raw(found: Found) -> Found:
+    """What is kept of one run in the work folder: all but the samples and the clocks."""
     noise = {key: value for key, value in found["noise"].items() if key != "clocks"}
-    kept = {key: found[key] for key in ("stopped_by", "elapsed_s", "launches", "spent_s")}
-    return {**kept, "at": now(), "commit": commit(), "noise": noise, "rows": rows, "pairs": pairs(found["rows"])}
+    kept = {key: found[key] for key in ("stopped_by", "elapsed_s", "launches", "spent_s", "rows")}
+    return {**kept, "at": now(), "commit": commit(), "noise": noise}
+
+
+def summary(run: Found) -> Found:
+    """What is kept of one run in the reference: its rows without the rounds, and what each pair of contenders comes to.
+
+    Intervals are computed anew from the rounds, by the statistics as they are now.
+    """
+    if "rows" not in run or "round_number" not in run["rows"][0]:
+        return run
+    rows = run["rows"]
+    for row in rows:
+        baseline = next(
+            r for r in rows
+            if f"{r['candidate']}/{r['runtime']}" == row["baseline"] and r["batch_size"] == row["batch_size"]
+        )  # fmt: skip
+        row["speedup"], row["speedup_interval"] = paired_ratio(row_ratios(baseline, row))
+    left_out = ("round_p50_ms", "round_launch", "round_disturbed", "round_number")
+    short = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
+    return {**run, "rows": short, "pairs": pairs(rows)}
 
 
 def pairs(rows: list[Found]) -> dict[str, Found]:
@@ -97,14 +114,14 @@ def pairs(rows: list[Found]) -> dict[str, Found]:
 
 def quiet(own: Nursery, weights: Path) -> Found:
     entrants = [contender("one", "plain", weights), contender("twin", "plain", weights)]
-    return summary(measure([*entrants, contender("sleepy", "sleepy", weights)], QUIET, available_cpus(), started=own))
+    return raw(measure([*entrants, contender("sleepy", "sleepy", weights)], QUIET, available_cpus(), started=own))
 
 
 def neighbour(own: Nursery, weights: Path, number: int) -> Found:
     burner = subprocess.Popen([sys.executable, "-c", BURNER, str(number)])
     try:
         entrants = [contender("one", "plain", weights), contender("sleepy", "sleepy", weights)]
-        return summary(measure(entrants, NEIGHBOUR, available_cpus(), started=own))
+        return raw(measure(entrants, NEIGHBOUR, available_cpus(), started=own))
     finally:
         burner.kill()
         burner.wait()
@@ -137,7 +154,7 @@ def spread(results: Path) -> Found:
     """The bench as a run does it, from a process of its own on."""
     contenders, protocol = quickstart_contenders(results)
     began = now()
-    return {"began": began, **summary(measure(contenders, protocol, available_cpus()))}
+    return {"began": began, **raw(measure(contenders, protocol, available_cpus()))}
 
 
 def simulated(correlation: float, deviation: float, runs: int, seed: int = 0) -> Found:
@@ -237,7 +254,7 @@ def kept(
         with file.open("a") as out:
             out.write(json.dumps(found[-1]) + "\n")
         print(f"{name} {number + 1} of {runs}: {words(found[-1])}", flush=True)
-    return found[:runs]
+    return [summary(run) for run in found[:runs]]
 
 
 def words(run: Found) -> str:
