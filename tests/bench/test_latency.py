@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,10 +13,12 @@ from raq.bench.latency import Measurement, measure
 from raq.bench.machine import available_cpus
 from raq.bench.noise import Slot
 from raq.bench.processes import ContenderSettings, nursery
-from raq.bench.rows import Round, contender_row
+from raq.bench.rows import Round, contender_row, ratios, with_turns
+from raq.bench.statistics import paired_ratio, relative_half_width
 from raq.errors import StageError
 from raq.experiment import Bench
 from raq.model.zoo import build_model
+from raq.report.verdict import row_ratios
 
 PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
 ONE_CPU = available_cpus()[:1]
@@ -203,6 +206,74 @@ def test_turns_alternate_and_disturbed_ones_are_done_again(contender: ContenderS
     assert turns == ["fp32", "ptq", "ptq", "ptq", "ptq", "fp32", "fp32", "ptq"]
     assert [s.disturbed for s in found.rounds[1][0].attempts["ptq/eager"]] == [True, True, False]
     assert found.repeating_s > 0
+
+
+def test_the_order_of_turns_is_drawn_for_every_launch(contender: ContenderSettings, started) -> None:
+    """No place in the order is any contender's: the first one would be faster than its twin."""
+    protocol = Bench(batch_sizes=(1,), rounds=24, precision=None, repetitions=1, round_ms=0.0, warmup=1)
+    entrants = [contender, replace(contender, name="ptq/eager")]
+    found = Measurement(entrants, protocol, ONE_CPU, lambda share, text: None)
+    found.run(started)
+    firsts = [next(iter(r.attempts)) for r in found.rounds[1]]
+    launches = [r.launch for r in found.rounds[1]]
+    assert len(set(launches)) == 6
+    by_launch = [[f for f, launch in zip(firsts, launches, strict=True) if launch == n] for n in range(6)]
+    assert all(one[0] != one[1] for one in by_launch), "and turned round within a launch"
+    assert len({one[0] for one in by_launch}) == 2
+
+
+def test_eager_mode_has_fewer_turns_and_both_have_what_decides(contender: ContenderSettings, started) -> None:
+    """With two artifacts beside it (here in name alone), it has a turn a launch, in as many launches as it needs."""
+    artifacts = [replace(contender, name=f"{name}/inductor", runtime="inductor") for name in ("fp32", "ptq")]
+    protocol = Bench(batch_sizes=(1,), precision=1e-9, budget_s=4.0, round_ms=5.0)
+    found = Measurement([contender, *artifacts], protocol, ONE_CPU, lambda share, text: None)
+    assert found.eager == "fp32/eager"
+    assert Measurement([contender, artifacts[0]], protocol, ONE_CPU, lambda s, t: None).eager is None
+    assert Measurement(artifacts, protocol, ONE_CPU, lambda s, t: None).eager is None
+    found.contenders = [contender, *(replace(a, runtime="eager") for a in artifacts)]  # as no package is at hand
+    found.__class__ = EagerFirst
+    found.run(started)
+    turns = {c.name: len(with_turns(found.rounds[1], c.name)) for c in found.contenders}
+    launches = {c.name: {r.launch for r in with_turns(found.rounds[1], c.name)} for c in found.contenders}
+    assert turns["fp32/eager"] == len(launches["fp32/eager"]) >= 6, "one a launch, in as many as an interval needs"
+    assert turns["fp32/inductor"] == turns["ptq/inductor"] >= 2 * len(found.launches) - 1
+    assert launches["fp32/eager"] <= launches["ptq/inductor"]
+    spent = {name: sum(parts.values()) for name, parts in found.spent_s.items()}
+    assert sum(spent.values()) <= found.elapsed_s()
+    row = contender_row(found.contenders[2], "fp32/eager", 1, found.rounds[1], found.launches)
+    eager = contender_row(found.contenders[0], "fp32/eager", 1, found.rounds[1], found.launches)
+    assert eager["round_number"] == [n for n, r in enumerate(found.rounds[1]) if "fp32/eager" in r.attempts]
+    assert row["round_number"] == list(range(len(found.rounds[1])))
+    assert row["speedup_interval"] is not None
+    ratio, interval = paired_ratio(row_ratios(eager, row))
+    assert (ratio, list(interval)) == (row["speedup"], row["speedup_interval"]), "a report finds the same rounds"
+
+
+class EagerFirst(Measurement):
+    """A measurement that takes its first contender for eager mode."""
+
+    @property
+    def eager(self) -> str | None:
+        return self.contenders[0].name
+
+
+def test_precision_is_of_what_decides(contender: ContenderSettings) -> None:
+    """Ratios to the fastest FP32 artifact and to the fastest of all; those to eager mode may be as wide as they are."""
+    rng = np.random.default_rng(0)
+    names = ("fp32/eager", "fp32/inductor", "ptq/inductor")
+    entrants = [replace(contender, name=n, runtime=n.partition("/")[2]) for n in names]
+    found = Measurement(entrants, Bench(batch_sizes=(1,)), ONE_CPU, lambda share, text: None)
+    found.rounds = {
+        1: [
+            Round(n // 2, {name: [slot(float(ms))] for name, ms in zip(names, times, strict=True)}, n)
+            for n, times in enumerate(np.exp(rng.normal(0, [0.5, 0.005, 0.005], (40, 3))) * [20, 10, 5])
+        ]
+    }
+    wide = relative_half_width(paired_ratio(ratios(found.rounds[1], *names[:2]))[1])
+    assert wide > 0.2
+    assert found.half_width(1) < 0.02
+    found.rounds[1] = found.rounds[1][:10]
+    assert found.half_width(1) is None, "too few launches for an interval"
 
 
 @pytest.mark.gpu
