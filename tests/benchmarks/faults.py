@@ -1,4 +1,4 @@
-"""What breaks, broken: an experiment of about a minute on a cluster of real nodes, with a fault at random moments.
+"""Nine kinds of fault, injected into an experiment of about a minute on a cluster of real nodes, at random moments.
 
     uv run python tests/benchmarks/faults.py [--points 5] [--only worker,node,...] [--work FOLDER]
 
@@ -10,8 +10,8 @@ the results and no cache; with results at S3, nothing. What is hit is at work: a
 
 Every run is submitted. At its end: is it complete, are its records those of an undisturbed run (but for what two
 undisturbed runs have different too), are the stages that were done before the fault still the same executions, is a
-process of a stage or a placement group left? A fault that met nothing, as the run had just ended, is injected
-again at another moment. Finished points are kept in the work folder: it goes on where it was interrupted, with those
+process of a stage or a placement group left? Every fault comes after at least one stage has finished, so that there is
+something to lose. One that met nothing, as the run had just ended, is injected again at another moment. Finished points are kept in the work folder: it goes on where it was interrupted, with those
 of the same code. The table goes to results/reference/faults.json. A full disk needs the right to
 mount one.
 """
@@ -368,14 +368,15 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         began = time.monotonic()
         run = submitted(setting, results, *(("--set", "resources.train.timeout_s=60") if name == "hang" else ()))
         stack.callback(run.process.kill)  # where this is interrupted
-        hit, finished_before = None, {}
+        hit = None
+        finished_before = first_finished(run)
+        first_s = time.monotonic() - began
         if name is not None:
             while time.monotonic() - began < after_s and not run.ended():
                 time.sleep(0.1)
-            with suppress(UserError):  # no run is there yet, or its record just comes
-                finished_before = {stage: record["id"] for stage, record in records_of(results).items()}
+            finished_before = finished(results) or finished_before
             injected = time.monotonic()
-            hit = None if run.ended() else FAULTS[name](setting, chance, run)
+            hit = None if run.ended() or not finished_before else FAULTS[name](setting, chance, run)
         ended_with = waited_for(run)
         again = None
         if name == "disk" and ended_with != 0:
@@ -394,12 +395,28 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         "fault": name, "number": number, "after_s": round(after_s, 1), "hit": hit, "code": ended_with,
         "code_of_second": again_code if again else None, "duration_s": round(duration, 1),
         "error_after_s": round(ended_at(run) - injected, 1) if name and ended_with != 0 else None,
-        "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
+        "first_stage_done_s": round(first_s, 1), "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
         "visible": [line for line in told if any(word in line for word in VISIBLE) and "of top-1 lost" not in line],
         "left": left_over(setting, results), "commit": commit(), "source": source(),
     }  # fmt: skip
     return {**found, "records": flat(records), "said": said}
+
+
+def finished(results: str) -> dict[str, str]:
+    """The executions that have finished, by stage."""
+    with suppress(UserError):  # no run is there yet, or its record just comes
+        return {stage: record["id"] for stage, record in records_of(results).items()}
+    return {}
+
+
+def first_finished(run: Run) -> dict[str, str]:
+    """The executions that have finished, as soon as there is one; empty if the run ends before."""
+    while not run.ended():
+        if found := finished(run.results):
+            return found
+        time.sleep(0.5)
+    return {}
 
 
 def waited_for(run: Run) -> int:
@@ -468,11 +485,12 @@ def main() -> None:
         usual = [done[f"None-{number}"] for number in (1, 2)]
         assert all(run["complete"] and run["code"] == 0 for run in usual), "the undisturbed runs are not complete"
         duration = statistics.median(run["duration_s"] for run in usual)
+        first_s = max(run["first_stage_done_s"] for run in usual)
         for name, number in missing:
             chance = random.Random(f"{name} {number}")
-            fifth = (duration - 4) / options.points
+            part = (duration - 4 - first_s) / options.points
             for misses in range(MOST_MISSES + 1):
-                after_s = 2 + fifth * (number + chance.random())
+                after_s = first_s + part * (number + chance.random())
                 found = {**one_run(setting, name, number, after_s, chance), "misses": misses}
                 if found["hit"] is not None:
                     done[f"{name}-{number}"] = kept(options.work, found)
@@ -523,6 +541,7 @@ def report(done: dict[str, Found], wanted: list[tuple[str, int]], duration: floa
             ),
             "records_equal": sum(not row["different"] for row in own),
             "with_stages_done_before": sum(row["stages_done_before"] > 0 for row in own),
+            "stages_at_stake": sum(row["stages_done_before"] for row in own),
             "nothing_lost": sum(not row["stages_lost"] for row in own),
             "nothing_left": sum(not any(row["left"].values()) for row in own),
             "ended_with_one_error_within_a_minute": sum(one_error(row) for row in own) if name == "disk" else None,
