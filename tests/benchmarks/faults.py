@@ -11,9 +11,9 @@ the results and no cache; with results at S3, nothing. What is hit is at work: a
 Every run is submitted. At its end: is it complete, are its records those of an undisturbed run (but for what two
 undisturbed runs have different too), are the stages that were done before the fault still the same executions, is a
 process of a stage or a placement group left? Every fault comes after at least one stage has finished, so that there is
-something to lose. One that met nothing, as the run had just ended, is injected again at another moment. Finished points are kept in the work folder: it goes on where it was interrupted, with those
-of the same code. The table goes to results/reference/faults.json. A full disk needs the right to
-mount one.
+something to lose. One that met nothing, as the run had just ended, is injected again at another moment. Finished points
+are kept in the work folder: it goes on where it was interrupted, with those of the same code. The table goes to
+results/reference/faults.json. A full disk needs the right to mount one.
 """
 
 import argparse
@@ -395,7 +395,8 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         "fault": name, "number": number, "after_s": round(after_s, 1), "hit": hit, "code": ended_with,
         "code_of_second": again_code if again else None, "duration_s": round(duration, 1),
         "error_after_s": round(ended_at(run) - injected, 1) if name and ended_with != 0 else None,
-        "first_stage_done_s": round(first_s, 1), "complete": complete, "stages_done_before": len(finished_before), "stages_lost": lost,
+        "first_stage_done_s": round(first_s, 1), "complete": complete, "stages_done_before": len(finished_before),
+        "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
         "visible": [line for line in told if any(word in line for word in VISIBLE) and "of top-1 lost" not in line],
         "left": left_over(setting, results), "commit": commit(), "source": source(),
