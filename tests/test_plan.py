@@ -60,6 +60,7 @@ def test_stages_come_after_their_inputs() -> None:
         ({"require": {"int8_mac_share": 0.5}}, set()),
         ({"resources": {"train": {"gpus": 1}}}, EVERYTHING),
         ({"require": {"max_drop": 0.5}}, set()),
+        ({"select": {"margin": {"accuracy": 1.0, "speed": 0.1}, "batch_size": 1}}, set()),
         ({"data": {"root": "/elsewhere"}}, set()),
         ({"resources": {"train": {"cpus": 1}}}, set()),
         ({"name": "another"}, set()),
@@ -67,6 +68,15 @@ def test_stages_come_after_their_inputs() -> None:
 )
 def test_what_a_change_makes_stale(given: dict[str, object], expected: set[str]) -> None:
     assert changed(planned(), planned(**given)) == expected
+
+
+def test_the_margin_makes_a_sweep_of_calibrations_stale() -> None:
+    """It decides which calibration is chosen; what was tried is not tried again."""
+    sweep = {"sweep": {"ptq": {"calibration.size": [16, 32]}}}
+    wide = {"select": {"margin": {"accuracy": 1.0}}}
+    stale = changed(planned(**sweep), planned(**sweep, **wide))
+    assert stale == {"sweep/ptq", *PTQ}
+    assert changed(planned(**sweep), planned(**sweep, select={"margin": {"speed": 0.5}})) == set()
 
 
 def test_facts_that_count() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raq.errors import UserError
+from raq.record_schema import _check_rounds
 from raq.records import Store, read_json, read_run, refuse_changed, write_json
 
 FINGERPRINT = "a" * 64
@@ -152,3 +153,38 @@ def test_unwritable_results(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), Store(tmp_path / "file").locked():
         pass
+
+
+def bench_record(**rows: dict) -> dict:
+    """The record of a bench stage, as little of it as there can be; rows by contender."""
+    usual = {"device": "cpu", "batch_size": 1, "rounds": 2, "mean_ms": 1.0, "std_ms": None, "p50_ms": 1.0,
+             "p90_ms": None, "speedup": 1.0, "speedup_interval": None, "baseline": "fp32/eager"}  # fmt: skip
+    found = [{**usual, "candidate": name, "runtime": "eager", **row} for name, row in rows.items()]
+    return {"results": {"rows": found}}
+
+
+TWO = {"round_p50_ms": [1.0, 1.0], "round_launch": [0, 0], "round_disturbed": [False, False]}
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        (TWO, None),
+        ({**TWO, "round_number": [0, 1]}, None),
+        ({"round_p50_ms": [1.0], "round_launch": [0], "round_disturbed": [False], "round_number": [1]}, None),
+        ({"round_p50_ms": [1.0], "round_launch": [0], "round_disturbed": [False]}, "not as many rounds"),
+        ({**TWO, "round_number": [1, 0]}, "not in rising order"),
+        ({**TWO, "round_number": [0]}, "not as many throughout"),
+        ({**TWO, "round_number": [7, 8]}, "no round in which its neighbours had a turn"),
+        ({**TWO, "round_launch": [0, 1]}, "other launches"),
+        ({"round_p50_ms": [1.0, 1.0], "round_launch": [0, 0]}, "only one of round_launch"),
+        ({"round_p50_ms": []}, "not as many throughout"),
+    ],
+)
+def test_rounds_that_do_not_go_together_are_damage(other: dict, complaint: str | None) -> None:
+    rows = bench_record(fp32=TWO, ptq=other)["results"]["rows"]
+    if complaint is None:
+        _check_rounds(rows, "record.json")
+    else:
+        with pytest.raises(UserError, match=complaint):
+            _check_rounds(rows, "record.json")

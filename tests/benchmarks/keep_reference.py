@@ -7,6 +7,7 @@ Artifacts and weights stay where they are: too large for the repository.
 
 import argparse
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from raq.records import Store, read_json, write_json
 from raq.report.console import print_summary
-from raq.report.summary import summarise
+from raq.report.summary import predictions_of, summarise
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +28,17 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_paths(entry) for entry in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def pairs(run_folder: Path) -> list[dict[str, Any]]:
+    """Of each two candidates, how many test images only the first has right (lost) and only the second (won)."""
+    predicted = predictions_of(run_folder)
+    right = {name: found[0] == found[1] for name, found in predicted.items() if found is not None}
+    return [
+        {"first": one, "second": other, "lost": int((right[one] & ~right[other]).sum()),
+         "won": int((~right[one] & right[other]).sum())}
+        for one, other in itertools.combinations(right, 2)
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -44,6 +56,7 @@ def main() -> None:
         for artifact in candidate["artifacts"]:
             path = Path(artifact["path"])
             artifact["path"] = f"{path.parent.name}/{path.name}"
+    summary["pairs"] = pairs(run_folder)
     told = {key: value for key, value in summary.items() if not key.endswith("sweep")}  # those stand in the records
     write_json(target / "summary.json", without_paths(told))
     run = read_json(run_folder / "run.json")

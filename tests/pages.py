@@ -1,0 +1,374 @@
+"""The tables of README.md and results/README.md, from the records in results/reference alone.
+
+    uv run python tests/pages.py            print them
+    uv run python tests/pages.py --write    put them into the pages, and write results/reference/*/table.txt anew
+
+A page says where a table stands: between "<!-- table: NAME -->" and "<!-- end -->". tests/test_pages.py holds the
+pages to the records. Intervals are computed anew from the rounds that a record keeps, by the
+statistics as they are now; so is what the verdict says.
+"""
+
+import argparse
+import io
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raq.bench.statistics import Interval, drop_interval, paired_ratio, proportion_interval
+from raq.report.console import print_summary
+from raq.report.summary import _set_against_best_fp32
+from raq.report.verdict import Drop, Rules, row_ratios, verdict
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "results" / "reference"
+RUNS = ("cifar10", "cifar10-avx2", "calibration-sweep", "qat-as-written", "qat-sweep", "mixed-precision")
+NORMAL_95 = 1.959963984540054
+Found = dict[str, Any]
+
+
+def read(name: str) -> Any:
+    """A JSON file of the reference."""
+    return json.loads((REFERENCE / name).read_text())
+
+
+def known_drops(summary: Found) -> Drop:
+    """What a record tells of the images that candidates lost and won: counts, where it keeps them.
+
+    Older records keep the interval against FP32 alone, which is Agresti and Min's: its centre and width tell both.
+    """
+    counts: dict[tuple[str, str], tuple[int, int, int]] = {}
+    images = max((c["test_images"] or 0 for c in summary["candidates"]), default=0)
+    for c in summary["candidates"][1:]:
+        low, high = (value / 100 for value in c["drop_interval"])
+        difference = round(c["drop_points"] / 100 * images)
+        discordant = ((high - low) / 2 / NORMAL_95 * (images + 2)) ** 2 + difference**2 / (images + 2) - 1
+        lost, won = (discordant + difference) / 2, (discordant - difference) / 2
+        if "pairs" not in summary:
+            assert math.isclose(lost, round(lost), abs_tol=1e-3), "not an interval of that kind"
+            counts["fp32", c["name"]] = round(lost), round(won), images
+    for pair in summary.get("pairs", []):
+        counts[pair["first"], pair["second"]] = pair["lost"], pair["won"], images
+        counts[pair["second"], pair["first"]] = pair["won"], pair["lost"], images
+
+    def drop(first: str, second: str, confidence: float) -> tuple[float, Interval] | None:
+        if (first, second) not in counts:
+            return None
+        lost, won, of = counts[first, second]
+        return 100 * (lost - won) / of, drop_interval(lost, won, of, confidence)
+
+    return drop
+
+
+def judged_now(name: str) -> Found:
+    """The summary of a kept run, its intervals and its verdict by today's rules."""
+    summary, settings = read(f"{name}/summary.json"), read(f"{name}/run.json")["settings"]
+    drop = known_drops(summary)
+    for c in summary["candidates"]:
+        if c["top1"] is not None:
+            c["top1_interval"] = list(proportion_interval(round(c["top1"] * c["test_images"]), c["test_images"]))
+        if c["name"] != "fp32":
+            known = drop("fp32", c["name"], 0.95)
+            assert known is not None
+            c["drop_points"], c["drop_interval"] = known[0], list(known[1])
+        for row in c["latency"]:
+            baseline = next(
+                r for b in summary["candidates"] for r in b["latency"]
+                if f"{b['name']}/{r['runtime']}" == row["baseline"] and r["batch_size"] == row["batch_size"]
+            )  # fmt: skip
+            value, interval = paired_ratio(row_ratios(baseline, row))
+            row["speedup"], row["speedup_interval"] = value, list(interval) if interval else None
+    _set_against_best_fp32(summary["candidates"])
+    measured = summary.setdefault("measurement", [])
+    elapsed = {m["device"]: m.get("elapsed_s") for m in measured}
+    return {
+        **summary,
+        "said": summary["verdict"],
+        "verdict": verdict(summary["candidates"], Rules.of(settings), drop, elapsed),
+    }
+
+
+def commit_of(environment: Found) -> str:
+    """The commit that a record names, short; what it says if it names none."""
+    return (environment.get("commit") or "not recorded")[:7]
+
+
+def number(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def ratio(value: float, interval: list[float] | None) -> str:
+    """A ratio with its interval, with digits that tell its bounds apart."""
+    if interval is None:
+        return f"{value:.2f} (no interval)"
+    if interval[0] == interval[1]:
+        return "1"
+    digits = 2 if interval[1] < 10 else 1
+    return f"{value:.{digits}f} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+
+
+def milliseconds(row: Found) -> str:
+    digits = 0 if row["mean_ms"] >= 1000 else 1 if row["mean_ms"] >= 100 else 2
+    spread = "" if row["std_ms"] is None else f" ± {row['std_ms']:.{digits}f}"
+    return f"{row['mean_ms']:.{digits}f}{spread}"
+
+
+NAMES = {"fp32": "FP32", "ptq": "PTQ", "qat": "QAT"}
+
+
+def run_table(name: str) -> str:
+    """Candidates of a kept run: sizes, accuracy, and latency at each batch size over eager and over the best FP32."""
+    summary = judged_now(name)
+    sizes = sorted({row["batch_size"] for c in summary["candidates"] for row in c["latency"]}, reverse=True)
+    head = ["", "weights, MB", "top-1", "drop, points (95%)"]
+    for size in sizes:
+        head += [f"batch {size}, ms", "over eager FP32 (95%)", "over the best FP32 (95%)"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for c in summary["candidates"]:
+        for runtime in dict.fromkeys(row["runtime"] for row in c["latency"]):
+            eager, quantized = runtime == "eager", c["name"] != "fp32"
+            how = "" if quantized else ", eager" if eager else ", compiled"
+            cells = [f"{NAMES.get(c['name'], c['name'])}{how}"]
+            cells.append("" if eager else number(c["artifacts"][0]["weight_bytes"] / 1e6))
+            cells.append("" if eager else f"{100 * c['top1']:.2f}%")
+            low, high = c["drop_interval"]
+            cells.append(f"{c['drop_points']:.2f} ({low:.2f} to {high:.2f})" if quantized else "")
+            for size in sizes:
+                row = next(r for r in c["latency"] if (r["runtime"], r["batch_size"]) == (runtime, size))
+                cells += [milliseconds(row), ratio(row["speedup"], row["speedup_interval"])]
+                best = ratio(row["speedup_over_best_fp32"], row["speedup_over_best_fp32_interval"])
+                cells.append(best if quantized else "")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def launches(name: str) -> str:
+    """How much was measured."""
+    summary = read(f"{name}/summary.json")
+    rows = [row for c in summary["candidates"] for row in c["latency"]]
+    measured = (summary.get("measurement") or [{}])[0]
+    count = measured.get("launches") or 1
+    ended = {"budget": "ended by its time", "precision": "ended by precision"}.get(measured.get("stopped_by"), "")
+    took = f" in {measured['elapsed_s']:.0f} s" if measured.get("elapsed_s") else ""
+    several = f"{count} launches" if count > 1 else "1 launch"
+    return f"{several}{took}, {max(r['rounds'] for r in rows)} rounds{', ' if ended else ''}{ended}"
+
+
+def quoted(name: str) -> str:
+    """The verdict of a kept run, as a quotation, and what it rests on."""
+    now = judged_now(name)
+    words = textwrap.wrap(now["verdict"]["why"], 116)
+    return "\n".join(
+        [*(f"> {line}" for line in words), "", f"({launches(name)}; commit {commit_of(now['environment'])})"]
+    )
+
+
+def verdicts() -> str:
+    """Every kept run: what was said of it when it was measured, and what is said now."""
+    lines = ["| record | measured | it said | it says now |", "|---|---|---|---|"]
+    for name in RUNS:
+        now = judged_now(name)
+        said, says = now["said"]["choice"], now["verdict"]["choice"]
+        places = ", ".join(
+            f"{c['choice'] or 'cannot tell'} at batch {c['batch_size']}" for c in now["verdict"]["choices"]
+        )
+        lines.append(
+            f"| {name} ({commit_of(now['environment'])}) | {launches(name)} | {said or 'cannot tell'} | "
+            f"{says or 'cannot tell'} ({places}): {now['verdict']['why']} |"
+        )
+    return "\n".join(lines)
+
+
+def executed() -> str:
+    """Shares of int8 as read and as seen running."""
+    cases = {case["case"]: case for case in read("executed.json")["cases"]}
+    names = {
+        "resnet18-cifar": "resnet18-cifar",
+        "resnet18-cifar, not frozen": "the same, not frozen",
+        "vit_b_16": "vit_b_16 (float: projections of attention, products of activations)",
+        "resnet50, any batch size": "resnet50 for any batch size",
+        "resnet50, batch 1 alone": "resnet50 for a batch of 1 alone",
+    }
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.0f}%" if share in (0, 1) else f"{100 * share:.1f}%"
+
+    lines = [
+        "| | int8, read in the code | int8, seen running | weights packed anew at a call, batch 1 |",
+        "|---|---|---|---|",
+    ]
+    for key, said in names.items():
+        case = cases[key]
+        lines.append(
+            f"| {said} | {percent(case['read_int8_mac_share'])} | {percent(case['executed_int8_mac_share'])} | "
+            f"{case['reorders_per_call']['1']} |"
+        )
+    return "\n".join(lines)
+
+
+def calibration() -> str:
+    """The curve over calibration sizes."""
+    sweep = read("calibration-sweep/records.json")["sweep/ptq"]["results"]
+    rows = sorted(sweep["curve"], key=lambda row: row["size"])
+
+    def against(row: Found) -> str:
+        if row is rows[-1]:
+            return ""
+        low, high = row["against_largest_interval"]
+        return f"{number(row['against_largest'])} ({low:.2f} to {high:.2f})"
+
+    lines = [
+        "| calibration images | " + " | ".join(str(row["size"]) for row in rows) + " |",
+        "|---" * (len(rows) + 1) + "|",
+        f"| drop, points, mean of {len(rows[0]['seeds'])} samples | "
+        + " | ".join(f"{row['drop_points']:.2f}" for row in rows) + " |",
+        "| standard deviation over samples | " + " | ".join(f"{100 * row['std_top1']:.2f}" for row in rows) + " |",
+        f"| against {rows[-1]['size']:,} images (95%) | " + " | ".join(map(against, rows)) + " |",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def faults() -> str:
+    """The fault matrix."""
+    said = {
+        "worker": "a process at work is killed",
+        "node": "a node at work is lost, another comes after 5 s",
+        "driver": "the job's process is killed",
+        "head": "the head is lost with all nodes, all come back",
+        "preemption": "a node at work gets a notice of 10 s and is lost, another comes",
+        "storage": "S3 is silent for 30 s (nodes share nothing else)",
+        "disk": "the results' disk is full until the run has ended; submitted again",
+        "straggler": "a node at work gets a fifth of its time for 30 s",
+        "hang": "a process at work stops for ever (`timeout_s`)",
+    }
+    found = read("faults.json")
+    lines = [
+        "| fault, each at random moments | runs | complete, records equal | with finished stages at stake | lost | "
+        "seconds, median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, words in said.items():
+        row = found["table"][name]
+        staked = row.get("stages_at_stake")
+        if staked is None:
+            staked = sum(run["stages_done_before"] for run in found["runs"] if run["fault"] == name)
+        lines.append(
+            f"| {words} | {row['runs']} | {min(row['complete'], row['records_equal'])} | "
+            f"{row['with_stages_done_before']} ({staked} stages) | {row['runs'] - row['nothing_lost']} | "
+            f"{row['median_s']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def share(found: Found) -> str:
+    """A count, of how many, with Wilson's interval of the share."""
+    low, high = (100 * bound for bound in found["interval"])
+    return f"{found['count']} of {found['of']} ({low:.0f}% to {high:.0f}%)"
+
+
+def trust() -> str:
+    """How far latencies can be trusted: what was asked of the measurement, and what came out."""
+    table = read("trust/trust.json")["table"]
+    bias = table["bias of twins, percent"]
+    low, high = bias["interval"]
+    rows = [
+        ("an int8 artifact against itself, called different", "at most 5%", share(table["A/A called different"])),
+        ("the same: the mean speedup over its twin is off by", "at most 0.03%",
+         f"{bias['mean']:+.3f}% ({low:+.3f}% to {high:+.3f}%)"),
+        ("against one that sleeps 3% longer, called slower", "at least 95%", share(table["3% slower called slower"])),
+        ("the same: the interval holds the true ratio", "at least 95%",
+         share(table["quiet: interval holds the true ratio"])),
+        ("the same: runs that reach ±2% within 30 s", "", share(table["quiet: ended by precision"])),
+        ("beside a process that burns one core for random half seconds, 20 s a run: the interval holds the true ratio",
+         "at least 90%", share(table["neighbour: interval holds the true ratio"])),
+        ("the same: half width of the interval, median", "", f"±{100 * table['neighbour: median half width']:.1f}%"),
+    ]  # fmt: skip
+    lines = ["| | asked | measured (95%) |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
+    return "\n".join(lines)
+
+
+def spread() -> str:
+    """One bench again and again over two hours: what its speedups came to, and whether intervals held that."""
+    table = read("trust/trust.json")["table"]["spread"]
+    lines = [
+        "| speedup | mean of the runs | least to most | interval holds the others' mean | half width, median | "
+        "runs within ±2% |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in table.items():
+        if not isinstance(row, dict) or "holds the others' mean" not in row:
+            continue
+        held = row["holds the others' mean"]
+        lines.append(
+            f"| {name} | {row['mean']:.3f} | {row['least']:.3f} to {row['most']:.3f} | "
+            f"{held['count']} of {held['of']} | ±{100 * row['median half width']:.1f}% | {row['within 2%']} |"
+        )
+    return "\n".join(lines)
+
+
+def simulated() -> str:
+    """Simulated coverage under drift."""
+    lines = ["| correlation from launch to launch | drift, sd | interval holds the truth | half width, median |",
+             "|---|---|---|---|"]  # fmt: skip
+    for row in read("trust/trust.json")["table"]["simulated coverage"]:
+        held = row["coverage"]
+        lines.append(
+            f"| {row['correlation']:g} | {100 * row['deviation']:g}% | {100 * held['count'] / held['of']:.1f}% of "
+            f"{held['of']} | ±{100 * row['median half width']:.1f}% |"
+        )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cifar10": lambda: run_table("cifar10"),
+    "cifar10-avx2": lambda: run_table("cifar10-avx2"),
+    "mixed-precision": lambda: run_table("mixed-precision"),
+    "cifar10-verdict": lambda: quoted("cifar10"),
+    "mixed-precision-verdict": lambda: quoted("mixed-precision"),
+    "executed": executed,
+    "calibration": calibration,
+    "faults": faults,
+    "trust": trust,
+    "spread": spread,
+    "simulated": simulated,
+    "verdicts": verdicts,
+}
+
+
+def table_text(name: str) -> str:
+    """table.txt of a kept run: its table and its verdict by today's rules, 100 columns wide."""
+    text = io.StringIO()
+    print_summary(Console(file=text, width=100), judged_now(name))
+    return "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines()) + "\n"
+
+
+PAGES = ("README.md", "results/README.md")
+PLACE = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def with_tables(page: str) -> str:
+    """A page's text with every table as the records have it."""
+    return PLACE.sub(lambda found: f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->", page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    if not options.write:
+        for name, make in TABLES.items():
+            print(f"## {name}\n\n{make()}\n")
+    if options.write:
+        for page in PAGES:
+            (ROOT / page).write_text(with_tables((ROOT / page).read_text()))
+        for name in RUNS:
+            (REFERENCE / name / "table.txt").write_text(table_text(name))
+
+
+if __name__ == "__main__":
+    main()
