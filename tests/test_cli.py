@@ -34,7 +34,7 @@ def test_a_run_ends_with_the_table_and_the_verdict(finished: Workplace) -> None:
     assert "plan: 10 of 10 stages to do" in output
     assert "train: running: epoch 4: loss" in output
     assert "ptq: done" in output
-    assert "\nShip " in output
+    assert "\nShip " in output or "\nCannot tell which to ship at batch 8 on cpu" in output
     assert "\x1b" not in output, "plain lines off a terminal"
     assert "ray" not in output.lower().replace("array", ""), "Ray's own chatter is kept out"
 
@@ -64,7 +64,16 @@ def test_show_json_is_the_contract(finished: Workplace) -> None:
     assert ptq["reduce_range"] is not has_vnni(shown["environment"]["machine"])
     assert ptq["artifacts"][0]["weight_bytes"] < 0.35 * fp32["artifacts"][0]["weight_bytes"]
     assert ptq["drop_points"] == pytest.approx(100 * (fp32["top1"] - ptq["top1"]))
-    assert shown["verdict"]["choice"] in ("fp32", "ptq", "qat")
+    verdict = shown["verdict"]
+    assert verdict["choice"] is None, "203 images cannot show that a drop is at most 1 point"
+    claims = {claim["claim"]: claim for claim in verdict["claims"]}
+    drop = claims["ptq loses at most 1 points of top-1"]
+    assert drop["holds"] is None
+    assert drop["interval"][0] < drop["value"] < drop["margin"] < drop["interval"][1]
+    assert {(c["device"], c["batch_size"]) for c in verdict["choices"]} == {("cpu", 1), ("cpu", 8)}
+    row = ptq["latency"][0]
+    assert row["best_fp32"] in ("fp32/eager", "fp32/inductor")
+    assert row["speedup_over_best_fp32"] <= row["speedup"] * 1.5
     assert "/tmp" not in json.dumps(shown["environment"])
     (measurement,) = shown["measurement"]
     assert (measurement["protocol"], measurement["stopped_by"], measurement["launches"]) == ("interleaved", "rounds", 6)
@@ -76,7 +85,7 @@ def test_a_second_run_does_nothing(finished: Workplace) -> None:
     done = finished.raq("run", "tiny.yaml")
     assert done.returncode == 0
     assert "Nothing to do" in done.stdout
-    assert "Ship " in done.stdout
+    assert "Ship " in done.stdout or "Cannot tell which to ship" in done.stdout
     assert sorted((finished.folder / "results" / "runs").iterdir()) == runs
 
 
@@ -238,7 +247,7 @@ def test_a_run_against_itself(two_runs) -> None:
         assert [row["batch_size"] for row in candidate["latency"] if row["runtime"] == "inductor"] == [1, 8]
         for row in candidate["latency"]:
             assert row["ratio"] == pytest.approx(1.0)
-            assert "equal within 2%" in row["said"]
+            assert "equal within 2%" in row["said"] or "cannot tell" in row["said"], "as the machine is busy or not"
     json.dumps(compared, allow_nan=False)
 
 

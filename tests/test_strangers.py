@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -111,7 +110,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             write_json(folder / "record.json", sealed(record))
         run = root / "runs" / "20260101T000000-x"
         run.mkdir(parents=True)
-        shutil.copy(REFERENCE / name / "run.json", run / "run.json")
+        kept = json.loads((REFERENCE / name / "run.json").read_text())  # without paths, so not as it was sealed
+        write_json(run / "run.json", sealed(kept) if "seal" in kept else kept)
         found[name] = root
     return found
 
@@ -129,7 +129,7 @@ def test_the_reference_runs_are_shown(stores: dict[str, Path]) -> None:
         code, text = said("show", "--results", str(root))
         assert code == 0, text
         said_at_last = " ".join(text.split())
-        assert " Ship " in said_at_last or "Cannot tell which to ship: the speed of " in said_at_last
+        assert " Ship " in said_at_last or "Cannot tell which to ship" in said_at_last
         code, text = said("compare", "latest", "latest", "--results", str(root))
         assert code == 0, text
 
