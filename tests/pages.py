@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raq.bench.statistics import Interval, drop_interval, paired_ratio, proportion_interval
+from raq.bench.statistics import Interval, drop_interval, paired_ratio, proportion_interval, relative_half_width
 from raq.report.console import print_summary
 from raq.report.summary import _set_against_best_fp32
 from raq.report.verdict import Drop, Rules, row_ratios, verdict
@@ -179,7 +179,7 @@ def verdicts() -> str:
         )
         lines.append(
             f"| {name} ({commit_of(now['environment'])}) | {launches(name)} | {said or 'cannot tell'} | "
-            f"{says or 'cannot tell'} ({places}): {now['verdict']['why']} |"
+            f"{says or 'cannot tell'}{places}: {now['verdict']['why']} |"
         )
     return "\n".join(lines)
 
@@ -311,6 +311,45 @@ def spread() -> str:
     return "\n".join(lines)
 
 
+def protocols() -> str:
+    """Speedups of the same artifacts over eager FP32 by three ways to measure."""
+    lines = [
+        "| over eager FP32 | by turns, own processes (95%) | in one process | one after the other, as published |",
+        "|---|---|---|---|",
+    ]
+    for name, row in read("trust/trust.json")["table"]["bias"].items():
+        if not name.startswith("fp32/eager"):
+            turns = ratio(row["interleaved"], row["interval"])
+            lines.append(f"| {name} | {turns} | {row['one process']:.2f} | {row['published']:.2f} |")
+    return "\n".join(lines)
+
+
+def reached() -> str:
+    """How precise kept runs of real experiments are, and where their budget went."""
+    lines = [
+        "| experiment | measured | half widths over the best FP32, by batch size | "
+        "time of eager FP32, compiled FP32, all others |",
+        "|---|---|---|---|",
+    ]
+    for name in ("cifar10", "mixed-precision"):
+        widths: dict[int, list[float]] = {}
+        for c in judged_now(name)["candidates"][1:]:
+            for row in c["latency"]:
+                width = relative_half_width(row["speedup_over_best_fp32_interval"])
+                assert width is not None
+                widths.setdefault(row["batch_size"], []).append(width)
+        said = "; ".join(
+            f"batch {size}: " + ", ".join(f"±{100 * width:.1f}%" for width in found)
+            for size, found in sorted(widths.items())
+        )
+        results = read(f"{name}/records.json")["bench/cpu"]["results"]
+        spent = {contender: sum(parts.values()) for contender, parts in results["spent_s"].items()}
+        parts = [spent.pop("fp32/eager"), spent.pop("fp32/inductor"), sum(spent.values())]
+        shares = ", ".join(f"{100 * part / results['elapsed_s']:.0f}%" for part in parts)
+        lines.append(f"| {name} | {launches(name)} | {said} | {shares} |")
+    return "\n".join(lines)
+
+
 def simulated() -> str:
     """Simulated coverage under drift."""
     lines = ["| correlation from launch to launch | drift, sd | interval holds the truth | half width, median |",
@@ -336,6 +375,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "trust": trust,
     "spread": spread,
     "simulated": simulated,
+    "protocols": protocols,
+    "reached": reached,
     "verdicts": verdicts,
 }
 
