@@ -3,9 +3,10 @@
 Two runtimes in one process disturb one another by up to 40% (spinning thread pools), a shared machine drifts by tens
 of percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies):
 so contenders take turns round by round, every two rounds or so in fresh processes, and a speedup comes from the ratios
-within rounds, a value a launch (statistics.py). The order of a launch, in which its processes start, are warmed up and
-take their first turns, is drawn anew; its next round has the opposite order. So no place in the order is any
-contender's: the one that always came first was 0.1% faster than its twin. FP32 in eager mode, the slowest to start and
+within rounds, a value a launch (statistics.py). The order in which a launch's processes start, are warmed up and take
+their first turns is drawn for every other launch, and turned round for the next one; so is that of turns from round to
+round. So each contender comes before each other one as often as after it: the one that always came first was 0.1%
+faster than its twin. FP32 in eager mode, the slowest to start and
 to run, has fewer turns: what is shipped is decided between artifacts.
 """
 
@@ -53,6 +54,7 @@ class Measurement:
     clocks: list[dict[str, Any]] = field(default_factory=list)
     spent_s: dict[str, dict[str, float]] = field(default_factory=dict)
     order: random.Random = field(default_factory=lambda: random.Random(0))
+    sequence: list[ContenderSettings] = field(default_factory=list)
     repeating_s: float = 0.0
     stopped_by: str = ""
 
@@ -110,6 +112,7 @@ class Measurement:
         """Launch after launch, until the speedups are known to the precision asked for, or the time is up."""
         self.started = time.perf_counter()
         self.rounds = {size: [] for size in self.protocol.batch_sizes}
+        self.sequence = list(self.contenders)
         sizes = list(self.protocol.batch_sizes)
         while sizes and not (self.launches and self.spent()):
             self._launch(own, sizes)
@@ -123,8 +126,12 @@ class Measurement:
         cap_s = LATER_WARM_UP_CAP_S if number else WARM_UP_CAP_S
         # the time goes to as many launches as are planned, before any of them gets more of it
         due_s = self.protocol.budget_s * min(1.0, (number + 1) / PLANNED_LAUNCHES)
-        entrants = [c for c in self.contenders if c.name != self.eager or self._eager_is_due()]
-        self.order.shuffle(entrants)
+        if number % 2 == 0:
+            self.order.shuffle(self.sequence)
+        else:
+            self.sequence.reverse()
+        eager_too = self.eager is not None and self._eager_is_due()
+        entrants = [c for c in self.sequence if c.name != self.eager or eager_too]
         with ExitStack() as stack:
             processes: dict[str, ContenderProcess] = {}
             for contender in entrants:
