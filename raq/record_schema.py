@@ -315,12 +315,23 @@ class Extent(TypedDict):
 
 
 @strict
+class Handover(TypedDict):
+    """Microseconds that threads took to hand over."""
+
+    least: Number
+    median: Number
+    most: Number
+
+
+@strict
 class Noise(TypedDict, total=False):
     """How a measurement was disturbed."""
 
     waited: Extent | None
     foreign_cpus: Extent | None
     stolen_cpus: Extent | None
+    handover_us: Handover | None
+    far_apart_slots: Count
     slots: Count
     disturbed_slots: Count | None
     repeated_slots: Count
@@ -666,6 +677,8 @@ def _check_rounds(rows: list[Values], place: str) -> None:
             raise _wrong(place, here, "its rounds are not as many throughout")
         if ("round_launch" in row) != ("round_disturbed" in row):
             raise _wrong(place, here, "only one of round_launch and round_disturbed is there")
+        if "round_number" in row and "round_launch" not in row:
+            raise _wrong(place, here, "round_number is there, and round_launch is not")
         numbers = row.get("round_number", list(range(count)))
         if any(later <= earlier for earlier, later in pairwise(numbers)):
             raise _wrong(place, f"{here}.round_number", "not in rising order")
@@ -676,8 +689,9 @@ def _check_rounds(rows: list[Values], place: str) -> None:
         shared[row["batch_size"]] = shared.get(row["batch_size"], set(numbers)) & set(numbers)
         if not shared[row["batch_size"]]:
             raise _wrong(place, f"{here}.round_p50_ms", "no round in which its neighbours had a turn too")
-        if "round_number" not in row and count != len(launches):
-            raise _wrong(place, f"{here}.round_p50_ms", "not as many rounds as its neighbours have")
+    for number, row in enumerate(rows):
+        if "round_number" not in row and len(row["round_p50_ms"]) != len(sizes[row["batch_size"]]):
+            raise _wrong(place, f"results.rows.{number}.round_p50_ms", "not as many rounds as its neighbours have")
 
 
 def _check(schema: Any, value: Any, place: str, prefix: str = "") -> None:

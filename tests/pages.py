@@ -20,10 +20,10 @@ from typing import Any
 
 from rich.console import Console
 
-from raq.bench.statistics import Interval, drop_interval, paired_ratio, proportion_interval, relative_half_width
+from raq.bench.statistics import drop_interval, paired_ratio, proportion_interval, relative_half_width
 from raq.report.console import print_summary
 from raq.report.summary import _set_against_best_fp32
-from raq.report.verdict import Drop, Rules, row_ratios, verdict
+from raq.report.verdict import Counts, Measured, Rules, row_ratios, verdict
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -37,45 +37,37 @@ def read(name: str) -> Any:
     return json.loads((REFERENCE / name).read_text())
 
 
-def known_drops(summary: Found) -> Drop:
-    """What a record tells of the images that candidates lost and won: counts, where it keeps them.
+def known_counts(summary: Found) -> Counts:
+    """The images that candidates lost and won, where a record keeps them.
 
     Older records keep the interval against FP32 alone, which is Agresti and Min's: its centre and width tell both.
     """
     counts: dict[tuple[str, str], tuple[int, int, int]] = {}
     images = max((c["test_images"] or 0 for c in summary["candidates"]), default=0)
-    for c in summary["candidates"][1:]:
+    for c in summary["candidates"][1:] if "pairs" not in summary else ():
         low, high = (value / 100 for value in c["drop_interval"])
         difference = round(c["drop_points"] / 100 * images)
         discordant = ((high - low) / 2 / NORMAL_95 * (images + 2)) ** 2 + difference**2 / (images + 2) - 1
         lost, won = (discordant + difference) / 2, (discordant - difference) / 2
-        if "pairs" not in summary:
-            assert math.isclose(lost, round(lost), abs_tol=1e-3), "not an interval of that kind"
-            counts["fp32", c["name"]] = round(lost), round(won), images
+        assert math.isclose(lost, round(lost), abs_tol=1e-3), "not an interval of that kind"
+        counts["fp32", c["name"]] = round(lost), round(won), images
     for pair in summary.get("pairs", []):
         counts[pair["first"], pair["second"]] = pair["lost"], pair["won"], images
         counts[pair["second"], pair["first"]] = pair["won"], pair["lost"], images
-
-    def drop(first: str, second: str, confidence: float) -> tuple[float, Interval] | None:
-        if (first, second) not in counts:
-            return None
-        lost, won, of = counts[first, second]
-        return 100 * (lost - won) / of, drop_interval(lost, won, of, confidence)
-
-    return drop
+    return lambda first, second: counts.get((first, second))
 
 
 def judged_now(name: str) -> Found:
     """The summary of a kept run, its intervals and its verdict by today's rules."""
     summary, settings = read(f"{name}/summary.json"), read(f"{name}/run.json")["settings"]
-    drop = known_drops(summary)
+    counts = known_counts(summary)
     for c in summary["candidates"]:
         if c["top1"] is not None:
             c["top1_interval"] = list(proportion_interval(round(c["top1"] * c["test_images"]), c["test_images"]))
         if c["name"] != "fp32":
-            known = drop("fp32", c["name"], 0.95)
+            known = counts("fp32", c["name"])
             assert known is not None
-            c["drop_points"], c["drop_interval"] = known[0], list(known[1])
+            c["drop_interval"] = list(drop_interval(*known))
         for row in c["latency"]:
             baseline = next(
                 r for b in summary["candidates"] for r in b["latency"]
@@ -85,11 +77,11 @@ def judged_now(name: str) -> Found:
             row["speedup"], row["speedup_interval"] = value, list(interval) if interval else None
     _set_against_best_fp32(summary["candidates"])
     measured = summary.setdefault("measurement", [])
-    elapsed = {m["device"]: m.get("elapsed_s") for m in measured}
+    told = {m["device"]: Measured(m.get("elapsed_s"), m.get("stopped_by")) for m in measured}
     return {
         **summary,
         "said": summary["verdict"],
-        "verdict": verdict(summary["candidates"], Rules.of(settings), drop, elapsed),
+        "verdict": verdict(summary["candidates"], Rules.of(settings), counts, told),
     }
 
 

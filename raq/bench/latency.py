@@ -22,18 +22,16 @@ import numpy as np
 from raq.bench.machine import clock, cpu_times, pinned
 from raq.bench.noise import Slot, judged, summary
 from raq.bench.processes import ContenderProcess, ContenderSettings, Nursery, nursery
-from raq.bench.rows import Round, contender_row, ratios, samples, with_turns
-from raq.bench.statistics import LEAST_LAUNCHES, paired_ratio, relative_half_width
+from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
+from raq.bench.statistics import LEAST_CALM_LAUNCHES, paired_ratio, relative_half_width
 from raq.experiment import BASELINE, Bench
 
 LEAST_ROUNDS_A_LAUNCH, MOST_ROUNDS_A_LAUNCH = 2, 20
 TIMING_OVER_LAUNCHING = 1.0  # how long the rounds of a launch may take, over what starting its processes took
 PLANNED_LAUNCHES = 12  # the budget is enough for so many, or no launch has more than its two rounds
 SPREAD = 1 / 3  # of the budget must have passed before precision ends a measurement: launches in a row agree by nature
-LEAST_EAGER_LAUNCHES, EAGER_SHARE = (
-    8,
-    0.2,
-)  # of the time, once eager mode has had as many launches as an interval needs by then
+LEAST_EAGER_LAUNCHES = 8  # of eager mode, over the budget
+EAGER_SHARE, MOST_EAGER_SHARE = 0.2, 0.35  # of the time: usually, and while it has not had its launches
 WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.2  # of the first launch, and of the others
 MOST_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
 REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
@@ -53,7 +51,8 @@ class Measurement:
     launches: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     clocks: list[dict[str, Any]] = field(default_factory=list)
     spent_s: dict[str, dict[str, float]] = field(default_factory=dict)
-    order: random.Random = field(default_factory=lambda: random.Random(0))
+    order: random.Random = field(default_factory=random.Random)
+    eager_too: bool = True
     sequence: list[ContenderSettings] = field(default_factory=list)
     repeating_s: float = 0.0
     stopped_by: str = ""
@@ -78,11 +77,17 @@ class Measurement:
         """The widest relative half width, at this batch size, of the comparisons that decide; None without an interval.
 
         Those are of each contender with the fastest FP32 and with the fastest of all, eager mode left aside where it
-        has fewer turns; where nothing is FP32, with the baseline.
+        has fewer turns and is not the fastest FP32; where nothing is FP32, with the baseline.
         """
         rounds = self.rounds[size]
         deciding = [c.name for c in self.contenders if c.name != self.eager]
         typical = {name: float(np.median([r.median_ms(name) for r in with_turns(rounds, name)])) for name in deciding}
+        if self.eager is not None:
+            eager_ms = float(np.median([r.median_ms(self.eager) for r in with_turns(rounds, self.eager)]))
+            artifacts = [typical[name] for name in deciding if name.partition("/")[0] == BASELINE]
+            if not artifacts or eager_ms < min(artifacts):  # the fastest FP32 is eager mode, so it decides
+                deciding.insert(0, self.eager)
+                typical[self.eager] = eager_ms
         plain = [name for name in deciding if name.partition("/")[0] == BASELINE] or [deciding[0]]
         rivals = {min(plain, key=typical.__getitem__), min(deciding, key=typical.__getitem__)}
         compared = {(one, other) for one in rivals for other in deciding if other != one}
@@ -116,6 +121,8 @@ class Measurement:
         sizes = list(self.protocol.batch_sizes)
         while sizes and not (self.launches and self.spent()):
             self._launch(own, sizes)
+            # the shortest handover falls as rounds come: what was near then may be far now, never the other way
+            mark_far(r for rounds in self.rounds.values() for r in rounds)
             sizes = self.open_sizes()
         alone = len(self.contenders) == 1 or self.protocol.precision is None
         self.stopped_by = "budget" if sizes else "rounds" if alone else "precision"
@@ -128,10 +135,11 @@ class Measurement:
         due_s = self.protocol.budget_s * min(1.0, (number + 1) / PLANNED_LAUNCHES)
         if number % 2 == 0:
             self.order.shuffle(self.sequence)
+            self.eager_too = self.eager is not None and self._eager_is_due()
         else:
             self.sequence.reverse()
-        eager_too = self.eager is not None and self._eager_is_due()
-        entrants = [c for c in self.sequence if c.name != self.eager or eager_too]
+        entrants = [c for c in self.sequence if c.name != self.eager or self.eager_too]
+        eager_round = self.order.randrange(LEAST_ROUNDS_A_LAUNCH) if number else 0
         with ExitStack() as stack:
             processes: dict[str, ContenderProcess] = {}
             for contender in entrants:
@@ -153,8 +161,8 @@ class Measurement:
                     break
                 self.clocks.append(clock(self.cpus, self.contenders[0].device))
                 for size in sizes:
-                    # eager mode has one turn a launch and size, the others go on
-                    present = {name: process for name, process in processes.items() if not done or name != self.eager}
+                    # eager mode has one turn a launch and size, in either round: the first one is no more like the rest
+                    present = {n: process for n, process in processes.items() if n != self.eager or done == eager_round}
                     self.rounds[size].append(self._round(number, size, present, backwards=done % 2 == 1))
                 self._tell()
                 if self.spent():
@@ -165,14 +173,15 @@ class Measurement:
         if self.protocol.precision is not None:
             return MOST_ROUNDS_A_LAUNCH
         left = self.protocol.rounds - min(len(self.rounds[size]) for size in sizes)
-        return min(left, max(1, self.protocol.rounds // LEAST_LAUNCHES))
+        return min(left, max(1, self.protocol.rounds // LEAST_CALM_LAUNCHES))
 
     def _eager_is_due(self) -> bool:
-        """Whether eager mode takes part in the next launch: it is behind its share of launches, or of the time."""
+        """Whether eager mode takes part in the next two launches: it is behind its launches, or its share of time."""
         assert self.eager is not None
         had = sum(self.eager in launch for launch in self.launches)
         behind = had < LEAST_EAGER_LAUNCHES * min(1.0, self.elapsed_s() / self.protocol.budget_s)
-        return behind or sum(self.spent_s.get(self.eager, {}).values()) < EAGER_SHARE * self.elapsed_s()
+        spent = sum(self.spent_s.get(self.eager, {}).values()) / max(self.elapsed_s(), 1e-9)
+        return not had or spent < (MOST_EAGER_SHARE if behind else EAGER_SHARE)
 
     @contextmanager
     def _spending(self, name: str, what: str) -> Iterator[None]:

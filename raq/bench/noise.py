@@ -1,11 +1,15 @@
 """Who else was at work while a contender was timed, and whether that spoils the times.
 
-A slot is one contender's timed calls in one round. Three signs: how long the thread that waited longest could have run
-and did not; how many CPUs others kept busy; how many the hypervisor gave to others. Of the whole CPUs they are no
-shares: one slow thread delays all, however many there are.
+A slot is one contender's timed calls in one round. Four signs: how long the thread that waited longest could have run
+and did not; how many CPUs others kept busy; how many the hypervisor gave to others (of the whole CPUs they are no
+shares: one slow thread delays all, however many there are); and how long threads take to hand over to one another,
+which tells where a hypervisor runs them. On a virtual machine of 2 CPUs that changes every minute or so, from 1.1 to
+3.5 microseconds and back, for all processes at once and with no other sign; a network of many small operations then
+takes 2.5 times as long in eager mode, and its int8 artifact 1.2 times.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +18,7 @@ from raq.bench.machine import CpuTimes
 # Above these a slot is disturbed. On an idle machine threads of a pool wait for some percent of the time (they wake one
 # another); beside a process that burns a CPU of theirs, for a quarter to a half.
 MOST_WAITED, MOST_FOREIGN_CPUS, MOST_STOLEN_CPUS = 0.15, 0.3, 0.1
+NEAR_QUANTILE, MOST_OVER_NEAR, MOST_BEYOND_NEAR_US = 0.05, 1.8, 1.0  # of the handovers of all slots of a measurement
 TICKS_OF_DOUBT = 3  # /proc/stat counts in ticks: so many may be the count's own error, not somebody's work
 SIGNS = ("waited", "foreign_cpus", "stolen_cpus")
 
@@ -23,7 +28,8 @@ class Slot:
     """Milliseconds of each call, and the signs of disturbance.
 
     waited: share of the time that the thread that waited longest waited; foreign_cpus, stolen_cpus: CPU seconds a
-    second; None where the system does not tell.
+    second; None where the system does not tell. disturbed: by these. handover_us: microseconds, None where it was not
+    measured; far: whether it is long, which is known when other slots are.
     """
 
     samples_ms: list[float]
@@ -32,6 +38,13 @@ class Slot:
     stolen_cpus: float | None
     attempt: int
     disturbed: bool
+    handover_us: float | None = None
+    far: bool = False
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether it does not count, while there are enough others."""
+        return self.disturbed or self.far
 
     @property
     def known(self) -> bool:
@@ -54,7 +67,20 @@ def judged(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: in
         or (foreign is not None and foreign > max(MOST_FOREIGN_CPUS, doubt))
         or (stolen is not None and stolen > max(MOST_STOLEN_CPUS, doubt))
     )
-    return Slot(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed)
+    return Slot(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, reply.get("handover_us"))
+
+
+def near_handover(slots: Iterable[Slot]) -> float | None:
+    """How long a handover takes when threads are near, in microseconds; None where none was measured."""
+    known = sorted(slot.handover_us for slot in slots if slot.handover_us is not None)
+    return known[int(NEAR_QUANTILE * len(known))] if known else None
+
+
+def is_far(slot: Slot, near_us: float | None) -> bool:
+    """Whether its threads ran far from one another, against those of the measurement that were near."""
+    if near_us is None or slot.handover_us is None:
+        return False
+    return slot.handover_us > max(MOST_OVER_NEAR * near_us, near_us + MOST_BEYOND_NEAR_US)
 
 
 def summary(slots: list[Slot]) -> dict[str, Any]:
@@ -63,8 +89,15 @@ def summary(slots: list[Slot]) -> dict[str, Any]:
     for sign in SIGNS:
         known = [value for slot in slots if (value := getattr(slot, sign)) is not None]
         found[sign] = {"mean": sum(known) / len(known), "max": max(known)} if known else None
+    handovers = sorted(slot.handover_us for slot in slots if slot.handover_us is not None)
+    near_us = near_handover(slots)
+    handover = None
+    if near_us is not None:
+        handover = {"near": near_us, "median": handovers[len(handovers) // 2], "most": handovers[-1]}
     return {
         **found,
+        "handover_us": handover,
+        "far_apart_slots": sum(is_far(slot, near_us) for slot in slots),
         "slots": len(slots),
         "disturbed_slots": sum(slot.disturbed for slot in slots),
         "repeated_slots": sum(slot.attempt > 0 for slot in slots),

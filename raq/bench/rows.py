@@ -1,12 +1,12 @@
 """What a measurement comes to: a row a contender and batch size, from its rounds. Times in milliseconds."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from raq.bench.noise import Slot
+from raq.bench.noise import Slot, is_far, near_handover
 from raq.bench.processes import ContenderSettings
 from raq.bench.statistics import (
     Ratios,
@@ -39,10 +39,22 @@ class Round:
         return float(np.median(self.slot(name).samples_ms))
 
 
+def mark_far(rounds: Iterable[Round]) -> None:
+    """Mark the slots whose threads ran far apart, by all rounds of a measurement so far.
+
+    What is near is known from all slots, whichever contender's: it is the same small operation.
+    """
+    rounds = list(rounds)
+    near_us = near_handover(slot for r in rounds for tries in r.attempts.values() for slot in tries)
+    for r in rounds:
+        for name, tries in r.attempts.items():
+            r.attempts[name] = [replace(slot, far=is_far(slot, near_us)) for slot in tries]
+
+
 def ratios(rounds: Sequence[Round], one: str, other: str) -> Ratios:
     """The time of `one` over that of `other` in every round that counts, a list a launch."""
     both = with_turns(rounds, one, other)
-    spoilt = [r.slot(one).disturbed or r.slot(other).disturbed for r in both]
+    spoilt = [r.slot(one).spoilt or r.slot(other).spoilt for r in both]
     one_ms, other_ms = ([r.median_ms(name) for r in both] for name in (one, other))
     return calm_ratios([r.launch for r in both], one_ms, other_ms, spoilt)
 
@@ -70,9 +82,9 @@ def contender_row(
     both = with_turns(rounds, baseline, name)
     rounds = with_turns(rounds, name)
     launch = [r.launch for r in rounds]
-    spoilt = [r.slot(name).disturbed or (baseline in r.attempts and r.slot(baseline).disturbed) for r in rounds]
-    spoilt_both = [r.slot(name).disturbed or r.slot(baseline).disturbed for r in both]
-    own = counted_rounds(launch, [r.slot(name).disturbed for r in rounds])
+    spoilt = [r.slot(name).spoilt or (baseline in r.attempts and r.slot(baseline).spoilt) for r in rounds]
+    spoilt_both = [r.slot(name).spoilt or r.slot(baseline).spoilt for r in both]
+    own = counted_rounds(launch, [r.slot(name).spoilt for r in rounds])
     speedup, interval = paired_ratio(shared)
     told = [one[name] for one in launches if str(size) in one.get(name, {})]
     warmed = [one[str(size)] for one in told]
@@ -102,7 +114,7 @@ def contender_row(
         "round_number": [r.number for r in rounds],
         "round_p50_ms": [r.median_ms(name) for r in rounds],
         "round_launch": launch,
-        "round_disturbed": [r.slot(name).disturbed for r in rounds],
+        "round_disturbed": [r.slot(name).spoilt for r in rounds],
     }
 
 

@@ -28,6 +28,7 @@ from raq.model.zoo import build_model, load_weights, put_weights
 from raq.quantize.artifact import load
 from raq.quantize.pte import load_pte, require_executorch
 
+ONE_THREADS, HAND_OVERS = 32_000, 20  # floats that one thread adds alone (torch shares from 32,768 on); times
 Network = Callable[[Tensor], Tensor]
 ROTATED_INPUTS = 4
 STABLE_CALLS, STABLE_WITHIN = 5, 0.02
@@ -68,6 +69,7 @@ class Contender:
         self.network = LOADERS[settings["runtime"]](settings)
         self.load_ms = (time.perf_counter_ns() - started) / 1e6
         self.inputs: dict[int, list[Tensor]] = {}
+        self.small: list[Tensor] = []
 
     def warm_up(self, batch_size: int, calls: int, cap_s: float) -> dict[str, Any]:
         """Make the inputs for a batch size and call until times are stable.
@@ -98,6 +100,26 @@ class Contender:
         while len(samples) < repetitions or sum(samples) < round_ms:
             samples.append(self._call(self.inputs[batch_size][len(samples) % ROTATED_INPUTS]))
         return samples
+
+    def handover_us(self) -> float | None:
+        """Microseconds to share an operation between threads, beyond each one's part; None with one, or on a GPU.
+
+        It tells how near to one another the CPUs are at which these threads run: a hypervisor may move them apart.
+        """
+        if self.device.type == "cuda" or torch.get_num_threads() == 1:
+            return None
+        if not self.small:
+            self.small = [torch.zeros(2 * ONE_THREADS), torch.empty(2 * ONE_THREADS)]
+        shared, alone = self.small, [part[:ONE_THREADS] for part in self.small]
+        took = [0.0, 0.0]
+        for n, (given, out) in enumerate((shared, alone)):
+            times = []
+            for _ in range(HAND_OVERS):
+                started = time.perf_counter_ns()
+                torch.add(given, 1.0, out=out)
+                times.append(time.perf_counter_ns() - started)
+            took[n] = sorted(times)[HAND_OVERS // 2] / 1e3
+        return took[0] - took[1]
 
     def _call(self, images: Tensor) -> float:
         if self.device.type == "cuda":
@@ -146,8 +168,12 @@ def answer(contender: Contender | None, command: Command) -> tuple[Contender, Co
     before = own_times()
     samples = contender.round(command["batch_size"], command["repetitions"], command["round_ms"])
     after = own_times()
+    handover_us = contender.handover_us()
     settle()
-    return contender, {"samples_ms": samples, "timed": after.since(before), "cpu_s": own_times().since(before)["cpu_s"]}
+    cpu_s = own_times().since(before)["cpu_s"]
+    return contender, {
+        "samples_ms": samples, "timed": after.since(before), "cpu_s": cpu_s, "handover_us": handover_us
+    }  # fmt: skip
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -207,11 +233,13 @@ if __name__ == "__main__":
     import torch.utils.cpp_extension
 
     if "executorch" in sys.argv[2:]:
-        require_executorch()
+        with suppress(RaqError):  # the contender that needs it says so
+            require_executorch()
     os.dup2(2, 1)  # whatever libraries print goes to standard error
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave nothing behind
     with suppress(Exception):
         torch._inductor.cpu_vec_isa.pick_vec_isa()  # compiles probes; where that fails, loading says so
+    # children leave nothing behind; not before now, as subprocess would take every compiler for a successful one
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as given:
         given.sendall(b"!")
         fork_contenders(given)

@@ -12,10 +12,11 @@ Interval = tuple[float, float]
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
 CONFIDENCE = 0.95
-LEAST_LAUNCHES, LEAST_CALM_ROUNDS = 6, 6
-# Models of how launches drift, equally likely before anything is measured: the correlation of a launch's drift with
-# that of the next one, and the share of the variance that is steady. Without the high correlations intervals are too
-# narrow where a machine drifts slowly, as a few launches in a row then agree by nature.
+LEAST_LAUNCHES, LEAST_CALM_LAUNCHES, LEAST_CALM_ROUNDS = 4, 6, 6
+MOST_VALUES = 100  # more launches than these count in pairs, fours, ...
+# Models of how launches drift: the correlation of a launch's drift with that of the next one, each equally likely
+# before anything is measured, and the share of the variance that is steady, equally likely for each correlation but 0.
+# Without the high correlations intervals are too narrow where a machine drifts slowly: launches in a row then agree.
 DRIFT_CORRELATIONS, STEADY_SHARES = (0.0, 0.5, 0.8, 0.9, 0.95), (0.0, 0.4, 0.7)
 TINY = 1e-24
 
@@ -36,7 +37,7 @@ def paired_drop(
     return 100 * (lost - won) / len(baseline), drop_interval(lost, won, len(baseline), confidence)
 
 
-def drop_interval(lost: int, won: int, images: int, confidence: float = CONFIDENCE) -> Interval:
+def drop_interval(lost: float, won: float, images: float, confidence: float = CONFIDENCE) -> Interval:
     """The interval of a drop in points: `lost` images only the baseline has right, `won` only the candidate.
 
     Score interval for matched pairs (Tango 1998, Statistics in Medicine 17:891): all drops that the score test does not
@@ -72,13 +73,16 @@ def mean_drop(
     """Points of top-1 lost by the candidate, over several seeds: what each got right, bool [seeds, images].
 
     The mean over seeds is taken image by image; the interval is Student's over images, as the images are the sample
-    and the seeds are those that were chosen. Equal answers give an interval of no width.
+    and the seeds are those that were chosen. To the squares of the deviations that of the quantile is added, as if so
+    many more images differed: without any that differ the interval is Tango's (`drop_interval`), not of no width.
     """
-    from scipy.stats import t
+    from scipy.stats import norm, t
 
     lost = (baseline.astype(np.float64) - candidate).mean(axis=0)
-    half = float(t.ppf(0.5 + confidence / 2, len(lost) - 1)) * float(lost.std(ddof=1)) / math.sqrt(len(lost))
-    mean = float(lost.mean())
+    count, mean, sure = len(lost), float(lost.mean()), 0.5 + confidence / 2
+    differing = float(norm.ppf(sure)) ** 2
+    squares = float(((lost - mean) ** 2).sum()) + differing
+    half = float(t.ppf(sure, max(1, count - 1))) * math.sqrt(squares) / (count + differing)
     return 100 * mean, (100 * (mean - half), 100 * (mean + half))
 
 
@@ -99,9 +103,11 @@ def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[floa
     not known: the interval is of the posterior of the mean, with both integrated out over a grid; the estimate is its
     median. Values beyond three deviations (by the median absolute deviation), at most a tenth at either end, are moved
     there, as in a Winsorized mean (Dixon & Tukey 1968). How often such intervals hold the truth under drift, and if
-    measuring ends when they are narrow, is simulated in tests/benchmarks/trust.py. No interval below six launches.
+    measuring ends when they are narrow, is simulated in tests/benchmarks/trust.py. No interval below four launches.
     """
     values = np.array([float(np.median(np.log(launch))) for launch in launches])
+    while len(values) > MOST_VALUES:
+        values = np.array([float(part.mean()) for part in np.array_split(values, -(-len(values) // 2))])
     if len(values) < LEAST_LAUNCHES:
         return math.exp(float(np.median(values))), None
     centre, (low, high) = _mean_under_drift(_winsorized(values), confidence)
@@ -109,13 +115,17 @@ def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[floa
 
 
 def _winsorized(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The values, with at most a tenth at either end moved: more of them are no accidents, but how the machine is."""
-    centre, ordered, most = np.median(values), np.sort(values), len(values) // 10
+    """The values, with at most a tenth at either end moved: more of them are no accidents, but how the machine is.
+
+    From six on one may be moved.
+    """
+    centre, ordered = np.median(values), np.sort(values)
+    most = max(len(values) // 10, 1 if len(values) >= 6 else 0)
     reach = 3 * 1.4826 * np.median(np.abs(values - centre))
     return np.clip(values, min(centre - reach, ordered[most]), max(centre + reach, ordered[-1 - most]))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=8)
 def _drifts(count: int) -> tuple[npt.NDArray[np.float64], ...]:
     """What of the models does not depend on the values, a row a model: precision, its sums, their sum, log weight."""
     lag = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
@@ -162,6 +172,36 @@ def _mean_under_drift(values: npt.NDArray[np.float64], confidence: float) -> tup
     return at(0.5), (at((1 - confidence) / 2), at((1 + confidence) / 2))
 
 
+def launches_factor(count: int, narrower: float, most: float) -> float | None:
+    """How many times as many launches make an interval `narrower` times as wide (0.5: half); None if more than `most`.
+
+    Of launches without drift, simulated: with few launches an interval narrows faster than with their root.
+    """
+    if count < LEAST_LAUNCHES or narrower >= 1:
+        return None if narrower < 1 else 1.0
+    wanted = narrower * _usual_width(count)
+    times = 1.0
+    while times <= most:
+        if (
+            _usual_width(min(MOST_VALUES, round(count * times))) * math.sqrt(min(1.0, MOST_VALUES / (count * times)))
+            <= wanted
+        ):
+            return times
+        times *= 1.1
+    return None
+
+
+@functools.cache
+def _usual_width(count: int) -> float:
+    """The half width for so many launches without drift and with a deviation of 1: the mean of five seeds."""
+    widths = []
+    for seed in range(5):
+        values = np.random.default_rng(seed).normal(size=count)
+        _, (low, high) = _mean_under_drift((values - values.mean()) / values.std(ddof=1), CONFIDENCE)
+        widths.append((high - low) / 2)
+    return float(np.mean(widths))
+
+
 def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
     """Whether launches agree as well as their rounds would have them; None if they cannot be compared.
 
@@ -175,13 +215,14 @@ def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
     logs = [np.log(np.asarray(launch, dtype=np.float64)) for launch in launches]
     several = [part for part in logs if len(part) > 1]
     values = _winsorized(np.array([float(np.median(part)) for part in logs]))
-    if len(values) < LEAST_LAUNCHES or values.std() ** 2 < TINY:
+    if len(values) < LEAST_CALM_LAUNCHES or values.std() ** 2 < TINY:
         return None
     between = within = p = None
-    if len(several) >= LEAST_LAUNCHES:
+    if len(several) >= LEAST_CALM_LAUNCHES:
         variance = float(sum(((part - part.mean()) ** 2).sum() for part in several) / sum(len(p) - 1 for p in several))
         typical = len(several) / sum(1 / len(part) for part in several)
-        between = math.sqrt(max(0.0, float(values.var(ddof=1)) - variance / typical))
+        means = _winsorized(np.array([float(part.mean()) for part in several]))
+        between = math.sqrt(max(0.0, float(means.var(ddof=1)) - variance / typical))
         within = math.sqrt(variance)
         p = float(f_oneway(*several).pvalue) if variance > TINY else 0.0
     count = len(values)
@@ -205,7 +246,7 @@ def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int
     """
     calm = [n for n, spoilt in enumerate(disturbed) if not spoilt]
     launches, calm_launches = len(set(launch)), len({launch[n] for n in calm})
-    enough = len(calm) >= LEAST_CALM_ROUNDS and calm_launches >= min(launches, LEAST_LAUNCHES)
+    enough = len(calm) >= LEAST_CALM_ROUNDS and calm_launches >= min(launches, LEAST_CALM_LAUNCHES)
     return calm if enough else list(range(len(launch)))
 
 

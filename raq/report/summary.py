@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from raq.bench.statistics import (
-    Interval,
     launch_agreement,
     paired_drop,
     paired_ratio,
@@ -19,7 +18,7 @@ from raq.errors import UserError
 from raq.experiment import FILE_OF_RUNTIME, kind_of
 from raq.plan import why_not_lowered
 from raq.records import Record, Store, read_run
-from raq.report.verdict import Drop, Rules, best_fp32, row_ratios, verdict
+from raq.report.verdict import Counts, Measured, Rules, best_fp32, row_ratios, verdict
 from raq.stores import store_of
 
 Summary = dict[str, Any]
@@ -44,7 +43,10 @@ def summarise(run_folder: Path) -> Summary:
     candidates = [_candidate(name, settings, stages, right, store, environment["machine"]) for name in names]
     _set_against_best_fp32(candidates)
     complete = bool(run["complete"]) and all(stages.values())
-    elapsed_s = {r["settings"]["device"]: r["results"].get("elapsed_s") for r in benches}
+    measured = {
+        r["settings"]["device"]: Measured(r["results"].get("elapsed_s"), r["results"].get("stopped_by"))
+        for r in benches
+    }
     return {
         "run": run["id"],
         "experiment": run["experiment"],
@@ -61,7 +63,7 @@ def summarise(run_folder: Path) -> Summary:
             | {"device": r["settings"]["device"], "noise": _noise(r["results"].get("noise") or {})}
             for r in benches
         ],
-        "verdict": verdict(candidates, Rules.of(settings), drop_by(right), elapsed_s)
+        "verdict": verdict(candidates, Rules.of(settings), counts_by(right), measured)
         if complete
         else {
             "choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}", "claims": [],
@@ -146,14 +148,16 @@ def _candidate(
     return found
 
 
-def drop_by(right: Mapping[str, Any]) -> Drop:
-    """What one candidate loses against another, from what each got right (bool [N], or None) on the same images."""
+def counts_by(right: Mapping[str, Any]) -> Counts:
+    """The images that one candidate loses and wins against another, from what each got right (bool [N], or None)."""
 
-    def drop(first: str, second: str, confidence: float) -> tuple[float, Interval] | None:
+    def counts(first: str, second: str) -> tuple[int, int, int] | None:
         one, other = right.get(first), right.get(second)
-        return None if one is None or other is None else paired_drop(one, other, confidence)
+        if one is None or other is None or len(one) != len(other):
+            return None
+        return int(np.sum(one & ~other)), int(np.sum(~one & other)), len(one)
 
-    return drop
+    return counts
 
 
 def _set_against_best_fp32(candidates: list[Summary]) -> None:

@@ -3,16 +3,27 @@
 A place is a device and a batch size. Requirements and equivalence are tested with margins (non-inferiority, two
 one-sided tests: Schuirmann 1987), on the intervals that are printed: a claim holds if its whole interval is on the
 right side of its margin, does not if all of it is on the other side, and is not known otherwise. The intervals of
-claims that are made of several candidates at once hold together with 95% confidence (Bonferroni). The point estimates
-alone decide nothing: they choose which comparison is made.
+claims that are made of several candidates at once are corrected for it: of m claims the clearest is tested at 0.05 / m,
+the next at 0.05 / (m - 1), and so on, until one does not hold (Holm 1979). The point estimates alone decide nothing:
+they choose which comparison is made.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from raq.bench.statistics import CONFIDENCE, Interval, Ratios, calm_ratios, paired_ratio
+from raq.bench.statistics import (
+    CONFIDENCE,
+    LEAST_LAUNCHES,
+    Interval,
+    Ratios,
+    calm_ratios,
+    drop_interval,
+    launches_factor,
+    paired_ratio,
+)
 from raq.experiment import BASELINE
 
 Summary = dict[str, Any]
@@ -24,13 +35,18 @@ MOST_TIMES = 100  # so much more evidence is not asked for: the two lie at the m
 
 @dataclass(frozen=True)
 class Rules:
-    """What the experiment asks. max_drop, accuracy_margin: points; speed_margin: a share; batch_size: that decides."""
+    """What the experiment asks. max_drop, accuracy_margin: points; speed_margin: a share; batch_size: that decides.
+
+    precision, budget_s: of its bench, None where a run does not say.
+    """
 
     max_drop: float
     accuracy_margin: float = 0.3
     speed_margin: float = 0.02
     batch_size: int | None = None
     then: str = "latency"
+    precision: float | None = None
+    budget_s: float | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Rules":
@@ -41,19 +57,28 @@ class Rules:
             asked["accuracy_margin"] = select["margin"]["accuracy"]
             asked["speed_margin"] = select["margin"]["speed"]
             asked["batch_size"] = select["batch_size"]
-        if sweep.get("layers"):
+        if sweep.get("select"):
             asked["then"] = sweep["select"]["then"]
-        return cls(**asked)
+        bench = settings.get("bench") or {}
+        return cls(**asked, precision=bench.get("precision"), budget_s=bench.get("budget_s"))
 
 
-Drop = Callable[[str, str, float], tuple[float, Interval] | None]
-"""Points of top-1 that the second candidate loses against the first, with an interval of this confidence; None where it
-is not known."""
+@dataclass(frozen=True)
+class Measured:
+    """How long a device was measured, and why it ended; None where a record does not say."""
+
+    elapsed_s: float | None = None
+    stopped_by: str | None = None
+
+
+Counts = Callable[[str, str], tuple[int, int, int] | None]
+"""How many test images the first candidate alone has right (the second has lost them), how many the second alone has
+(it has won them), and of how many; None where it is not known."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate at a place: its fastest row there."""
+    """A candidate in one runtime at a place."""
 
     candidate: Summary
     row: Summary
@@ -107,27 +132,29 @@ def _rows_at(candidate: Summary, place: Place) -> list[Summary]:
 
 
 def verdict(
-    candidates: Sequence[Summary], rules: Rules, drop: Drop, elapsed_s: Mapping[str, float | None] | None = None
+    candidates: Sequence[Summary], rules: Rules, counts: Counts, measured: Mapping[str, Measured] | None = None
 ) -> Summary:
     """The choice, why in words, every claim it rests on, and the choice at every place.
 
-    candidates: of a summary, the baseline first. elapsed_s: by device, how long was measured.
+    candidates: of a summary, the baseline first. measured: by device.
     """
-    return _Judge(candidates, rules, drop, elapsed_s or {}).judge()
+    return _Judge(candidates, rules, counts, measured or {}).judge()
 
 
 class _Judge:
     """The claims as they are made, and what they come to."""
 
     def __init__(
-        self, candidates: Sequence[Summary], rules: Rules, drop: Drop, elapsed_s: Mapping[str, float | None]
+        self, candidates: Sequence[Summary], rules: Rules, counts: Counts, measured: Mapping[str, Measured]
     ) -> None:
         self.candidates = candidates
         self.rules = rules
-        self.drop = drop
-        self.elapsed_s = elapsed_s
+        self.counts = counts
+        self.measured = measured
         self.claims: list[Summary] = []
         self.accurate: dict[str, Summary] = {}
+        self.of_claim: dict[str, tuple[str, str, float]] = {}
+        self.launches_of: dict[str, int] = {}
 
     def judge(self) -> Summary:
         baseline = self.candidates[0] if self.candidates else None
@@ -143,10 +170,12 @@ class _Judge:
         choice, why = found[deciding]
         if choice is None:
             why = self._cannot_tell(why, [place for place in places if found[place] == (None, why)])
+        told = {found[deciding]}
         for place in places:
             other, reason = found[place]
-            if other is None and found[place] != found[deciding]:
-                why += f" {self._cannot_tell(reason, [place])}"
+            if other is None and found[place] not in told:
+                why += f" {self._cannot_tell(reason, [p for p in places if found[p] == found[place]])}"
+                told.add(found[place])
             elif other is not None and other != choice:
                 why += f" {_at(place).capitalize()}, ship {other}."
         why = " ".join([why, *self._not_chosen(choice)])
@@ -181,15 +210,31 @@ class _Judge:
 
     def _judge_accuracy(self) -> None:
         """What each quantized candidate loses against FP32, all of them at once."""
-        quantized = [c for c in self.candidates[1:] if c["drop_points"] is not None]
-        confidence = 1 - (1 - CONFIDENCE) / max(1, len(quantized))
-        for candidate in quantized:
-            known = self.drop(BASELINE, candidate["name"], confidence)
-            value, interval = known or (candidate["drop_points"], None)
-            self.accurate[candidate["name"]] = self._claim(
-                f"{candidate['name']} loses at most {self.rules.max_drop:g} points of top-1",
-                value, interval, self.rules.max_drop, _at_most(interval, self.rules.max_drop),
-            )  # fmt: skip
+        quantized = [c["name"] for c in self.candidates[1:] if c["latency"]]
+        margin = self.rules.max_drop
+        levels = _step_down(
+            {name: partial(self._drop, BASELINE, name) for name in quantized},
+            lambda interval: _at_most(interval, margin) is not None, margin,
+        )  # fmt: skip
+        for name in quantized:
+            self.accurate[name] = self._loses_at_most(
+                f"{name} loses at most {margin:g} points of top-1", BASELINE, name, margin, levels[name]
+            )
+
+    def _drop(self, first: str, second: str, confidence: float) -> tuple[float, Interval] | None:
+        """Points that the second candidate loses against the first, with an interval of this confidence."""
+        counted = self.counts(first, second)
+        if counted is None:
+            return None
+        lost, won, images = counted
+        return 100 * (lost - won) / images, drop_interval(lost, won, images, confidence)
+
+    def _loses_at_most(self, text: str, first: str, second: str, margin: float, confidence: float) -> Summary:
+        """Whether the second candidate loses no more than the margin against the first."""
+        value, interval = self._drop(first, second, confidence) or (None, None)
+        made = self._claim(text, value, interval, margin, _at_most(interval, margin))
+        self.of_claim[made["claim"]] = first, second, confidence
+        return made
 
     def _admissible(self, option: Option) -> bool | None:
         """Whether a candidate loses no more than it may."""
@@ -200,62 +245,91 @@ class _Judge:
 
     def _judge_place(self, place: Place) -> tuple[str | None, str]:
         """The choice at a place, and why; without one, the reason."""
-        options = [option for c in self.candidates if (option := self._option(c, place)) is not None]
         plain = best_fp32(self.candidates, place)
-        if plain is not None:
-            for option in options:
-                if option.name != BASELINE:
-                    self._compare_with_fp32(option, plain, place)
-        open_ones = [option for option in options if self._admissible(option) is not False]
-        able = [option for option in open_ones if self._admissible(option)]
-        if not able:
+        if plain is None:
             return None, "FP32 has not been measured there."
+        options = [option for c in self.candidates for option in self._options(c, place)]
+        slower = self._compare_with_fp32(options, plain, place)
+        candidates = [o for o in options if self._admissible(o) is not False and o.name not in slower]
+        able = [option for option in candidates if self._admissible(option)]
         if self.rules.then == "size":
-            best = min(able, key=lambda o: (o.weight_bytes, WORK.get(o.candidate["kind"], 1)))
-            smaller = [o for o in open_ones if o not in able and o.weight_bytes < (1 - SAME_SIZE) * best.weight_bytes]
-            if smaller:
-                return None, self._unproven(smaller[0], "is smaller")
-            equals = [o for o in able if o is not best and o.weight_bytes < (1 + SAME_SIZE) * best.weight_bytes]
-        else:
-            first = fastest([option.row for option in able])
-            best = next(option for option in able if option.row is first)
-            rivals = [option for option in open_ones if option is not best]
-            confidence = 1 - (1 - CONFIDENCE) / max(1, len(rivals))
-            shown = {rival.name: self._compare_speed(best, rival, place, confidence) for rival in rivals}
-            unsure = [rival for rival in rivals if shown[rival.name][0]["holds"] is not True]
-            if unsure:
-                unproven = [rival for rival in unsure if not self._admissible(rival)]
-                rival = (unproven or unsure)[0]
-                reason = (
-                    self._unproven(rival, "is faster" if shown[rival.name][0]["holds"] is False else "may be faster")
-                    if unproven
-                    else self._too_close(best, rival, shown[rival.name][0], place)
-                )
-                return None, reason
-            equals = [rival for rival in rivals if rival in able and shown[rival.name][1]["holds"]]
-        return self._of_equals(best, equals, able, place)
-
-    def _option(self, candidate: Summary, place: Place) -> Option | None:
-        rows = _rows_at(candidate, place)
-        if candidate["name"] != BASELINE:
-            rows = [row for row in rows if row["runtime"] != "eager"]
-        row = fastest(rows)
-        known = candidate["name"] == BASELINE or candidate["name"] in self.accurate
-        return Option(candidate, row) if row is not None and known and candidate["artifacts"] else None
-
-    def _compare_with_fp32(self, option: Option, plain: Summary, place: Place) -> None:
-        """Whether a candidate is faster than the fastest FP32 there is."""
-        value, interval = paired_ratio(row_ratios(plain, option.row))
-        holds = None if interval is None else True if interval[0] > 1 else False if interval[1] < 1 else None
-        self._claim(
-            f"{option.name} is faster than the best FP32, {plain['candidate']}/{plain['runtime']}, {_at(place)}",
-            value, interval, 1.0, holds,
+            return self._smallest(candidates, able, place)
+        first = fastest([option.row for option in able])
+        best = next(option for option in able if option.row is first)
+        rivals = [option for option in candidates if option.name != best.name]
+        margin = 1 + self.rules.speed_margin
+        levels = _step_down(
+            {r.contender: partial(paired_ratio, row_ratios(best.row, r.row)) for r in rivals},
+            lambda interval: _at_most(interval, margin) is not None, margin,
         )  # fmt: skip
+        shown = {r.contender: self._compare_speed(best, r, place, levels[r.contender]) for r in rivals}
+        unsure = [rival for rival in rivals if shown[rival.contender][0]["holds"] is not True]
+        if unsure:
+            unknown = [rival for rival in unsure if shown[rival.contender][0]["interval"] is None]
+            reasons = [self._too_few(best, unknown, place)] if unknown else []
+            for rival in unsure:
+                claim = shown[rival.contender][0]
+                if not self._admissible(rival):
+                    better = "is faster" if claim["holds"] is False else "may be faster"
+                    reasons.append(self._unproven(rival, better))
+                elif rival not in unknown:
+                    reasons.append(self._too_close(best, rival, claim, place))
+            return None, "; ".join(reasons) + "."
+        equal = [r for r in rivals if r in able and shown[r.contender][1]["holds"] is True]
+        perhaps = [r for r in rivals if r in able and shown[r.contender][1]["holds"] is None]
+        choice, why = self._of_equals(best, equal, place)
+        for more in [*([one] for one in perhaps), perhaps]:  # the choice must not hang on what is not known
+            other, reason = self._of_equals(best, [*equal, *more], place)
+            if other != choice:
+                names = " and ".join(option.contender for option in more)
+                doubt = f"whether {names} {_is(more)} at most {100 * self.rules.speed_margin:g}% slower than "
+                doubt += f"{best.contender} is not known ({_found(shown[more[0].contender][1], 'times its speed')})"
+                then = reason if other is None else f"then {other} would be the choice"
+                return None, f"{doubt}, and {then.rstrip('.')}{self._minutes(shown[more[0].contender][1], place)}."
+        return choice, why
+
+    def _smallest(self, candidates: Sequence[Option], able: Sequence[Option], place: Place) -> tuple[str | None, str]:
+        """The choice where size decides."""
+        best = min(able, key=lambda o: (o.weight_bytes, WORK.get(o.candidate["kind"], 1), o.row["p50_ms"]))
+        smaller = [o for o in candidates if o not in able and o.weight_bytes < (1 - SAME_SIZE) * best.weight_bytes]
+        if smaller:
+            return None, "; ".join(self._unproven(option, "is smaller") for option in smaller) + "."
+        alike = [o for o in able if o.name != best.name and o.weight_bytes < (1 + SAME_SIZE) * best.weight_bytes]
+        return self._of_equals(best, alike, place)
+
+    def _options(self, candidate: Summary, place: Place) -> list[Option]:
+        """What of a candidate may be shipped at a place: FP32 in every runtime, others as artifacts."""
+        rows = _rows_at(candidate, place)
+        if candidate["name"] == BASELINE:
+            return [Option(candidate, row) for row in rows]
+        row = fastest([row for row in rows if row["runtime"] != "eager"])
+        return [Option(candidate, row)] if row is not None and candidate["artifacts"] else []
+
+    def _compare_with_fp32(self, options: Sequence[Option], plain: Summary, place: Place) -> set[str]:
+        """Claim that each quantized candidate is faster than FP32, in every runtime; those that are shown not to be."""
+        slower = set()
+        quantized = [option for option in options if option.name != BASELINE]
+        for other in (o for o in options if o.name == BASELINE):
+            levels = _step_down(
+                {o.name: partial(paired_ratio, row_ratios(other.row, o.row)) for o in quantized},
+                lambda interval: interval is not None and not interval[0] <= 1 <= interval[1], 1.0,
+            )  # fmt: skip
+            for option in quantized:
+                value, interval = paired_ratio(row_ratios(other.row, option.row), levels[option.name])
+                holds = None if interval is None else True if interval[0] > 1 else False if interval[1] < 1 else None
+                best = "the best FP32, " if other.row["runtime"] == plain["runtime"] else ""
+                self._claim(
+                    f"{option.name} is faster than {best}{other.contender}, {_at(place)}", value, interval, 1.0, holds
+                )
+                if holds is False:
+                    slower.add(option.name)
+        return slower
 
     def _compare_speed(self, best: Option, rival: Option, place: Place, confidence: float) -> tuple[Summary, Summary]:
         """Whether a rival is no more than the margin faster than the best; and whether it is no more slower either."""
         margin = self.rules.speed_margin
-        value, interval = paired_ratio(row_ratios(best.row, rival.row), confidence)
+        launches = row_ratios(best.row, rival.row)
+        value, interval = paired_ratio(launches, confidence)
         not_faster = self._claim(
             f"{rival.contender} is at most {100 * margin:g}% faster than {best.contender} {_at(place)}",
             value, interval, 1 + margin, _at_most(interval, 1 + margin),
@@ -267,82 +341,93 @@ class _Judge:
             f"{rival.contender} is at most {100 * margin:g}% slower than {best.contender} {_at(place)}",
             value, interval, 1 / (1 + margin), as_fast,
         )  # fmt: skip
+        for claim in (not_faster, not_slower):
+            self.launches_of[claim["claim"]] = len(launches)
         return not_faster, not_slower
 
-    def _of_equals(
-        self, best: Option, equals: Sequence[Option], able: Sequence[Option], place: Place
-    ) -> tuple[str | None, str]:
-        """Of options that are as fast as one another: the cheapest that is not less accurate than another of them."""
+    def _of_equals(self, best: Option, equals: Sequence[Option], place: Place) -> tuple[str | None, str]:
+        """Of options that are alike: the cheapest that is not less accurate than another of them."""
         smallest = min(option.weight_bytes for option in (best, *equals))
 
         def cost(option: Option) -> tuple[int, int]:
             larger = option.weight_bytes > (1 + SAME_SIZE) * smallest
             return (option.weight_bytes if larger else smallest), WORK.get(option.candidate["kind"], 1)
 
-        group = sorted((best, *equals), key=cost)
-        confidence = 1 - (1 - CONFIDENCE) / max(1, len(group) - 1)
+        group = sorted({option.name: option for option in (*equals, best)}.values(), key=cost)
+        margin = self.rules.accuracy_margin
         unsure: Summary | None = None
         for option in group:
-            made = [self._compare_accuracy(option, other, confidence) for other in group if other is not option]
+            made = [
+                self._loses_at_most(
+                    f"{option.name} loses at most {margin:g} points against {other.name}",
+                    other.name, option.name, margin, _together(len(group) - 1),
+                )
+                for other in group
+                if other is not option
+            ]  # fmt: skip
             if all(claim["holds"] for claim in made):
-                return option.name, self._ship(option, [o for o in group if o is not option], able, place)
+                return option.name, self._ship(option, [o for o in group if o is not option], place)
             unsure = unsure or next(claim for claim in made if not claim["holds"])
         assert unsure is not None
         names = " and ".join(option.name for option in group)
         alike = "equally small" if self.rules.then == "size" else "equally fast"
         return None, (
-            f"{names} are {alike}, and which is more accurate is not "
-            f"known within {self.rules.accuracy_margin:g} points ({unsure['claim']}: {_found(unsure, 'points')})"
-            f"{self._images(unsure)}; or accept a larger select.margin.accuracy."
+            f"{names} are {alike}, and which is more accurate is not known within {margin:g} points "
+            f"({unsure['claim']}: {_found(unsure, 'points')}){self._images(unsure)}; or accept a larger "
+            "select.margin.accuracy."
         )
 
-    def _compare_accuracy(self, option: Option, other: Option, confidence: float) -> Summary:
-        """Whether one option loses no more than the margin against another."""
-        known = self.drop(other.name, option.name, confidence)
-        value, interval = known or (None, None)
-        margin = self.rules.accuracy_margin
-        text = f"{option.name} loses at most {margin:g} points against {other.name}"
-        return self._claim(text, value, interval, margin, _at_most(interval, margin))
-
-    def _ship(self, option: Option, equals: Sequence[Option], able: Sequence[Option], place: Place) -> str:
+    def _ship(self, option: Option, equals: Sequence[Option], place: Place) -> str:
+        """The sentence of a choice."""
         plain = best_fp32(self.candidates, place)
+        assert plain is not None
         row = option.row
         parts = []
         if option.name != BASELINE:
             smaller = 1 - option.weight_bytes / self.candidates[0]["artifacts"][0]["weight_bytes"]
-            parts.append(f"{100 * smaller:.0f}% smaller in weights")
-        if plain is not None and option.name != BASELINE:
+            parts.append(f"{100 * abs(smaller):.0f}% {'smaller' if smaller >= 0 else 'larger'} in weights")
             over = f"{plain['candidate']}/{plain['runtime']}"
-            value, interval = paired_ratio(row_ratios(plain, row))
-            parts.append(f"{_times(value, interval)} as fast as the best FP32 ({over})")
-            if over != row["baseline"]:
-                parts.append(f"{_times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}")
-        elif option.contender != row["baseline"]:
-            parts.append(f"{_times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}")
+            parts.append(f"{_times(*paired_ratio(row_ratios(plain, row)))} as fast as the best FP32 ({over})")
+        baseline = row["baseline"]
+        told = option.name != BASELINE and baseline == f"{plain['candidate']}/{plain['runtime']}"
+        if option.contender != baseline and not told:
+            parts.append(f"{_times(row['speedup'], row['speedup_interval'])} as fast as {baseline}")
+        if option.contender == f"{BASELINE}/eager":
+            parts.append("in eager mode, as its compiled artifact is not faster")
         said = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
         text = f"Ship {option.name}: {said}{', ' if said else ''}{_at(place)}{_doubt(row)}"
         if option.name != BASELINE:
             claim = self.accurate[option.name]
-            text += (
-                f"; it loses {claim['value']:.2f} points of top-1 ({claim['interval'][0]:.2f} to "
-                f"{claim['interval'][1]:.2f}; allowed: {claim['margin']:g})"
+            text += f"; {_lost(claim['value'])} of top-1 ({claim['interval'][0]:.2f} to {claim['interval'][1]:.2f}"
+            text += f"{', all candidates at once' if len(self.accurate) > 1 else ''}; allowed: {claim['margin']:g})"
+        elif self.accurate and not any(claim["holds"] for claim in self.accurate.values()):
+            refused = all(claim["holds"] is False for claim in self.accurate.values())
+            text += "; no quantized candidate " + ("may be shipped" if refused else "is shown to keep within max_drop")
+        return text + self._alike(option, equals) + "."
+
+    def _alike(self, option: Option, equals: Sequence[Option]) -> str:
+        """What the others of a group of equals are, and why it is this one."""
+        if not equals:
+            return ""
+        names = " and ".join(other.name for other in equals)
+        size = self.rules.then == "size"
+        within = f"{self.rules.accuracy_margin:g} points"
+        if not size:
+            within = f"{100 * self.rules.speed_margin:g}% in speed and {within}"
+        mine = WORK.get(option.candidate["kind"], 1)
+        cheaper = [
+            option.weight_bytes < (1 - SAME_SIZE) * other.weight_bytes
+            or (
+                option.weight_bytes <= (1 + SAME_SIZE) * other.weight_bytes
+                and mine < WORK.get(other.candidate["kind"], 1)
             )
-        elif len(able) == 1 and len(self.candidates) > 1:
-            text += "; no quantized candidate may be shipped"
-        if equals:
-            names = " and ".join(other.name for other in equals)
-            smallest = all(option.weight_bytes < (1 - SAME_SIZE) * other.weight_bytes for other in equals)
-            cheap = "is the smaller" if smallest else "takes less to make"
-            work = [WORK.get(o.candidate["kind"], 1) for o in (option, *equals)]
-            better = smallest or work[0] < min(work[1:])
-            margins = f"{self.rules.accuracy_margin:g} points"
-            if self.rules.then != "size":
-                margins = f"{100 * self.rules.speed_margin:g}% in speed and {margins}"
-            if better:
-                text += f"; equivalent to {names} within {margins}, and {option.name} {cheap}"
-            else:
-                text += f"; as fast as {names}, and not less accurate"
-        return text + "."
+            for other in equals
+        ]
+        if all(cheaper):
+            smaller = all(option.weight_bytes < (1 - SAME_SIZE) * other.weight_bytes for other in equals)
+            why = "is the smaller" if smaller else "takes less to make"
+            return f"; equivalent to {names} within {within}, and {option.name} {why}"
+        return f"; as {'small' if size else 'fast'} as {names}, and not less accurate"
 
     def _not_chosen(self, choice: str | None) -> list[str]:
         """Candidates that lose too much, may lose too much, are slower than FP32 somewhere, or were not measured."""
@@ -365,42 +450,105 @@ class _Judge:
         """That a candidate that may be better is not known to lose no more than it may."""
         claim = self.accurate[option.name]
         return (
-            f"{option.name} {better}, and whether it loses at most {claim['margin']:g} points of top-1 is not "
-            f"known ({_found(claim, 'points')}){self._images(claim)}."
+            f"{option.name} {better}, and whether it loses at most {claim['margin']:g} points of top-1 is not known "
+            f"({_found(claim, 'points')}){self._images(claim)}"
         )
 
     def _images(self, claim: Summary) -> str:
-        """How many test images it would take, about."""
-        images = next((c["test_images"] for c in self.candidates if c["test_images"]), None)
-        if images is None or claim["interval"] is None:
+        """How many test images it would take, about: with the same shares of images lost and won."""
+        first, second, confidence = self.of_claim[claim["claim"]]
+        counted = self.counts(first, second)
+        if counted is None:
             return ""
-        factor = _factor(claim["value"], claim["interval"], claim["margin"])
-        if factor is None:
+        lost, won, images = counted
+
+        def decides(times: float) -> bool:
+            interval = drop_interval(lost * times, won * times, images * times, confidence)
+            return _at_most(interval, claim["margin"]) is not None
+
+        if not decides(MOST_TIMES):
             return f"; it lies too near the margin for {images} test images, or {MOST_TIMES} times as many"
-        return f"; it takes about {_round(images * factor)} test images, and {images} are there"
+        low, high = 1.0, float(MOST_TIMES)
+        for _ in range(20):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if decides(middle) else (middle, high)
+        return f"; it takes about {_round(images * high)} test images, and {images} are there"
+
+    def _too_few(self, best: Option, rivals: Sequence[Option], place: Place) -> str:
+        """That there are too few launches for an interval."""
+        count = min(len(row_ratios(best.row, rival.row)) for rival in rivals)
+        few = "1 launch is" if count == 1 else f"{count} launches are"
+        elapsed_s = self.measured.get(place[0], Measured()).elapsed_s
+        longer = f" (about {_round(elapsed_s * LEAST_LAUNCHES / count)} s for {LEAST_LAUNCHES})" if elapsed_s else ""
+        return (
+            f"the speed of {', '.join(rival.contender for rival in rivals)} and {best.contender} has no interval, as "
+            f"{few} too few for one; raise bench.budget_s{longer} or bench.rounds, and measure interleaved"
+        )
 
     def _too_close(self, best: Option, rival: Option, claim: Summary, place: Place) -> str:
         """That two speeds cannot be told apart, nor called equivalent."""
-        compared = f"{rival.contender} and {best.contender}"
-        if claim["interval"] is None:
-            return (
-                f"the speed of {compared} has no interval, as {len(set(best.row.get('round_launch', [0])))} launches "
-                "are too few for one; raise bench.budget_s (or bench.rounds), and measure interleaved."
-            )
-        margin = 100 * self.rules.speed_margin
-        text = (
-            f"whether {rival.contender} is more than {margin:g}% faster than {best.contender} is not known "
-            f"({_found(claim, 'times its speed')})"
+        return (
+            f"whether {rival.contender} is more than {100 * self.rules.speed_margin:g}% faster than {best.contender} "
+            f"is not known ({_found(claim, 'times its speed')}){self._minutes(claim, place)}"
         )
-        logs = [math.log(v) for v in (claim["value"], *claim["interval"], claim["margin"])]
-        factor = _factor(logs[0], (logs[1], logs[2]), logs[3])
-        elapsed_s = self.elapsed_s.get(place[0])
+
+    def _minutes(self, claim: Summary, place: Place) -> str:
+        """How much longer it would take to measure, about: launches as far apart as these, without more drift."""
+        value, (low, high), margin = claim["value"], claim["interval"], claim["margin"]
+        half = math.log(high / value) if value < margin else math.log(value / low)
+        room = abs(math.log(margin / value))
+        factor = launches_factor(self.launches_of[claim["claim"]], room / half, MOST_TIMES)
+        measured = self.measured.get(place[0], Measured())
         if factor is None:
-            return f"{text}; it lies too near the margin to be told in {MOST_TIMES} times as long."
-        if elapsed_s is None:
-            return f"{text}; it takes about {factor:.1f} times as long."
-        wanted_s = _round(elapsed_s * factor)
-        return f"{text}; it takes about {wanted_s / 60:.0f} minutes of measuring (bench.budget_s: {wanted_s})."
+            return f"; it lies too near the margin to be told in {MOST_TIMES} times as long"
+        if measured.stopped_by == "precision" and self.rules.precision is not None:
+            return f"; ask for a smaller bench.precision (about {self.rules.precision / math.sqrt(factor):.2g})"
+        if measured.elapsed_s is None:
+            return f"; it takes about {factor:.1f} times as long"
+        wanted_s = _round(max(measured.elapsed_s * factor, self.rules.budget_s or 0.0))
+        return f"; it takes about {max(1, round(wanted_s / 60))} min of measuring (bench.budget_s: {wanted_s})"
+
+
+def _step_down(
+    estimates: Mapping[str, Callable[[float], tuple[float, Interval | None] | None]],
+    decides: Callable[[Interval | None], bool],
+    margin: float,
+) -> dict[str, float]:
+    """The confidence at which each of several claims is tested, the clearest first (Holm 1979).
+
+    estimates: value and interval at a confidence. decides: whether an interval settles a claim.
+    """
+    usual = {name: estimate(CONFIDENCE) for name, estimate in estimates.items()}
+
+    def clarity(name: str) -> float:
+        """How many half widths the value is from its margin."""
+        found = usual[name]
+        if found is None or found[1] is None:
+            return 0.0
+        return abs(found[0] - margin) / max(found[1][1] - found[1][0], 1e-12)
+
+    levels: dict[str, float] = {}
+    left = sorted(estimates, key=clarity, reverse=True)
+    while left:
+        confidence = _together(len(left))
+        found = estimates[left[0]](confidence)
+        if found is None or not decides(found[1]):
+            return {**levels, **dict.fromkeys(left, confidence)}
+        levels[left.pop(0)] = confidence
+    return levels
+
+
+def _together(count: int) -> float:
+    """The confidence of each of so many intervals that hold together with 95% (Bonferroni)."""
+    return 1 - (1 - CONFIDENCE) / max(1, count)
+
+
+def _is(several: Sequence[Any]) -> str:
+    return "is" if len(several) == 1 else "are"
+
+
+def _lost(points: float) -> str:
+    return f"it loses {points:.2f} points" if points >= 0 else f"it gains {-points:.2f} points"
 
 
 def _at_most(interval: Interval | None, margin: float) -> bool | None:
@@ -408,13 +556,6 @@ def _at_most(interval: Interval | None, margin: float) -> bool | None:
     if interval is None:
         return None
     return True if interval[1] <= margin else False if interval[0] > margin else None
-
-
-def _factor(value: float, interval: Interval, margin: float) -> float | None:
-    """How many times the evidence it would take, if an interval narrows with its root; None if more than 100 times."""
-    half = interval[1] - value if value < margin else value - interval[0]
-    room = abs(margin - value)
-    return None if room * math.sqrt(MOST_TIMES) <= half else (half / room) ** 2
 
 
 def _round(value: float) -> int:

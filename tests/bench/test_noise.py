@@ -7,6 +7,7 @@ import pytest
 
 from raq.bench.machine import CpuTimes, available_cpus, cpu_times, own_times, pinned
 from raq.bench.noise import judged, summary
+from raq.bench.rows import Round, mark_far
 
 
 def reply(waited_s: float | None = 0.0, cpu_s: float = 0.2):
@@ -37,6 +38,24 @@ def test_what_is_not_known_is_none() -> None:
     found = summary([slot])
     assert (found["waited"], found["foreign_cpus"], found["slots"]) == (None, None, 1)
     assert cpu_times([10_000]).busy_s is None, "a CPU that the system does not list"
+
+
+def test_threads_that_ran_far_apart_are_seen_against_the_nearest() -> None:
+    """It is known only when other rounds are: the shortest handover may come last."""
+    before, after = CpuTimes(0.0, 0.0, 0.0), CpuTimes(0.1, 0.2, 0.0)
+    times = (20.0, 21.0, 6.0, 6.5, 10.0, 12.0, None)
+    rounds = [
+        Round(0, {"one": [judged({**reply(), "handover_us": us}, before, after, 0)]}, n) for n, us in enumerate(times)
+    ]
+    assert not any(r.slot("one").spoilt for r in rounds)
+    mark_far(rounds[:2])
+    assert not any(r.slot("one").spoilt for r in rounds), "of two alike neither is far"
+    mark_far(rounds)
+    assert [r.slot("one").spoilt for r in rounds] == [True, True, False, False, False, True, False]
+    found = summary([r.slot("one") for r in rounds])
+    assert found["far_apart_slots"] == 3
+    assert found["handover_us"] == {"near": 6.0, "median": 12.0, "most": 21.0}
+    assert summary([])["handover_us"] is None
 
 
 def busy(seconds: float) -> None:

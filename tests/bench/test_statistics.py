@@ -178,7 +178,7 @@ def test_a_ratio_of_independent_ratios_covers_the_truth() -> None:
 
 
 def test_too_few_values_have_no_interval() -> None:
-    assert paired_ratio([[1.0] * 9] * 5) == (1.0, None)
+    assert paired_ratio([[1.0] * 9] * 3) == (1.0, None)
     estimate, interval = paired_ratio([[2.0]] * 6)
     assert (estimate, *interval) == pytest.approx((2.0, 2.0, 2.0))
     assert relative_half_width((0.98, 1.02)) == pytest.approx(0.0202, abs=1e-4)

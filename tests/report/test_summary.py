@@ -117,3 +117,6 @@ def test_no_cell_is_cut_off(width: int) -> None:
         "3.95..4.05",
     ):
         assert cell in text.getvalue()
+    over = candidates[1]["latency"][1]
+    low, high = over["speedup_over_best_fp32_interval"]
+    assert f"{over['speedup_over_best_fp32']:.2f} {low:.2f}..{high:.2f}" in text.getvalue(), "over the best FP32 too"

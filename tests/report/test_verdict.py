@@ -1,18 +1,15 @@
 """The verdict on constructed measurements, and on every kept record: what is shown decides, what is not does not."""
 
-import json
-import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import pytest
 
 from raq.bench.statistics import drop_interval
-from raq.report.summary import drop_by
-from raq.report.verdict import Rules, verdict
+from raq.report.summary import counts_by
+from raq.report.verdict import Measured, Rules, verdict
 
-REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 IMAGES = 10_000
 RULES = Rules(max_drop=1.0)
 
@@ -60,7 +57,9 @@ def judged(candidates: list[dict[str, Any]], rules: Rules = RULES, **lost: Any) 
     found = {name.replace("_", "-"): right(*(*given, 0)[:2], images) for name, given in gone.items()}
     for one in candidates:
         one["test_images"] = images
-    return verdict(candidates, rules, drop_by({"fp32": right(0, 0, images), **found}), {"cpu": 60.0})
+    return verdict(
+        candidates, rules, counts_by({"fp32": right(0, 0, images), **found}), {"cpu": Measured(60.0, "budget")}
+    )
 
 
 def claim(found: dict[str, Any], text: str) -> dict[str, Any]:
@@ -78,13 +77,13 @@ def test_one_that_is_shown_to_be_fast_and_accurate_is_shipped() -> None:
     assert found["choices"] == [{"device": "cpu", "batch_size": 128, "choice": "ptq"}]
 
 
-@pytest.mark.parametrize("launches", [1, 3, 5])
+@pytest.mark.parametrize("launches", [1, 2, 3])
 def test_few_launches_give_no_bolder_verdict(launches: int) -> None:
     """A thousandth faster, a point of accuracy lost, too few launches for an interval."""
     rows = [row(ms, launches=launches) for ms in (800, 200, 199.8)]
     found = judged([fp32(rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])], ptq=0, qat=60)
     assert found["choice"] is None
-    assert f"has no interval, as {launches} launches are too few for one" in found["why"]
+    assert f"has no interval, as {launches} launch" in found["why"]
 
 
 def test_a_drop_that_may_be_too_large_is_not_shipped() -> None:
@@ -94,12 +93,12 @@ def test_a_drop_that_may_be_too_large_is_not_shipped() -> None:
     assert claim(found, "ptq loses at most")["holds"] is None
     assert "ptq is faster, and whether it loses at most 1 points of top-1 is not known (1.00 points" in found["why"]
     near = judged([fp32(), candidate("ptq", row(200))], ptq=(3, 0, 400))["why"]
-    assert "it takes about 14000 test images, and 400 are there" in near
+    assert "it takes about 6100 test images, and 400 are there" in near
 
 
 def test_what_it_takes_is_enough() -> None:
     """With as many images as it asks for, and the same share lost, the drop is shown."""
-    assert drop_interval(105, 0, 14_000)[1] <= 1.0 < drop_interval(3, 0, 400)[1]
+    assert drop_interval(3 * 15.25, 0, 6100)[1] <= 1.0 < drop_interval(3 * 10, 0, 4000)[1]
 
 
 def test_one_that_loses_too_much_is_not_shipped() -> None:
@@ -159,31 +158,86 @@ def test_a_wide_interval_of_speed_is_not_no_difference() -> None:
     found = judged(pair, ptq=0, qat=0)
     assert found["choice"] is None
     assert "times its speed" in found["why"]
-    assert "minutes of measuring (bench.budget_s: " in found["why"] or "too near the margin" in found["why"]
+    assert " min of measuring (bench.budget_s: " in found["why"] or "too near the margin" in found["why"]
 
 
 def test_more_candidates_need_more_evidence() -> None:
-    """One candidate's drop is shown; beside five others the same drop is not."""
+    """One candidate's drop is shown; beside five others that lose as much it is not."""
     alone = judged([fp32(), candidate("ptq", row(200))], ptq=78)
     assert claim(alone, "ptq loses at most")["holds"] is True
     others = [candidate(f"mixed-{n}", row(300 + n)) for n in range(1, 6)]
-    lost = {f"mixed_{n}": 0 for n in range(1, 6)}
+    lost = {f"mixed_{n}": 78 for n in range(1, 6)}
     together = judged([fp32(), candidate("ptq", row(200)), *others], ptq=78, **lost)
     assert claim(together, "ptq loses at most")["holds"] is None
     assert together["choice"] is None
+    clear = judged([fp32(), candidate("ptq", row(200)), *others], ptq=78, **dict.fromkeys(lost, 0))
+    assert claim(clear, "ptq loses at most")["holds"] is True, "what is clear costs the others nothing"
+
+
+@pytest.mark.parametrize("launches", [8, 20, 60, 200])
+def test_more_launches_do_not_take_a_choice_back(launches: int) -> None:
+    """ptq is the fastest by less than the margin; whether qat is equivalent in speed, few launches cannot tell."""
+    rows = [row(ms, launches=launches, noise=0.012) for ms in (800, 200, 201.5)]
+    three = [fp32(rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])]
+    unknown = judged(three, Rules(3.0), ptq=(18, 16, 2000), qat=(0, 0, 2000))
+    assert unknown["choice"] is None
+    assert "more accurate is not known within 0.3 points" in unknown["why"] or "not known" in unknown["why"]
+    worse = judged(three, ptq=60, qat=0)
+    assert worse["choice"] in (None, "qat"), "never the one that is shown to be less accurate"
+    if launches >= 60:
+        assert worse["choice"] == "qat"
+
+
+def test_one_that_is_shown_to_be_slower_than_fp32_is_not_chosen() -> None:
+    found = judged([fp32(row(800, noise=0.001)), candidate("ptq", row(808, noise=0.001))], ptq=0)
+    assert claim(found, "ptq is faster than the best FP32")["holds"] is False
+    assert found["choice"] == "fp32"
+    assert judged([fp32(row(800)), candidate("ptq", row(860))], Rules(1.0, speed_margin=0.1), ptq=0)["choice"] == "fp32"
+    assert judged([fp32(row(800)), candidate("ptq", row(900))], Rules(1.0, then="size"), ptq=0)["choice"] == "fp32"
+
+
+def test_every_fp32_counts_not_the_one_that_looks_faster() -> None:
+    """Eager mode has too few launches to be known: that the compiled one is beaten is not enough."""
+    eager = row(20.5, 1, "eager", noise=0.2, launches=3)
+    found = judged([fp32(eager, row(20, 1)), candidate("ptq", row(19.4, 1))], ptq=0)
+    assert found["choice"] is None
+    assert "the speed of fp32/eager and ptq/inductor has no interval, as 3 launches are too few" in found["why"]
+
+
+def test_a_candidate_whose_accuracy_is_not_known_at_all_is_in_the_way() -> None:
+    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], ptq=0)
+    assert found["choice"] is None
+    assert "qat is faster, and whether it loses at most 1 points of top-1 is not known (not known)" in found["why"]
+
+
+def test_everything_that_is_open_is_told() -> None:
+    lost = {"ptq": (4, 0, 400), "qat": (4, 0, 400)}
+    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], **lost)
+    assert "ptq is faster, and" in found["why"]
+    assert "qat is faster, and" in found["why"]
+
+
+def test_what_it_takes_when_precision_ended_it() -> None:
+    noisy = {"noise": 0.05, "launches": 12}
+    pair = [fp32(row(800, **noisy)), candidate("ptq", row(200, **noisy)), candidate("qat", row(199, **noisy))]
+    counts = counts_by({name: right(0) for name in ("fp32", "ptq", "qat")})
+    rules = Rules(1.0, precision=0.02, budget_s=180.0)
+    early = verdict(pair, rules, counts, {"cpu": Measured(60.0, "precision")})["why"]
+    assert "ask for a smaller bench.precision (about 0.0" in early or "too near the margin" in early
+    late = verdict(pair, rules, counts, {"cpu": Measured(60.0, "budget")})["why"]
+    assert "bench.precision" not in late
 
 
 def test_one_that_is_as_fast_as_fp32_and_smaller_is_shipped() -> None:
-    found = judged([fp32(row(800)), candidate("ptq", row(801))], ptq=(3, 3))
+    found = judged([fp32(row(800)), candidate("ptq", row(800.1))], ptq=(3, 3))
     assert found["choice"] == "ptq"
     assert "equivalent to fp32 within 2% in speed and 0.3 points, and ptq is the smaller" in found["why"]
 
 
 def test_the_smallest_where_size_decides() -> None:
-    pair = [fp32(), candidate("ptq", row(900), weight_mb=11), candidate("mixed-1", row(100), weight_mb=20)]
+    pair = [fp32(), candidate("ptq", row(700), weight_mb=11), candidate("mixed-1", row(100), weight_mb=20)]
     found = judged(pair, Rules(1.0, then="size"), ptq=0, mixed_1=0)
     assert found["choice"] == "ptq"
-    assert "ptq is slower than the best FP32" in found["why"]
     unknown = judged(pair, Rules(1.0, then="size"), ptq=(4, 0, 400), mixed_1=(0, 0, 400))
     assert unknown["choice"] is None
     assert "ptq is smaller, and whether it loses at most 1 points" in unknown["why"]
@@ -229,42 +283,23 @@ def test_a_claim_and_its_interval_cannot_disagree() -> None:
             assert (made["holds"] is None) == (inside and made["margin"] not in (low, high))
 
 
-def known_drops(summary: dict[str, Any]) -> Any:
-    """A record's drops against FP32: how many images were lost and won, from the interval that it printed.
-
-    That is Agresti and Min's, whose centre and width tell both; between quantized candidates nothing is kept.
-    """
-    counts = {}
-    for c in summary["candidates"][1:]:
-        images = c["test_images"]
-        low, high = (value / 100 for value in c["drop_interval"])
-        difference = round(c["drop_points"] / 100 * images)
-        half, total = (high - low) / 2, images + 2
-        discordant = (half / 1.959963984540054 * total) ** 2 + difference**2 / total - 1
-        counts[c["name"]] = (discordant + difference) / 2, (discordant - difference) / 2, images
-
-    def drop(first: str, second: str, confidence: float) -> Any:
-        if first != "fp32" or second not in counts:
-            return None
-        lost, won, images = counts[second]
-        assert math.isclose(lost, round(lost), abs_tol=1e-3)
-        assert math.isclose(won, round(won), abs_tol=1e-3)
-        return 100 * (lost - won) / images, drop_interval(round(lost), round(won), images, confidence)
-
-    return drop
-
-
-SAID = {
-    "cifar10": ("ptq", None, "fp32/inductor and ptq/inductor"),
+SAYS = {
+    "cifar10": ("ptq", "3.87 times (3.80 to 3.96) as fast as the best FP32 (fp32/inductor)"),
+    "cifar10-avx2": (None, "whether qat/inductor is more than 2% faster than ptq/inductor is not known"),
+    "calibration-sweep": ("ptq", "75% smaller in weights"),
+    "qat-as-written": (None, "has no interval, as 3 launches are too few for one"),
+    "qat-sweep": (None, "has no interval, as 3 launches are too few for one"),
+    "mixed-precision": (None, "whether it loses at most 5 points of top-1 is not known"),
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar10", "cifar10-avx2", "calibration-sweep", "qat-as-written", "qat-sweep", "mixed-precision"]
-)
+@pytest.mark.parametrize("name", pages.RUNS)
 def test_what_is_said_of_kept_records(name: str) -> None:
-    summary = json.loads((REFERENCE / name / "summary.json").read_text())
-    settings = json.loads((REFERENCE / name / "run.json").read_text())["settings"]
-    elapsed = {m["device"]: m["elapsed_s"] for m in summary.get("measurement", [])}
-    found = verdict(summary["candidates"], Rules.of(settings), known_drops(summary), elapsed)
-    print(name, "said", summary["verdict"]["choice"], "says", found["choice"], found["why"], found["choices"])
+    """The same network's records no longer disagree without saying why."""
+    found = pages.judged_now(name)["verdict"]
+    choice, words = SAYS[name]
+    assert found["choice"] == choice
+    assert words in found["why"] or any(words in c["claim"] for c in found["claims"])
+    for made in found["claims"]:
+        assert set(made) == {"claim", "value", "interval", "margin", "holds"}
+        assert made["holds"] in (True, False, None)
