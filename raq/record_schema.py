@@ -318,7 +318,7 @@ class Extent(TypedDict):
 class Handover(TypedDict):
     """Microseconds that threads took to hand over."""
 
-    least: Number
+    near: Number
     median: Number
     most: Number
 

@@ -66,7 +66,7 @@ def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
     if handover and noise.get("far_apart_slots"):
         lines.append(
             f"in {noise['far_apart_slots']} of {noise['slots']} turns threads ran far apart, where a hypervisor put "
-            f"them: handing over took up to {handover['most']:.0f} us, at best {handover['least']:.0f}"
+            f"them: handing over took up to {handover['most']:.1f} us, {handover['near']:.1f} where they were near"
         )
     return lines
 

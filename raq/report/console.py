@@ -215,8 +215,8 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print()
     console.print(
         "MB: weights, then the file. top-1 and drop (points): 95% intervals below. int8: share of the MACs.\n"
-        "ms: mean ± standard deviation; below, how many times as fast as fp32/eager, and as the\n"
-        "fastest FP32 at that batch size (95% intervals).",
+        "ms: mean ± standard deviation; below, times as fast as fp32/eager, then as the\n"
+        "fastest FP32 there is at that batch size (95% intervals).",
         style="dim",
         highlight=False,
     )

