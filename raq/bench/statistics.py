@@ -117,10 +117,9 @@ def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[floa
 def _winsorized(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The values, with at most a tenth at either end moved: more of them are no accidents, but how the machine is.
 
-    From six on one may be moved.
+    Of fewer than ten none is: a wild one makes the interval as wide as it is far.
     """
-    centre, ordered = np.median(values), np.sort(values)
-    most = max(len(values) // 10, 1 if len(values) >= 6 else 0)
+    centre, ordered, most = np.median(values), np.sort(values), len(values) // 10
     reach = 3 * 1.4826 * np.median(np.abs(values - centre))
     return np.clip(values, min(centre - reach, ordered[most]), max(centre + reach, ordered[-1 - most]))
 
