@@ -264,23 +264,52 @@ def share(found: Found) -> str:
 
 
 def trust() -> str:
-    """How far latencies can be trusted: what was asked of the measurement, and what came out."""
-    table = read("trust/trust.json")["table"]
-    bias = table["bias of twins, percent"]
-    low, high = bias["interval"]
+    """How far latencies can be trusted: what was asked of the measurement, what came out, and at which commit."""
+    found = read("trust/trust.json")
+    table, commits = found["table"], {k: commit_of(v["environment"]) for k, v in found["measured"].items()}
     rows = [
-        ("an int8 artifact against itself, called different", "at most 5%", share(table["A/A called different"])),
-        ("the same: the mean speedup over its twin is off by", "at most 0.03%",
-         f"{bias['mean']:+.3f}% ({low:+.3f}% to {high:+.3f}%)"),
-        ("against one that sleeps 3% longer, called slower", "at least 95%", share(table["3% slower called slower"])),
-        ("the same: the interval holds the true ratio", "at least 95%",
-         share(table["quiet: interval holds the true ratio"])),
-        ("the same: runs that reach ±2% within 30 s", "", share(table["quiet: ended by precision"])),
-        ("beside a process that burns one core for random half seconds, 20 s a run: the interval holds the true ratio",
-         "at least 90%", share(table["neighbour: interval holds the true ratio"])),
-        ("the same: half width of the interval, median", "", f"±{100 * table['neighbour: median half width']:.1f}%"),
+        ("quiet", "an int8 artifact against itself, called different", "at most 5%", "A/A called different"),
+        ("quiet", "against one that sleeps 3% longer, called slower", "at least 95%", "3% slower called slower"),
+        ("quiet", "the same: the interval holds the true ratio", "at least 95%",
+         "quiet: interval holds the true ratio"),
+        ("quiet", "the same: runs that reach ±2% within 30 s", "", "quiet: ended by precision"),
+        ("neighbour", "beside a process that burns one core for random half seconds, 20 s: the interval holds the true "
+         "ratio", "at least 90%", "neighbour: interval holds the true ratio"),
     ]  # fmt: skip
-    lines = ["| | asked | measured (95%) |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
+    lines = ["| | asked | measured (95%) | commit |", "|---|---|---|---|"]
+    for phase, said, asked, key in rows:
+        if key in table:
+            lines.append(f"| {said} | {asked} | {share(table[key])} | {commits[phase]} |")
+    if "bias of twins, percent" in table:
+        mean, (low, high) = table["bias of twins, percent"]["mean"], table["bias of twins, percent"]["interval"]
+        off = f"{mean:+.3f}% ({low:+.3f}% to {high:+.3f}%)"
+        lines.append(f"| an artifact's speedup over its twin, off by | at most 0.03% | {off} | {commits['quiet']} |")
+    width = f"±{100 * table['neighbour: median half width']:.1f}%"
+    lines.append(f"| beside that process: half width of the interval, median | | {width} | {commits['neighbour']} |")
+    return "\n".join(lines)
+
+
+def records() -> str:
+    """Every kept record: when, at which commit and on which CPU it was measured."""
+    lines = ["| record | measured | commit | CPU |", "|---|---|---|---|"]
+
+    def add(name: str, at: str | None, environment: Found) -> None:
+        machine = environment["machine"]
+        vnni = "AVX-512 VNNI" if "avx512_vnni" in machine["features"] else "AVX2, no VNNI"
+        lines.append(
+            f"| {name} | {(at or 'not recorded')[:10]} | {commit_of(environment)} | {machine['cpu']}, {vnni}, "
+            f"{machine['cpus']} CPUs |"
+        )
+
+    for name in RUNS:
+        add(name, re.sub(r"(\d{4})(\d\d)(\d\d).*", r"\1-\2-\3", read(f"{name}/summary.json")["run"]),
+            read(f"{name}/summary.json")["environment"])  # fmt: skip
+    for name in sorted(str(path.relative_to(REFERENCE)) for path in REFERENCE.rglob("*.json")):
+        found = read(name)
+        if isinstance(found, dict) and "measured_at" in found and "environment" in found:
+            add(name, found["measured_at"], found["environment"])
+    for phase, measured in read("trust/trust.json")["measured"].items():
+        add(f"trust/trust.json, {phase}", measured["at"], measured["environment"])
     return "\n".join(lines)
 
 
@@ -344,13 +373,14 @@ def reached() -> str:
 
 def simulated() -> str:
     """Simulated coverage under drift."""
-    lines = ["| correlation from launch to launch | drift, sd | interval holds the truth | half width, median |",
-             "|---|---|---|---|"]  # fmt: skip
+    lines = ["| correlation from launch to launch | drift, sd | interval holds the truth | half width, median | "
+             "runs that ended within ±2%, and hold it |", "|---|---|---|---|---|"]  # fmt: skip
     for row in read("trust/trust.json")["table"]["simulated coverage"]:
-        held = row["coverage"]
+        held, narrow = row["coverage"], row["of those within 2%"]
+        among = "none" if narrow is None else f"{100 * narrow['count'] / narrow['of']:.1f}% of {narrow['of']}"
         lines.append(
             f"| {row['correlation']:g} | {100 * row['deviation']:g}% | {100 * held['count'] / held['of']:.1f}% of "
-            f"{held['of']} | ±{100 * row['median half width']:.1f}% |"
+            f"{held['of']} | ±{100 * row['median half width']:.1f}% | {among} |"
         )
     return "\n".join(lines)
 
@@ -365,8 +395,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
     "faults": faults,
     "trust": trust,
-    "spread": spread,
-    "simulated": simulated,
+    "records": records,
     "protocols": protocols,
     "reached": reached,
     "verdicts": verdicts,
@@ -379,6 +408,11 @@ def table_text(name: str) -> str:
     print_summary(Console(file=text, width=100), judged_now(name))
     return "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines()) + "\n"
 
+
+if "spread" in read("trust/trust.json")["table"]:
+    TABLES["spread"] = spread
+if "simulated coverage" in read("trust/trust.json")["table"]:
+    TABLES["simulated"] = simulated
 
 PAGES = ("README.md", "results/README.md")
 PLACE = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -1,4 +1,4 @@
-"""README.md and results/README.md say what the records say: every table, and figures in sentences."""
+"""The tables of README.md and results/README.md are those of the records."""
 
 import re
 

@@ -10,34 +10,36 @@ from typing import Any
 import numpy as np
 
 from raq.bench.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
+from raq.records import read_run
 from raq.report.summary import Summary, predictions_of, summarise
-from raq.report.verdict import row_ratios
+from raq.report.verdict import Rules, row_ratios
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")
 Found = dict[str, Any]
-MARGIN_POINTS, MARGIN_SPEED = 0.3, 0.02  # what counts as equal, as `select.margin` is by default
 
 
 def compare(folders: Sequence[Path]) -> Found:
     """Every run against the first: machines and libraries, then by candidate top-1, size and speedup, as plain values.
 
-    Two values are equal if the 95% interval of their difference or ratio lies within the margins above, different if
-    it leaves out 0 or 1, and cannot be told apart otherwise. p is McNemar's, whose test that interval inverts.
+    Two values are equal if the 95% interval of their difference or ratio lies within the margins of the first run's
+    `select.margin`, different if it leaves out 0 or 1, and cannot be told apart otherwise. p is McNemar's, whose test
+    that interval inverts.
     `said` puts it in words; `conditions` lists what else is not the same.
     """
     summaries = [summarise(folder) for folder in folders]
     predictions = [predictions_of(folder) for folder in folders]
+    rules = Rules.of(read_run(folders[0])["settings"])
     return {
         "runs": [{key: s[key] for key in ("run", "experiment", "complete")} for s in summaries],
         "comparisons": [
-            _compared(summaries[0], other, predictions[0], predicted)
+            _compared(summaries[0], other, predictions[0], predicted, rules)
             for other, predicted in zip(summaries[1:], predictions[1:], strict=True)
         ],
     }
 
 
-def _compared(first: Summary, second: Summary, before: dict[str, Any], after: dict[str, Any]) -> Found:
+def _compared(first: Summary, second: Summary, before: dict[str, Any], after: dict[str, Any], rules: Rules) -> Found:
     names = [c["name"] for c in first["candidates"]]
     others = {c["name"]: c for c in second["candidates"]}
     return {
@@ -47,9 +49,9 @@ def _compared(first: Summary, second: Summary, before: dict[str, Any], after: di
         "candidates": [
             {
                 "name": c["name"],
-                "top1": _top1(c["name"], before, after),
+                "top1": _top1(c["name"], before, after, rules.accuracy_margin),
                 "weight_bytes": [_weight_bytes(c), _weight_bytes(others[c["name"]])],
-                "latency": _latency(first, second, c["name"]),
+                "latency": _latency(first, second, c["name"], rules.speed_margin),
             }
             for c in first["candidates"]
             if c["name"] in others
@@ -100,7 +102,7 @@ def _weight_bytes(candidate: Summary) -> int | None:
     return candidate["artifacts"][0]["weight_bytes"] if candidate["artifacts"] else None
 
 
-def _top1(name: str, before: dict[str, Any], after: dict[str, Any]) -> Found:
+def _top1(name: str, before: dict[str, Any], after: dict[str, Any], margin: float) -> Found:
     """The change in points of top-1 of one candidate, where the same images were evaluated."""
     one, other = before.get(name), after.get(name)
     if one is None or other is None or one.shape != other.shape or not np.array_equal(one[1], other[1]):
@@ -111,13 +113,13 @@ def _top1(name: str, before: dict[str, Any], after: dict[str, Any]) -> Found:
     told = (
         "the same images right"
         if np.array_equal(right, then)
-        else _difference(low, high, 0.0, -MARGIN_POINTS, MARGIN_POINTS)
+        else _difference(low, high, 0.0, -margin, margin, f"{margin:g} points")
     )
     said = f"{gain:+.2f} points ({low:.2f} to {high:.2f}): {told}"
     return {"points": gain, "interval": [low, high], "p": p, "said": said}
 
 
-def _latency(first: Summary, second: Summary, name: str) -> list[Found]:
+def _latency(first: Summary, second: Summary, name: str, margin: float) -> list[Found]:
     """By device, runtime and batch size, the second run's speedup over the first one's."""
     found = []
     for row in _rows(first, name):
@@ -129,7 +131,7 @@ def _latency(first: Summary, second: Summary, name: str) -> list[Found]:
         doubt = (
             "too few launches to tell"
             if interval is None
-            else _difference(*interval, 1.0, 1 / (1 + MARGIN_SPEED), 1 + MARGIN_SPEED)
+            else _difference(*interval, 1.0, 1 / (1 + margin), 1 + margin, f"{100 * margin:g}%")
         )
         bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
         found.append(
@@ -145,10 +147,10 @@ def _latency(first: Summary, second: Summary, name: str) -> list[Found]:
     return found
 
 
-def _difference(low: float, high: float, none: float, least: float, most: float) -> str:
+def _difference(low: float, high: float, none: float, least: float, most: float, margin: str) -> str:
     """What an interval tells: `none` is no difference, between `least` and `most` is none that counts."""
     if least <= low and high <= most:
-        return f"equal within {MARGIN_POINTS:g} points" if none == 0 else f"equal within {100 * MARGIN_SPEED:g}%"
+        return f"equal within {margin}"
     return "cannot tell" if low <= none <= high else "different"
 
 

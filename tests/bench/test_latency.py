@@ -15,6 +15,7 @@ from raq.bench.noise import Slot
 from raq.bench.processes import ContenderSettings, nursery
 from raq.bench.rows import Round, contender_row, ratios, with_turns
 from raq.bench.statistics import paired_ratio, relative_half_width
+from raq.environment import inductor_cache
 from raq.errors import StageError
 from raq.experiment import Bench
 from raq.model.zoo import build_model
@@ -296,3 +297,13 @@ def test_a_contender_whose_process_dies(contender: ContenderSettings, started) -
         os.kill(process.pid, 9)
         with pytest.raises(StageError, match="its process ended"):
             process.ask(do="warm_up", batch_size=1, calls=1, cap_s=1.0)
+
+
+def test_a_compiler_that_fails_leaves_no_mark_of_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes of the CPU go to the user's cache: one taken for a success would stay there."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "/bin/false")
+    with nursery():
+        pass
+    assert not list(tmp_path.rglob("*load_ok*"))
+    assert inductor_cache() == tmp_path / "cache"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raq.report.comparison import _conditions, _environment, _top1
+from raq.report.comparison import _conditions, _difference, _environment, _top1
 
 
 def environment(cpu: str, torch: str) -> dict:
@@ -43,11 +43,17 @@ def test_top1_is_compared_on_the_same_images_only() -> None:
     labels = np.arange(1000) % 10
     right = np.stack([labels, labels])
     worse = np.stack([np.where(np.arange(1000) < 50, (labels + 1) % 10, labels), labels])
-    found = _top1("ptq", {"ptq": right}, {"ptq": worse})
+    found = _top1("ptq", {"ptq": right}, {"ptq": worse}, 0.3)
     assert found["points"] == pytest.approx(-5.0)
     assert found["interval"][1] < 0
     assert found["said"].endswith("different")
     assert found["p"] < 1e-9
-    assert _top1("ptq", {"ptq": right}, {"ptq": right})["said"].endswith("the same images right")
+    assert _top1("ptq", {"ptq": right}, {"ptq": right}, 0.3)["said"].endswith("the same images right")
     for other in (None, right[:, :900], np.stack([labels, (labels + 1) % 10])):
-        assert _top1("ptq", {"ptq": right}, {"ptq": other})["points"] is None
+        assert _top1("ptq", {"ptq": right}, {"ptq": other}, 0.3)["points"] is None
+
+
+def test_equal_is_what_lies_within_the_margin() -> None:
+    assert _difference(-0.2, 0.1, 0.0, -0.3, 0.3, "0.3 points") == "equal within 0.3 points"
+    assert _difference(-0.2, 0.4, 0.0, -0.3, 0.3, "0.3 points") == "cannot tell"
+    assert _difference(0.1, 0.4, 0.0, -0.3, 0.3, "0.3 points") == "different"
