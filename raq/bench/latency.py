@@ -292,4 +292,5 @@ def _published(found: Measurement, own: Nursery) -> None:
                 slot = judged(reply, before, cpu_times(found.cpus), 0)
                 found.rounds[size][0].attempts[contender.name] = [slot]
         found.progress((number + 1) / len(found.contenders), f"{contender.name} done")
+    mark_far(r for rounds in found.rounds.values() for r in rounds)
     found.stopped_by = "repetitions"

@@ -123,8 +123,15 @@ def best_fp32(candidates: Sequence[Summary], place: Place) -> Summary | None:
 
 
 def fastest(rows: Sequence[Summary]) -> Summary | None:
-    """The row whose time is the lowest, by the ratios within rounds."""
-    return min(rows, key=lambda row: paired_ratio(row_ratios(row, rows[0]))[0], default=None)
+    """The row whose time is the lowest, by the ratios within the rounds that two rows share.
+
+    Each next row is compared with the fastest so far, so that those with fewer rounds decide nothing between others.
+    """
+    best: Summary | None = None
+    for row in sorted(rows, key=lambda row: -len(row["round_p50_ms"])):
+        if best is None or ((shared := row_ratios(row, best)) and paired_ratio(shared)[0] < 1):
+            best = row
+    return best
 
 
 def _rows_at(candidate: Summary, place: Place) -> list[Summary]:
@@ -256,6 +263,9 @@ class _Judge:
             return self._smallest(candidates, able, place)
         first = fastest([option.row for option in able])
         best = next(option for option in able if option.row is first)
+        for _ in able:  # estimates may be of few rounds: one that is shown to be faster takes its place
+            shown_faster = next((o for o in able if o.name != best.name and self._is_faster(o, best)), None)
+            best = shown_faster or best
         rivals = [option for option in candidates if option.name != best.name]
         margin = 1 + self.rules.speed_margin
         levels = _step_down(
@@ -275,6 +285,13 @@ class _Judge:
                 elif rival not in unknown:
                     reasons.append(self._too_close(best, rival, claim, place))
             return None, "; ".join(reasons) + "."
+        unproven = [
+            r for r in rivals
+            if r not in able and shown[r.contender][1]["holds"] is not False
+            and r.weight_bytes < (1 - SAME_SIZE) * best.weight_bytes
+        ]  # fmt: skip
+        if unproven and best.name == BASELINE:  # as fast and smaller, and perhaps accurate enough
+            return None, "; ".join(self._unproven(r, "may be as fast and is smaller") for r in unproven) + "."
         equal = [r for r in rivals if r in able and shown[r.contender][1]["holds"] is True]
         perhaps = [r for r in rivals if r in able and shown[r.contender][1]["holds"] is None]
         choice, why = self._of_equals(best, equal, place)
@@ -287,6 +304,12 @@ class _Judge:
                 then = reason if other is None else f"then {other} would be the choice"
                 return None, f"{doubt}, and {then.rstrip('.')}{self._minutes(shown[more[0].contender][1], place)}."
         return choice, why
+
+    def _is_faster(self, option: Option, best: Option) -> bool:
+        """Whether an option is shown to be faster than another by more than the margin."""
+        launches = row_ratios(best.row, option.row)
+        interval = paired_ratio(launches)[1] if launches else None
+        return interval is not None and interval[0] > 1 + self.rules.speed_margin
 
     def _smallest(self, candidates: Sequence[Option], able: Sequence[Option], place: Place) -> tuple[str | None, str]:
         """The choice where size decides."""
@@ -356,6 +379,7 @@ class _Judge:
         group = sorted({option.name: option for option in (*equals, best)}.values(), key=cost)
         margin = self.rules.accuracy_margin
         unsure: Summary | None = None
+        open_names: list[str] = []
         for option in group:
             made = [
                 self._loses_at_most(
@@ -367,9 +391,13 @@ class _Judge:
             ]  # fmt: skip
             if all(claim["holds"] for claim in made):
                 return option.name, self._ship(option, [o for o in group if o is not option], place)
-            unsure = unsure or next(claim for claim in made if not claim["holds"])
-        assert unsure is not None
-        names = " and ".join(option.name for option in group)
+            refuted = any(claim["holds"] is False for claim in made)
+            if not refuted:
+                open_names.append(option.name)
+                unsure = unsure or next(claim for claim in made if claim["holds"] is None)
+        if unsure is None:
+            return None, "each of " + " and ".join(o.name for o in group) + " is less accurate than another of them."
+        names = " and ".join(open_names if len(open_names) > 1 else [option.name for option in group])
         alike = "equally small" if self.rules.then == "size" else "equally fast"
         return None, (
             f"{names} are {alike}, and which is more accurate is not known within {margin:g} points "
@@ -398,7 +426,10 @@ class _Judge:
         text = f"Ship {option.name}: {said}{', ' if said else ''}{_at(place)}{_doubt(row)}"
         if option.name != BASELINE:
             claim = self.accurate[option.name]
-            text += f"; {_lost(claim['value'])} of top-1 ({claim['interval'][0]:.2f} to {claim['interval'][1]:.2f}"
+            drop = "drop: " if claim["value"] < 0 else ""
+            text += (
+                f"; {_lost(claim['value'])} of top-1 ({drop}{claim['interval'][0]:.2f} to {claim['interval'][1]:.2f}"
+            )
             text += f"{', all candidates at once' if len(self.accurate) > 1 else ''}; allowed: {claim['margin']:g})"
         elif self.accurate and not any(claim["holds"] for claim in self.accurate.values()):
             refused = all(claim["holds"] is False for claim in self.accurate.values())
@@ -438,8 +469,8 @@ class _Judge:
             elif claim["holds"] is None and choice is not None:
                 lines.append(f"{name} may lose more than {claim['margin']:g} points ({_found(claim, 'points')}).")
         for claim in self.claims:
-            if " is faster than the best FP32, " in claim["claim"] and claim["holds"] is False:
-                told = claim["claim"].replace(" is faster than the best FP32, ", " is slower than the best FP32, ")
+            if " is faster than " in claim["claim"] and claim["holds"] is False:
+                told = claim["claim"].replace(" is faster than ", " is slower than ")
                 lines.append(f"{told}: {_times(claim['value'], claim['interval'])} its speed.")
         unmeasured = [c["name"] for c in self.candidates if c.get("not_lowered")]
         if unmeasured:
@@ -476,7 +507,7 @@ class _Judge:
 
     def _too_few(self, best: Option, rivals: Sequence[Option], place: Place) -> str:
         """That there are too few launches for an interval."""
-        count = min(len(row_ratios(best.row, rival.row)) for rival in rivals)
+        count = max(1, min(len(row_ratios(best.row, rival.row)) for rival in rivals))
         few = "1 launch is" if count == 1 else f"{count} launches are"
         elapsed_s = self.measured.get(place[0], Measured()).elapsed_s
         longer = f" (about {_round(elapsed_s * LEAST_LAUNCHES / count)} s for {LEAST_LAUNCHES})" if elapsed_s else ""
@@ -497,12 +528,16 @@ class _Judge:
         value, (low, high), margin = claim["value"], claim["interval"], claim["margin"]
         half = math.log(high / value) if value < margin else math.log(value / low)
         room = abs(math.log(margin / value))
-        factor = launches_factor(self.launches_of[claim["claim"]], room / half, MOST_TIMES)
+        narrower = room / max(half, 1e-12)
+        factor = launches_factor(self.launches_of[claim["claim"]], narrower, MOST_TIMES)
         measured = self.measured.get(place[0], Measured())
         if factor is None:
             return f"; it lies too near the margin to be told in {MOST_TIMES} times as long"
         if measured.stopped_by == "precision" and self.rules.precision is not None:
-            return f"; ask for a smaller bench.precision (about {self.rules.precision / math.sqrt(factor):.2g})"
+            wanted = min(half * narrower, 0.9 * self.rules.precision)
+            return f"; ask for a smaller bench.precision (about {wanted:.2g})"
+        if measured.stopped_by == "rounds":
+            return f"; it takes about {factor:.1f} times as many rounds (bench.rounds)"
         if measured.elapsed_s is None:
             return f"; it takes about {factor:.1f} times as long"
         wanted_s = _round(max(measured.elapsed_s * factor, self.rules.budget_s or 0.0))
@@ -581,7 +616,7 @@ def _times(value: float, interval: Interval | Sequence[float] | None) -> str:
     """A ratio with its interval, as many digits as tell its bounds apart."""
     if interval is None:
         return f"{value:.2f} times (no interval)"
-    digits = 2 if interval[1] < 10 else 1
+    digits = 3 if 0.95 < interval[0] < 1.05 else 2 if interval[1] < 10 else 1
     return f"{value:.{digits}f} times ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 

@@ -268,6 +268,25 @@ def test_what_was_not_measured_and_what_was_not_calm_is_said() -> None:
     assert "qat: not lowered here, so not measured." in found["why"]
 
 
+def test_eager_modes_few_rounds_decide_nothing_between_artifacts() -> None:
+    """In the one launch that eager mode took part in, the faster of two artifacts was slow."""
+    eager = row(1200, runtime="eager", noise=0.0, launches=1) | {"round_number": [0, 1]}
+    rows = [row(800, noise=0.0), row(200, noise=0.0), row(190, noise=0.0)]
+    for one in rows:
+        one["round_number"] = list(range(40))
+    rows[2]["round_p50_ms"][:2] = [220.0, 220.0]
+    three = [fp32(eager, rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])]
+    found = judged(three, ptq=0, qat=0)
+    assert "qat/inductor is at most 2% faster than ptq/inductor" not in str(found["claims"])
+    assert found["choice"] in (None, "qat")
+
+
+def test_fp32_is_not_shipped_because_little_is_known_of_one_as_fast_and_smaller() -> None:
+    found = judged([fp32(row(800)), candidate("ptq", row(800.1))], ptq=(0, 0, 200))
+    assert found["choice"] is None
+    assert "ptq may be as fast and is smaller, and whether it loses at most 1 points" in found["why"]
+
+
 def test_fp32_alone_is_what_there_is() -> None:
     assert judged([fp32()])["choice"] == "fp32"
     bare = fp32() | {"artifacts": [], "latency": []}
