@@ -21,9 +21,11 @@ from typing import Any
 from rich.console import Console
 
 from raq.bench.statistics import drop_interval, paired_ratio, proportion_interval, relative_half_width
+from raq.report.claims import Counts, Measured, Rules
 from raq.report.console import print_summary
+from raq.report.ratios import row_ratios
 from raq.report.summary import _set_against_best_fp32
-from raq.report.verdict import Counts, Measured, Rules, row_ratios, verdict
+from raq.report.verdict import verdict
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"

@@ -11,8 +11,9 @@ import numpy as np
 
 from raq.bench.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
 from raq.records import read_run
-from raq.report.summary import Summary, predictions_of, summarise
-from raq.report.verdict import Rules, row_ratios
+from raq.report.claims import Rules
+from raq.report.ratios import Summary, row_ratios
+from raq.report.summary import predictions_of, summarise
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")

@@ -17,7 +17,7 @@ from rich.text import Text
 from raq.plan import Stage
 from raq.report.bench import disagreement_in_words, measurement_in_words, not_calm
 from raq.report.proof import parity_in_words
-from raq.report.summary import Summary
+from raq.report.ratios import Summary
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.terminal import clean, plain_console, printable, say
 

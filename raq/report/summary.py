@@ -18,10 +18,11 @@ from raq.errors import UserError
 from raq.experiment import FILE_OF_RUNTIME, kind_of
 from raq.plan import why_not_lowered
 from raq.records import Record, Store, read_run
-from raq.report.verdict import Counts, Measured, Rules, best_fp32, row_ratios, verdict
+from raq.report.claims import Counts, Measured, Rules
+from raq.report.ratios import Summary, best_fp32, row_ratios
+from raq.report.verdict import verdict
 from raq.stores import store_of
 
-Summary = dict[str, Any]
 PREDICTIONS = "predictions.npy"
 MAX_PREDICTIONS_BYTES = 4_000_000_000
 

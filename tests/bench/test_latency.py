@@ -19,7 +19,7 @@ from raq.environment import inductor_cache
 from raq.errors import StageError
 from raq.experiment import Bench
 from raq.model.zoo import build_model
-from raq.report.verdict import row_ratios
+from raq.report.ratios import row_ratios
 
 PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
 ONE_CPU = available_cpus()[:1]

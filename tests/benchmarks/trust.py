@@ -44,7 +44,7 @@ from raq.experiment import Bench
 from raq.experiment_file import load_experiment
 from raq.interruption import stop_on_sigterm
 from raq.records import Store, now, read_json, read_run, write_json
-from raq.report.verdict import row_ratios
+from raq.report.ratios import row_ratios
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"

@@ -7,8 +7,9 @@ import pages
 import pytest
 
 from raq.bench.statistics import drop_interval
+from raq.report.claims import Measured, Rules
 from raq.report.summary import counts_by
-from raq.report.verdict import Measured, Rules, verdict
+from raq.report.verdict import verdict
 
 IMAGES = 10_000
 RULES = Rules(max_drop=1.0)
@@ -207,7 +208,10 @@ def test_every_fp32_counts_not_the_one_that_looks_faster() -> None:
 def test_a_candidate_whose_accuracy_is_not_known_at_all_is_in_the_way() -> None:
     found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], ptq=0)
     assert found["choice"] is None
-    assert "qat is faster, and whether it loses at most 1 points of top-1 is not known (not known)" in found["why"]
+    assert (
+        "qat is faster, and whether it loses at most 1 points of top-1 is not known (nothing is known of it)"
+        in found["why"]
+    )
 
 
 def test_everything_that_is_open_is_told() -> None:
@@ -285,6 +289,18 @@ def test_fp32_is_not_shipped_because_little_is_known_of_one_as_fast_and_smaller(
     found = judged([fp32(row(800)), candidate("ptq", row(800.1))], ptq=(0, 0, 200))
     assert found["choice"] is None
     assert "ptq may be as fast and is smaller, and whether it loses at most 1 points" in found["why"]
+
+
+def test_no_claim_stands_twice() -> None:
+    """Groups of equals differ from place to place, and so does the level of their claims: each names its place."""
+    candidates = [
+        fp32(row(20, 1), row(800)), candidate("ptq", row(5, 1), row(200)), candidate("qat", row(5, 1), row(200.1)),
+        candidate("mixed-1", row(9, 1), row(200.2)),
+    ]  # fmt: skip
+    found = judged(candidates, ptq=18, qat=0, mixed_1=0)
+    texts = [made["claim"] for made in found["claims"]]
+    assert len(set(texts)) == len(texts)
+    assert any("as fast as qat at batch 1 on cpu, loses at most" in text for text in texts)
 
 
 def test_fp32_alone_is_what_there_is() -> None:

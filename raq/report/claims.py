@@ -1,0 +1,200 @@
+"""Claims: a value with its interval, and whether it keeps within a margin; several at once; what would settle one.
+
+A claim holds if its whole interval is on the right side of its margin, does not if all of it is on the other side, and
+is not known otherwise: tests of non-inferiority and, two at a time, of equivalence (Schuirmann 1987). Neither torch nor
+ray.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raq.bench.statistics import CONFIDENCE, Interval, Ratios, drop_interval, launches_factor, paired_ratio
+from raq.experiment import Margin
+
+MOST_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
+Counts = Callable[[str, str], tuple[int, int, int] | None]
+"""How many test images the first candidate alone has right (the second has lost them), how many the second alone has
+(it has won them), and of how many; None where it is not known."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the experiment asks. max_drop, accuracy_margin: points; speed_margin: a share; batch_size: that decides.
+
+    precision, budget_s: of its bench, None where a run does not say.
+    """
+
+    max_drop: float
+    accuracy_margin: float = Margin().accuracy
+    speed_margin: float = Margin().speed
+    batch_size: int | None = None
+    then: str = "latency"
+    precision: float | None = None
+    budget_s: float | None = None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Rules":
+        """From the settings of a run; what an older run does not say is as by default."""
+        asked: dict[str, Any] = {"max_drop": settings["require"]["max_drop"]}
+        if select := settings.get("select"):
+            asked["accuracy_margin"] = select["margin"]["accuracy"]
+            asked["speed_margin"] = select["margin"]["speed"]
+            asked["batch_size"] = select["batch_size"]
+        sweep, bench = settings.get("sweep") or {}, settings.get("bench") or {}
+        if sweep.get("select"):
+            asked["then"] = sweep["select"]["then"]
+        return cls(**asked, precision=bench.get("precision"), budget_s=bench.get("budget_s"))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How many seconds a device was measured, and why it ended; None where a record does not say."""
+
+    elapsed_s: float | None = None
+    stopped_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence, and what was found of it.
+
+    margin: in the value's unit. holds: None where it is not known. confidence: of the interval. counted: the images
+    lost, won and compared that a drop rests on; launches: how many a ratio rests on.
+    """
+
+    text: str
+    value: float | None
+    interval: Interval | None
+    margin: float
+    holds: bool | None
+    confidence: float = CONFIDENCE
+    counted: tuple[int, int, int] | None = None
+    launches: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """As `raq show --json` prints it."""
+        interval = list(self.interval) if self.interval else None
+        return {
+            "claim": self.text, "value": self.value, "interval": interval, "margin": self.margin, "holds": self.holds
+        }  # fmt: skip
+
+    def found(self, unit: str) -> str:
+        """The value with its interval, in words."""
+        if self.value is None or self.interval is None:
+            return "nothing is known of it"
+        digits = 2 if unit == "points" else 3
+        value, low, high = (f"{v:.{digits}f}" for v in (self.value, *self.interval))
+        return f"{value} {unit}, {low} to {high}"
+
+
+def at_most(interval: Interval | None, margin: float) -> bool | None:
+    """Whether a value is at most its margin, by its interval."""
+    if interval is None:
+        return None
+    return True if interval[1] <= margin else False if interval[0] > margin else None
+
+
+def at_least(interval: Interval | None, margin: float) -> bool | None:
+    """Whether a value is at least its margin, by its interval."""
+    if interval is None:
+        return None
+    return True if interval[0] >= margin else False if interval[1] < margin else None
+
+
+def drop_claim(text: str, counted: tuple[int, int, int] | None, margin: float, confidence: float) -> Claim:
+    """That a candidate loses no more points than the margin."""
+    if counted is None:
+        return Claim(text, None, None, margin, None, confidence)
+    lost, won, images = counted
+    interval = drop_interval(lost, won, images, confidence)
+    return Claim(text, 100 * (lost - won) / images, interval, margin, at_most(interval, margin), confidence, counted)
+
+
+def ratio_claim(
+    text: str,
+    ratios: Ratios,
+    margin: float,
+    confidence: float,
+    test: Callable[[Interval | None, float], bool | None],
+) -> Claim:
+    """That a ratio of times is on the right side of the margin, by `at_most` or `at_least`."""
+    value, interval = paired_ratio(ratios, confidence) if ratios else (None, None)
+    return Claim(text, value, interval, margin, test(interval, margin), confidence, launches=len(ratios))
+
+
+def together(count: int) -> float:
+    """The confidence of each of so many intervals that hold together with 95% (Bonferroni)."""
+    return 1 - (1 - CONFIDENCE) / max(1, count)
+
+
+def step_down(claims: Mapping[str, Callable[[float], Claim]]) -> dict[str, Claim]:
+    """Several claims at once, each by name as a function of the confidence: Holm's procedure (Holm 1979).
+
+    Of m claims the clearest is tested at 0.05 / m, the next at 0.05 / (m - 1), and so on, until one is not settled:
+    that one and the rest stay at its level.
+    """
+
+    def clarity(name: str) -> float:
+        """How far the value is from its margin, in widths of its interval."""
+        claim = claims[name](CONFIDENCE)
+        if claim.value is None or claim.interval is None:
+            return 0.0
+        return abs(claim.value - claim.margin) / max(claim.interval[1] - claim.interval[0], 1e-12)
+
+    made: dict[str, Claim] = {}
+    left = sorted(claims, key=clarity, reverse=True)
+    while left:
+        confidence = together(len(left))
+        claim = claims[left[0]](confidence)
+        if claim.holds is None:
+            made |= {name: claims[name](confidence) for name in left}
+            break
+        made[left.pop(0)] = claim
+    return {name: made[name] for name in claims}
+
+
+def images_needed(claim: Claim) -> str:
+    """How many test images would settle a claim about a drop, with the same shares of images lost and won; in words."""
+    if claim.counted is None:
+        return ""
+    lost, won, images = claim.counted
+
+    def settled(times: float) -> bool:
+        interval = drop_interval(lost * times, won * times, images * times, claim.confidence)
+        return at_most(interval, claim.margin) is not None
+
+    if not settled(MOST_TIMES):
+        return f"; it lies too near the margin for {images} test images, or {MOST_TIMES} times as many"
+    low, high = 1.0, float(MOST_TIMES)
+    for _ in range(20):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if settled(middle) else (middle, high)
+    return f"; it takes about {rounded_up(images * high)} test images, and {images} are there"
+
+
+def measuring_needed(claim: Claim, measured: Measured, rules: Rules) -> str:
+    """How much longer to measure to settle a claim about a ratio, if launches go on as far apart; in words."""
+    assert claim.value is not None
+    assert claim.interval is not None
+    low, high = claim.interval
+    half = math.log(high / claim.value) if claim.value < claim.margin else math.log(claim.value / low)
+    room = abs(math.log(claim.margin / claim.value))
+    factor = launches_factor(claim.launches, room / max(half, 1e-12), MOST_TIMES)
+    if factor is None:
+        return f"; it lies too near the margin to be told in {MOST_TIMES} times as long"
+    if measured.stopped_by == "precision" and rules.precision is not None:
+        return f"; ask for a smaller bench.precision (about {min(room, 0.9 * rules.precision):.2g})"
+    if measured.stopped_by == "rounds":
+        return f"; it takes about {factor:.1f} times as many rounds (bench.rounds)"
+    if measured.elapsed_s is None:
+        return f"; it takes about {factor:.1f} times as long"
+    wanted_s = rounded_up(max(measured.elapsed_s * factor, rules.budget_s or 0.0))
+    return f"; it takes about {max(1, round(wanted_s / 60))} min of measuring (bench.budget_s: {wanted_s})"
+
+
+def rounded_up(value: float) -> int:
+    """To two digits."""
+    step = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
+    return int(math.ceil(value / step) * step)

@@ -1,0 +1,55 @@
+"""What may be shipped at a place: a candidate in a runtime, and which of two is cheaper. Neither torch nor ray."""
+
+from dataclasses import dataclass
+
+from raq.experiment import BASELINE
+from raq.report.ratios import Place, Summary, fastest, rows_at
+
+SAME_SIZE = 0.01  # weights that differ by less are equally large
+WORK = {"fp32": 0, "ptq": 1, "qat": 2}  # what making a candidate takes, of candidates that are otherwise alike
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate in one runtime at a place."""
+
+    candidate: Summary
+    row: Summary
+
+    @property
+    def name(self) -> str:
+        """The candidate's."""
+        return str(self.candidate["name"])
+
+    @property
+    def contender(self) -> str:
+        """Candidate and runtime."""
+        return f"{self.name}/{self.row['runtime']}"
+
+    @property
+    def work(self) -> int:
+        """What making it takes, in rising order."""
+        return WORK.get(self.candidate["kind"], 1)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the artifact; of the candidate's first one in eager mode, which has none of its own."""
+        own = [a for a in self.candidate["artifacts"] if a.get("runtime", "inductor") == self.row["runtime"]]
+        return int((own or self.candidate["artifacts"])[0]["weight_bytes"])
+
+    def smaller_than(self, other: "Option") -> bool:
+        """Whether its weights are, by more than counts."""
+        return self.weight_bytes < (1 - SAME_SIZE) * other.weight_bytes
+
+    def cheaper_than(self, other: "Option") -> bool:
+        """Whether it is smaller or, equally large, takes less to make."""
+        return self.smaller_than(other) or (not other.smaller_than(self) and self.work < other.work)
+
+
+def options_at(candidate: Summary, place: Place) -> list[Option]:
+    """What of a candidate may be shipped at a place: FP32 in every runtime, others as artifacts."""
+    rows = rows_at(candidate, place)
+    if candidate["name"] == BASELINE:
+        return [Option(candidate, row) for row in rows]
+    row = fastest([row for row in rows if row["runtime"] != "eager"])
+    return [Option(candidate, row)] if row is not None and candidate["artifacts"] else []

@@ -1,0 +1,53 @@
+"""The latencies of a summary against one another: ratios within shared rounds, the fastest, the best FP32.
+
+Neither torch nor ray.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from raq.bench.statistics import Ratios, calm_ratios, paired_ratio
+from raq.experiment import BASELINE
+
+Summary = dict[str, Any]
+Place = tuple[str, int]
+"""A device and a batch size."""
+
+
+def row_ratios(one: Summary, other: Summary) -> Ratios:
+    """The time of one row over that of another of the same measurement, by round; a list a launch."""
+    if "round_launch" not in one or "round_launch" not in other:  # older records: nothing tells launches apart
+        return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
+    place = {number: n for n, number in enumerate(_numbers(other))}
+    both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
+    spoilt = [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
+    one_ms, other_ms = [one["round_p50_ms"][n] for n, _ in both], [other["round_p50_ms"][m] for _, m in both]
+    return calm_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, spoilt)
+
+
+def _numbers(row: Summary) -> Sequence[int]:
+    """Which of the rounds a row had a turn in; all of them in older records."""
+    return row.get("round_number") or range(len(row["round_p50_ms"]))
+
+
+def rows_at(candidate: Summary, place: Place) -> list[Summary]:
+    """The latencies of a candidate at a place, one a runtime."""
+    return [row for row in candidate["latency"] if (row["device"], row["batch_size"]) == place]
+
+
+def fastest(rows: Sequence[Summary]) -> Summary | None:
+    """The row whose time is the lowest, by the ratios within the rounds that two rows share; None without rows.
+
+    Each next row is compared with the fastest so far, so that those with fewer rounds decide nothing between others.
+    """
+    best: Summary | None = None
+    for row in sorted(rows, key=lambda row: -len(row["round_p50_ms"])):
+        if best is None or ((shared := row_ratios(row, best)) and paired_ratio(shared)[0] < 1):
+            best = row
+    return best
+
+
+def best_fp32(candidates: Sequence[Summary], place: Place) -> Summary | None:
+    """The row of the fastest FP32 there is at a place, eager mode included, with its candidate; None without one."""
+    rows = [row | {"candidate": c["name"]} for c in candidates if c["name"] == BASELINE for row in rows_at(c, place)]
+    return fastest(rows)

@@ -1,0 +1,151 @@
+"""The sentences of a verdict: what is shipped and why, or what is not known and what it takes.
+
+Neither torch nor ray.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raq.bench.statistics import LEAST_LAUNCHES, paired_ratio
+from raq.experiment import BASELINE
+from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_needed, rounded_up
+from raq.report.options import Option
+from raq.report.ratios import Place, Summary, best_fp32, row_ratios
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What they are of. accurate: by candidate, that it loses no more than it may; measured: by device."""
+
+    candidates: Sequence[Summary]
+    rules: Rules
+    measured: Mapping[str, Measured]
+    accurate: Mapping[str, Claim]
+
+    def ship(self, option: Option, equals: Sequence[Option], place: Place) -> str:
+        """The sentence of a choice."""
+        plain = best_fp32(self.candidates, place)
+        assert plain is not None
+        row, over = option.row, f"{plain['candidate']}/{plain['runtime']}"
+        parts = []
+        if option.name != BASELINE:
+            smaller = 1 - option.weight_bytes / self.candidates[0]["artifacts"][0]["weight_bytes"]
+            parts.append(f"{100 * abs(smaller):.0f}% {'smaller' if smaller >= 0 else 'larger'} in weights")
+            parts.append(f"{times(*paired_ratio(row_ratios(plain, row)))} as fast as the best FP32 ({over})")
+        if option.contender != row["baseline"] and (option.name == BASELINE or over != row["baseline"]):
+            parts.append(f"{times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}")
+        if option.contender == f"{BASELINE}/eager":
+            parts.append("in eager mode, as its compiled artifact is not faster")
+        said = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+        text = f"Ship {option.name}: {said}{', ' if said else ''}{at(place)}{_doubt(row)}"
+        return text + self._accuracy_of(option) + self._alike(option, equals) + "."
+
+    def _accuracy_of(self, option: Option) -> str:
+        """What a choice loses; of FP32, what the others do."""
+        if option.name != BASELINE:
+            claim = self.accurate[option.name]
+            assert claim.value is not None
+            assert claim.interval is not None
+            points, (low, high) = claim.value, claim.interval
+            said = f"it loses {points:.2f} points" if points >= 0 else f"it gains {-points:.2f} points"
+            drop, at_once = "drop: " if points < 0 else "", ", all candidates at once" if len(self.accurate) > 1 else ""
+            return f"; {said} of top-1 ({drop}{low:.2f} to {high:.2f}{at_once}; allowed: {claim.margin:g})"
+        if not self.accurate or any(claim.holds for claim in self.accurate.values()):
+            return ""
+        refused = all(claim.holds is False for claim in self.accurate.values())
+        return "; no quantized candidate " + ("may be shipped" if refused else "is shown to keep within max_drop")
+
+    def _alike(self, option: Option, equals: Sequence[Option]) -> str:
+        """What the others of a group of equals are, and why it is this one."""
+        if not equals:
+            return ""
+        names, size = " and ".join(other.name for other in equals), self.rules.then == "size"
+        if not all(option.cheaper_than(other) for other in equals):
+            return f"; as {'small' if size else 'fast'} as {names}, and not less accurate"
+        speed = "" if size else f"{100 * self.rules.speed_margin:g}% in speed and "
+        why = "is the smaller" if all(option.smaller_than(other) for other in equals) else "takes less to make"
+        within = f"within {speed}{self.rules.accuracy_margin:g} points"
+        return f"; equivalent to {names} {within}, and {option.name} {why}"
+
+    def not_chosen(self, choice: str | None) -> list[str]:
+        """Candidates that lose too much or may, and those that were not measured."""
+        lines = []
+        for name, claim in self.accurate.items():
+            if claim.holds is False:
+                lines.append(f"{name} loses more than {claim.margin:g} points ({claim.found('points')}).")
+            elif claim.holds is None and choice is not None:
+                lines.append(f"{name} may lose more than {claim.margin:g} points ({claim.found('points')}).")
+        unmeasured = [c["name"] for c in self.candidates if c.get("not_lowered")]
+        if unmeasured:
+            lines.append(f"{', '.join(unmeasured)}: not lowered here, so not measured.")
+        return lines
+
+    def may_be_faster(
+        self, best: Option, unsure: Sequence[Option], not_faster: Mapping[str, Claim], place: Place
+    ) -> str:
+        """Why none can be shipped: every rival that may be faster than the best."""
+        unknown = [rival for rival in unsure if not_faster[rival.contender].interval is None]
+        reasons = [self._too_few(best, unknown, place)] if unknown else []
+        for rival in unsure:
+            claim = not_faster[rival.contender]
+            if rival.name != BASELINE and not self.accurate[rival.name].holds:
+                reasons.append(self.unproven(rival, "is faster" if claim.holds is False else "may be faster"))
+            elif rival not in unknown:
+                reasons.append(
+                    f"whether {rival.contender} is more than {100 * self.rules.speed_margin:g}% faster than "
+                    f"{best.contender} is not known ({claim.found('times its speed')}){self._longer(claim, place)}"
+                )
+        return "; ".join(reasons) + "."
+
+    def hanging(
+        self, best: Option, more: Sequence[Option], not_slower: Mapping[str, Claim], otherwise: str, place: Place
+    ) -> str:
+        """Why none can be shipped: what is not known of these rivals would change the choice. otherwise: to what."""
+        claim = not_slower[more[0].contender]
+        names, verb = " and ".join(option.contender for option in more), "is" if len(more) == 1 else "are"
+        return (
+            f"whether {names} {verb} at most {100 * self.rules.speed_margin:g}% slower than {best.contender} is not "
+            f"known ({claim.found('times its speed')}); if so, {otherwise}{self._longer(claim, place)}."
+        )
+
+    def unproven(self, option: Option, better: str) -> str:
+        """That a candidate that may be better is not known to lose no more than it may."""
+        claim = self.accurate[option.name]
+        return (
+            f"{option.name} {better}, and whether it loses at most {claim.margin:g} points of top-1 is not known "
+            f"({claim.found('points')}){images_needed(claim)}"
+        )
+
+    def _too_few(self, best: Option, rivals: Sequence[Option], place: Place) -> str:
+        """That there are too few launches for an interval."""
+        count = max(1, min(len(row_ratios(best.row, rival.row)) for rival in rivals))
+        few = "1 launch is" if count == 1 else f"{count} launches are"
+        elapsed_s = self.measured.get(place[0], Measured()).elapsed_s
+        wanted_s = rounded_up(elapsed_s * LEAST_LAUNCHES / count) if elapsed_s else None
+        longer = f" (about {wanted_s} s for {LEAST_LAUNCHES})" if wanted_s else ""
+        return (
+            f"the speed of {', '.join(rival.contender for rival in rivals)} and {best.contender} has no interval, as "
+            f"{few} too few for one; raise bench.budget_s{longer} or bench.rounds, and measure interleaved"
+        )
+
+    def _longer(self, claim: Claim, place: Place) -> str:
+        return measuring_needed(claim, self.measured.get(place[0], Measured()), self.rules)
+
+
+def at(place: Place) -> str:
+    """A place in words."""
+    return f"at batch {place[1]} on {place[0]}"
+
+
+def times(value: float, interval: Sequence[float] | None) -> str:
+    """A ratio with its interval; a digit more where it is near 1."""
+    if interval is None:
+        return f"{value:.2f} times (no interval)"
+    digits = 3 if 0.95 < interval[0] < 1.05 else 2 if interval[1] < 10 else 1
+    return f"{value:.{digits}f} times ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+
+
+def _doubt(row: Summary) -> str:
+    if row.get("calm") is False:
+        return f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"
+    return ""
