@@ -6,8 +6,8 @@ so contenders take turns round by round, every two rounds or so in fresh process
 within rounds, a value a launch (statistics.py). The order in which a launch's processes start, are warmed up and take
 their first turns is drawn for every other launch, and turned round for the next one; so is that of turns from round to
 round. So each contender comes before each other one as often as after it: the one that always came first was 0.1%
-faster than its twin. FP32 in eager mode, the slowest to start and
-to run, has fewer turns: what is shipped is decided between artifacts.
+faster than its twin. FP32 in eager mode, the slowest to start and to run, has fewer turns: what is shipped is decided
+between artifacts.
 """
 
 import random
@@ -121,7 +121,7 @@ class Measurement:
         sizes = list(self.protocol.batch_sizes)
         while sizes and not (self.launches and self.spent()):
             self._launch(own, sizes)
-            # the shortest handover falls as rounds come: what was near then may be far now, never the other way
+            # which handovers are short is known better with every round, and may change for earlier ones
             mark_far(r for rounds in self.rounds.values() for r in rounds)
             sizes = self.open_sizes()
         alone = len(self.contenders) == 1 or self.protocol.precision is None

@@ -29,11 +29,16 @@ def proportion_interval(successes: int, trials: int) -> Interval:
     return float(found.low), float(found.high)
 
 
+def discordant(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> tuple[int, int]:
+    """How many images only the baseline has right, and how many only the candidate (bool [N] each, same images)."""
+    return int(np.sum(baseline & ~candidate)), int(np.sum(~baseline & candidate))
+
+
 def paired_drop(
     baseline: npt.NDArray[Any], candidate: npt.NDArray[Any], confidence: float = CONFIDENCE
 ) -> tuple[float, Interval]:
     """Points of top-1 lost by the candidate, with its interval, from what each got right (bool [N], same images)."""
-    lost, won = int(np.sum(baseline & ~candidate)), int(np.sum(~baseline & candidate))
+    lost, won = discordant(baseline, candidate)
     return 100 * (lost - won) / len(baseline), drop_interval(lost, won, len(baseline), confidence)
 
 
@@ -90,7 +95,7 @@ def same_accuracy_p(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> 
     """p of McNemar's test (McNemar 1947) that both are right equally often, on the same images: the score test."""
     from scipy.stats import chi2
 
-    lost, won = int(np.sum(baseline & ~candidate)), int(np.sum(~baseline & candidate))
+    lost, won = discordant(baseline, candidate)
     return float(chi2.sf((lost - won) ** 2 / (lost + won), 1)) if lost + won else 1.0
 
 

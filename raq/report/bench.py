@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from raq.experiment import Margin
 from raq.report.terminal import clean, plain_console, printable, say
 
 ENDED = {
@@ -115,7 +116,7 @@ COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  #
 )
 WIDE = 120
 DISAGREE_P = 0.05
-SAME_SPEED = 0.02  # as `select.margin.speed` is by default
+SAME_SPEED = Margin().speed
 
 
 def print_bench(console: Console, found: Mapping[str, Any]) -> None:

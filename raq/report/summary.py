@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from raq.bench.statistics import (
+    discordant,
     launch_agreement,
     paired_drop,
     paired_ratio,
@@ -156,7 +157,7 @@ def counts_by(right: Mapping[str, Any]) -> Counts:
         one, other = right.get(first), right.get(second)
         if one is None or other is None or len(one) != len(other):
             return None
-        return int(np.sum(one & ~other)), int(np.sum(~one & other)), len(one)
+        return *discordant(one, other), len(one)
 
     return counts
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._inductor.runtime import cache_dir_utils
 
 from raq.bench.latency import Measurement, measure
 from raq.bench.machine import available_cpus
@@ -307,3 +308,8 @@ def test_a_compiler_that_fails_leaves_no_mark_of_success(tmp_path: Path, monkeyp
         pass
     assert not list(tmp_path.rglob("*load_ok*"))
     assert inductor_cache() == tmp_path / "cache"
+
+
+def test_the_cache_is_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert str(inductor_cache()) == cache_dir_utils.default_cache_dir()

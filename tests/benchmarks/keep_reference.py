@@ -30,6 +30,15 @@ def without_paths(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
+def short(value: Any) -> Any:
+    """The value with its floats cut to six digits: samples are no more exact."""
+    if isinstance(value, dict):
+        return {key: short(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [short(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def pairs(run_folder: Path) -> list[dict[str, Any]]:
     """Of each two candidates, how many test images only the first has right (lost) and only the second (won)."""
     predicted = predictions_of(run_folder)
@@ -67,7 +76,9 @@ def main() -> None:
         assert record is not None, f"{name} has no record"
         samples = store.stage_folder(stage["kind"], stage["fingerprint"]) / "samples.json"
         if samples.is_file():
-            record["samples_ms"] = json.loads(samples.read_text())
+            record["samples_ms"] = short(json.loads(samples.read_text()))
+        del record["files"]  # not kept
+        record.pop("digests", None)
         records[name] = without_paths(record)
     write_json(target / "records.json", records)
     text = io.StringIO()
