@@ -4,92 +4,30 @@
     uv run python tests/pages.py --write    put them into the pages, and write results/reference/*/table.txt anew
 
 A page says where a table stands: between "<!-- table: NAME -->" and "<!-- end -->". tests/test_pages.py holds the
-pages to the records. Intervals are computed anew from the rounds that a record keeps, by the
-statistics as they are now; so is what the verdict says.
+pages to the records.
 """
 
 import argparse
 import io
-import json
-import math
 import re
+import statistics
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from kept_records import REFERENCE, RUNS, Found, judged_now, read
 from rich.console import Console
 
-from raq.bench.statistics import drop_interval, paired_ratio, proportion_interval, relative_half_width
-from raq.report.claims import Counts, Measured, Rules
+from raq.bench.statistics import relative_half_width
 from raq.report.console import print_summary
-from raq.report.ratios import row_ratios
-from raq.report.summary import _set_against_best_fp32
-from raq.report.verdict import verdict
 
 ROOT = Path(__file__).parents[1]
-REFERENCE = ROOT / "results" / "reference"
-RUNS = ("cifar10", "cifar10-avx2", "calibration-sweep", "qat-as-written", "qat-sweep", "mixed-precision")
-NORMAL_95 = 1.959963984540054
-Found = dict[str, Any]
-
-
-def read(name: str) -> Any:
-    """A JSON file of the reference."""
-    return json.loads((REFERENCE / name).read_text())
-
-
-def known_counts(summary: Found) -> Counts:
-    """The images that candidates lost and won, where a record keeps them.
-
-    Older records keep the interval against FP32 alone, which is Agresti and Min's: its centre and width tell both.
-    """
-    counts: dict[tuple[str, str], tuple[int, int, int]] = {}
-    images = max((c["test_images"] or 0 for c in summary["candidates"]), default=0)
-    for c in summary["candidates"][1:] if "pairs" not in summary else ():
-        low, high = (value / 100 for value in c["drop_interval"])
-        difference = round(c["drop_points"] / 100 * images)
-        discordant = ((high - low) / 2 / NORMAL_95 * (images + 2)) ** 2 + difference**2 / (images + 2) - 1
-        lost, won = (discordant + difference) / 2, (discordant - difference) / 2
-        assert math.isclose(lost, round(lost), abs_tol=1e-3), "not an interval of that kind"
-        counts["fp32", c["name"]] = round(lost), round(won), images
-    for pair in summary.get("pairs", []):
-        counts[pair["first"], pair["second"]] = pair["lost"], pair["won"], images
-        counts[pair["second"], pair["first"]] = pair["won"], pair["lost"], images
-    return lambda first, second: counts.get((first, second))
-
-
-def judged_now(name: str) -> Found:
-    """The summary of a kept run, its intervals and its verdict by today's rules."""
-    summary, settings = read(f"{name}/summary.json"), read(f"{name}/run.json")["settings"]
-    counts = known_counts(summary)
-    for c in summary["candidates"]:
-        if c["top1"] is not None:
-            c["top1_interval"] = list(proportion_interval(round(c["top1"] * c["test_images"]), c["test_images"]))
-        if c["name"] != "fp32":
-            known = counts("fp32", c["name"])
-            assert known is not None
-            c["drop_interval"] = list(drop_interval(*known))
-        for row in c["latency"]:
-            baseline = next(
-                r for b in summary["candidates"] for r in b["latency"]
-                if f"{b['name']}/{r['runtime']}" == row["baseline"] and r["batch_size"] == row["batch_size"]
-            )  # fmt: skip
-            value, interval = paired_ratio(row_ratios(baseline, row))
-            row["speedup"], row["speedup_interval"] = value, list(interval) if interval else None
-    _set_against_best_fp32(summary["candidates"])
-    measured = summary.setdefault("measurement", [])
-    told = {m["device"]: Measured(m.get("elapsed_s"), m.get("stopped_by")) for m in measured}
-    return {
-        **summary,
-        "said": summary["verdict"],
-        "verdict": verdict(summary["candidates"], Rules.of(settings), counts, told),
-    }
 
 
 def commit_of(environment: Found) -> str:
-    """The commit that a record names, short; what it says if it names none."""
-    return (environment.get("commit") or "not recorded")[:7]
+    """The commit that a record names, short, and whether files had been changed then."""
+    commit, _, changed = (environment.get("commit") or "").partition("-")
+    return f"{commit[:7]}{', changed' if changed else ''}" if commit else "not recorded"
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -373,6 +311,23 @@ def reached() -> str:
     return "\n".join(lines)
 
 
+def two_speeds() -> str:
+    """One bench at several times of an hour: milliseconds at batch 1, launch by launch in order of time."""
+    names = {"fp32/eager": "FP32, eager", "fp32/inductor": "FP32, compiled", "ptq/inductor": "PTQ"}
+    lines = ["| began (UTC) | " + " | ".join(f"{said}, ms" for said in names.values()) + " |", "|---" * 4 + "|"]
+    for run in read("trust/two-speeds.json")["runs"]:
+        cells = []
+        for name in names:
+            times = list(run["launch_p50_ms"][name].values())
+            middle = (min(times) * max(times)) ** 0.5
+            low, high = ([t for t in times if (t < middle) is near] for near in (True, False))
+            apart = max(times) > 1.15 * min(times)
+            parts = [part for part in (low, high) if part] if apart else [times]
+            cells.append(", ".join(f"{statistics.median(part):.2f} ({len(part)} of {len(times)})" for part in parts))
+        lines.append(f"| {run['began'][11:16]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def simulated() -> str:
     """Simulated coverage under drift."""
     lines = ["| correlation from launch to launch | drift, sd | interval holds the truth | half width, median | "
@@ -398,6 +353,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults,
     "trust": trust,
     "records": records,
+    "two-speeds": two_speeds,
     "protocols": protocols,
     "reached": reached,
     "verdicts": verdicts,

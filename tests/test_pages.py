@@ -4,6 +4,7 @@ import re
 
 import pages
 import pytest
+from kept_records import REFERENCE, RUNS
 
 
 @pytest.mark.parametrize("page", pages.PAGES)
@@ -19,9 +20,9 @@ def test_every_table_stands_on_a_page() -> None:
     assert set(pages.PLACE.findall(text)) == set(pages.TABLES)
 
 
-@pytest.mark.parametrize("name", pages.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_table_beside_a_record_is_that_of_the_record(name: str) -> None:
-    assert (pages.REFERENCE / name / "table.txt").read_text() == pages.table_text(name)
+    assert (REFERENCE / name / "table.txt").read_text() == pages.table_text(name)
 
 
 def test_a_changed_record_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

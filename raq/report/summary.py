@@ -43,7 +43,7 @@ def summarise(run_folder: Path) -> Summary:
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
     candidates = [_candidate(name, settings, stages, right, store, environment["machine"]) for name in names]
-    _set_against_best_fp32(candidates)
+    set_against_best_fp32(candidates)
     complete = bool(run["complete"]) and all(stages.values())
     measured = {
         r["settings"]["device"]: Measured(r["results"].get("elapsed_s"), r["results"].get("stopped_by"))
@@ -162,7 +162,7 @@ def counts_by(right: Mapping[str, Any]) -> Counts:
     return counts
 
 
-def _set_against_best_fp32(candidates: list[Summary]) -> None:
+def set_against_best_fp32(candidates: list[Summary]) -> None:
     """Add to each latency its speedup over the fastest FP32 there, eager mode included, and how its launches agree."""
     for candidate in candidates:
         for row in candidate["latency"]:

@@ -100,7 +100,7 @@ def drifting(rng, correlation: float, deviation: float, count: int = 30) -> list
 
 @pytest.mark.parametrize("deviation", [0.02, 0.03])
 def test_a_speedups_interval_covers_the_truth_under_drift(deviation: float) -> None:
-    """Measured until the interval is narrow; a bootstrap of launches covers 67% of the time here."""
+    """Measured until the interval is narrow; a bootstrap of launches covers two thirds of the time here."""
     rng, runs, covered = np.random.default_rng(6), 150, 0
     for _ in range(runs):
         launches = drifting(rng, 0.8, deviation)

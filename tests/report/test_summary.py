@@ -8,7 +8,7 @@ from rich.console import Console
 
 from raq.report.bench import print_bench
 from raq.report.console import print_summary
-from raq.report.summary import _set_against_best_fp32
+from raq.report.summary import set_against_best_fp32
 
 
 def candidate(name: str, top1: float, rounds: list[float], weight_mb: float, drop: tuple[float, float, float]) -> dict:
@@ -97,7 +97,7 @@ def test_no_cell_is_cut_off(width: int) -> None:
     batch_1 = [{**c["latency"][0], "batch_size": 1, "runtime": "inductor"} for c in candidates]
     for c, row in zip(candidates, batch_1, strict=True):
         c["latency"] = [row, *c["latency"]]
-    _set_against_best_fp32(candidates)
+    set_against_best_fp32(candidates)
     summary = {
         "run": "r", "experiment": "e", "candidates": candidates, "verdict": VERDICT,
         "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}}, "measurement": [],

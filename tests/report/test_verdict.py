@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
-import pages
 import pytest
+from kept_records import RUNS, judged_now
 
 from raq.bench.statistics import drop_interval
 from raq.report.claims import Measured, Rules
@@ -328,10 +328,10 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("name", pages.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_what_is_said_of_kept_records(name: str) -> None:
     """The same network's records no longer disagree without saying why."""
-    found = pages.judged_now(name)["verdict"]
+    found = judged_now(name)["verdict"]
     choice, words = SAYS[name]
     assert found["choice"] == choice
     assert words in found["why"] or any(words in c["claim"] for c in found["claims"])
