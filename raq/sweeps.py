@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raq.bench.statistics import CONFIDENCE, mean_drop
+from raq.bench.statistics import mean_drop, together
 
 SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
 PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
@@ -66,14 +66,13 @@ def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], basel
     rows = []
     for (observer, percentile, per_channel, reduce_range), by_size in groups.items():
         largest = by_size[max(by_size)]
-        at_once = 1 - (1 - CONFIDENCE) / max(1, len(by_size) - 1)
         for size, by_seed in sorted(by_size.items()):
             shared = sorted(set(by_seed) & set(largest))
             lost, interval, most = None, None, None
             if shared:
                 pair = np.stack([largest[s] for s in shared]), np.stack([by_seed[s] for s in shared])
                 lost, interval = mean_drop(*pair)
-                most = mean_drop(*pair, at_once)[1][1]
+                most = mean_drop(*pair, together(len(by_size) - 1))[1][1]
             found = [float(by_seed[seed].mean()) for seed in sorted(by_seed)]
             rows.append(
                 {

@@ -29,6 +29,11 @@ def proportion_interval(successes: int, trials: int) -> Interval:
     return float(found.low), float(found.high)
 
 
+def together(count: int) -> float:
+    """The confidence of each of so many intervals that hold together with 95% (Bonferroni)."""
+    return 1 - (1 - CONFIDENCE) / max(1, count)
+
+
 def discordant(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> tuple[int, int]:
     """How many images only the baseline has right, and how many only the candidate (bool [N] each, same images)."""
     return int(np.sum(baseline & ~candidate)), int(np.sum(~baseline & candidate))

@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raq.bench.statistics import CONFIDENCE, Interval, Ratios, drop_interval, launches_factor, paired_ratio
+from raq.bench.statistics import (
+    CONFIDENCE,
+    Interval,
+    Ratios,
+    drop_interval,
+    launches_factor,
+    paired_ratio,
+    together,
+)
 from raq.experiment import Margin
 
 MOST_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
@@ -122,11 +130,6 @@ def ratio_claim(
     """That a ratio of times is on the right side of the margin, by `at_most` or `at_least`."""
     value, interval = paired_ratio(ratios, confidence) if ratios else (None, None)
     return Claim(text, value, interval, margin, test(interval, margin), confidence, launches=len(ratios))
-
-
-def together(count: int) -> float:
-    """The confidence of each of so many intervals that hold together with 95% (Bonferroni)."""
-    return 1 - (1 - CONFIDENCE) / max(1, count)
 
 
 def step_down(claims: Mapping[str, Callable[[float], Claim]]) -> dict[str, Claim]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raq.bench.statistics import paired_ratio
+from raq.bench.statistics import paired_ratio, together
 from raq.experiment import BASELINE
 from raq.report.claims import (
     Claim,
@@ -22,7 +22,6 @@ from raq.report.claims import (
     images_needed,
     ratio_claim,
     step_down,
-    together,
 )
 from raq.report.options import Option, options_at
 from raq.report.ratios import Place, Summary, best_fp32, fastest, row_ratios

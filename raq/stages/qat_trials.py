@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raq.bench.statistics import CONFIDENCE, paired_drop, proportion_interval
+from raq.bench.statistics import paired_drop, proportion_interval, together
 from raq.errors import StageError
 from raq.fingerprints import short_digest
 from raq.records import read_json, write_json
@@ -224,7 +224,7 @@ def _choice(search: Search, right: dict[int, Any], best: int) -> Results:
     if 0 not in right:
         return {**found, "gained_points": None, "gained_interval": None, "why": why}
     # the best of many is compared: at a level for all of them at once (Bonferroni)
-    gained, (low, high) = paired_drop(right[best], right[0], 1 - (1 - CONFIDENCE) / (count - 1))
+    gained, (low, high) = paired_drop(right[best], right[0], together(count - 1))
     told = "higher" if low > 0 else "not shown to be higher"
     why += f"; {gained:+.2f} points ({low:.2f} to {high:.2f}, {told}) against the training as written"
     return {**found, "gained_points": gained, "gained_interval": [low, high], "why": why}
