@@ -321,6 +321,7 @@ class Handover(TypedDict):
     near: Number
     median: Number
     most: Number
+    remembered: NotRequired[bool]
 
 
 @strict

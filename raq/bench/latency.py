@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from raq.bench import nearest
 from raq.bench.machine import clock, cpu_times, pinned
-from raq.bench.noise import Slot, judged, summary
+from raq.bench.noise import Slot, judged, near_handover, summary
 from raq.bench.processes import ContenderProcess, ContenderSettings, Nursery, nursery
 from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
 from raq.bench.statistics import LEAST_CALM_LAUNCHES, paired_ratio, relative_half_width
@@ -56,6 +57,7 @@ class Measurement:
     sequence: list[ContenderSettings] = field(default_factory=list)
     repeating_s: float = 0.0
     stopped_by: str = ""
+    near_us: float | None = None  # the shortest handover that earlier measurements saw on these CPUs
 
     @property
     def baseline(self) -> str:
@@ -122,7 +124,7 @@ class Measurement:
         while sizes and not (self.launches and self.spent()):
             self._launch(own, sizes)
             # which handovers are short is known better with every round, and may change for earlier ones
-            mark_far(r for rounds in self.rounds.values() for r in rounds)
+            mark_far((r for rounds in self.rounds.values() for r in rounds), self.near_us)
             sizes = self.open_sizes()
         alone = len(self.contenders) == 1 or self.protocol.precision is None
         self.stopped_by = "budget" if sizes else "rounds" if alone else "precision"
@@ -242,7 +244,7 @@ def measure(
     does not answer within ten minutes. started: the process to fork contenders from, if one on these CPUs is there.
     """
     assert len({c.name for c in contenders}) == len(contenders)
-    found = Measurement(contenders, protocol, cpus, progress)
+    found = Measurement(contenders, protocol, cpus, progress, near_us=nearest.remembered(cpus))
     with pinned(cpus), nullcontext(started) if started else nursery({c.runtime for c in contenders}) as own:
         if protocol.protocol == "published":
             _published(found, own)
@@ -251,6 +253,7 @@ def measure(
     keys = [(c, size) for size in protocol.batch_sizes for c in contenders]
     every_round = [r for rounds in found.rounds.values() for r in rounds]
     slots = [slot for r in every_round for tries in r.attempts.values() for slot in tries]
+    nearest.remember(cpus, near_handover(slots))
     return {
         "rows": [
             contender_row(contender, found.baseline, size, found.rounds[size], found.launches)
@@ -266,7 +269,7 @@ def measure(
             for name, spent in sorted(found.spent_s.items())
         },
         "noise": {
-            **summary(slots),
+            **summary(slots, found.near_us),
             "repeating_s": round(found.repeating_s, 3),
             "clocks": found.clocks,
         },
@@ -292,5 +295,5 @@ def _published(found: Measurement, own: Nursery) -> None:
                 slot = judged(reply, before, cpu_times(found.cpus), 0)
                 found.rounds[size][0].attempts[contender.name] = [slot]
         found.progress((number + 1) / len(found.contenders), f"{contender.name} done")
-    mark_far(r for rounds in found.rounds.values() for r in rounds)
+    mark_far((r for rounds in found.rounds.values() for r in rounds), found.near_us)
     found.stopped_by = "repetitions"

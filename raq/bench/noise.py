@@ -70,30 +70,44 @@ def judged(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: in
     return Slot(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, reply.get("handover_us"))
 
 
-def near_handover(slots: Iterable[Slot]) -> float | None:
-    """How long a handover takes when threads are near, in microseconds; None where none was measured."""
+def near_handover(slots: Iterable[Slot], remembered_us: float | None = None) -> float | None:
+    """How long a handover takes when threads are near, in microseconds; None where none was measured.
+
+    remembered_us: what an earlier measurement on this machine found, if one did; the shorter of both.
+    """
     known = sorted(slot.handover_us for slot in slots if slot.handover_us is not None)
-    return known[int(NEAR_QUANTILE * len(known))] if known else None
+    if not known:
+        return None
+    near_us = known[int(NEAR_QUANTILE * len(known))]
+    return near_us if remembered_us is None else min(near_us, remembered_us)
 
 
 def is_far(slot: Slot, near_us: float | None) -> bool:
-    """Whether its threads ran far from one another, against those of the measurement that were near."""
+    """Whether its threads ran far from one another, against those that were near."""
     if near_us is None or slot.handover_us is None:
         return False
     return slot.handover_us > max(MOST_OVER_NEAR * near_us, near_us + MOST_BEYOND_NEAR_US)
 
 
-def summary(slots: list[Slot]) -> dict[str, Any]:
-    """The mean and largest of each sign over these slots (None where nothing is known), and how many were disturbed."""
+def summary(slots: list[Slot], remembered_us: float | None = None) -> dict[str, Any]:
+    """The mean and largest of each sign over these slots (None where nothing is known), and how many were disturbed.
+
+    remembered_us: the shortest handover of earlier measurements; the record says where it is what told.
+    """
     found: dict[str, Any] = {}
     for sign in SIGNS:
         known = [value for slot in slots if (value := getattr(slot, sign)) is not None]
         found[sign] = {"mean": sum(known) / len(known), "max": max(known)} if known else None
     handovers = sorted(slot.handover_us for slot in slots if slot.handover_us is not None)
-    near_us = near_handover(slots)
+    near_us = near_handover(slots, remembered_us)
     handover = None
     if near_us is not None:
-        handover = {"near": near_us, "median": handovers[len(handovers) // 2], "most": handovers[-1]}
+        handover = {
+            "near": near_us,
+            "median": handovers[len(handovers) // 2],
+            "most": handovers[-1],
+            "remembered": near_us != near_handover(slots),
+        }
     return {
         **found,
         "handover_us": handover,

@@ -39,13 +39,13 @@ class Round:
         return float(np.median(self.slot(name).samples_ms))
 
 
-def mark_far(rounds: Iterable[Round]) -> None:
-    """Mark the slots whose threads ran far apart, by all rounds of a measurement so far.
+def mark_far(rounds: Iterable[Round], remembered_us: float | None = None) -> None:
+    """Mark the slots whose threads ran far apart, by all rounds of a measurement so far and what is remembered.
 
     What is near is known from all slots, whichever contender's: it is the same small operation.
     """
     rounds = list(rounds)
-    near_us = near_handover(slot for r in rounds for tries in r.attempts.values() for slot in tries)
+    near_us = near_handover((slot for r in rounds for tries in r.attempts.values() for slot in tries), remembered_us)
     for r in rounds:
         for name, tries in r.attempts.items():
             r.attempts[name] = [replace(slot, far=is_far(slot, near_us)) for slot in tries]

@@ -65,9 +65,10 @@ def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
         )
     handover = noise.get("handover_us")
     if handover and noise.get("far_apart_slots"):
+        where = "in an earlier measurement" if handover.get("remembered") else "where they were near"
         lines.append(
             f"in {noise['far_apart_slots']} of {noise['slots']} turns threads ran far apart, where a hypervisor put "
-            f"them: handing over took up to {handover['most']:.1f} us, {handover['near']:.1f} where they were near"
+            f"them: handing over took up to {handover['most']:.1f} us, {handover['near']:.1f} {where}"
         )
     return lines
 

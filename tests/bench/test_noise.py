@@ -1,10 +1,13 @@
 """What disturbs a measurement: judged from known clocks, and seen on a real neighbour."""
 
+import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from raq.bench import nearest
 from raq.bench.machine import CpuTimes, available_cpus, cpu_times, own_times, pinned
 from raq.bench.noise import judged, summary
 from raq.bench.rows import Round, mark_far
@@ -54,8 +57,36 @@ def test_threads_that_ran_far_apart_are_seen_against_the_nearest() -> None:
     assert [r.slot("one").spoilt for r in rounds] == [True, True, False, False, False, True, False]
     found = summary([r.slot("one") for r in rounds])
     assert found["far_apart_slots"] == 3
-    assert found["handover_us"] == {"near": 6.0, "median": 12.0, "most": 21.0}
+    assert found["handover_us"] == {"near": 6.0, "median": 12.0, "most": 21.0, "remembered": False}
     assert summary([])["handover_us"] is None
+    mark_far(rounds, 2.0)
+    assert [r.slot("one").spoilt for r in rounds] == [True] * 6 + [False], "all are far from what was seen before"
+    found = summary([r.slot("one") for r in rounds], 2.0)
+    assert (found["far_apart_slots"], found["handover_us"]["near"], found["handover_us"]["remembered"]) == (
+        6,
+        2.0,
+        True,
+    )
+    mark_far(rounds, 8.0)
+    assert [r.slot("one").spoilt for r in rounds][2:4] == [False, False], "what is seen now may be nearer"
+
+
+def test_the_shortest_handover_is_remembered(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAQ_CACHE", str(tmp_path))
+    assert nearest.remembered([0, 1]) is None
+    nearest.remember([0, 1], None)
+    assert nearest.remembered([0, 1]) is None and not list(tmp_path.iterdir())
+    for seen, kept in ((1.2, 1.2), (1.0, 1.0), (1.1, 1.0), (3.5, 1.0)):
+        nearest.remember([0, 1], seen)
+        assert nearest.remembered([0, 1]) == kept
+    assert nearest.remembered([0]) is None, "other CPUs have a handover of their own"
+    file = nearest.file_of([0, 1])
+    old = datetime.now(UTC) - timedelta(days=8)
+    for text in (json.dumps({"near_us": 1.0, "seen": old.isoformat()}), "{", "[]", '{"near_us": NaN, "seen": 3}'):
+        file.write_text(text)
+        assert nearest.remembered([0, 1]) is None, text
+    nearest.remember([0, 1], 3.5)
+    assert nearest.remembered([0, 1]) == 3.5, "after a week without it, what is seen counts anew"
 
 
 def busy(seconds: float) -> None:
