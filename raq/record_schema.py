@@ -290,6 +290,7 @@ class BenchRow(TypedDict):
     threads: NotRequired[Count]
     rounds: Annotated[int, Field(ge=1, le=2**40)]
     disturbed_rounds: NotRequired[Count]
+    far_rounds: NotRequired[Count]
     calm: NotRequired[bool | None]
     mean_ms: Positive
     std_ms: Number | None

@@ -244,7 +244,8 @@ def measure(
     does not answer within ten minutes. started: the process to fork contenders from, if one on these CPUs is there.
     """
     assert len({c.name for c in contenders}) == len(contenders)
-    found = Measurement(contenders, protocol, cpus, progress, near_us=nearest.remembered(cpus))
+    threads = max(c.threads for c in contenders)
+    found = Measurement(contenders, protocol, cpus, progress, near_us=nearest.remembered(cpus, threads))
     with pinned(cpus), nullcontext(started) if started else nursery({c.runtime for c in contenders}) as own:
         if protocol.protocol == "published":
             _published(found, own)
@@ -253,7 +254,7 @@ def measure(
     keys = [(c, size) for size in protocol.batch_sizes for c in contenders]
     every_round = [r for rounds in found.rounds.values() for r in rounds]
     slots = [slot for r in every_round for tries in r.attempts.values() for slot in tries]
-    nearest.remember(cpus, near_handover(slots))
+    nearest.remember(cpus, threads, near_handover(slots))
     return {
         "rows": [
             contender_row(contender, found.baseline, size, found.rounds[size], found.launches)

@@ -1,8 +1,8 @@
 """The shortest handover between threads that was seen here, kept from one measurement to the next.
 
 Where a hypervisor keeps two CPUs apart for a whole measurement, nothing in it tells: all its handovers are alike. What
-an earlier one saw does. The number is in the per-user cache, a file a machine and choice of CPUs; it is forgotten when
-it was not seen again for a week, as the same name may then be another machine.
+an earlier one saw does. The number is in the per-user cache, a file a machine, choice of CPUs and number of threads;
+it is forgotten when it was not seen again for a week, as the same name may then be another machine.
 """
 
 import hashlib
@@ -22,31 +22,31 @@ KEPT = timedelta(days=7)
 ALIKE = 1.25  # a handover within this factor of the one that is kept is the same one, seen again
 
 
-def file_of(cpus: Sequence[int]) -> Path:
-    """Where the number of these CPUs of this machine is."""
-    key = json.dumps([platform.node(), machine()["cpu"], sorted(cpus)])
+def file_of(cpus: Sequence[int], threads: int) -> Path:
+    """Where the number of so many threads on these CPUs of this machine is."""
+    key = json.dumps([platform.node(), machine()["cpu"], sorted(cpus), threads])
     return cache_folder() / "handovers" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def remembered(cpus: Sequence[int]) -> float | None:
-    """Microseconds of the shortest handover between these CPUs; None if none was seen in the last week."""
+def remembered(cpus: Sequence[int], threads: int) -> float | None:
+    """Microseconds of the shortest handover that so many threads had here; None if none was seen in the last week."""
     with suppress(OSError, ValueError, KeyError, TypeError):  # a file of a cache that cannot be read is as none
-        found = json.loads(file_of(cpus).read_text())
+        found = json.loads(file_of(cpus, threads).read_text())
         near_us, seen = float(found["near_us"]), datetime.fromisoformat(found["seen"])
         if math.isfinite(near_us) and near_us > 0 and abs(datetime.now(UTC) - seen) <= KEPT:
             return near_us
     return None
 
 
-def remember(cpus: Sequence[int], near_us: float | None) -> None:
+def remember(cpus: Sequence[int], threads: int, near_us: float | None) -> None:
     """Keep what a measurement found near, if it is shorter than what is kept, or the same again.
 
     A cache that cannot be written is left: the next measurement then knows what it sees itself.
     """
-    before = remembered(cpus)
-    if near_us is None or (before is not None and near_us > ALIKE * before):
+    before = remembered(cpus, threads)
+    if near_us is None or near_us <= 0 or (before is not None and near_us > ALIKE * before):
         return
     shortest = near_us if before is None else min(near_us, before)
     with suppress(OSError):
-        file_of(cpus).parent.mkdir(parents=True, exist_ok=True)
-        write_json(file_of(cpus), {"near_us": shortest, "seen": datetime.now(UTC).isoformat()})
+        file_of(cpus, threads).parent.mkdir(parents=True, exist_ok=True)
+        write_json(file_of(cpus, threads), {"near_us": shortest, "seen": datetime.now(UTC).isoformat()})

@@ -84,9 +84,12 @@ def near_handover(slots: Iterable[Slot], remembered_us: float | None = None) -> 
 
 def is_far(slot: Slot, near_us: float | None) -> bool:
     """Whether its threads ran far from one another, against those that were near."""
-    if near_us is None or slot.handover_us is None:
-        return False
-    return slot.handover_us > max(MOST_OVER_NEAR * near_us, near_us + MOST_BEYOND_NEAR_US)
+    return near_us is not None and slot.handover_us is not None and is_long(slot.handover_us, near_us)
+
+
+def is_long(handover_us: float, near_us: float) -> bool:
+    """Whether a handover is that of threads far from one another, where one of near ones takes so long."""
+    return handover_us > max(MOST_OVER_NEAR * near_us, near_us + MOST_BEYOND_NEAR_US)
 
 
 def summary(slots: list[Slot], remembered_us: float | None = None) -> dict[str, Any]:

@@ -98,10 +98,21 @@ def not_calm(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if not spoilt:
         return None
     row = max(spoilt, key=lambda r: r["disturbed_rounds"] / r["rounds"])
+    of = f"rounds of {row['candidate']}/{row['runtime']} at batch {row['batch_size']}"
+    if kept_apart(row):
+        return (
+            f"CPUS APART: in {row['far_rounds']} of {row['rounds']} {of} a hypervisor kept the CPUs apart, so that all "
+            "of them are used; where they are near, speeds differ: measure again later"
+        )
     return (
-        f"NOT CALM: {row['disturbed_rounds']} of {row['rounds']} rounds of {row['candidate']}/{row['runtime']} at "
-        f"batch {row['batch_size']} were disturbed, so that all of them are used; measure again on a quiet machine"
+        f"NOT CALM: {row['disturbed_rounds']} of {row['rounds']} {of} were disturbed, so that all of them are used; "
+        "measure again on a quiet machine"
     )
+
+
+def kept_apart(row: Mapping[str, Any]) -> bool:
+    """Whether most of its disturbed rounds are those in which threads ran far apart."""
+    return 2 * (row.get("far_rounds") or 0) > (row.get("disturbed_rounds") or 0)
 
 
 COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  # heading, also on 80 columns, cell

@@ -11,6 +11,7 @@ import numpy as np
 
 from raq.bench.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
 from raq.records import read_run
+from raq.report.bench import kept_apart
 from raq.report.claims import Rules
 from raq.report.ratios import Summary, row_ratios
 from raq.report.summary import predictions_of, summarise
@@ -88,7 +89,10 @@ def _conditions(first: Summary, second: Summary) -> list[str]:
         if used[0] != used[1]:
             lines.append(f"{what}: {used[0]} and {used[1]}")
     for summary in (first, second):
-        if any(row.get("calm") is False for c in summary["candidates"] for row in c["latency"]):
+        spoilt = [row for c in summary["candidates"] for row in c["latency"] if row.get("calm") is False]
+        if any(kept_apart(row) for row in spoilt):
+            lines.append(f"{summary['run']} was measured where a hypervisor kept the CPUs apart")
+        if not all(kept_apart(row) for row in spoilt):
             lines.append(f"{summary['run']} was measured on a machine that was not calm")
     return lines
 

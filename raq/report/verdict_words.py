@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from raq.bench.statistics import LEAST_LAUNCHES, paired_ratio
 from raq.experiment import BASELINE
+from raq.report.bench import kept_apart
 from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_needed, rounded_up
 from raq.report.options import Option
 from raq.report.ratios import Place, Summary, best_fp32, row_ratios
@@ -146,6 +147,8 @@ def times(value: float, interval: Sequence[float] | None) -> str:
 
 
 def _doubt(row: Summary) -> str:
-    if row.get("calm") is False:
-        return f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"
-    return ""
+    if row.get("calm") is not False:
+        return ""
+    if kept_apart(row):
+        return f" (in {row['far_rounds']} of {row['rounds']} rounds a hypervisor kept the CPUs apart)"
+    return f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._inductor.runtime import cache_dir_utils
 
+from raq.bench import nearest
 from raq.bench.latency import Measurement, measure
 from raq.bench.machine import available_cpus
 from raq.bench.noise import Slot
@@ -20,6 +21,7 @@ from raq.environment import inductor_cache
 from raq.errors import StageError
 from raq.experiment import Bench
 from raq.model.zoo import build_model
+from raq.report.bench import kept_apart
 from raq.report.ratios import row_ratios
 
 PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
@@ -74,6 +76,25 @@ def test_two_contenders_measured(contender: ContenderSettings, started) -> None:
     for slots in found["samples"].values():
         assert [slot["round"] for slot in slots if slot["attempt"] == 0] == list(range(6))
         assert all(len(slot["samples_ms"]) == 2 for slot in slots)
+
+
+@pytest.mark.skipif(len(available_cpus()) < 2, reason="one CPU hands nothing over")
+def test_a_run_that_is_kept_apart_from_start_to_end_is_told(contender, started, tmp_path, monkeypatch) -> None:
+    """Its handovers are all alike; what was remembered tells."""
+    monkeypatch.setenv("RAQ_CACHE", str(tmp_path))
+    two = replace(contender, threads=2)
+    pair, cpus = [two, replace(two, name="ptq/eager")], available_cpus()[:2]
+    first = measure(pair, PROTOCOL, cpus, started=started)
+    assert first["noise"]["handover_us"]["remembered"] is False
+    assert nearest.remembered(cpus, 2) == first["noise"]["handover_us"]["near"]
+    nearest.file_of(cpus, 2).unlink()
+    monkeypatch.setattr("raq.bench.noise.MOST_BEYOND_NEAR_US", 0.0)
+    nearest.remember(cpus, 2, 1e-6)
+    found = measure(pair, PROTOCOL, cpus, started=started)
+    assert found["noise"]["handover_us"]["remembered"] is True
+    for row in found["rows"]:
+        assert (row["far_rounds"], row["disturbed_rounds"], row["calm"]) == (row["rounds"], row["rounds"], False)
+    assert kept_apart(found["rows"][1])
 
 
 def test_a_fresh_process_for_every_launch(contender: ContenderSettings, started) -> None:

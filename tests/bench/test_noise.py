@@ -73,20 +73,21 @@ def test_threads_that_ran_far_apart_are_seen_against_the_nearest() -> None:
 
 def test_the_shortest_handover_is_remembered(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAQ_CACHE", str(tmp_path))
-    assert nearest.remembered([0, 1]) is None
-    nearest.remember([0, 1], None)
-    assert nearest.remembered([0, 1]) is None and not list(tmp_path.iterdir())
+    assert nearest.remembered([0, 1], 2) is None
+    nearest.remember([0, 1], 2, None)
+    assert nearest.remembered([0, 1], 2) is None and not list(tmp_path.iterdir())
     for seen, kept in ((1.2, 1.2), (1.0, 1.0), (1.1, 1.0), (3.5, 1.0)):
-        nearest.remember([0, 1], seen)
-        assert nearest.remembered([0, 1]) == kept
-    assert nearest.remembered([0]) is None, "other CPUs have a handover of their own"
-    file = nearest.file_of([0, 1])
+        nearest.remember([0, 1], 2, seen)
+        assert nearest.remembered([0, 1], 2) == kept
+    assert nearest.remembered([0, 2], 2) is None, "other CPUs have a handover of their own"
+    assert nearest.remembered([0, 1], 3) is None, "and other numbers of threads"
+    file = nearest.file_of([0, 1], 2)
     old = datetime.now(UTC) - timedelta(days=8)
     for text in (json.dumps({"near_us": 1.0, "seen": old.isoformat()}), "{", "[]", '{"near_us": NaN, "seen": 3}'):
         file.write_text(text)
-        assert nearest.remembered([0, 1]) is None, text
-    nearest.remember([0, 1], 3.5)
-    assert nearest.remembered([0, 1]) == 3.5, "after a week without it, what is seen counts anew"
+        assert nearest.remembered([0, 1], 2) is None, text
+    nearest.remember([0, 1], 2, 3.5)
+    assert nearest.remembered([0, 1], 2) == 3.5, "after a week without it, what is seen counts anew"
 
 
 def busy(seconds: float) -> None:

@@ -37,6 +37,7 @@ from trust_contenders import SHARE
 
 from raq.bench.latency import measure
 from raq.bench.machine import available_cpus
+from raq.bench.noise import is_long
 from raq.bench.processes import ContenderSettings, Nursery, nursery
 from raq.bench.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width
 from raq.environment import commit, environment
@@ -320,10 +321,13 @@ def judged(found: dict[str, list[Found]]) -> Found:
 def left_one_out(runs: list[Found]) -> Found:
     """Of each speedup, how many runs have an interval that holds the mean of all other runs; how far runs are apart.
 
-    The mean is of logarithms. by precision: runs that reached the precision asked for; launches differ, drift: runs
-    whose launches differ more than their rounds explain, or agree more the nearer in time (p below 0.01).
+    The mean is of logarithms. like it: of the others whose two CPUs were as near, or as far from one another (`apart`),
+    and how often that was so; a run of both, or alone in its state, is held against none. by precision: runs that
+    reached the precision asked for; launches differ, drift: runs whose launches differ more than their rounds explain,
+    or agree more the nearer in time (p below 0.01).
     """
     table: Found = {"runs": len(runs), "from": runs[0]["began"], "to": runs[-1]["began"]}
+    near_us = min(run["noise"]["handover_us"]["near"] for run in runs)
     table["by precision"] = sum(run["stopped_by"] == "precision" for run in runs)
     for key in runs[0]["pairs"]:
         values = np.log([run["pairs"][key]["value"] for run in runs])
@@ -331,8 +335,23 @@ def left_one_out(runs: list[Found]) -> Found:
         pooled = [math.exp(float(np.delete(values, n).mean())) for n in range(len(runs))]
         held = sum(i is not None and i[0] <= value <= i[1] for i, value in zip(intervals, pooled, strict=True))
         widths = [math.sqrt(i[1] / i[0]) - 1 for i in intervals if i is not None]
+        states = [apart(run, key, near_us) for run in runs]
+        alike = {
+            n: [values[m] for m in range(len(runs)) if m != n and states[m] == state]
+            for n, state in enumerate(states)
+            if state != "both"
+        }
+        compared = {n: math.exp(statistics.mean(others)) for n, others in alike.items() if others}
+        held_alike = sum(
+            intervals[n] is not None and intervals[n][0] <= m <= intervals[n][1] for n, m in compared.items()
+        )
         table[key] = {
             "holds the others' mean": share(held, len(runs)),
+            "holds the mean of those like it": share(held_alike, len(compared)),
+            "CPUs": {
+                state: {"runs": states.count(state), "mean": math.exp(np.mean(values[[s == state for s in states]]))}
+                for state in sorted(set(states))
+            },
             "mean": math.exp(float(values.mean())),
             "least": math.exp(float(values.min())),
             "most": math.exp(float(values.max())),
@@ -344,6 +363,20 @@ def left_one_out(runs: list[Found]) -> Found:
     table["speedups whose launches differ"] = share(sum(p < 0.01 for p in compared), len(compared))
     table["speedups that drift"] = share(sum(a["drift_p"] < 0.01 for a in agreements), len(agreements))
     return table
+
+
+def apart(run: Found, pair: str, near_us: float) -> str:
+    """Where a hypervisor kept the CPUs in the rounds that a speedup is of: near, far or both."""
+    if is_long(run["noise"]["handover_us"]["near"], near_us):
+        return "far"  # from start to end: the run itself could not tell
+    names, _, size = pair.partition(", batch ")
+    rows = [
+        row for row in run["rows"]
+        if f"{row['candidate']}/{row['runtime']}" in names.split(" over ") and row["batch_size"] == int(size)
+    ]  # fmt: skip
+    if all(row["calm"] for row in rows):
+        return "near"
+    return "far" if any(row["disturbed_rounds"] == row["rounds"] for row in rows) else "both"
 
 
 def kept_reference(name: str) -> Found:

@@ -37,6 +37,10 @@ def test_what_is_not_the_same_besides_is_told() -> None:
         "numbers of threads: 2 and 1",
         "b was measured on a machine that was not calm",
     ]
+    spoilt = {"threads": 2, "calm": False, "disturbed_rounds": 9, "far_rounds": 8}
+    assert _conditions(run_of("a"), run_of("b", candidates=[{"latency": [spoilt]}])) == [
+        "b was measured where a hypervisor kept the CPUs apart"
+    ]
 
 
 def test_top1_is_compared_on_the_same_images_only() -> None:

@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 from rich.console import Console
 
-from raq.report.bench import print_bench
+from raq.report.bench import not_calm, print_bench
 from raq.report.console import print_summary
 from raq.report.summary import set_against_best_fp32
 
@@ -68,6 +68,8 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
     assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
     assert "5 turns were done again" in shown
     assert "NOT CALM: 5 of 6 rounds of ptq/inductor at batch 128" in shown
+    apart = not_calm([ptq["latency"][0] | {"candidate": "ptq", "far_rounds": 5}])
+    assert apart and "CPUS APART: in 5 of 6 rounds of ptq/inductor at batch 128" in apart
 
 
 @pytest.mark.parametrize("width", [80, 160])

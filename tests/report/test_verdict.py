@@ -270,6 +270,8 @@ def test_what_was_not_measured_and_what_was_not_calm_is_said() -> None:
     found = judged([fp32(), ptq, far], ptq=0, qat=0)
     assert "the machine was not calm: 30 of 40 rounds were disturbed" in found["why"]
     assert "qat: not lowered here, so not measured." in found["why"]
+    ptq["latency"][0] |= {"far_rounds": 28}
+    assert "(in 28 of 40 rounds a hypervisor kept the CPUs apart)" in judged([fp32(), ptq, far], ptq=0, qat=0)["why"]
 
 
 def test_eager_modes_few_rounds_decide_nothing_between_artifacts() -> None:
