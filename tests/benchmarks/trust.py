@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from keep_reference import short
 from scipy.stats import t as student
 from trust_contenders import SHARE
 
@@ -246,7 +247,7 @@ def kept(
 ) -> list[Found]:
     """The results of `runs` runs, those in the folder not done again; each holds the lock, if there is one."""
     file = folder / f"{name}.jsonl"
-    found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    found = [json.loads(line) for line in file.read_text().splitlines()] if done(folder, name) else []
     for number in range(len(found), runs):
         wait(number)
         with lock.open("w") if lock else nullcontext() as held:
@@ -257,6 +258,17 @@ def kept(
             out.write(json.dumps(found[-1]) + "\n")
         print(f"{name} {number + 1} of {runs}: {words(found[-1])}", flush=True)
     return [summary(run) for run in found[:runs]]
+
+
+def done(folder: Path, phase: str) -> int:
+    """How many runs of a phase are kept."""
+    file = folder / f"{phase}.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0
+
+
+def count_of(phase: str, runs: int) -> int:
+    """How many runs of a phase need the machine, where so many are asked for."""
+    return {"spread": min(SPREAD_RUNS, runs), "bias": 1, "simulated": 0}.get(phase, runs)
 
 
 def words(run: Found) -> str:
@@ -404,7 +416,8 @@ def main() -> None:
         "--results",
         str(results),
     ]
-    subprocess.run(command, check=True)
+    if not all(done(options.work, phase) >= count_of(phase, options.runs) for phase in phases):
+        subprocess.run(command, check=True)
     contenders, _ = quickstart_contenders(results)
     os.environ["TRUST_PACKAGE"] = next(c.path for c in contenders if c.name == "ptq/inductor")
     weights = options.work / "anchor.pt"
@@ -421,7 +434,7 @@ def main() -> None:
                 with nursery() as own:
                     found[name] = kept(options.work, name, min(until, runs), partial(function, own), options.lock)
     if "spread" in phases:
-        wanted = min(SPREAD_RUNS, runs)
+        wanted = count_of("spread", runs)
         found["spread"] = kept(
             options.work,
             "spread",
@@ -440,11 +453,13 @@ def main() -> None:
     about, runs_kept = kept_reference("trust.json"), kept_reference("runs.json")
     protocols = {"quiet": QUIET.model_dump(mode="json"), "neighbour": NEIGHBOUR.model_dump(mode="json")}
     for phase in found:  # what was not measured this time stays as it was
-        measured = {"at": now(), "environment": environment(), "protocol": protocols.get(phase)}
+        last = found[phase][-1]  # which may have been measured before this start
+        where = {**environment(), "commit": last.get("commit", commit())}
+        measured = {"at": last.get("at", now()), "environment": where, "protocol": protocols.get(phase)}
         about["measured"] = {**about.get("measured", {}), phase: measured}
     about["table"] = {**about.get("table", {}), **table}
     write_json(REFERENCE / "trust.json", about)
-    write_json(REFERENCE / "runs.json", {**runs_kept, **found})
+    write_json(REFERENCE / "runs.json", {**runs_kept, **short(found)})
     print(json.dumps(table, indent=1))
 
 
