@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="raq",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -44,12 +43,28 @@ DEFAULT_RESULTS = "results"
 INTERRUPTED = 130
 
 
-@app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"raq {version('raq')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Decide which quantized version of a model to ship, and prove it."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
-@app.command()
+@app.command(short_help="Do the stages that are out of date; show table and verdict.")
 def run(
     experiment: ExperimentFile,
     overrides: Overrides = None,
@@ -70,7 +85,7 @@ def run(
     print_summary(console, summarise(outcome.folder))
 
 
-@app.command()
+@app.command(short_help="List the stages, which are out of date, and why.")
 def plan(
     experiment: ExperimentFile,
     overrides: Overrides = None,
@@ -85,7 +100,7 @@ def plan(
     print_plan(_console(), prepared.plan, stale, where)
 
 
-@app.command()
+@app.command(short_help="Show a run: its table and verdict.")
 def show(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or id, or 'latest'.")] = "latest",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -103,7 +118,25 @@ def show(
         print_summary(_console(), summary)
 
 
-@app.command()
+@app.command(short_help="List the runs, newest first, each with its verdict.")
+def runs(
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="The newest so many.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    results: ResultsPlace = DEFAULT_RESULTS,
+) -> None:
+    """The runs in the results folder, newest first, each with its verdict."""
+    from raq.report.runs import print_runs, run_lines
+    from raq.stores import open_store
+
+    folders = open_store(results).run_folders()
+    found = run_lines(folders[: -limit - 1 : -1])
+    if as_json:
+        _print_json(found)
+    else:
+        print_runs(_console(), found, len(folders))
+
+
+@app.command(short_help="Inspect an artifact: is it quantized, and where not?")
 def check(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), or .pte.")],
     run: Annotated[bool, typer.Option("--run", help="Load it, in a process of its own, whoever made it.")] = False,
@@ -131,7 +164,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Measure the latency of artifacts side by side.")
 def bench(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), or .pte.")],
     batch_sizes: Annotated[
@@ -169,7 +202,7 @@ def bench(
         print_bench(_console(), found)
 
 
-@app.command()
+@app.command(short_help="Compare runs: what differs, and is it real?")
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs' folders or ids, or 'latest'.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -184,14 +217,18 @@ def compare(
     if len(runs) < 2:
         raise UserError("compare takes two runs or more", "see their ids in the results folder, under runs")
     store = open_store(results)
-    found = compare_runs([store.find_run(run) for run in runs])
+    folders = [store.find_run(run) for run in runs]
+    for run, folder in zip(runs[1:], folders[1:], strict=True):
+        if folder.resolve() == folders[0].resolve():
+            raise UserError(f"{run} is the same run as {runs[0]}", "compare takes two runs; see them with 'raq runs'")
+    found = compare_runs(folders)
     if as_json:
         _print_json(found)
     else:
         print_comparison(_console(), found)
 
 
-@app.command()
+@app.command(short_help="Run an experiment as a job of a Ray cluster.")
 def submit(
     experiment: ExperimentFile,
     address: Annotated[
@@ -245,7 +282,7 @@ def submit(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(short_help="Inspect this machine: what would go wrong in a run?")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     results: ResultsFolder = DEFAULT_RESULTS,

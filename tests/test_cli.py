@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ def test_help_names_the_verbs(workplace: Workplace) -> None:
     done = workplace.raq("--help")
     assert done.returncode == 0
     verbs = re.findall(r"^  ([a-z]+)  +\S", done.stdout.partition("Commands:")[2], re.MULTILINE)
-    assert verbs == ["run", "plan", "show", "check", "bench", "compare", "submit", "doctor"]
+    assert verbs == ["run", "plan", "show", "runs", "check", "bench", "compare", "submit", "doctor"]
+
+
+def test_without_a_verb(workplace: Workplace) -> None:
+    done = workplace.raq_here()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+    assert "  doctor   Inspect this machine: what would go wrong in a run?" in done.stdout
+    assert workplace.raq_here("--version").stdout == f"raq {version('raq')}\n"
 
 
 def test_unknown_verbs_and_options(workplace: Workplace) -> None:
@@ -118,6 +127,27 @@ def test_show_by_id_and_without_a_run(finished: Workplace, workplace: Workplace)
     assert "there is no run here" in clear_error(workplace.raq_here("show"), 2)
 
 
+def test_runs_are_listed_newest_first(finished: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / "results", tmp_path / "results")
+    store = Store(tmp_path / "results")
+    first = store.run_folders()[0]
+    for name, change in (("99990101T000000-late", {"complete": False, "error": "interrupted", "started_at": 7}),
+                         ("99990102T000000-later", {"complete": False, "error": None})):  # fmt: skip
+        shutil.copytree(first, first.with_name(name))
+        write_json(first.with_name(name) / "run.json", sealed({**read_json(first / "run.json"), "id": name, **change}))
+    (store.root / "runs" / "99990103T000000-broken").mkdir()
+    (store.root / "runs" / "99990103T000000-broken" / "run.json").write_text("{")
+    found = json.loads(finished.raq_here("runs", "--results", str(store.root), "--json").stdout)
+    assert [line["state"] for line in found][:4] == ["damaged", "unfinished", "stopped", "complete"]
+    assert [line["run"] for line in found] == [folder.name for folder in reversed(store.run_folders())]
+    assert (found[2]["why"], found[2]["started_at"]) == ("the run is not complete: interrupted", None)
+    assert found[-1]["experiment"] == "tiny" and found[-1]["started_at"]
+    shown = finished.raq_here("runs", "--results", str(store.root), "--limit", "2").stdout
+    assert "99990103T000000-broken  damaged" in shown
+    assert f"{len(found) - 2} older runs: --limit {len(found)} shows all" in shown
+    assert "there is no run here" in finished.raq_here("runs", "--results", str(tmp_path / "nothing")).stdout
+
+
 def test_the_records_hold_what_they_stand_on(finished: Workplace) -> None:
     records = [json.loads(p.read_text()) for p in (finished.folder / "results" / "stages").glob("*/record.json")]
     assert {r["kind"] for r in records} == {"train", "ptq", "qat", "lower", "evaluate", "bench"}
@@ -203,13 +233,17 @@ def test_bench_of_artifacts(finished: Workplace, tmp_path: Path) -> None:
     assert "not a readable package" in clear_error(finished.raq_here("bench", str(tmp_path / "text.pt2")), 1)
 
 
-def test_compare(finished: Workplace) -> None:
-    done = finished.raq("compare", "latest", "latest")
+def test_compare(finished: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / "results", tmp_path / "other")
+    other = str(Store(tmp_path / "other").run_folders()[-1])
+    done = finished.raq("compare", "latest", other)
     assert done.returncode == 0, done.stderr
     assert "ptq: top-1 +0.00 points" in done.stdout
     assert "cpu, inductor, batch 8, over fp32/eager: " in done.stdout
-    assert json.loads(finished.raq("compare", "latest", "latest", "--json").stdout)["comparisons"]
+    assert json.loads(finished.raq("compare", "latest", other, "--json").stdout)["comparisons"]
     assert "two runs or more" in clear_error(finished.raq_here("compare", "latest"), 2)
+    itself = clear_error(finished.raq_here("compare", other, "latest", other), 2)
+    assert f"{other} is the same run as {other}" in itself
 
 
 # --- two runs ---
