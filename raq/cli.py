@@ -282,6 +282,17 @@ def submit(
     raise typer.Exit(code)
 
 
+@app.command(short_help="Print the JSON Schema of an experiment, for editors.")
+def schema() -> None:
+    """Print the JSON Schema of an experiment's file: editors complete and check keys with it.
+
+    The first line of the file says where it is: # yaml-language-server: $schema=schema.json
+    """
+    from raq.json_schema import json_schema
+
+    _print_json(json_schema())
+
+
 @app.command(short_help="Inspect this machine: what would go wrong in a run?")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -29,7 +29,7 @@ class Data(Section):
     """Which images."""
 
     name: str = "digits"
-    """cifar10 | digits | imagefolder | module:function"""
+    """digits, cifar10, imagefolder, or module:function."""
     root: str | None = None
     """Folder to look in first; relative to the experiment's file."""
     train_limit: Positive | None = None
@@ -70,7 +70,7 @@ class Model(Section):
         raise ValueError(f"name: there is no network {self.name!r}{also}; allowed: {allowed}")
 
     name: str = "resnet18-cifar"
-    """resnet18-cifar | resnet20-cifar | torchvision:<name> | module:function"""
+    """resnet18-cifar, resnet20-cifar, torchvision:NAME, or module:function."""
     weights: str | None = None
     """File with a state dict to start from, instead of training; relative to the experiment's file."""
 
@@ -156,13 +156,14 @@ class Resources(Section):
     """What one worker or actor of a kind of stage is given."""
 
     cpus: Positive | None = None
-    """CPUs; null: all of a node (for training: an equal share of them a worker)."""
+    """CPUs, for each worker or actor; null: all of a node (for training: an equal share of them a worker)."""
     gpus: Natural = 0
-    """GPUs."""
+    """GPUs, for each worker or actor."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that the node must have (`ray start --labels role=train`)."""
+    """Labels that the node must have: `{role: train}` for `ray start --labels role=train`."""
     timeout_s: Annotated[float, Field(gt=0, le=1e7)] | None = None
-    """Seconds after which a stage that has not ended is taken to hang, and tried again; null: no limit."""
+    """Seconds after which a stage that has not ended is taken to hang, and tried again, three times at most; null: no
+    limit."""
 
 
 class StageResources(Section):
@@ -184,10 +185,11 @@ class Require(Section):
     """What a candidate must reach."""
 
     sqnr_db: Annotated[float, Field(ge=-100, le=200)] = 5.0
-    """Signal-to-quantization-noise ratio of the logits, in dB, that converting to integers must leave."""
+    """Signal-to-quantization-noise ratio of the logits, in dB, that PTQ must leave; below it, ptq fails."""
 
     int8_mac_share: Share = 0.95
-    """Share of the multiply-accumulates that the lowered program does in int8; below it, lowering fails."""
+    """Share in int8 of all multiply-accumulates of the FP32 network, layers left in float on purpose aside; below it,
+    lowering a quantized candidate fails, by its code, and evaluating it, by the kernels that ran."""
     float_weight_share: Share = 0.5
     """Share of a quantized candidate's weights that may be stored as floats; above it, lowering fails."""
     max_drop: Annotated[float, Field(ge=0, le=100)] = 1.0
@@ -199,9 +201,9 @@ class Margin(Section):
     """What counts as equivalent."""
 
     accuracy: Annotated[float, Field(ge=0, le=100)] = 0.3
-    """Points of top-1."""
+    """Points of top-1 within which two candidates are equivalent."""
     speed: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """A share of the time of a call."""
+    """Share of the time of a call within which two candidates are equivalent."""
 
 
 class Select(Section):

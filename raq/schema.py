@@ -16,4 +16,6 @@ Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 class Section(BaseModel):
     """A part of the experiment: frozen, strict about types, and refusing keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

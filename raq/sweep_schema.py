@@ -16,13 +16,13 @@ class PtqSweep(Section):
     sizes: Annotated[tuple[Positive, ...], Field(strict=False, alias="calibration.size")] = ()
     """Values of ptq.calibration.size; []: the one of `ptq`."""
     observers: Annotated[tuple[Observer, ...], Field(strict=False, alias="calibration.observer")] = ()
-    """Values of ptq.calibration.observer."""
+    """Values of ptq.calibration.observer; []: the one of `ptq`, as below."""
     percentiles: Annotated[
         tuple[Annotated[float, Field(gt=50, le=100)], ...], Field(strict=False, alias="calibration.percentile")
     ] = ()
     """Values of ptq.calibration.percentile, for the percentile observer."""
     per_channel: Annotated[tuple[bool, ...], Field(strict=False)] = ()
-    """Values of ptq.per_channel."""
+    """Values of ptq.per_channel; a program is compiled for each combination with reduce_range."""
     reduce_range: Annotated[tuple[bool, ...], Field(strict=False)] = ()
     """Values of ptq.reduce_range."""
     seeds: Annotated[tuple[Natural, ...], Field(strict=False, alias="seed", min_length=1)] = (0, 1, 2)

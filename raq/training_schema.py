@@ -84,7 +84,7 @@ class Train(Optimisation):
     """FP32 training."""
 
     recipe: Literal["fast", "published"] = "fast"
-    """Where the keys below that are not written come from."""
+    """Where unwritten keys of `train` come from."""
 
     @model_validator(mode="before")
     @classmethod
@@ -102,13 +102,21 @@ class Qat(Optimisation):
     backend: Backend = "x86"
     """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     epochs: Positive = 3
+    """Passes over the training images."""
     lr: Annotated[float, Field(gt=0, le=100)] = 0.0005
+    """Learning rate; with one-cycle and cosine, its peak."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
     nesterov: bool = True
+    """Nesterov's momentum."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """L2 penalty, on matrices and kernels only."""
     schedule: Literal["constant", "one-cycle", "cosine"] = "cosine"
+    """As in `train`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the cross-entropy."""
     augment: bool = True
+    """Random flip, and random crop out of the padded image."""
     progressive: Annotated[tuple[float, ...], Field(strict=False, max_length=0)] = ()
     """Always []: an exported graph has one image size."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None

@@ -1,7 +1,8 @@
-"""The tables of README.md and results/README.md, from the records in results/reference alone.
+"""The tables of the pages: figures from the records in results/reference alone, keys from the experiment's schema.
 
     uv run python tests/pages.py            print them
-    uv run python tests/pages.py --write    put them into the pages, and write results/reference/*/table.txt anew
+    uv run python tests/pages.py --write    put them into the pages, and write results/reference/*/table.txt and
+                                            experiments/schema.json anew
 
 A page says where a table stands: between "<!-- table: NAME -->" and "<!-- end -->". tests/test_pages.py holds the
 pages to the records.
@@ -9,6 +10,7 @@ pages to the records.
 
 import argparse
 import io
+import json
 import re
 import statistics
 import textwrap
@@ -18,6 +20,7 @@ from pathlib import Path
 from kept_records import REFERENCE, RUNS, Found, judged_now, read
 from rich.console import Console
 
+from raq import json_schema
 from raq.bench.statistics import relative_half_width
 from raq.report.console import print_summary
 
@@ -346,6 +349,20 @@ def simulated() -> str:
     return "\n".join(lines)
 
 
+def keys() -> str:
+    """The keys of an experiment, from the schema."""
+    lines = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
+    for key in json_schema.every_key():
+        path, pool = key.path, re.match(r"resources\.(train|quantize|bench)\.", key.path)
+        if pool and pool[1] != "train":  # they are given the same
+            continue
+        if pool:
+            path = path.replace(".train.", ".train, .quantize, .bench: ")
+        cells = (path, key.allowed, key.default, key.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cifar10": lambda: run_table("cifar10"),
     "cifar10-avx2": lambda: run_table("cifar10-avx2"),
@@ -361,6 +378,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "protocols": protocols,
     "reached": reached,
     "verdicts": verdicts,
+    "keys": keys,
 }
 
 
@@ -376,7 +394,7 @@ if "spread" in read("trust/trust.json")["table"]:
 if "simulated coverage" in read("trust/trust.json")["table"]:
     TABLES["simulated"] = simulated
 
-PAGES = ("README.md", "results/README.md")
+PAGES = ("README.md", "results/README.md", "experiments/README.md")
 PLACE = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -395,6 +413,8 @@ def main() -> None:
     if options.write:
         for page in PAGES:
             (ROOT / page).write_text(with_tables((ROOT / page).read_text()))
+        schema = json.dumps(json_schema.json_schema(), indent=1)
+        (ROOT / "experiments" / "schema.json").write_text(schema + "\n")
         for name in RUNS:
             (REFERENCE / name / "table.txt").write_text(table_text(name))
 

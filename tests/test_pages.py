@@ -1,10 +1,13 @@
 """The tables of README.md and results/README.md are those of the records."""
 
+import json
 import re
 
 import pages
 import pytest
 from kept_records import REFERENCE, RUNS
+
+from raq.json_schema import json_schema
 
 
 @pytest.mark.parametrize("page", pages.PAGES)
@@ -23,6 +26,11 @@ def test_every_table_stands_on_a_page() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_table_beside_a_record_is_that_of_the_record(name: str) -> None:
     assert (REFERENCE / name / "table.txt").read_text() == pages.table_text(name)
+
+
+def test_the_schema_for_editors_is_that_of_the_models() -> None:
+    kept = json.loads((pages.ROOT / "experiments" / "schema.json").read_text())
+    assert kept == json_schema(), "run: uv run python tests/pages.py --write"
 
 
 def test_a_changed_record_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
