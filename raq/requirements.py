@@ -11,7 +11,7 @@ from raq.records import Record
 
 # Least SQNR in dB of a step against the step before it, by (candidate, step). What converts, compiles or loads changes
 # the order of additions, at most the rounding of single activations; measured figures are in results/log.md.
-LEAST_SQNR_DB = {
+MIN_SQNR_DB = {
     ("qat", "prepared"): 60.0,  # both in float32
     ("ptq", "converted"): 20.0,
     ("qat", "converted"): 10.0,
@@ -22,7 +22,7 @@ LEAST_SQNR_DB = {
     ("ptq", "reloaded"): 60.0,
     ("qat", "reloaded"): 60.0,
 }
-LEAST_ON_GPU_DB = 10.0
+MIN_ON_GPU_DB = 10.0
 SIGMAS = 3.0  # standard deviations of chance accuracy within which a top-1 counts as chance
 
 
@@ -43,10 +43,10 @@ def check_results(stage: Stage, results: Record, require: Require) -> None:
 def _check_step(stage: Stage, row: Record, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
     candidate = kind_of(stage.settings.get("candidate", stage.kind))
-    limits = {**LEAST_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
+    limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
     least = limits.get((candidate, row["step"]))
     if least is not None and stage.settings.get("device", "cpu") != "cpu":
-        least = min(least, LEAST_ON_GPU_DB)  # its kernels may round products to 10 bits (TF32)
+        least = min(least, MIN_ON_GPU_DB)  # its kernels may round products to 10 bits (TF32)
     if least is None or row["equal"] or row["against"] is None:
         return
     if row["sqnr_db"] < least:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raq.cluster.nodes import Node
 
 
-LEAST_VALIDATION_IMAGES = 10
+MIN_VALIDATION_IMAGES = 10
 
 
 class Listener(Protocol):
@@ -87,10 +87,10 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
             f"sweep.ptq.calibration.size has {largest}, and there are {available} training images",
             f"lower it to at most {available}",
         )
-    if tried is not None and described["validation_images"] < LEAST_VALIDATION_IMAGES:
+    if tried is not None and described["validation_images"] < MIN_VALIDATION_IMAGES:
         raise UserError(
             f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
-            f"raise data.validation or data.train_limit, to {LEAST_VALIDATION_IMAGES} images at least",
+            f"raise data.validation or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",
         )
     swept = tried.reduce_range if tried is not None else ()
     x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"

@@ -23,7 +23,7 @@ from raq.records import Record, Store, check_record, file_digest, read_json, sea
 from raq.storage import Storage, StorageError, check_address, is_address, say
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
-MOST_LOOKS = 3  # for a checkpoint that goes away while it is read
+MAX_LOOKS = 3  # for a checkpoint that goes away while it is read
 
 
 def open_store(results: "str | Path") -> Store:
@@ -150,7 +150,7 @@ class RemoteStore(Store):
 
         work: the name of the training's work folder.
         """
-        for _ in range(MOST_LOOKS):
+        for _ in range(MAX_LOOKS):
             pointer = self.storage.read(f"{work}/{CURRENT}")
             if pointer is None:
                 shutil.rmtree(folder, ignore_errors=True)  # what is there is of an attempt that is no longer wanted

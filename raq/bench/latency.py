@@ -22,19 +22,19 @@ import numpy as np
 from raq.bench import nearest
 from raq.bench.machine import clock, cpu_times, pinned
 from raq.bench.noise import Slot, judged, near_handover, summary
-from raq.bench.processes import ContenderProcess, ContenderSettings, Nursery, nursery
+from raq.bench.processes import ContenderProcess, ContenderSettings, ForkServer, fork_server
 from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
-from raq.bench.statistics import LEAST_CALM_LAUNCHES, paired_ratio, relative_half_width
+from raq.bench.statistics import MIN_CALM_LAUNCHES, paired_ratio, relative_half_width
 from raq.experiment import BASELINE, Bench
 
-LEAST_ROUNDS_A_LAUNCH, MOST_ROUNDS_A_LAUNCH = 2, 20
+MIN_ROUNDS_A_LAUNCH, MAX_ROUNDS_A_LAUNCH = 2, 20
 TIMING_OVER_LAUNCHING = 1.0  # how long the rounds of a launch may take, over what starting its processes took
 PLANNED_LAUNCHES = 12  # the budget is enough for so many, or no launch has more than its two rounds
 SPREAD = 1 / 3  # of the budget must have passed before precision ends a measurement: launches in a row agree by nature
-LEAST_EAGER_LAUNCHES = 8  # of eager mode, over the budget
-EAGER_SHARE, MOST_EAGER_SHARE = 0.2, 0.35  # of the time: usually, and while it has not had its launches
+MIN_EAGER_LAUNCHES = 8  # of eager mode, over the budget
+EAGER_SHARE, MAX_EAGER_SHARE = 0.2, 0.35  # of the time: usually, and while it has not had its launches
 WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.2  # of the first launch, and of the others
-MOST_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
+MAX_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
 REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
 PAUSE_S = 0.05  # before a second attempt; doubled before each one after it
 
@@ -115,7 +115,7 @@ class Measurement:
         """Whether the time is up."""
         return self.elapsed_s() > self.protocol.budget_s
 
-    def run(self, own: Nursery) -> None:
+    def run(self, own: ForkServer) -> None:
         """Launch after launch, until the speedups are known to the precision asked for, or the time is up."""
         self.started = time.perf_counter()
         self.rounds = {size: [] for size in self.protocol.batch_sizes}
@@ -129,7 +129,7 @@ class Measurement:
         alone = len(self.contenders) == 1 or self.protocol.precision is None
         self.stopped_by = "budget" if sizes else "rounds" if alone else "precision"
 
-    def _launch(self, own: Nursery, sizes: Sequence[int]) -> None:
+    def _launch(self, own: ForkServer, sizes: Sequence[int]) -> None:
         """Fresh processes for all contenders, loaded and warmed up one after the other, and rounds for as long."""
         number, began = len(self.launches), time.perf_counter()
         cap_s = LATER_WARM_UP_CAP_S if number else WARM_UP_CAP_S
@@ -141,7 +141,7 @@ class Measurement:
         else:
             self.sequence.reverse()
         entrants = [c for c in self.sequence if c.name != self.eager or self.eager_too]
-        eager_round = self.order.randrange(LEAST_ROUNDS_A_LAUNCH) if number else 0
+        eager_round = self.order.randrange(MIN_ROUNDS_A_LAUNCH) if number else 0
         with ExitStack() as stack:
             processes: dict[str, ContenderProcess] = {}
             for contender in entrants:
@@ -159,7 +159,7 @@ class Measurement:
             for done in range(self._rounds_left(sizes)):
                 timing, launching = time.perf_counter() - ready, ready - began
                 long_enough = timing > TIMING_OVER_LAUNCHING * launching or self.elapsed_s() > due_s
-                if done >= LEAST_ROUNDS_A_LAUNCH and done % 2 == 0 and long_enough:
+                if done >= MIN_ROUNDS_A_LAUNCH and done % 2 == 0 and long_enough:
                     break
                 self.clocks.append(clock(self.cpus, self.contenders[0].device))
                 for size in sizes:
@@ -173,17 +173,17 @@ class Measurement:
     def _rounds_left(self, sizes: Sequence[int]) -> int:
         """How many rounds a launch may have: with no precision asked for, no more than `rounds` in all."""
         if self.protocol.precision is not None:
-            return MOST_ROUNDS_A_LAUNCH
+            return MAX_ROUNDS_A_LAUNCH
         left = self.protocol.rounds - min(len(self.rounds[size]) for size in sizes)
-        return min(left, max(1, self.protocol.rounds // LEAST_CALM_LAUNCHES))
+        return min(left, max(1, self.protocol.rounds // MIN_CALM_LAUNCHES))
 
     def _eager_is_due(self) -> bool:
         """Whether eager mode takes part in the next two launches: it is behind its launches, or its share of time."""
         assert self.eager is not None
         had = sum(self.eager in launch for launch in self.launches)
-        behind = had < LEAST_EAGER_LAUNCHES * min(1.0, self.elapsed_s() / self.protocol.budget_s)
+        behind = had < MIN_EAGER_LAUNCHES * min(1.0, self.elapsed_s() / self.protocol.budget_s)
         spent = sum(self.spent_s.get(self.eager, {}).values()) / max(self.elapsed_s(), 1e-9)
-        return not had or spent < (MOST_EAGER_SHARE if behind else EAGER_SHARE)
+        return not had or spent < (MAX_EAGER_SHARE if behind else EAGER_SHARE)
 
     @contextmanager
     def _spending(self, name: str, what: str) -> Iterator[None]:
@@ -205,7 +205,7 @@ class Measurement:
     def _slot(self, process: ContenderProcess, size: int) -> list[Slot]:
         """Time one contender, again while it is disturbed and repetitions are within their share of the time."""
         slots: list[Slot] = []
-        for attempt in range(MOST_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             began = time.perf_counter()
             if attempt:
                 time.sleep(PAUSE_S * 2 ** (attempt - 1))
@@ -235,7 +235,7 @@ def measure(
     protocol: Bench,
     cpus: Sequence[int],
     progress: Callable[[float, str], None] = lambda share, text: None,
-    started: Nursery | None = None,
+    started: ForkServer | None = None,
 ) -> dict[str, Any]:
     """Measure all contenders on these CPUs, against the first of them; times in milliseconds, all samples kept.
 
@@ -246,7 +246,7 @@ def measure(
     assert len({c.name for c in contenders}) == len(contenders)
     threads = max(c.threads for c in contenders)
     found = Measurement(contenders, protocol, cpus, progress, near_us=nearest.remembered(cpus, threads))
-    with pinned(cpus), nullcontext(started) if started else nursery({c.runtime for c in contenders}) as own:
+    with pinned(cpus), nullcontext(started) if started else fork_server({c.runtime for c in contenders}) as own:
         if protocol.protocol == "published":
             _published(found, own)
         else:
@@ -278,7 +278,7 @@ def measure(
     }
 
 
-def _published(found: Measurement, own: Nursery) -> None:
+def _published(found: Measurement, own: ForkServer) -> None:
     """One contender after the other: `warmup` calls, `repetitions` timed ones; the protocol of published tables."""
     protocol = found.protocol
     found.started = time.perf_counter()

@@ -17,8 +17,8 @@ from raq.bench.machine import CpuTimes
 
 # Above these a slot is disturbed. On an idle machine threads of a pool wait for some percent of the time (they wake one
 # another); beside a process that burns a CPU of theirs, for a quarter to a half.
-MOST_WAITED, MOST_FOREIGN_CPUS, MOST_STOLEN_CPUS = 0.15, 0.3, 0.1
-NEAR_QUANTILE, MOST_OVER_NEAR, MOST_BEYOND_NEAR_US = 0.05, 1.8, 1.0  # of the handovers of all slots of a measurement
+MAX_WAITED, MAX_FOREIGN_CPUS, MAX_STOLEN_CPUS = 0.15, 0.3, 0.1
+NEAR_QUANTILE, MAX_OVER_NEAR, MAX_BEYOND_NEAR_US = 0.05, 1.8, 1.0  # of the handovers of all slots of a measurement
 TICKS_OF_DOUBT = 3  # /proc/stat counts in ticks: so many may be the count's own error, not somebody's work
 SIGNS = ("waited", "foreign_cpus", "stolen_cpus")
 
@@ -63,9 +63,9 @@ def judged(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: in
         stolen = (after.stolen_s - before.stolen_s) / wall_s
     doubt = TICKS_OF_DOUBT / os.sysconf("SC_CLK_TCK") / wall_s
     disturbed = (
-        (waited is not None and waited > MOST_WAITED)
-        or (foreign is not None and foreign > max(MOST_FOREIGN_CPUS, doubt))
-        or (stolen is not None and stolen > max(MOST_STOLEN_CPUS, doubt))
+        (waited is not None and waited > MAX_WAITED)
+        or (foreign is not None and foreign > max(MAX_FOREIGN_CPUS, doubt))
+        or (stolen is not None and stolen > max(MAX_STOLEN_CPUS, doubt))
     )
     return Slot(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, reply.get("handover_us"))
 
@@ -89,7 +89,7 @@ def is_far(slot: Slot, near_us: float | None) -> bool:
 
 def is_long(handover_us: float, near_us: float) -> bool:
     """Whether a handover is that of threads far from one another, where one of near ones takes so long."""
-    return handover_us > max(MOST_OVER_NEAR * near_us, near_us + MOST_BEYOND_NEAR_US)
+    return handover_us > max(MAX_OVER_NEAR * near_us, near_us + MAX_BEYOND_NEAR_US)
 
 
 def summary(slots: list[Slot], remembered_us: float | None = None) -> dict[str, Any]:

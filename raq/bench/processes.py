@@ -108,7 +108,7 @@ def _last_line(errors: Path) -> str:
     return f": {lines[-1].strip()}" if lines else ""
 
 
-class Nursery:
+class ForkServer:
     """The process that forks a contender's process for every launch; their standard error is in `errors`."""
 
     def __init__(self, control: socket.socket, errors: Path) -> None:
@@ -136,7 +136,7 @@ class Nursery:
 
 
 @contextmanager
-def nursery(runtimes: Collection[str] = ()) -> Iterator[Nursery]:
+def fork_server(runtimes: Collection[str] = ()) -> Iterator[ForkServer]:
     """Start the process that contenders are forked from; it and all of them are ended on the way out.
 
     runtimes: of the contenders to come, whose libraries are then imported once for all launches.
@@ -167,7 +167,7 @@ def nursery(runtimes: Collection[str] = ()) -> Iterator[Nursery]:
                     f"the process that contenders are forked from did not start{_last_line(errors)}",
                     "run it again; was there enough memory?",
                 )
-            yield Nursery(ours, errors)
+            yield ForkServer(ours, errors)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # its own session: it and its children, nobody else

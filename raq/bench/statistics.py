@@ -12,8 +12,8 @@ Interval = tuple[float, float]
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
 CONFIDENCE = 0.95
-LEAST_LAUNCHES, LEAST_CALM_LAUNCHES, LEAST_CALM_ROUNDS = 4, 6, 6
-MOST_VALUES = 100  # more launches than these count in pairs, fours, ...
+MIN_LAUNCHES, MIN_CALM_LAUNCHES, MIN_CALM_ROUNDS = 4, 6, 6
+MAX_VALUES = 100  # more launches than these count in pairs, fours, ...
 # Models of how launches drift: the correlation of a launch's drift with that of the next one, each equally likely
 # before anything is measured, and the share of the variance that is steady, equally likely for each correlation but 0.
 # Without the high correlations intervals are too narrow where a machine drifts slowly: launches in a row then agree.
@@ -116,9 +116,9 @@ def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[floa
     measuring ends when they are narrow, is simulated in tests/benchmarks/trust.py. No interval below four launches.
     """
     values = np.array([float(np.median(np.log(launch))) for launch in launches])
-    while len(values) > MOST_VALUES:
+    while len(values) > MAX_VALUES:
         values = np.array([float(part.mean()) for part in np.array_split(values, -(-len(values) // 2))])
-    if len(values) < LEAST_LAUNCHES:
+    if len(values) < MIN_LAUNCHES:
         return math.exp(float(np.median(values))), None
     centre, (low, high) = _mean_under_drift(_winsorized(values), confidence)
     return math.exp(centre), (math.exp(low), math.exp(high))
@@ -186,13 +186,13 @@ def launches_factor(count: int, narrower: float, most: float) -> float | None:
 
     Of launches without drift, simulated: with few launches an interval narrows faster than with their root.
     """
-    if count < LEAST_LAUNCHES or narrower >= 1:
+    if count < MIN_LAUNCHES or narrower >= 1:
         return None if narrower < 1 else 1.0
     wanted = narrower * _usual_width(count)
     times = 1.0
     while times <= most:
         if (
-            _usual_width(min(MOST_VALUES, round(count * times))) * math.sqrt(min(1.0, MOST_VALUES / (count * times)))
+            _usual_width(min(MAX_VALUES, round(count * times))) * math.sqrt(min(1.0, MAX_VALUES / (count * times)))
             <= wanted
         ):
             return times
@@ -224,10 +224,10 @@ def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
     logs = [np.log(np.asarray(launch, dtype=np.float64)) for launch in launches]
     several = [part for part in logs if len(part) > 1]
     values = _winsorized(np.array([float(np.median(part)) for part in logs]))
-    if len(values) < LEAST_CALM_LAUNCHES or values.std() ** 2 < TINY:
+    if len(values) < MIN_CALM_LAUNCHES or values.std() ** 2 < TINY:
         return None
     between = within = p = None
-    if len(several) >= LEAST_CALM_LAUNCHES:
+    if len(several) >= MIN_CALM_LAUNCHES:
         variance = float(sum(((part - part.mean()) ** 2).sum() for part in several) / sum(len(p) - 1 for p in several))
         typical = len(several) / sum(1 / len(part) for part in several)
         means = _winsorized(np.array([float(part.mean()) for part in several]))
@@ -255,7 +255,7 @@ def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int
     """
     calm = [n for n, spoilt in enumerate(disturbed) if not spoilt]
     launches, calm_launches = len(set(launch)), len({launch[n] for n in calm})
-    enough = len(calm) >= LEAST_CALM_ROUNDS and calm_launches >= min(launches, LEAST_CALM_LAUNCHES)
+    enough = len(calm) >= MIN_CALM_ROUNDS and calm_launches >= min(launches, MIN_CALM_LAUNCHES)
     return calm if enough else list(range(len(launch)))
 
 

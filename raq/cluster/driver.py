@@ -28,7 +28,7 @@ START_TIMEOUT_S = 180.0
 LOST_TIMEOUT_S = 45.0  # that a stage waits while no node is there that could do it, without --wait
 TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
-MAX_ATTEMPTS, MOST_NODES_LOST = 3, 10
+MAX_ATTEMPTS, MAX_NODES_LOST = 3, 10
 FULL_BYTES = 20_000_000  # with less free, a disk counts as full
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 
@@ -214,7 +214,7 @@ class Driver:
                 f"{stage.name}: {what} ({reason}), and no space is left in {self.store.root}",
                 "free some space there; finished stages are kept",
             )
-        if entry.attempt - entry.nodes_lost >= MAX_ATTEMPTS or entry.nodes_lost > MOST_NODES_LOST:
+        if entry.attempt - entry.nodes_lost >= MAX_ATTEMPTS or entry.nodes_lost > MAX_NODES_LOST:
             raise StageError(
                 f"{stage.name}: {what}, at attempt {entry.attempt} ({reason})",
                 f"see {self.handover.where_log_is(stage)}",

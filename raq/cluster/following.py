@@ -9,7 +9,7 @@ from raq.errors import RaqError
 
 LOOK_AGAIN_S = 10.0
 START_TIMEOUT_S = 300.0
-MOST_RECONNECTIONS, RECONNECT_S = 10, 5.0
+MAX_RECONNECTIONS, RECONNECT_S = 10, 5.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 Say = Callable[[str], None]
 
@@ -63,7 +63,7 @@ async def followed(client: Any, job: str, say: Say) -> bool:
             if _unknown(client, job):
                 raise JobLost("the cluster was started anew, and does not know it") from error
             breaks += 1
-            if breaks > MOST_RECONNECTIONS:
+            if breaks > MAX_RECONNECTIONS:
                 raise RaqError(
                     f"job {job} cannot be followed: {type(error).__name__}",
                     "it may still run: see 'ray job status' once the cluster answers again",

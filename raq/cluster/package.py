@@ -21,7 +21,7 @@ from raq.experiment_file import load_experiment
 from raq.model.user_code import sources_of
 from raq.yaml_text import read_yaml_text, read_yaml_value
 
-MOST_BYTES = 100 * 1024 * 1024
+MAX_BYTES = 100 * 1024 * 1024
 """Ray keeps packages in the head's memory, and takes no larger ones."""
 NOT_LOOKED_INTO = ("__pycache__", "node_modules", "results")
 LARGEST_NAMED = 3
@@ -293,11 +293,11 @@ def _left_out(folder: Path, root: Path, chosen: set[str], ignored: _Ignored) -> 
 
 def _refuse_too_much(sizes: dict[str, int]) -> None:
     total = sum(sizes.values())
-    if total >= MOST_BYTES:
+    if total >= MAX_BYTES:
         largest = sorted(sizes, key=lambda file: -sizes[file])[:LARGEST_NAMED]
         named = ", ".join(f"{file} ({sizes[file] / 1e6:.0f} MB)" for file in largest)
         raise UserError(
-            f"there are {total / 1e6:.0f} MB to send, and a job may have {MOST_BYTES / 1e6:.0f}: {named}",
+            f"there are {total / 1e6:.0f} MB to send, and a job may have {MAX_BYTES / 1e6:.0f}: {named}",
             "put large files where the cluster's nodes can read them, and give their absolute paths",
         )
 

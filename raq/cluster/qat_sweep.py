@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from raq.cluster.board import Post
 from raq.cluster.sweep import (
-    MOST_PASSES,
+    MAX_PASSES,
     Progress,
     reason,
     refuse_lost_storage,
@@ -65,10 +65,10 @@ def distributed_qat_sweep(call: Call, post: Post) -> Results:
         trainable = tune.with_parameters(_trial_on_workers, call=call, post=post)
         resources = tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[dict(call.labels)])
     callbacks = [] if each == 1 else [_GiveBack(call)]
-    for number in range(1, MOST_PASSES + 1):
+    for number in range(1, MAX_PASSES + 1):
         lost = tune_search(call, post, search, tune.with_resources(trainable, resources), places, callbacks)
         fetch_trials(call)
-        if not lost or number == MOST_PASSES:
+        if not lost or number == MAX_PASSES:
             break
         post.notice(told_again(lost))
         search = search_of(call)

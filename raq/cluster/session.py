@@ -36,7 +36,7 @@ RAY_SETTINGS = {
 CONNECT_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 LONGEST_TEMPORARY_FOLDER = 30
-MOST_LOOKS, CLEAN_LOOKS = 25, 4
+MAX_LOOKS, CLEAN_LOOKS = 25, 4
 OWN_CLUSTER = "RAQ_OWN_CLUSTER"  # in the environment of all processes of a cluster that raq started: its folder
 OWN_CLUSTER_RESOURCE = "raq_own_cluster"  # marks a cluster that raq started
 
@@ -147,7 +147,7 @@ def end_stragglers(scratch: Path) -> None:
     os.environ.pop(OWN_CLUSTER, None)
     mark = str(scratch).encode()
     clean = 0
-    for _ in range(MOST_LOOKS):
+    for _ in range(MAX_LOOKS):
         found = False
         for process in Path("/proc").glob("[0-9]*"):
             if int(process.name) == os.getpid():

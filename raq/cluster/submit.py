@@ -26,7 +26,7 @@ from raq.storage import check_address, is_address
 
 REQUEST_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
-MOST_SUBMISSIONS = 3
+MAX_SUBMISSIONS = 3
 WAIT_AGAIN_S = 120.0  # for the nodes of a cluster that has just been started again
 KILLED = (-9, 137)
 INTERRUPTED = 130
@@ -101,7 +101,7 @@ def submit(
 ) -> int:
     """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
 
-    A job that is lost by no fault of its own while it is followed is sent again, MOST_SUBMISSIONS times in all, and
+    A job that is lost by no fault of its own while it is followed is sent again, MAX_SUBMISSIONS times in all, and
     goes on where it was (with `fresh`, from the start). results: a folder that all nodes of the cluster share, or an
     address that they can reach; wait_s: how long the job may wait for nodes that its stages need; include: files to
     send that the experiment's code reads (`package.pack`); insecure: plain HTTP to another machine. Raises UserError
@@ -119,7 +119,7 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
         package = pack(path, overrides, Path.cwd(), Path(scratch), include)
         asked = Job(_connected(address), package, overrides, results, fresh, wait_s, say)
-        for number in range(1, MOST_SUBMISSIONS + 1):
+        for number in range(1, MAX_SUBMISSIONS + 1):
             job = asked.sent(number)
             size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
             say(f"job {job} submitted to {address}: {size}")
@@ -130,10 +130,10 @@ def submit(
                 return _followed_to_its_end(asked, job, address, say, ask)
             except JobLost as lost:
                 reason = f"job {job} was lost: {lost}"
-                if number < MOST_SUBMISSIONS:
-                    say(f"{reason}; submitted again, {number + 1} of at most {MOST_SUBMISSIONS} times")
+                if number < MAX_SUBMISSIONS:
+                    say(f"{reason}; submitted again, {number + 1} of at most {MAX_SUBMISSIONS} times")
     raise RaqError(
-        f"{reason}; it was submitted {MOST_SUBMISSIONS} times", "finished stages are kept; see the head's logs"
+        f"{reason}; it was submitted {MAX_SUBMISSIONS} times", "finished stages are kept; see the head's logs"
     )
 
 

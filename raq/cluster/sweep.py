@@ -20,7 +20,7 @@ from raq.storage import StorageError
 from raq.sweeps import Config, grid
 
 EXPERIMENT = "tune"
-MOST_PASSES = 3
+MAX_PASSES = 3
 
 
 def distributed_sweep(call: Call, post: Post) -> Results:
@@ -84,12 +84,12 @@ def tune_all(
 ) -> dict[int, str]:
     """Run all of these trials; what went wrong, by the number of the trial.
 
-    Trials that were lost with their process or their node are done again, MOST_PASSES times in all: that is no result
+    Trials that were lost with their process or their node are done again, MAX_PASSES times in all: that is no result
     of theirs, unless it comes again and again. Those that have finished report at once.
     """
-    for number in range(1, MOST_PASSES + 1):
+    for number in range(1, MAX_PASSES + 1):
         failed, lost = _tune_once(call, post, trainable, configs, metric, name)
-        if not lost or number == MOST_PASSES:
+        if not lost or number == MAX_PASSES:
             break
         post.notice(told_again(lost))
         fetch_trials(call)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
                 "NEON": "asimd"}  # fmt: skip
-LEAST_DB_BETWEEN_BATCHES = 20.0
+MIN_DB_BETWEEN_BATCHES = 20.0
 ZIP_MAGIC = b"PK\x03\x04"
 MAX_BYTES = 8_000_000_000
 MAX_MACS = 10**18
@@ -258,7 +258,7 @@ def _run(own: Path, path: Path, found: Found) -> None:
     elif not torch.equal(three, again):
         found["problems"].append("it gives other logits for the same images when run again")
     between = sqnr_db(three.numpy(), single.numpy())
-    if between is not None and between < LEAST_DB_BETWEEN_BATCHES:
+    if between is not None and between < MIN_DB_BETWEEN_BATCHES:
         found["problems"].append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
     found["ran"] = {"runtime": process.runtime, "load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
                     "classes": int(three.shape[1]), "batches_sqnr_db": between}  # fmt: skip

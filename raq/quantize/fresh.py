@@ -30,7 +30,7 @@ from raq.quantize.pte import is_pte
 
 MAX_TRACE_BYTES = 100_000_000
 START_TIMEOUT_S, CALL_TIMEOUT_S = 120.0, 600.0
-MOST_CLASSES, MOST_ANSWER_BYTES = 10_000_000, 4_000_000_000
+MAX_CLASSES, MAX_ANSWER_BYTES = 10_000_000, 4_000_000_000
 ALONE = {"inductor": "torch", "executorch": "ExecuTorch"}
 CHILD = """
 import json, os, struct, sys, time
@@ -128,7 +128,7 @@ class FreshProcess:
         request = struct.pack("4q", -first if traced else first, *others) + values.tobytes()
         header = self._exchange(request, lambda got: 16 if len(got) >= 16 else 0, CALL_TIMEOUT_S)
         rows, classes = struct.unpack("2q", header)
-        if rows != len(values) or not 0 < classes <= MOST_CLASSES:
+        if rows != len(values) or not 0 < classes <= MAX_CLASSES:
             raise self._failure(f"it gave [{rows}, {classes}] for {len(values)} images")
         size = 4 * rows * classes
         content = self._exchange(b"", lambda got: size if len(got) >= size else 0, CALL_TIMEOUT_S)
@@ -174,7 +174,7 @@ class FreshProcess:
                 received = os.read(self.answers, 1 << 20) if readable else None
             except OSError:
                 received = b""
-            if received == b"" or len(self.buffer) > MOST_ANSWER_BYTES:
+            if received == b"" or len(self.buffer) > MAX_ANSWER_BYTES:
                 raise self._failure("its process ended" if received == b"" else "it does not stop answering")
             self.buffer += received or b""
         answer = bytes(self.buffer[:count])

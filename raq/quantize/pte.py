@@ -28,7 +28,7 @@ from raq.quantize.generated import MAX_METADATA_BYTES, METADATA_KEY, Constant, G
 
 MAGIC, MAGIC_AT = b"ET", 4
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none
-MOST_TIMES_PAYLOAD = 100  # what no honest graph exceeds, written as JSON
+MAX_TIMES_PAYLOAD = 100  # what no honest graph exceeds, written as JSON
 DIGEST = re.compile(r"[0-9a-f]{64}")
 ITEM_TYPES = {"qint8": "int8", "qcint8": "int8", "quint8": "uint8", "qint32": "int32", "qcint32": "int32",
               "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "qcint4": "int4"}  # fmt: skip
@@ -329,7 +329,7 @@ def _xnnpack_graph(payload: bytes) -> Graph:
         schema.write_bytes(resources.files(serialization).joinpath("schema.fbs").read_bytes())
         graph.write_bytes(payload[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
         _flatc_decompile(folder, str(schema), str(graph))
-        if graph.with_suffix(".json").stat().st_size > MOST_TIMES_PAYLOAD * len(payload) + MAX_METADATA_BYTES:
+        if graph.with_suffix(".json").stat().st_size > MAX_TIMES_PAYLOAD * len(payload) + MAX_METADATA_BYTES:
             raise ValueError("XNNPACK's graph in it unpacks to many times its size")
         text = graph.with_suffix(".json").read_text()
     found: Graph = json.loads(NOT_FINITE.sub(": null", text))

@@ -21,7 +21,7 @@ from raq.bench.statistics import (
 )
 from raq.experiment import Margin
 
-MOST_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
+MAX_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
 Counts = Callable[[str, str], tuple[int, int, int] | None]
 """How many test images the first candidate alone has right (the second has lost them), how many the second alone has
 (it has won them), and of how many; None where it is not known."""
@@ -168,9 +168,9 @@ def images_needed(claim: Claim) -> str:
         interval = drop_interval(lost * times, won * times, images * times, claim.confidence)
         return at_most(interval, claim.margin) is not None
 
-    if not settled(MOST_TIMES):
-        return f"; it lies too near the margin for {images} test images, or {MOST_TIMES} times as many"
-    low, high = 1.0, float(MOST_TIMES)
+    if not settled(MAX_TIMES):
+        return f"; it lies too near the margin for {images} test images, or {MAX_TIMES} times as many"
+    low, high = 1.0, float(MAX_TIMES)
     for _ in range(20):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if settled(middle) else (middle, high)
@@ -184,9 +184,9 @@ def measuring_needed(claim: Claim, measured: Measured, rules: Rules) -> str:
     low, high = claim.interval
     half = math.log(high / claim.value) if claim.value < claim.margin else math.log(claim.value / low)
     room = abs(math.log(claim.margin / claim.value))
-    factor = launches_factor(claim.launches, room / max(half, 1e-12), MOST_TIMES)
+    factor = launches_factor(claim.launches, room / max(half, 1e-12), MAX_TIMES)
     if factor is None:
-        return f"; it lies too near the margin to be told in {MOST_TIMES} times as long"
+        return f"; it lies too near the margin to be told in {MAX_TIMES} times as long"
     if measured.stopped_by == "precision" and rules.precision is not None:
         return f"; ask for a smaller bench.precision (about {min(room, 0.9 * rules.precision):.2g})"
     if measured.stopped_by == "rounds":

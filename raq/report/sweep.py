@@ -65,7 +65,7 @@ def _lost(points: float | None, interval: Sequence[float] | None) -> str:
     return f"{points:.2f} ({interval[0]:.2f} to {interval[1]:.2f})" if interval[0] != interval[1] else f"{points:.2f}"
 
 
-MOST_TRIALS = 20  # on the terminal; the table of all is in trials.csv
+MAX_TRIALS = 20  # on the terminal; the table of all is in trials.csv
 
 
 def print_search(console: Console, found: Mapping[str, Any]) -> None:
@@ -88,7 +88,7 @@ def print_search(console: Console, found: Mapping[str, Any]) -> None:
     for name in ("trial", "top-1 %", "epochs", *keys):
         table.add_column(_heading(name), justify="right", no_wrap=True)
     mark = "▸" if console.encoding.startswith("utf") else "*"
-    for trial in ranked[:MOST_TRIALS]:
+    for trial in ranked[:MAX_TRIALS]:
         interval = trial.get("top1_interval")
         table.add_row(
             mark if trial["number"] == choice["number"] else "",
@@ -99,8 +99,8 @@ def print_search(console: Console, found: Mapping[str, Any]) -> None:
             style="bold" if trial["number"] == choice["number"] else "dim" if interval is None else None,
         )
     console.print(table)
-    if len(ranked) > MOST_TRIALS:
-        console.print(f"and {len(ranked) - MOST_TRIALS} more: see trials.csv", style="dim", highlight=False)
+    if len(ranked) > MAX_TRIALS:
+        console.print(f"and {len(ranked) - MAX_TRIALS} more: see trials.csv", style="dim", highlight=False)
     mattered = found["importance"]
     widest = max(t["top1_interval"][1] - t["top1_interval"][0] for t in trials if t.get("top1_interval"))
     lines = [
@@ -134,7 +134,7 @@ def _short(value: Any) -> str:
 
 
 HEADING = 9
-MOST_LAYERS, MOST_NAMED = 12, 8
+MAX_LAYERS, MAX_NAMED = 12, 8
 
 
 def print_layers(console: Console, found: Mapping[str, Any]) -> None:
@@ -153,7 +153,7 @@ def print_layers(console: Console, found: Mapping[str, Any]) -> None:
     table.add_column("layer", overflow="fold")
     for name in ("MACs %", "drop in float", "dB in float", "drop alone", "dB alone"):
         table.add_column(name, justify="right")
-    for row in ranked[:MOST_LAYERS]:
+    for row in ranked[:MAX_LAYERS]:
         table.add_row(
             Text(row["layer"]),
             f"{100 * row['mac_share']:.1f}",
@@ -164,17 +164,17 @@ def print_layers(console: Console, found: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"the {len(ranked[:MOST_LAYERS])} of {len(known)} layers that matter most. in float: all others in int8; "
+        f"the {len(ranked[:MAX_LAYERS])} of {len(known)} layers that matter most. in float: all others in int8; "
         "alone: the only one in int8. dB: SQNR of the logits.",
         style="dim",
         highlight=False,
     )
     for number, mixture in enumerate(found["choice"]["mixtures"], start=1):
         names = mixture["layers"].split()
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         console.print(
             f"mixed-{number}: drop {_points(mixture)}, {_db(mixture['sqnr_db'])} dB, "
-            f"{100 * mixture['float_mac_share']:.1f}% of the MACs in float: {', '.join(names[:MOST_NAMED])}{more}",
+            f"{100 * mixture['float_mac_share']:.1f}% of the MACs in float: {', '.join(names[:MAX_NAMED])}{more}",
             markup=False,
             highlight=False,
         )

@@ -6,7 +6,7 @@ Neither torch nor ray.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raq.bench.statistics import LEAST_LAUNCHES, paired_ratio
+from raq.bench.statistics import MIN_LAUNCHES, paired_ratio
 from raq.experiment import BASELINE
 from raq.report.bench import kept_apart
 from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_needed, rounded_up
@@ -122,8 +122,8 @@ class Sentences:
         count = max(1, min(len(row_ratios(best.row, rival.row)) for rival in rivals))
         few = "1 launch is" if count == 1 else f"{count} launches are"
         elapsed_s = self.measured.get(place[0], Measured()).elapsed_s
-        wanted_s = rounded_up(elapsed_s * LEAST_LAUNCHES / count) if elapsed_s else None
-        longer = f" (about {wanted_s} s for {LEAST_LAUNCHES})" if wanted_s else ""
+        wanted_s = rounded_up(elapsed_s * MIN_LAUNCHES / count) if elapsed_s else None
+        longer = f" (about {wanted_s} s for {MIN_LAUNCHES})" if wanted_s else ""
         return (
             f"the speed of {', '.join(rival.contender for rival in rivals)} and {best.contender} has no interval, as "
             f"{few} too few for one; raise bench.budget_s{longer} or bench.rounds, and measure interleaved"

@@ -14,7 +14,7 @@ from raq.bench import nearest
 from raq.bench.latency import Measurement, measure
 from raq.bench.machine import available_cpus
 from raq.bench.noise import Slot
-from raq.bench.processes import ContenderSettings, nursery
+from raq.bench.processes import ContenderSettings, fork_server
 from raq.bench.rows import Round, contender_row, ratios, with_turns
 from raq.bench.statistics import paired_ratio, relative_half_width
 from raq.environment import inductor_cache
@@ -48,7 +48,7 @@ def contender(tmp_path_factory: pytest.TempPathFactory) -> ContenderSettings:
 @pytest.fixture(scope="module")
 def started():
     """One process to fork contenders from, for all tests here: it imports torch once."""
-    with nursery() as own:
+    with fork_server() as own:
         yield own
 
 
@@ -88,7 +88,7 @@ def test_a_run_that_is_kept_apart_from_start_to_end_is_told(contender, started, 
     assert first["noise"]["handover_us"]["remembered"] is False
     assert nearest.remembered(cpus, 2) == first["noise"]["handover_us"]["near"]
     nearest.file_of(cpus, 2).unlink()
-    monkeypatch.setattr("raq.bench.noise.MOST_BEYOND_NEAR_US", 0.0)
+    monkeypatch.setattr("raq.bench.noise.MAX_BEYOND_NEAR_US", 0.0)
     nearest.remember(cpus, 2, 1e-6)
     found = measure(pair, PROTOCOL, cpus, started=started)
     assert found["noise"]["handover_us"]["remembered"] is True
@@ -325,7 +325,7 @@ def test_a_compiler_that_fails_leaves_no_mark_of_success(tmp_path: Path, monkeyp
     """The probes of the CPU go to the user's cache: one taken for a success would stay there."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", "/bin/false")
-    with nursery():
+    with fork_server():
         pass
     assert not list(tmp_path.rglob("*load_ok*"))
     assert inductor_cache() == tmp_path / "cache"

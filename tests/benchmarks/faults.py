@@ -80,7 +80,7 @@ OURS = (b"ray::StageActor", b"ray::Board", b"ray::RayTrainWorker", b"ray::_RayTr
 RUN_TIMEOUT_S, LEFT_TIMEOUT_S = 420.0, 30.0
 WAIT_S = 60.0  # for nodes, where some come and go
 OUTAGE_S, NOTICE_S, SLOW_S, REPLACED_S = 30.0, 10.0, 30.0, 5.0
-MOST_MISSES = 4
+MAX_MISSES = 4
 VISIBLE = ("retry", "again", "lost", "taken away", "waiting", "raq: ")
 Found = dict[str, Any]
 
@@ -490,7 +490,7 @@ def main() -> None:
         for name, number in missing:
             chance = random.Random(f"{name} {number}")
             part = (duration - 4 - first_s) / options.points
-            for misses in range(MOST_MISSES + 1):
+            for misses in range(MAX_MISSES + 1):
                 after_s = first_s + part * (number + chance.random())
                 found = {**one_run(setting, name, number, after_s, chance), "misses": misses}
                 if found["hit"] is not None:

@@ -39,7 +39,7 @@ from trust_contenders import SHARE
 from raq.bench.latency import measure
 from raq.bench.machine import available_cpus
 from raq.bench.noise import is_long
-from raq.bench.processes import ContenderSettings, Nursery, nursery
+from raq.bench.processes import ContenderSettings, ForkServer, fork_server
 from raq.bench.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width
 from raq.environment import commit, environment
 from raq.experiment import Bench
@@ -52,7 +52,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
 SHAPE, BATCH = (3, 32, 32), 32
-RUNS_A_NURSERY = 50  # runs whose contenders are forked from one process; starting it takes seconds
+RUNS_A_FORK_SERVER = 50  # runs whose contenders are forked from one process; starting it takes seconds
 QUIET = Bench(batch_sizes=(BATCH,), precision=0.02, budget_s=30.0)
 NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=20.0)
 SPREAD_RUNS, SPREAD_S = 20, 7200.0  # from the start of the first to the start of the last
@@ -114,12 +114,12 @@ def pairs(rows: list[Found]) -> dict[str, Found]:
     return found
 
 
-def quiet(own: Nursery, weights: Path) -> Found:
+def quiet(own: ForkServer, weights: Path) -> Found:
     entrants = [contender("one", "plain", weights), contender("twin", "plain", weights)]
     return raw(measure([*entrants, contender("sleepy", "sleepy", weights)], QUIET, available_cpus(), started=own))
 
 
-def neighbour(own: Nursery, weights: Path, number: int) -> Found:
+def neighbour(own: ForkServer, weights: Path, number: int) -> Found:
     burner = subprocess.Popen([sys.executable, "-c", BURNER, str(number)])
     try:
         entrants = [contender("one", "plain", weights), contender("sleepy", "sleepy", weights)]
@@ -207,7 +207,7 @@ def in_one_process(contenders: list[ContenderSettings], batch: int, rounds: int)
     return found
 
 
-def bias(own: Nursery, results: Path) -> Found:
+def bias(own: ForkServer, results: Path) -> Found:
     """Speedups over eager FP32 of the quickstart's artifacts, measured in three ways in one go."""
     contenders, _ = quickstart_contenders(results)
     found: Found = {}
@@ -430,8 +430,8 @@ def main() -> None:
     }
     for name, function in functions.items():
         if name in phases:
-            for until in range(RUNS_A_NURSERY, runs + RUNS_A_NURSERY, RUNS_A_NURSERY):
-                with nursery() as own:
+            for until in range(RUNS_A_FORK_SERVER, runs + RUNS_A_FORK_SERVER, RUNS_A_FORK_SERVER):
+                with fork_server() as own:
                     found[name] = kept(options.work, name, min(until, runs), partial(function, own), options.lock)
     if "spread" in phases:
         wanted = count_of("spread", runs)
@@ -444,7 +444,7 @@ def main() -> None:
             partial(wait_for_turn, options.work),
         )
     if "bias" in phases:
-        with nursery() as own:
+        with fork_server() as own:
             found["bias"] = kept(options.work, "bias", 1, lambda n: bias(own, results), options.lock)
     if "simulated" in phases:
         found["simulated"] = [simulated(*drift, runs=10 * runs) for drift in SIMULATED]

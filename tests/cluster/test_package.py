@@ -189,7 +189,7 @@ def test_ignored_files_go_if_they_are_asked_for(root: Path, target: Path) -> Non
 
 
 def test_what_cannot_be_sent_is_refused(root: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "MOST_BYTES", 3_000_000)
+    monkeypatch.setattr(package, "MAX_BYTES", 3_000_000)
     (root / "large.bin").write_bytes(bytes(4_000_000))
     with pytest.raises(UserError, match=r"4 MB to send, and a job may have 3: large.bin \(4 MB\)"):
         pack(root / "own.yaml", [], root, target, [Path("large.bin")])
