@@ -394,7 +394,7 @@ if "spread" in read("trust/trust.json")["table"]:
 if "simulated coverage" in read("trust/trust.json")["table"]:
     TABLES["simulated"] = simulated
 
-PAGES = ("README.md", "results/README.md", "experiments/README.md")
+PAGES = ("README.md", "results/README.md", "experiments/README.md", "experiments/cluster.md")
 PLACE = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
