@@ -291,6 +291,7 @@ class BenchRow(TypedDict):
     rounds: Annotated[int, Field(ge=1, le=2**40)]
     disturbed_rounds: NotRequired[Count]
     far_rounds: NotRequired[Count]
+    round_far: NotRequired[list[bool]]
     calm: NotRequired[bool | None]
     mean_ms: Positive
     std_ms: Number | None
@@ -322,7 +323,7 @@ class Handover(TypedDict):
     near: Number
     median: Number
     most: Number
-    remembered: NotRequired[bool]
+    remembered: NotRequired[Number | None]
 
 
 @strict

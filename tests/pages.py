@@ -114,7 +114,7 @@ def verdicts() -> str:
         )
         lines.append(
             f"| {name} ({commit_of(now['environment'])}) | {launches(name)} | {said or 'cannot tell'} | "
-            f"{says or 'cannot tell'}{places}: {now['verdict']['why']} |"
+            f"{says or 'cannot tell'} ({places}): {now['verdict']['why']} |"
         )
     return "\n".join(lines)
 
@@ -203,7 +203,7 @@ def faults() -> str:
 def share(found: Found) -> str:
     """A count, of how many, with Wilson's interval of the share."""
     low, high = (100 * bound for bound in found["interval"])
-    return f"{found['count']} of {found['of']} ({low:.0f}% to {high:.0f}%)"
+    return f"{found['count']} of {found['of']} ({low:.1f}% to {high:.1f}%)"
 
 
 def trust() -> str:
@@ -226,7 +226,10 @@ def trust() -> str:
     if "bias of twins, percent" in table:
         mean, (low, high) = table["bias of twins, percent"]["mean"], table["bias of twins, percent"]["interval"]
         off = f"{mean:+.3f}% ({low:+.3f}% to {high:+.3f}%)"
-        lines.append(f"| an artifact's speedup over its twin, off by | at most 0.03% | {off} | {commits['quiet']} |")
+        lines.append(
+            f"| an artifact's speedup over its twin, off by | below 0.03% (the interval reaches further) | {off} | "
+            f"{commits['quiet']} |"
+        )
     width = f"±{100 * table['neighbour: median half width']:.1f}%"
     lines.append(f"| beside that process: half width of the interval, median | | {width} | {commits['neighbour']} |")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ import numpy as np
 
 from raq.bench import nearest
 from raq.bench.machine import clock, cpu_times, pinned
-from raq.bench.noise import Slot, judged, near_handover, summary
+from raq.bench.noise import Slot, judged, summary
 from raq.bench.processes import ContenderProcess, ContenderSettings, ForkServer, fork_server
 from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
 from raq.bench.statistics import MIN_CALM_LAUNCHES, paired_ratio, relative_half_width
@@ -254,7 +254,7 @@ def measure(
     keys = [(c, size) for size in protocol.batch_sizes for c in contenders]
     every_round = [r for rounds in found.rounds.values() for r in rounds]
     slots = [slot for r in every_round for tries in r.attempts.values() for slot in tries]
-    nearest.remember(cpus, threads, near_handover(slots))
+    nearest.remember(cpus, threads, slots)
     return {
         "rows": [
             contender_row(contender, found.baseline, size, found.rounds[size], found.launches)

@@ -2,7 +2,7 @@
 
 Where a hypervisor keeps two CPUs apart for a whole measurement, nothing in it tells: all its handovers are alike. What
 an earlier one saw does. The number is in the per-user cache, a file a machine, choice of CPUs and number of threads;
-it is forgotten when it was not seen again for a week, as the same name may then be another machine.
+libraries, settings and boot of the machine belong to its name. It is forgotten when it was not seen again for a week.
 """
 
 import hashlib
@@ -14,23 +14,37 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from raq.environment import machine
+from raq.bench.noise import Slot, near_handover
+from raq.environment import machine, versions
 from raq.model.cache import cache_folder
 from raq.records import write_json
 
 KEPT = timedelta(days=7)
 ALIKE = 1.25  # a handover within this factor of the one that is kept is the same one, seen again
+MIN_SLOTS = 20  # of fewer, the near ones may be a single wrong reading
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
+"""What a cache that is not there or damaged raises; RuntimeError is that of a user without a home."""
 
 
 def file_of(cpus: Sequence[int], threads: int) -> Path:
-    """Where the number of so many threads on these CPUs of this machine is."""
-    key = json.dumps([platform.node(), machine()["cpu"], sorted(cpus), threads])
-    return cache_folder() / "handovers" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    """Where the number of so many threads on these CPUs of this machine is. RuntimeError if the user has no home."""
+    boot = BOOT.read_text().strip() if BOOT.is_file() else None
+    known = [
+        platform.node(),
+        boot,
+        machine()["cpu"],
+        machine()["settings"],
+        versions(("torch",)),
+        sorted(cpus),
+        threads,
+    ]
+    return cache_folder() / "handovers" / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]}.json"
 
 
 def remembered(cpus: Sequence[int], threads: int) -> float | None:
     """Microseconds of the shortest handover that so many threads had here; None if none was seen in the last week."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a file of a cache that cannot be read is as none
+    with suppress(*UNREADABLE):
         found = json.loads(file_of(cpus, threads).read_text())
         near_us, seen = float(found["near_us"]), datetime.fromisoformat(found["seen"])
         if math.isfinite(near_us) and near_us > 0 and abs(datetime.now(UTC) - seen) <= KEPT:
@@ -38,15 +52,18 @@ def remembered(cpus: Sequence[int], threads: int) -> float | None:
     return None
 
 
-def remember(cpus: Sequence[int], threads: int, near_us: float | None) -> None:
+def remember(cpus: Sequence[int], threads: int, slots: Sequence[Slot]) -> None:
     """Keep what a measurement found near, if it is shorter than what is kept, or the same again.
 
     A cache that cannot be written is left: the next measurement then knows what it sees itself.
     """
+    near_us = near_handover(slots)
+    if near_us is None or near_us <= 0 or sum(slot.handover_us is not None for slot in slots) < MIN_SLOTS:
+        return
     before = remembered(cpus, threads)
-    if near_us is None or near_us <= 0 or (before is not None and near_us > ALIKE * before):
+    if before is not None and near_us > ALIKE * before:
         return
     shortest = near_us if before is None else min(near_us, before)
-    with suppress(OSError):
+    with suppress(*UNREADABLE):
         file_of(cpus, threads).parent.mkdir(parents=True, exist_ok=True)
         write_json(file_of(cpus, threads), {"near_us": shortest, "seen": datetime.now(UTC).isoformat()})

@@ -19,6 +19,8 @@ from raq.bench.machine import CpuTimes
 # another); beside a process that burns a CPU of theirs, for a quarter to a half.
 MAX_WAITED, MAX_FOREIGN_CPUS, MAX_STOLEN_CPUS = 0.15, 0.3, 0.1
 NEAR_QUANTILE, MAX_OVER_NEAR, MAX_BEYOND_NEAR_US = 0.05, 1.8, 1.0  # of the handovers of all slots of a measurement
+# CPUs of one machine are not further apart than this: what takes longer is a thread that waited for its CPU.
+MAX_FAR_US, MAX_FAR_OVER_NEAR = 20.0, 10.0
 TICKS_OF_DOUBT = 3  # /proc/stat counts in ticks: so many may be the count's own error, not somebody's work
 SIGNS = ("waited", "foreign_cpus", "stolen_cpus")
 
@@ -83,8 +85,13 @@ def near_handover(slots: Iterable[Slot], remembered_us: float | None = None) -> 
 
 
 def is_far(slot: Slot, near_us: float | None) -> bool:
-    """Whether its threads ran far from one another, against those that were near."""
-    return near_us is not None and slot.handover_us is not None and is_long(slot.handover_us, near_us)
+    """Whether its threads ran far from one another, against those that were near.
+
+    Not where others disturbed it: a thread that waits for a CPU hands over late wherever it is.
+    """
+    if near_us is None or slot.handover_us is None or slot.disturbed:
+        return False
+    return is_long(slot.handover_us, near_us) and slot.handover_us <= max(MAX_FAR_US, MAX_FAR_OVER_NEAR * near_us)
 
 
 def is_long(handover_us: float, near_us: float) -> bool:
@@ -95,7 +102,7 @@ def is_long(handover_us: float, near_us: float) -> bool:
 def summary(slots: list[Slot], remembered_us: float | None = None) -> dict[str, Any]:
     """The mean and largest of each sign over these slots (None where nothing is known), and how many were disturbed.
 
-    remembered_us: the shortest handover of earlier measurements; the record says where it is what told.
+    remembered_us: the shortest handover of earlier measurements. handover_us.near is that of these slots alone.
     """
     found: dict[str, Any] = {}
     for sign in SIGNS:
@@ -104,13 +111,11 @@ def summary(slots: list[Slot], remembered_us: float | None = None) -> dict[str, 
     handovers = sorted(slot.handover_us for slot in slots if slot.handover_us is not None)
     near_us = near_handover(slots, remembered_us)
     handover = None
-    if near_us is not None:
+    if handovers:
         handover = {
-            "near": near_us,
-            "median": handovers[len(handovers) // 2],
-            "most": handovers[-1],
-            "remembered": near_us != near_handover(slots),
-        }
+            "near": near_handover(slots), "median": handovers[len(handovers) // 2], "most": handovers[-1],
+            "remembered": remembered_us,
+        }  # fmt: skip
     return {
         **found,
         "handover_us": handover,

@@ -117,6 +117,7 @@ def contender_row(
         "round_p50_ms": [r.median_ms(name) for r in rounds],
         "round_launch": launch,
         "round_disturbed": [r.slot(name).spoilt for r in rounds],
+        "round_far": [r.slot(name).far for r in rounds],
     }
 
 

@@ -12,7 +12,7 @@ Interval = tuple[float, float]
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
 CONFIDENCE = 0.95
-MIN_LAUNCHES, MIN_CALM_LAUNCHES, MIN_CALM_ROUNDS = 4, 6, 6
+MIN_LAUNCHES, MIN_CALM_LAUNCHES, MIN_CALM_ROUNDS, MIN_CALM_SHARE = 4, 6, 6, 0.25
 MAX_VALUES = 100  # more launches than these count in pairs, fours, ...
 # Models of how launches drift: the correlation of a launch's drift with that of the next one, each equally likely
 # before anything is measured, and the share of the variance that is steady, equally likely for each correlation but 0.
@@ -251,11 +251,13 @@ def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
 def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int]:
     """Which rounds count, by position: the undisturbed ones, unless too few of them or of their launches remain.
 
-    launch: of each round, whose processes it used; disturbed: whether something spoilt it.
+    launch: of each round, whose processes it used; disturbed: whether something spoilt it. Too few are also those of
+    less than a quarter of the launches: what such a run mostly saw is not to be thrown away for a rare moment.
     """
     calm = [n for n, spoilt in enumerate(disturbed) if not spoilt]
     launches, calm_launches = len(set(launch)), len({launch[n] for n in calm})
-    enough = len(calm) >= MIN_CALM_ROUNDS and calm_launches >= min(launches, MIN_CALM_LAUNCHES)
+    wanted = max(min(launches, MIN_CALM_LAUNCHES), MIN_CALM_SHARE * launches)
+    enough = len(calm) >= MIN_CALM_ROUNDS and calm_launches >= wanted
     return calm if enough else list(range(len(launch)))
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.experiment import Margin
+from raq.report.ratios import SharedRounds, shared_rounds
 from raq.report.terminal import clean, plain_console, printable, say
 
 ENDED = {
@@ -65,10 +66,12 @@ def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
         )
     handover = noise.get("handover_us")
     if handover and noise.get("far_apart_slots"):
-        where = "in an earlier measurement" if handover.get("remembered") else "where they were near"
+        earlier = handover.get("remembered")
+        near = handover["near"] if earlier is None else min(earlier, handover["near"])
+        where = "where they were near" if near == handover["near"] else "in an earlier measurement"
         lines.append(
-            f"in {noise['far_apart_slots']} of {noise['slots']} turns threads ran far apart, where a hypervisor put "
-            f"them: handing over took up to {handover['most']:.1f} us, {handover['near']:.1f} {where}"
+            f"in {noise['far_apart_slots']} of {noise['slots']} turns the CPUs were far apart: threads took "
+            f"{handover['median']:.1f} us to hand over (median of all turns), {near:.1f} {where}"
         )
     return lines
 
@@ -92,21 +95,14 @@ def disagreement_in_words(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"of {len(known)} comparisons with the best FP32, {' and '.join(said)}: the intervals allow for it"
 
 
-def not_calm(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """A warning, if too few rounds of one of these rows were undisturbed."""
-    spoilt = [row for row in rows if row.get("calm") is False]
+def not_calm(compared: Sequence[tuple[str, SharedRounds | None]]) -> str | None:
+    """A warning, if too few rounds of one of these comparisons, each with its name, were undisturbed."""
+    spoilt = [(name, rounds) for name, rounds in compared if rounds is not None and rounds.doubt]
     if not spoilt:
         return None
-    row = max(spoilt, key=lambda r: r["disturbed_rounds"] / r["rounds"])
-    of = f"rounds of {row['candidate']}/{row['runtime']} at batch {row['batch_size']}"
-    if kept_apart(row):
-        return (
-            f"CPUS APART: in {row['far_rounds']} of {row['rounds']} {of} a hypervisor kept the CPUs apart, so that all "
-            "of them are used; where they are near, speeds differ: measure again later"
-        )
-    return (
-        f"NOT CALM: {row['disturbed_rounds']} of {row['rounds']} {of} were disturbed, so that all of them are used; "
-        "measure again on a quiet machine"
+    name, rounds = max(spoilt, key=lambda one: one[1].disturbed / one[1].shared)
+    return f"NOT CALM: {name}: {rounds.doubt}, too many to leave them out; measure again " + (
+        "later, when the CPUs are near" if 2 * rounds.far > rounds.disturbed else "on a quiet machine"
     )
 
 
@@ -147,7 +143,15 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
             say(console, difference_in_words(row))
     for line in measurement_in_words(found):
         say(console, line, "dim")
-    warning = not_calm(found["rows"])
+    baselines = {
+        row["batch_size"]: row for row in found["rows"] if f"{row['candidate']}/{row['runtime']}" == row["baseline"]
+    }
+    warning = not_calm(
+        [
+            (f"{row['candidate']} at batch {row['batch_size']}", shared_rounds(baselines[row["batch_size"]], row))
+            for row in found["rows"]
+        ]
+    )
     if warning:
         say(console, warning, "bold yellow")
 

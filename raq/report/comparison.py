@@ -91,7 +91,7 @@ def _conditions(first: Summary, second: Summary) -> list[str]:
     for summary in (first, second):
         spoilt = [row for c in summary["candidates"] for row in c["latency"] if row.get("calm") is False]
         if any(kept_apart(row) for row in spoilt):
-            lines.append(f"{summary['run']} was measured where a hypervisor kept the CPUs apart")
+            lines.append(f"{summary['run']} was measured where the CPUs were far apart")
         if not all(kept_apart(row) for row in spoilt):
             lines.append(f"{summary['run']} was measured on a machine that was not calm")
     return lines

@@ -17,7 +17,7 @@ from rich.text import Text
 from raq.plan import Stage
 from raq.report.bench import disagreement_in_words, measurement_in_words, not_calm
 from raq.report.proof import parity_in_words
-from raq.report.ratios import Summary
+from raq.report.ratios import Summary, compared
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.terminal import clean, plain_console, printable, say
 
@@ -230,7 +230,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     disagreement = disagreement_in_words(rows)
     if disagreement:
         say(console, disagreement, "dim")
-    warning = not_calm(rows)
+    warning = not_calm(compared(summary["candidates"]))
     if warning:
         console.print(warning, markup=False, highlight=False, style="bold yellow", soft_wrap=True)
     machine = summary["environment"]["machine"]

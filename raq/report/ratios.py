@@ -4,9 +4,10 @@ Neither torch nor ray.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from raq.bench.statistics import Ratios, calm_ratios, paired_ratio
+from raq.bench.statistics import Ratios, calm_ratios, counted_rounds, paired_ratio
 from raq.experiment import BASELINE
 
 Summary = dict[str, Any]
@@ -23,6 +24,48 @@ def row_ratios(one: Summary, other: Summary) -> Ratios:
     spoilt = [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
     one_ms, other_ms = [one["round_p50_ms"][n] for n, _ in both], [other["round_p50_ms"][m] for _, m in both]
     return calm_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, spoilt)
+
+
+@dataclass(frozen=True)
+class SharedRounds:
+    """What a ratio of two rows is of. shared: rounds in which both had a turn; counted: those that the ratio is of;
+    disturbed, far: of the shared ones, those that others disturbed or in which the CPUs were far apart, and the latter.
+    """
+
+    shared: int
+    counted: int
+    disturbed: int
+    far: int
+
+    @property
+    def doubt(self) -> str | None:
+        """What is wrong with the rounds that count; None if they are undisturbed."""
+        if not self.disturbed or self.counted < self.shared:
+            return None
+        if 2 * self.far > self.disturbed:
+            return f"in {self.far} of {self.shared} rounds the CPUs were far apart"
+        return f"{self.disturbed} of {self.shared} rounds were disturbed"
+
+
+def shared_rounds(one: Summary, other: Summary) -> SharedRounds | None:
+    """The rounds that a ratio of two rows of a measurement is of; None for older records, which tell too little."""
+    if "round_launch" not in one or "round_launch" not in other:
+        return None
+    place = {number: n for n, number in enumerate(_numbers(other))}
+    both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
+    spoilt = [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
+    far = [False] * len(both)  # as in records that do not tell
+    if "round_far" in one and "round_far" in other:
+        far = [one["round_far"][n] or other["round_far"][m] for n, m in both]
+    counted = counted_rounds([one["round_launch"][n] for n, _ in both], spoilt)
+    return SharedRounds(len(both), len(counted), sum(spoilt), sum(far))
+
+
+def baseline_row(candidates: Sequence[Summary], row: Summary) -> Summary | None:
+    """The row that the speedup of a row is over; None if it is not there."""
+    name, _, runtime = row["baseline"].partition("/")
+    rows = [other for c in candidates if c["name"] == name for other in rows_at(c, (row["device"], row["batch_size"]))]
+    return next((other for other in rows if other["runtime"] == runtime), None)
 
 
 def _numbers(row: Summary) -> Sequence[int]:
@@ -51,3 +94,17 @@ def best_fp32(candidates: Sequence[Summary], place: Place) -> Summary | None:
     """The row of the fastest FP32 there is at a place, eager mode included, with its candidate; None without one."""
     rows = [row | {"candidate": c["name"]} for c in candidates if c["name"] == BASELINE for row in rows_at(c, place)]
     return fastest(rows)
+
+
+def compared(candidates: Sequence[Summary]) -> list[tuple[str, SharedRounds | None]]:
+    """The rounds that the printed speedups are of, over the best FP32 and over the baseline, each with a name."""
+    found = []
+    for candidate in candidates:
+        for row in candidate["latency"]:
+            name = f"{candidate['name']}/{row['runtime']}"
+            best = best_fp32(candidates, (row["device"], row["batch_size"]))
+            for plain in (best, baseline_row(candidates, row)):
+                over = None if plain is None else f"{BASELINE}/{plain['runtime']}"
+                if plain is not None and over != name:
+                    found.append((f"{name} over {over} at batch {row['batch_size']}", shared_rounds(plain, row)))
+    return found

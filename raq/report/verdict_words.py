@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from raq.bench.statistics import MIN_LAUNCHES, paired_ratio
 from raq.experiment import BASELINE
-from raq.report.bench import kept_apart
 from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_needed, rounded_up
 from raq.report.options import Option
-from raq.report.ratios import Place, Summary, best_fp32, row_ratios
+from raq.report.ratios import Place, Summary, baseline_row, best_fp32, row_ratios, shared_rounds
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,15 @@ class Sentences:
         if option.name != BASELINE:
             smaller = 1 - option.weight_bytes / self.candidates[0]["artifacts"][0]["weight_bytes"]
             parts.append(f"{100 * abs(smaller):.0f}% {'smaller' if smaller >= 0 else 'larger'} in weights")
-            parts.append(f"{times(*paired_ratio(row_ratios(plain, row)))} as fast as the best FP32 ({over})")
+            best = f"{times(*paired_ratio(row_ratios(plain, row)))} as fast as the best FP32 ({over})"
+            parts.append(best + _doubt(plain, row))
         if option.contender != row["baseline"] and (option.name == BASELINE or over != row["baseline"]):
-            parts.append(f"{times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}")
+            doubt = _doubt(baseline_row(self.candidates, row), row)
+            parts.append(f"{times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}{doubt}")
         if option.contender == f"{BASELINE}/eager":
             parts.append("in eager mode, as its compiled artifact is not faster")
         said = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-        text = f"Ship {option.name}: {said}{', ' if said else ''}{at(place)}{_doubt(row)}"
+        text = f"Ship {option.name}: {said}{', ' if said else ''}{at(place)}"
         return text + self._accuracy_of(option) + self._alike(option, equals) + "."
 
     def _accuracy_of(self, option: Option) -> str:
@@ -146,9 +147,7 @@ def times(value: float, interval: Sequence[float] | None) -> str:
     return f"{value:.{digits}f} times ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 
-def _doubt(row: Summary) -> str:
-    if row.get("calm") is not False:
-        return ""
-    if kept_apart(row):
-        return f" (in {row['far_rounds']} of {row['rounds']} rounds a hypervisor kept the CPUs apart)"
-    return f" (the machine was not calm: {row['disturbed_rounds']} of {row['rounds']} rounds were disturbed)"
+def _doubt(one: Summary | None, other: Summary) -> str:
+    """What is wrong with the rounds that the ratio of two rows is of, in brackets."""
+    rounds = None if one is None else shared_rounds(one, other)
+    return f" ({rounds.doubt})" if rounds is not None and rounds.doubt else ""

@@ -1,8 +1,11 @@
 """The measurement: processes of their own, taking turns; when it ends; and the arithmetic of a row."""
 
+import json
+import math
 import os
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,7 @@ from raq.environment import inductor_cache
 from raq.errors import StageError
 from raq.experiment import Bench
 from raq.model.zoo import build_model
-from raq.report.bench import kept_apart
-from raq.report.ratios import row_ratios
+from raq.report.ratios import row_ratios, shared_rounds
 
 PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
 ONE_CPU = available_cpus()[:1]
@@ -85,16 +87,17 @@ def test_a_run_that_is_kept_apart_from_start_to_end_is_told(contender, started, 
     two = replace(contender, threads=2)
     pair, cpus = [two, replace(two, name="ptq/eager")], available_cpus()[:2]
     first = measure(pair, PROTOCOL, cpus, started=started)
-    assert first["noise"]["handover_us"]["remembered"] is False
+    assert first["noise"]["handover_us"]["remembered"] is None
     assert nearest.remembered(cpus, 2) == first["noise"]["handover_us"]["near"]
-    nearest.file_of(cpus, 2).unlink()
     monkeypatch.setattr("raq.bench.noise.MAX_BEYOND_NEAR_US", 0.0)
-    nearest.remember(cpus, 2, 1e-6)
+    monkeypatch.setattr("raq.bench.noise.MAX_FAR_US", math.inf)
+    nearest.file_of(cpus, 2).write_text(json.dumps({"near_us": 1e-6, "seen": datetime.now(UTC).isoformat()}))
     found = measure(pair, PROTOCOL, cpus, started=started)
-    assert found["noise"]["handover_us"]["remembered"] is True
-    for row in found["rows"]:
-        assert (row["far_rounds"], row["disturbed_rounds"], row["calm"]) == (row["rounds"], row["rounds"], False)
-    assert kept_apart(found["rows"][1])
+    assert found["noise"]["handover_us"]["remembered"] == 1e-6
+    one, other = found["rows"][:2]
+    rounds = shared_rounds(one, other)
+    assert rounds is not None and rounds.disturbed == rounds.counted == rounds.shared == 6
+    assert other["calm"] is False
 
 
 def test_a_fresh_process_for_every_launch(contender: ContenderSettings, started) -> None:

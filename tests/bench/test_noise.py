@@ -9,8 +9,9 @@ import pytest
 
 from raq.bench import nearest
 from raq.bench.machine import CpuTimes, available_cpus, cpu_times, own_times, pinned
-from raq.bench.noise import judged, summary
+from raq.bench.noise import is_far, judged, summary
 from raq.bench.rows import Round, mark_far
+from raq.environment import machine
 
 
 def reply(waited_s: float | None = 0.0, cpu_s: float = 0.2):
@@ -57,36 +58,59 @@ def test_threads_that_ran_far_apart_are_seen_against_the_nearest() -> None:
     assert [r.slot("one").spoilt for r in rounds] == [True, True, False, False, False, True, False]
     found = summary([r.slot("one") for r in rounds])
     assert found["far_apart_slots"] == 3
-    assert found["handover_us"] == {"near": 6.0, "median": 12.0, "most": 21.0, "remembered": False}
+    assert found["handover_us"] == {"near": 6.0, "median": 12.0, "most": 21.0, "remembered": None}
     assert summary([])["handover_us"] is None
     mark_far(rounds, 2.0)
-    assert [r.slot("one").spoilt for r in rounds] == [True] * 6 + [False], "all are far from what was seen before"
+    assert [r.slot("one").spoilt for r in rounds] == [True, False, True, True, True, True, False], (
+        "all are far from what was seen before, but for one that is longer than any distance"
+    )
     found = summary([r.slot("one") for r in rounds], 2.0)
     assert (found["far_apart_slots"], found["handover_us"]["near"], found["handover_us"]["remembered"]) == (
-        6,
+        5,
+        6.0,
         2.0,
-        True,
     )
     mark_far(rounds, 8.0)
     assert [r.slot("one").spoilt for r in rounds][2:4] == [False, False], "what is seen now may be nearer"
 
 
+def test_a_disturbed_turn_is_not_far() -> None:
+    """A thread that waits for its CPU hands over late wherever it is."""
+    before, after = CpuTimes(0.0, 0.0, 0.0), CpuTimes(0.1, 0.2, 0.0)
+    late = judged({**reply(waited_s=0.04), "handover_us": 3.5}, before, after, 0)
+    assert late.disturbed and not is_far(late, 1.0)
+    assert is_far(judged({**reply(), "handover_us": 3.5}, before, after, 0), 1.0)
+    assert not is_far(judged({**reply(), "handover_us": 8000.0}, before, after, 0), 1.0), "a slice of the scheduler"
+
+
+def slots_of(*handovers: float):
+    before, after = CpuTimes(0.0, 0.0, 0.0), CpuTimes(0.1, 0.2, 0.0)
+    return [judged({**reply(), "handover_us": us}, before, after, 0) for us in handovers]
+
+
 def test_the_shortest_handover_is_remembered(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAQ_CACHE", str(tmp_path))
     assert nearest.remembered([0, 1], 2) is None
-    nearest.remember([0, 1], 2, None)
-    assert nearest.remembered([0, 1], 2) is None and not list(tmp_path.iterdir())
+    nearest.remember([0, 1], 2, [])
+    nearest.remember([0, 1], 2, slots_of(*[1.0] * 19))
+    assert nearest.remembered([0, 1], 2) is None and not list(tmp_path.iterdir()), "too few to rely on"
     for seen, kept in ((1.2, 1.2), (1.0, 1.0), (1.1, 1.0), (3.5, 1.0)):
-        nearest.remember([0, 1], 2, seen)
+        nearest.remember([0, 1], 2, slots_of(0.1, *[seen] * 30))
         assert nearest.remembered([0, 1], 2) == kept
     assert nearest.remembered([0, 2], 2) is None, "other CPUs have a handover of their own"
     assert nearest.remembered([0, 1], 3) is None, "and other numbers of threads"
     file = nearest.file_of([0, 1], 2)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    machine.cache_clear()
+    assert nearest.remembered([0, 1], 2) is None, "and other settings"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    machine.cache_clear()
     old = datetime.now(UTC) - timedelta(days=8)
-    for text in (json.dumps({"near_us": 1.0, "seen": old.isoformat()}), "{", "[]", '{"near_us": NaN, "seen": 3}'):
+    huge = json.dumps({"near_us": 10**400, "seen": datetime.now(UTC).isoformat()})
+    for text in (json.dumps({"near_us": 1.0, "seen": old.isoformat()}), "{", "[]", '{"near_us": NaN, "seen": 3}', huge):
         file.write_text(text)
-        assert nearest.remembered([0, 1], 2) is None, text
-    nearest.remember([0, 1], 2, 3.5)
+        assert nearest.remembered([0, 1], 2) is None, text[:40]
+    nearest.remember([0, 1], 2, slots_of(*[3.5] * 20))
     assert nearest.remembered([0, 1], 2) == 3.5, "after a week without it, what is seen counts anew"
 
 

@@ -7,6 +7,7 @@ from scipy import stats
 from raq.bench.statistics import (
     _drifts,
     calm_ratios,
+    counted_rounds,
     drop_interval,
     launch_agreement,
     paired_drop,
@@ -182,6 +183,14 @@ def test_too_few_values_have_no_interval() -> None:
     estimate, interval = paired_ratio([[2.0]] * 6)
     assert (estimate, *interval) == pytest.approx((2.0, 2.0, 2.0))
     assert relative_half_width((0.98, 1.02)) == pytest.approx(0.0202, abs=1e-4)
+
+
+def test_a_rare_calm_moment_does_not_stand_for_a_run() -> None:
+    launch = [n // 4 for n in range(160)]
+    rare = [n % 4 > 0 or n // 4 >= 6 for n in range(160)]  # one undisturbed round in six of forty launches
+    assert counted_rounds(launch, rare) == list(range(160))
+    quarter = [n % 4 > 0 or n // 4 >= 10 for n in range(160)]
+    assert counted_rounds(launch, quarter) == list(range(0, 40, 4))
 
 
 def test_disturbed_rounds_are_left_out_if_enough_remain() -> None:

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from raq.experiment import Bench
 from raq.experiment_file import load_experiment
 from raq.interruption import stop_on_sigterm
 from raq.records import Store, now, read_json, read_run, write_json
-from raq.report.ratios import row_ratios
+from raq.report.ratios import SharedRounds, row_ratios, shared_rounds
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"
@@ -55,6 +56,7 @@ SHAPE, BATCH = (3, 32, 32), 32
 RUNS_A_FORK_SERVER = 50  # runs whose contenders are forked from one process; starting it takes seconds
 QUIET = Bench(batch_sizes=(BATCH,), precision=0.02, budget_s=30.0)
 NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=20.0)
+FAR_SHARE = 0.95  # of the rounds of a pair: so many, and its CPUs were far apart
 SPREAD_RUNS, SPREAD_S = 20, 7200.0  # from the start of the first to the start of the last
 BURNER = """
 import random, sys, time
@@ -109,7 +111,8 @@ def pairs(rows: list[Found]) -> dict[str, Found]:
             ratio, interval = paired_ratio(launches)
             names = [f"{row['candidate']}/{row['runtime']}" for row in (other, one)]
             found[f"{names[0]} over {names[1]}, batch {one['batch_size']}"] = {
-                "value": ratio, "interval": interval, "agreement": launch_agreement(launches)
+                "value": ratio, "interval": interval, "agreement": launch_agreement(launches),
+                "rounds": asdict(rounds) if (rounds := shared_rounds(one, other)) else None,
             }  # fmt: skip
     return found
 
@@ -378,17 +381,13 @@ def left_one_out(runs: list[Found]) -> Found:
 
 
 def apart(run: Found, pair: str, near_us: float) -> str:
-    """Where a hypervisor kept the CPUs in the rounds that a speedup is of: near, far or both."""
+    """Where the CPUs were in the rounds that a speedup is of: near, far apart or both; of runs without neighbours."""
     if is_long(run["noise"]["handover_us"]["near"], near_us):
-        return "far"  # from start to end: the run itself could not tell
-    names, _, size = pair.partition(", batch ")
-    rows = [
-        row for row in run["rows"]
-        if f"{row['candidate']}/{row['runtime']}" in names.split(" over ") and row["batch_size"] == int(size)
-    ]  # fmt: skip
-    if all(row["calm"] for row in rows):
+        return "far"  # from start to end
+    rounds = SharedRounds(**run["pairs"][pair]["rounds"])
+    if rounds.doubt is None:
         return "near"
-    return "far" if any(row["disturbed_rounds"] == row["rounds"] for row in rows) else "both"
+    return "far" if rounds.disturbed >= FAR_SHARE * rounds.shared else "both"
 
 
 def kept_reference(name: str) -> Found:
@@ -454,6 +453,8 @@ def main() -> None:
     protocols = {"quiet": QUIET.model_dump(mode="json"), "neighbour": NEIGHBOUR.model_dump(mode="json")}
     for phase in found:  # what was not measured this time stays as it was
         last = found[phase][-1]  # which may have been measured before this start
+        if "at" not in last and about.get("measured", {}).get(phase) and runs_kept.get(phase) == short(found)[phase]:
+            continue  # it stands there already
         where = {**environment(), "commit": last.get("commit", commit())}
         measured = {"at": last.get("at", now()), "environment": where, "protocol": protocols.get(phase)}
         about["measured"] = {**about.get("measured", {}), phase: measured}

@@ -62,7 +62,9 @@ def test_its_nodes_take_every_stage(config: dict[str, Any]) -> None:
 
 
 def test_the_rayjob_of_the_readme_is_yaml() -> None:
-    (text,) = [block for block in (ROOT / "experiments" / "cluster.md").read_text().split("```") if "kind: RayJob" in block]
+    (text,) = [
+        block for block in (ROOT / "experiments" / "cluster.md").read_text().split("```") if "kind: RayJob" in block
+    ]
     spec = yaml.safe_load(text.removeprefix("yaml"))["spec"]
     groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
     assert groups[0]["rayStartParams"]["num-cpus"] == "0"

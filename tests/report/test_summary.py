@@ -8,6 +8,7 @@ from rich.console import Console
 
 from raq.report.bench import not_calm, print_bench
 from raq.report.console import print_summary
+from raq.report.ratios import SharedRounds
 from raq.report.summary import set_against_best_fp32
 
 
@@ -52,7 +53,7 @@ def test_seven_bits_are_said() -> None:
 
 def test_how_the_measurement_went_is_under_the_table() -> None:
     ptq = candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))
-    ptq["latency"][0] |= {"calm": False, "disturbed_rounds": 5}
+    ptq["latency"][0]["round_disturbed"] = [True] * 5 + [False]
     noise = {"disturbed_slots": 7, "repeated_slots": 5, "slots": 20, "repeating_s": 1.0, "stolen_cpus": None,
              "waited": {"mean": 0.01, "max": 0.21}, "foreign_cpus": {"mean": 0.01, "max": 0.4}}  # fmt: skip
     measurement = {"device": "cpu", "protocol": "interleaved", "stopped_by": "budget", "elapsed_s": 61.0,
@@ -67,9 +68,9 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
     assert "cpu: 6 launches, 61 s: the time was up (budget) before all asked for was reached" in shown
     assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
     assert "5 turns were done again" in shown
-    assert "NOT CALM: 5 of 6 rounds of ptq/inductor at batch 128" in shown
-    apart = not_calm([ptq["latency"][0] | {"candidate": "ptq", "far_rounds": 5}])
-    assert apart and "CPUS APART: in 5 of 6 rounds of ptq/inductor at batch 128" in apart
+    assert "NOT CALM: ptq/inductor over fp32/inductor at batch 128: 5 of 6 rounds were disturbed" in shown
+    apart = not_calm([("ptq over fp32", SharedRounds(6, 6, 5, 5)), ("qat over fp32", SharedRounds(60, 7, 53, 0))])
+    assert apart and "NOT CALM: ptq over fp32: in 5 of 6 rounds the CPUs were far apart" in apart
 
 
 @pytest.mark.parametrize("width", [80, 160])
