@@ -64,6 +64,15 @@ def options(
         print(context.get_help())
 
 
+@app.command(short_help="Write a first experiment, with comments.")
+def init(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the experiment.")] = "experiment") -> None:
+    """Write NAME.yaml into this folder: an experiment with the keys that most people change, each explained."""
+    from raq.starter import write_starter
+
+    path = write_starter(name, Path())
+    _console().print(f"{path} is written; see what it would do with: raq plan {path}", soft_wrap=True)
+
+
 @app.command(short_help="Do the stages that are out of date; show table and verdict.")
 def run(
     experiment: ExperimentFile,

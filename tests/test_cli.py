@@ -18,7 +18,7 @@ def test_help_names_the_verbs(workplace: Workplace) -> None:
     done = workplace.raq("--help")
     assert done.returncode == 0
     verbs = re.findall(r"^  ([a-z]+)  +\S", done.stdout.partition("Commands:")[2], re.MULTILINE)
-    assert verbs == ["run", "plan", "show", "runs", "check", "bench", "compare", "submit", "schema", "doctor"]
+    assert verbs == ["init", "run", "plan", "show", "runs", "check", "bench", "compare", "submit", "schema", "doctor"]
 
 
 def test_without_a_verb(workplace: Workplace) -> None:
