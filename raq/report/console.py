@@ -187,11 +187,33 @@ def result_in_words(results: Mapping[str, Any]) -> str:
 
 
 def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str], where: Mapping[str, str]) -> None:
-    """The stages, each fresh or stale and why; of the stale ones where they would be done."""
+    """The stages, each fresh or stale and why; of the stale ones where they would be done; how many there are to do.
+
+    A table on a terminal; elsewhere a line a stage.
+    """
+    rows = []
     for stage in plan:
-        name = stage.name
-        state = f"stale  {stale[name]}; {where[name]}" if name in stale else "fresh"
-        say(console, f"{stage.name:<22} {stage.fingerprint[:12]}  {state}")
+        is_stale = stage.name in stale
+        why = f"{stale[stage.name]}; {where[stage.name]}" if is_stale else ""
+        rows.append((stage.name, stage.fingerprint[:12], "stale" if is_stale else "fresh", why))
+    if console.is_terminal:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for heading in ("stage", "fingerprint", "state"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("why; where it would be done")
+        for name, fingerprint, state, why in rows:
+            style = "yellow" if state == "stale" else "green"
+            table.add_row(Text(name), Text(fingerprint, "dim"), Text(state, style), Text(printable(why)))
+        console.print(table)
+    else:
+        for name, fingerprint, state, why in rows:
+            say(console, f"{name:<22} {fingerprint}  {state}{'  ' if why else ''}{why}")
+    todo = sum(stage.name in stale for stage in plan)
+    say(
+        console,
+        f"{todo} of {len(plan)} stages to do" if todo else "nothing to do: every stage is there already",
+        "bold",
+    )
 
 
 def print_summary(console: Console, summary: Summary) -> None:

@@ -76,6 +76,12 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
         hint = f" - {finding.hint}" if finding.hint else ""
         table.add_row(Text(mark, style), Text(printable(finding.name)), Text(printable(finding.value + hint)))
     console.print(table)
+    states = [finding.state for finding in findings]
+    if "bad" in states:
+        say(console, f"{states.count('bad')} to mend before a run", "bold red")
+    else:
+        notes = states.count("note")
+        say(console, f"ready for a run{f'; {notes} to know about' if notes else ''}", "bold")
 
 
 def _layers(layers: Sequence[Mapping[str, Any]], ran: Mapping[str, bool]) -> Table:
