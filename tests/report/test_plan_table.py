@@ -19,11 +19,11 @@ PLAN = [Stage(name, "ptq", "quantize", {}, {}, f"{name:0<16}", Resources()) for 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_plan(stale: dict[str, str], last: str, terminal: bool) -> None:
     text = io.StringIO()
-    console = Console(file=text, width=60, force_terminal=terminal, color_system=None)
+    console = Console(file=text, width=80, force_terminal=terminal, color_system=None)
     print_plan(console, PLAN, stale, dict.fromkeys(stale, "2 CPUs on this machine"))
     lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
     assert lines[-1] == last
-    assert ("stage fingerprint state why; where it would" in lines[0]) is terminal
+    assert ("stage fingerprint state why; where it would be done" in lines[0]) is terminal
     assert "evaluate/mixed-1 evaluate/mix fresh" in lines, "no name is cut"
     if stale:
         assert "train train0000000 stale has not run; 2 CPUs on this" in " ".join(lines)
