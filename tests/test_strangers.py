@@ -22,12 +22,12 @@ from raq.report.summary import summarise
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
 FEW = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None,
+    max_examples=40, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 EXPERIMENTS = {path.name: path.read_text() for path in sorted((ROOT / "experiments").glob("*.yaml"))}
 MAX_LINE = 2000
-PARTS, ALL_PARTS = 1, 20  # the whole is measured by tests/benchmarks/fuzz.py
+PARTS, ALL_PARTS = 1, 60  # the whole is measured by tests/benchmarks/fuzz.py
 
 
 def said(*arguments: str) -> tuple[int, str]:
