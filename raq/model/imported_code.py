@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import resolve_name
 from pathlib import Path
@@ -47,21 +47,32 @@ def main() -> None:
 
 def users_modules(before: set[str]) -> dict[str, Path]:
     """By name, the files of the modules imported since `before` that are neither Python's nor installed."""
-    own = [Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "platstdlib")]
-    sites = [Path(sysconfig.get_paths()[key]).resolve() for key in ("purelib", "platlib")]
-    owned, raq = metadata.packages_distributions(), Path(__file__).resolve().parents[1]
-    found = {}
+    is_users, found = users_files(), {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name in before or not isinstance(module, ModuleType) or not file:
             continue
         path = Path(file).resolve()
-        installed = any(path.is_relative_to(site) for site in sites)
-        pythons = any(path.is_relative_to(root) for root in own) and not installed
-        known = installed and name.partition(".")[0] in owned  # a loose file among packages is nobody's but the user's
-        if path.is_file() and not pythons and not known and not path.is_relative_to(raq):
+        if path.is_file() and is_users(path):
             found[name] = path
     return found
+
+
+def users_files() -> Callable[[Path], bool]:
+    """Which files, by resolved path, are the user's: neither Python's, nor raq's, nor of an installed package."""
+    own = [Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "platstdlib")]
+    sites = [Path(sysconfig.get_paths()[key]).resolve() for key in ("purelib", "platlib")]
+    owned, raq = metadata.packages_distributions(), Path(__file__).resolve().parents[1]
+
+    def is_users(path: Path) -> bool:
+        if path.is_relative_to(raq):
+            return False
+        site = next((site for site in sites if path.is_relative_to(site)), None)
+        if site is not None:  # a loose file among packages is nobody's but the user's
+            return path.relative_to(site).parts[0].partition(".")[0] not in owned
+        return not any(path.is_relative_to(root) for root in own)
+
+    return is_users
 
 
 def _import_the_rest(before: set[str]) -> None:

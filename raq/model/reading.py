@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raq.errors import UserError
-from raq.model.imported_code import users_modules
+from raq.model.imported_code import users_files, users_modules
 from raq.records import file_digest
 
 MAX_FILES, MAX_FILE_BYTES = 1000, 50_000_000
@@ -70,15 +70,16 @@ def _digests(opened: set[str], folder: Path, known: set[str], ignored: tuple[Pat
     places = {Path(os.path.normpath(folder / name)) for name in opened}
     places |= set(users_modules(set()).values())
     found: dict[str, str] = {}
+    is_users = users_files()
     for place in sorted(places):
         inside = place.is_relative_to(folder)
         name = str(place.relative_to(folder)) if inside else str(place)
         if name in known or str(place) in known or any(place.is_relative_to(path) for path in ignored):
             continue
         parts = Path(name).parts if inside else ()
-        if any(part.startswith(".") or part in NOT_LOOKED_AT for part in parts) or (
-            not inside and place.suffix != ".py"
-        ):
+        if any(part.startswith(".") or part in NOT_LOOKED_AT for part in parts):
+            continue
+        if not inside and (place.suffix != ".py" or not is_users(place.resolve())):
             continue
         if place.is_file() and place.stat().st_size <= MAX_FILE_BYTES and len(found) < MAX_FILES:
             found[name] = file_digest(place)

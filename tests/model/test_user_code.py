@@ -1,11 +1,13 @@
 """The user's code: whatever it imports counts, and what cannot be imported is said."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import raq
 from raq.errors import UserError
 from raq.model.reading import changed_read, watched
 from raq.model.user_code import import_function, on_path, shadowing, sources_of
@@ -141,6 +143,21 @@ def test_what_is_read_only_when_it_runs_is_seen_then(tmp_path: Path, monkeypatch
     assert changed_read(record, tmp_path) == "config.json"
     for name in ("dynamic", "hidden_module"):
         sys.modules.pop(name, None)
+
+
+def test_what_others_read_is_not_the_users(tmp_path: Path) -> None:
+    """Compilers read the source of torch, of raq and of Python itself; a file elsewhere is the user's."""
+    elsewhere = tmp_path / "elsewhere" / "helper.py"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    others = [contextlib.__file__, pytest.__file__, raq.__file__]
+    with watched({"net:build": {"files": {}}}, str(folder), ()) as read:
+        for file in (*others, elsewhere):
+            Path(file).read_text()
+    assert str(elsewhere) in read
+    assert not {*others} & {*read}
 
 
 def test_code_that_changes_between_plan_and_stage_is_refused(package: Path) -> None:
