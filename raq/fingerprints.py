@@ -160,6 +160,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "quantize/pte.py",
         "bench/latency.py",
         "bench/machine.py",
+        "bench/nearest.py",
         "bench/noise.py",
         "bench/processes.py",
         "bench/rows.py",
