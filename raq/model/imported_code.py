@@ -15,6 +15,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import metadata
 from importlib.util import resolve_name
 from pathlib import Path
@@ -58,6 +59,7 @@ def users_modules(before: set[str]) -> dict[str, Path]:
     return found
 
 
+@cache  # looking up whose packages are installed reads the metadata of all of them
 def users_files() -> Callable[[Path], bool]:
     """Which files, by resolved path, are the user's: neither Python's, nor raq's, nor of an installed package."""
     own = [Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "platstdlib")]
