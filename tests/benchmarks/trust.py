@@ -80,7 +80,7 @@ def raw(found: Found) -> Found:
     """What is kept of one run in the work folder: all but the samples and the clocks."""
     noise = {key: value for key, value in found["noise"].items() if key != "clocks"}
     kept = {key: found[key] for key in ("stopped_by", "elapsed_s", "launches", "spent_s", "rows")}
-    return {**kept, "at": now(), "commit": commit(), "noise": noise}
+    return {**kept, "noise": noise}
 
 
 def summary(run: Found) -> Found:
@@ -256,7 +256,7 @@ def kept(
         with lock.open("w") if lock else nullcontext() as held:
             if held:
                 fcntl.flock(held, fcntl.LOCK_EX)
-            found.append(do(number))
+            found.append({**do(number), "at": now(), "commit": commit()})
         with file.open("a") as out:
             out.write(json.dumps(found[-1]) + "\n")
         print(f"{name} {number + 1} of {runs}: {words(found[-1])}", flush=True)
@@ -329,7 +329,7 @@ def judged(found: dict[str, list[Found]]) -> Found:
     if "simulated" in found:
         table["simulated coverage"] = found["simulated"]
     if "bias" in found:
-        table["bias"] = found["bias"][0]
+        table["bias"] = {name: row for name, row in found["bias"][0].items() if name not in ("at", "commit")}
     return table
 
 
@@ -453,8 +453,6 @@ def main() -> None:
     protocols = {"quiet": QUIET.model_dump(mode="json"), "neighbour": NEIGHBOUR.model_dump(mode="json")}
     for phase in found:  # what was not measured this time stays as it was
         last = found[phase][-1]  # which may have been measured before this start
-        if "at" not in last and about.get("measured", {}).get(phase) and runs_kept.get(phase) == short(found)[phase]:
-            continue  # it stands there already
         where = {**environment(), "commit": last.get("commit", commit())}
         measured = {"at": last.get("at", now()), "environment": where, "protocol": protocols.get(phase)}
         about["measured"] = {**about.get("measured", {}), phase: measured}
