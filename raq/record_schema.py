@@ -290,7 +290,6 @@ class BenchRow(TypedDict):
     threads: NotRequired[Count]
     rounds: Annotated[int, Field(ge=1, le=2**40)]
     disturbed_rounds: NotRequired[Count]
-    far_rounds: NotRequired[Count]
     round_far: NotRequired[list[bool]]
     calm: NotRequired[bool | None]
     mean_ms: Positive

@@ -74,8 +74,8 @@ def contender_row(
     """The summary of one contender at one batch size, against the baseline.
 
     launches: by contender, what its process told when it was loaded and warmed up. calm: whether all rounds that count
-    for the speedup were undisturbed; None where the system does not tell. far_rounds: those of the disturbed ones in
-    which threads ran far apart. round_number: which of the rounds at this
+    for the speedup were undisturbed; None where the system does not tell. round_far: of each of
+    its rounds, whether threads ran far apart in its turn. round_number: which of the rounds at this
     batch size it had a turn in. launch_agreement: of the speedup (statistics.py).
     """
     name = contender.name
@@ -99,7 +99,6 @@ def contender_row(
         "threads": contender.threads,
         "rounds": len(rounds),
         "disturbed_rounds": sum(spoilt),
-        "far_rounds": sum(r.slot(name).far or (baseline in r.attempts and r.slot(baseline).far) for r in rounds),
         "calm": not any(spoilt_both[n] for n in counted_rounds([r.launch for r in both], spoilt_both))
         if known
         else None,

@@ -95,20 +95,14 @@ def disagreement_in_words(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"of {len(known)} comparisons with the best FP32, {' and '.join(said)}: the intervals allow for it"
 
 
-def not_calm(compared: Sequence[tuple[str, SharedRounds | None]]) -> str | None:
+def not_calm(compared: Sequence[tuple[str, SharedRounds]]) -> str | None:
     """A warning, if too few rounds of one of these comparisons, each with its name, were undisturbed."""
-    spoilt = [(name, rounds) for name, rounds in compared if rounds is not None and rounds.doubt]
-    if not spoilt:
+    doubtful = [(name, rounds) for name, rounds in compared if rounds.doubt]
+    if not doubtful:
         return None
-    name, rounds = max(spoilt, key=lambda one: one[1].disturbed / one[1].shared)
-    return f"NOT CALM: {name}: {rounds.doubt}, too many to leave them out; measure again " + (
-        "later, when the CPUs are near" if 2 * rounds.far > rounds.disturbed else "on a quiet machine"
-    )
-
-
-def kept_apart(row: Mapping[str, Any]) -> bool:
-    """Whether most of its disturbed rounds are those in which threads ran far apart."""
-    return 2 * (row.get("far_rounds") or 0) > (row.get("disturbed_rounds") or 0)
+    name, rounds = max(doubtful, key=lambda one: one[1].disturbed / one[1].shared)
+    when = "later, when the CPUs are near" if rounds.mostly_far else "on a quiet machine"
+    return f"NOT CALM: {name}: {rounds.doubt}, too many to leave them out; measure again {when}"
 
 
 COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  # heading, also on 80 columns, cell
@@ -143,15 +137,12 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
             say(console, difference_in_words(row))
     for line in measurement_in_words(found):
         say(console, line, "dim")
-    baselines = {
-        row["batch_size"]: row for row in found["rows"] if f"{row['candidate']}/{row['runtime']}" == row["baseline"]
-    }
-    warning = not_calm(
-        [
-            (f"{row['candidate']} at batch {row['batch_size']}", shared_rounds(baselines[row["batch_size"]], row))
-            for row in found["rows"]
-        ]
-    )
+    of_size = {row["batch_size"]: row for row in reversed(found["rows"])}  # the first artifact, which is the baseline
+    pairs = [
+        (f"{row['candidate']} at batch {row['batch_size']}", shared_rounds(of_size[row["batch_size"]], row))
+        for row in found["rows"]
+    ]
+    warning = not_calm([(name, rounds) for name, rounds in pairs if rounds is not None])
     if warning:
         say(console, warning, "bold yellow")
 

@@ -11,9 +11,8 @@ import numpy as np
 
 from raq.bench.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
 from raq.records import read_run
-from raq.report.bench import kept_apart
 from raq.report.claims import Rules
-from raq.report.ratios import Summary, row_ratios
+from raq.report.ratios import Summary, compared, row_ratios
 from raq.report.summary import predictions_of, summarise
 
 PLACE = ("device", "runtime", "batch_size")
@@ -89,10 +88,10 @@ def _conditions(first: Summary, second: Summary) -> list[str]:
         if used[0] != used[1]:
             lines.append(f"{what}: {used[0]} and {used[1]}")
     for summary in (first, second):
-        spoilt = [row for c in summary["candidates"] for row in c["latency"] if row.get("calm") is False]
-        if any(kept_apart(row) for row in spoilt):
+        doubtful = [rounds for _, rounds in compared(summary["candidates"]) if rounds.doubt]
+        if any(rounds.mostly_far for rounds in doubtful):
             lines.append(f"{summary['run']} was measured where the CPUs were far apart")
-        if not all(kept_apart(row) for row in spoilt):
+        if not all(rounds.mostly_far for rounds in doubtful):
             lines.append(f"{summary['run']} was measured on a machine that was not calm")
     return lines
 

@@ -19,17 +19,24 @@ def row_ratios(one: Summary, other: Summary) -> Ratios:
     """The time of one row over that of another of the same measurement, by round; a list a launch."""
     if "round_launch" not in one or "round_launch" not in other:  # older records: nothing tells launches apart
         return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
-    place = {number: n for n, number in enumerate(_numbers(other))}
-    both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
-    spoilt = [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
+    both, spoilt = _paired(one, other)
     one_ms, other_ms = [one["round_p50_ms"][n] for n, _ in both], [other["round_p50_ms"][m] for _, m in both]
     return calm_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, spoilt)
 
 
+def _paired(one: Summary, other: Summary) -> tuple[list[tuple[int, int]], list[bool]]:
+    """The rounds that two rows share, by their positions in either, and whether one of the two was spoilt."""
+    place = {number: n for n, number in enumerate(_numbers(other))}
+    both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
+    return both, [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
+
+
 @dataclass(frozen=True)
 class SharedRounds:
-    """What a ratio of two rows is of. shared: rounds in which both had a turn; counted: those that the ratio is of;
-    disturbed, far: of the shared ones, those that others disturbed or in which the CPUs were far apart, and the latter.
+    """The rounds that a ratio of two rows is of.
+
+    shared: rounds in which both had a turn; counted: how many of them the ratio is of; disturbed: how many of them
+    others disturbed, or had the CPUs far apart; far: the latter alone.
     """
 
     shared: int
@@ -38,11 +45,16 @@ class SharedRounds:
     far: int
 
     @property
+    def mostly_far(self) -> bool:
+        """Whether most of what disturbed them is that the CPUs were far apart."""
+        return 2 * self.far > self.disturbed
+
+    @property
     def doubt(self) -> str | None:
         """What is wrong with the rounds that count; None if they are undisturbed."""
         if not self.disturbed or self.counted < self.shared:
             return None
-        if 2 * self.far > self.disturbed:
+        if self.mostly_far:
             return f"in {self.far} of {self.shared} rounds the CPUs were far apart"
         return f"{self.disturbed} of {self.shared} rounds were disturbed"
 
@@ -51,9 +63,7 @@ def shared_rounds(one: Summary, other: Summary) -> SharedRounds | None:
     """The rounds that a ratio of two rows of a measurement is of; None for older records, which tell too little."""
     if "round_launch" not in one or "round_launch" not in other:
         return None
-    place = {number: n for n, number in enumerate(_numbers(other))}
-    both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
-    spoilt = [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
+    both, spoilt = _paired(one, other)
     far = [False] * len(both)  # as in records that do not tell
     if "round_far" in one and "round_far" in other:
         far = [one["round_far"][n] or other["round_far"][m] for n, m in both]
@@ -96,15 +106,20 @@ def best_fp32(candidates: Sequence[Summary], place: Place) -> Summary | None:
     return fastest(rows)
 
 
-def compared(candidates: Sequence[Summary]) -> list[tuple[str, SharedRounds | None]]:
-    """The rounds that the printed speedups are of, over the best FP32 and over the baseline, each with a name."""
+def compared(candidates: Sequence[Summary]) -> list[tuple[str, SharedRounds]]:
+    """The rounds that the printed speedups are of, over the best FP32 and over the baseline, each with a name.
+
+    Of older records, which tell too little, there are none.
+    """
+    places = {(row["device"], row["batch_size"]) for candidate in candidates for row in candidate["latency"]}
+    best = {place: best_fp32(candidates, place) for place in places}
     found = []
     for candidate in candidates:
         for row in candidate["latency"]:
             name = f"{candidate['name']}/{row['runtime']}"
-            best = best_fp32(candidates, (row["device"], row["batch_size"]))
-            for plain in (best, baseline_row(candidates, row)):
+            for plain in (best[row["device"], row["batch_size"]], baseline_row(candidates, row)):
                 over = None if plain is None else f"{BASELINE}/{plain['runtime']}"
-                if plain is not None and over != name:
-                    found.append((f"{name} over {over} at batch {row['batch_size']}", shared_rounds(plain, row)))
+                rounds = None if plain is None or over == name else shared_rounds(plain, row)
+                if rounds is not None:
+                    found.append((f"{name} over {over} at batch {row['batch_size']}", rounds))
     return found

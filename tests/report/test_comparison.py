@@ -15,19 +15,33 @@ def test_a_change_of_machine_is_told() -> None:
     assert _environment(environment("a", "2.14"), environment("b", "2.15")) == ["cpu: a and b", "torch: 2.14 and 2.15"]
 
 
+def fp32(threads: int = 2, disturbed: int = 0, far: int = 0) -> list[dict]:
+    """FP32 in eager mode and compiled, in ten launches of a round each."""
+    rows = [
+        {
+            "runtime": runtime, "device": "cpu", "batch_size": 1, "threads": threads, "baseline": "fp32/eager",
+            "round_p50_ms": [ms + 0.001 * n for n in range(10)], "round_launch": list(range(10)),
+            "round_disturbed": [n < disturbed for n in range(10)], "round_far": [n < far for n in range(10)],
+        }
+        for runtime, ms in (("eager", 2.0), ("inductor", 1.0))
+    ]  # fmt: skip
+    return [{"name": "fp32", "latency": rows}]
+
+
 def run_of(name: str, **changes) -> dict:
-    row = {"threads": 2, "calm": True}
     return {
         "run": name, "experiment": "e", "complete": True, "error": None, "data": {"digest": "d"},
-        "measurement": [{"protocol": "interleaved"}], "candidates": [{"latency": [row]}], **changes,
+        "measurement": [{"protocol": "interleaved"}], "candidates": fp32(), **changes,
     }  # fmt: skip
 
 
 def test_what_is_not_the_same_besides_is_told() -> None:
-    assert _conditions(run_of("a"), run_of("b")) == []
+    assert _conditions(run_of("a"), run_of("b", candidates=fp32(disturbed=4))) == [], (
+        "six undisturbed rounds are enough"
+    )
     other = run_of(
         "b", experiment="f", complete=False, error="interrupted", data={"digest": "x"},
-        measurement=[{"protocol": "published"}], candidates=[{"latency": [{"threads": 1, "calm": False}]}],
+        measurement=[{"protocol": "published"}], candidates=fp32(threads=1, disturbed=9),
     )  # fmt: skip
     assert _conditions(run_of("a"), other) == [
         "b is not complete: interrupted",
@@ -37,8 +51,7 @@ def test_what_is_not_the_same_besides_is_told() -> None:
         "numbers of threads: 2 and 1",
         "b was measured on a machine that was not calm",
     ]
-    spoilt = {"threads": 2, "calm": False, "disturbed_rounds": 9, "far_rounds": 8}
-    assert _conditions(run_of("a"), run_of("b", candidates=[{"latency": [spoilt]}])) == [
+    assert _conditions(run_of("a"), run_of("b", candidates=fp32(disturbed=9, far=8))) == [
         "b was measured where the CPUs were far apart"
     ]
 
