@@ -353,8 +353,27 @@ def left_over(setting: Setting, results: str) -> Found:
         time.sleep(1)
 
 
-def one_run(setting: Setting, name: str | None, number: int, after_s: float, chance: random.Random) -> Found:
-    """A run, with this fault after so many seconds; what came of it, its records among it."""
+@dataclass(frozen=True)
+class Moments:
+    """When things happen in an undisturbed run, in seconds: its first stage is done, and how much is left then."""
+
+    first_s: float
+    left_s: float
+
+    def after(self, first_s: float, share: float) -> float:
+        """Seconds from the start to this share of what is left, in a run whose first stage was done after `first_s`."""
+        return first_s + share * self.left_s * max(1.0, first_s / self.first_s)
+
+
+def one_run(
+    setting: Setting,
+    name: str | None,
+    number: int,
+    chance: random.Random,
+    share: float = 0.0,
+    usual: Moments | None = None,
+) -> Found:
+    """A run, with this fault at a share of the time after its first stage; what came of it, its records among it."""
     where = f"{name}-{number}-{time.time():.0f}"
     with ExitStack() as stack:
         if name == "disk":
@@ -371,6 +390,7 @@ def one_run(setting: Setting, name: str | None, number: int, after_s: float, cha
         hit = None
         finished_before = first_finished(run)
         first_s = time.monotonic() - began
+        after_s = 0.0 if usual is None else usual.after(first_s, share)
         if name is not None:
             while time.monotonic() - began < after_s and not run.ended():
                 time.sleep(0.1)
@@ -482,17 +502,17 @@ def main() -> None:
             setting = Setting(cluster, folder, list(range(COUNT)), address, line)
             for number in range(3):  # the first one fills caches
                 if f"None-{number}" not in done:
-                    done[f"None-{number}"] = kept(options.work, one_run(setting, None, number, 0.0, random.Random(0)))
+                    done[f"None-{number}"] = kept(options.work, one_run(setting, None, number, random.Random(0)))
         usual = [done[f"None-{number}"] for number in (1, 2)]
         assert all(run["complete"] and run["code"] == 0 for run in usual), "the undisturbed runs are not complete"
         duration = statistics.median(run["duration_s"] for run in usual)
         first_s = max(run["first_stage_done_s"] for run in usual)
+        moments = Moments(first_s, duration - 4 - first_s)
         for name, number in missing:
             chance = random.Random(f"{name} {number}")
-            part = (duration - 4 - first_s) / options.points
             for misses in range(MAX_MISSES + 1):
-                after_s = first_s + part * (number + chance.random())
-                found = {**one_run(setting, name, number, after_s, chance), "misses": misses}
+                share = (number + chance.random()) / options.points
+                found = {**one_run(setting, name, number, chance, share, moments), "misses": misses}
                 if found["hit"] is not None:
                     done[f"{name}-{number}"] = kept(options.work, found)
                 wait_for_nodes(cluster.dashboard, cluster.token, 1 + COUNT)
