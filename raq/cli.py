@@ -3,7 +3,6 @@
 Imports stay inside the verbs: `raq --help` starts at once.
 """
 
-import errno
 import io
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raq.errors import RaqError
+from raq.failures import INTERRUPTED, interrupted, say_error, system_error, unforeseen
 from raq.interruption import stop_on_sigterm
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ app = typer.Typer(
     help="Decide which quantized version of a model to ship, and prove it.",
 )
 
-NO_SUCH_PATH = (errno.ENOENT, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.E2BIG)
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")
@@ -40,7 +39,6 @@ Wait = Annotated[
 ]
 Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")]
 DEFAULT_RESULTS = "results"
-INTERRUPTED = 130
 
 
 def _print_version(asked: bool) -> None:
@@ -364,66 +362,17 @@ def main() -> None:
         returned = app(standalone_mode=False)  # an exit code, where typer itself has caught an interruption or exit
         code = returned if isinstance(returned, int) else 0
         if code == INTERRUPTED:
-            _say_interrupted()
+            interrupted()
     except (KeyboardInterrupt, typer.Abort):
-        code = _say_interrupted()
+        code = interrupted()
     except RaqError as error:
-        code = _say(error.message, error.hint, error.exit_code, error if debug else None)
+        code = say_error(error.message, error.hint, error.exit_code, error if debug else None)
     except OSError as error:
-        code = _system_error(error, debug=debug)
+        code = system_error(error, debug=debug)
     except typer.Exit as error:
         code = error.exit_code
     except Exception as error:
         if debug and getattr(error, "format_message", None) is None:
             raise
-        code = _unforeseen(error)
+        code = unforeseen(error)
     sys.exit(code)
-
-
-def _system_error(error: OSError, *, debug: bool) -> int:
-    """What the system refuses: a path that is none is the user's mistake, a full disk or a permission is not."""
-    place = f"{str(error.filename)[:200]}: " if error.filename else ""
-    if error.errno in NO_SUCH_PATH:
-        hint = "give the path of something that is there"
-        return _say(f"{place}{error.strerror or error}", hint, 2, error if debug else None)
-    hint = "free some space or correct permissions there"
-    return _say(f"{place}{error.strerror or error}", hint, 1, error if debug else None)
-
-
-def _unforeseen(error: Exception) -> int:
-    """What is said of an error that is none of raq's: a wrong option, a file that hides a library, a fault in raq."""
-    usage = getattr(error, "format_message", None)  # typer's errors about options and arguments
-    what = f"{type(error).__name__}: {error}"
-    if usage is not None:
-        return _say(usage(), "see 'raq --help'", 2)
-    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
-        return _say(str(error), "give a path that leads somewhere", 2)
-    if hidden := _hidden_libraries():
-        named = ", ".join(hidden)
-        return _say(f"{named} in the working folder hides a library of that name ({what})", "rename it", 2)
-    return _say(f"a fault in raq: {what}", "run it with --debug and report what it shows", 1)
-
-
-def _hidden_libraries() -> list[str]:
-    """Files of the working folder that were imported in place of the library whose name they have."""
-    from raq.model.user_code import shadowing
-
-    here = Path.cwd()
-    loaded = {str(Path(file)) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-    return [name for name in shadowing(here) if {str(here / name), str(here / name / "__init__.py")} & loaded]
-
-
-def _say_interrupted() -> int:
-    return _say("interrupted", "finished stages are kept; the same command goes on from there", INTERRUPTED)
-
-
-def _say(message: str, hint: str, code: int, error: BaseException | None = None) -> int:
-    """Two lines on standard error; with an error, its traceback before them."""
-    if error is not None:
-        import traceback
-
-        traceback.print_exception(error)
-    message, hint = ("".join(c if c.isprintable() else " " for c in text) for text in (message, hint))
-    sys.stderr.write(f"raq: {' '.join(message.split())}\n" + (f"     {' '.join(hint.split())}\n" if hint else ""))
-    sys.stderr.flush()
-    return code

@@ -13,8 +13,8 @@ ROOT = Path(raq.__file__).parent
 FRONT = (
     "cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages",
     "doctor", "requirements", "experiment_file", "stale", "record_schema", "sweeps", "finished", "fingerprints",
-    "schema", "sweep_schema", "training_schema", "searches", "mixtures", "json_schema", "starter", "__init__",
-    "__main__",
+    "schema", "sweep_schema", "training_schema", "searches", "mixtures", "json_schema", "starter", "failures",
+    "__init__", "__main__",
 )  # fmt: skip
 MAY_IMPORT = {
     "model": {"model"},
