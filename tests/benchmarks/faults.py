@@ -316,10 +316,10 @@ def flat(records: dict[str, Found]) -> Found:
     return dict(leaves({name: {key: record[key] for key in wanted} for name, record in records.items()}))
 
 
-def of_time(path: str) -> bool:
-    """Whether a value is a measured time, or made of one."""
+def is_measured(path: str) -> bool:
+    """Whether a value is a measured time or made of one, or resident memory: no two executions have the same."""
     of_bench = path.startswith("/bench/") and path.split("/")[3].rstrip("#") in ("results", "files")
-    return of_bench or path.endswith(("_s", "_ms", "per_s"))
+    return of_bench or path.endswith(("_s", "_ms", "per_s", "/resident_bytes"))
 
 
 def is_place(path: str) -> bool:
@@ -332,7 +332,7 @@ def differences(expected: Found, found: Found, ignored: set[str]) -> list[str]:
         path
         for path in {*expected, *found}
         if path not in ignored
-        and not of_time(path)
+        and not is_measured(path)
         and not is_place(path)
         and expected.get(path, "missing") != found.get(path, "missing")
     )
