@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-    from raq.finished import Run
+    from raq.report.finished import Run
 
 __all__ = ["open_run"]
 
 
 def open_run(path: "str | os.PathLike[str]") -> "Run":
     """A run by its folder (results/runs/<id>), to look at from Python. UserError if there is no readable run there."""
-    from raq.finished import Run
+    from raq.report.finished import Run
 
     return Run(path)

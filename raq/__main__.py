@@ -7,7 +7,7 @@ from pathlib import Path
 if sys.path and sys.path[0] in ("", str(Path.cwd())):
     sys.path.append(sys.path.pop(0))
 
-from raq.cli import main
+from raq.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from raq.doctor import before_run
 from raq.environment import environment, environment_kept, has_vnni, machine, versions
 from raq.errors import RaqError, UserError
-from raq.experiment import EXECUTORCH_HINT, Experiment
-from raq.experiment_file import load_experiment
-from raq.plan import Facts, Stage, make_plan
-from raq.records import Record, Store, file_digest, now, read_json, read_run
-from raq.requirements import check_results
-from raq.stale import stale_stages
-from raq.storage import StorageError, told
-from raq.stores import open_store
+from raq.experiment.load import load_experiment
+from raq.experiment.schema import EXECUTORCH_HINT, Experiment
+from raq.plan.requirements import check_results
+from raq.plan.stages import Facts, Stage, make_plan
+from raq.plan.stale import stale_stages
+from raq.store.local import Record, Store, file_digest, now, read_json, read_run
+from raq.store.object_storage import StorageError, told
+from raq.store.remote import open_store
 
 if TYPE_CHECKING:
     from raq.cluster.nodes import Node
@@ -67,7 +67,7 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
 
     Raises UserError for whatever is wrong with the experiment, its data or its weights.
     """
-    from raq.model.data import load_dataset
+    from raq.model.dataset import load_dataset
 
     here = dict(where or machine())  # before libraries that reading data imports set variables of their own
     experiment = load_experiment(path, overrides)
@@ -149,7 +149,7 @@ def _joined(path: Path, overrides: Sequence[str], address: str, logs: Path, wait
     asked = load_experiment(path, overrides)  # what is wrong is said before it is joined
     with output_to(logs / "connect.log") as output, cluster(address, logs):
         from raq.cluster.actors import machine_to_measure_on
-        from raq.cluster.placement import nodes_in_time
+        from raq.cluster.resources import nodes_in_time
 
         nodes = nodes_in_time(asked, wait_s, output)
         where = machine_to_measure_on(nodes, asked.resources.bench.labels)
@@ -164,7 +164,7 @@ def places(
     Raises UserError for what is wrong with the experiment, and for a stage that none of the nodes can do.
     """
     from raq.cluster.nodes import local_node
-    from raq.cluster.placement import placement
+    from raq.cluster.resources import placement
 
     store = open_store(results)
     if address is None:
@@ -226,7 +226,7 @@ def forget_work_on_old_inputs(plan: Iterable[Stage], stale: Mapping[str, str], s
 
 def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: Store, nodes: "list[Node]") -> None:
     """What these nodes cannot do, said before anything is done."""
-    from raq.cluster.placement import demand_of
+    from raq.cluster.resources import demand_of
 
     for stage in prepared.plan:
         if stage.name in stale:

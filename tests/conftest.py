@@ -63,8 +63,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Workp
 @pytest.fixture(scope="session")
 def digits():
     """The digits, limited: [N, 3, 32, 32]."""
-    from raq.experiment import Data
-    from raq.model.data import load_dataset
+    from raq.experiment.schema import Data
+    from raq.model.dataset import load_dataset
 
     return load_dataset(Data(name="digits", train_limit=400, test_limit=77))
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from raq.experiment import Calibration
+from raq.experiment.schema import Calibration
 from raq.quantize import conversion, ptq
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)

@@ -10,8 +10,8 @@ import pytest
 from workplace import Workplace, clear_error
 
 from raq.environment import has_vnni
-from raq.records import Store, read_json, sealed, write_json
 from raq.report.comparison import compare
+from raq.store.local import Store, read_json, sealed, write_json
 
 
 def test_help_names_the_verbs(workplace: Workplace) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from raq.errors import UserError
-from raq.experiment import Experiment
-from raq.experiment_file import load_experiment
+from raq.experiment.load import load_experiment
+from raq.experiment.schema import Experiment
 
 ROOT = Path(__file__).parent.parent
 

@@ -56,7 +56,8 @@ def test_import_lines(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["raq.cli", "raq.run", "raq.report.console", "raq.plan", "raq.stages.table", "raq.model.data"]
+    "module",
+    ["raq.cli.main", "raq.run", "raq.report.console", "raq.plan.stages", "raq.stages.dispatch", "raq.model.dataset"],
 )
 def test_front_starts_without_torch_and_ray(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray') if m in sys.modules])"

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from raq.interruption import Terminated, interruption_kept
+from raq.signals import Terminated, interruption_kept
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])

@@ -7,8 +7,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from raq.errors import UserError
-from raq.experiment_file import load_experiment
-from raq.json_schema import every_key, json_schema
+from raq.experiment.json_schema import every_key, json_schema
+from raq.experiment.load import load_experiment
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SCHEMA = Draft202012Validator(json_schema())

@@ -1,6 +1,6 @@
 """Which layers stay in float: trials, ladders, the choice."""
 
-from raq.mixtures import LayerCost, choose_mixtures, first_trials, ladders, quantized, without
+from raq.sweep.layers import LayerCost, choose_mixtures, first_trials, ladders, quantized, without
 
 ORDER = ["stem", "a.0", "a.1", "head"]
 

@@ -7,7 +7,7 @@ import pages
 import pytest
 from kept_records import REFERENCE, RUNS
 
-from raq.json_schema import json_schema
+from raq.experiment.json_schema import json_schema
 
 
 @pytest.mark.parametrize("page", pages.PAGES)

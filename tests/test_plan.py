@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from raq import fingerprints
-from raq import plan as planning
 from raq.environment import settings_of
-from raq.experiment import Experiment
-from raq.fingerprints import code_digest
-from raq.plan import Facts, Stage, make_plan
-from raq.records import Store, read_json
+from raq.experiment.schema import Experiment
+from raq.plan import fingerprints
+from raq.plan import stages as planning
+from raq.plan.fingerprints import code_digest
+from raq.plan.stages import Facts, Stage, make_plan
+from raq.plan.stale import stale_stages
 from raq.run import forget_work_on_old_inputs
-from raq.stale import stale_stages
+from raq.store.local import Store, read_json
 
 DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
 MACHINE = {"cpu": "a cpu", "architecture": "x86_64", "features": ["avx512_vnni"], "cpus": 2, "gpus": []}
@@ -138,7 +138,7 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
 def test_comments_and_docstrings_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = []
     for n, text in enumerate(("x = 1\n", '"""Said."""\n# why\nx  =  1\n', "x = 2\n")):
-        monkeypatch.setattr(fingerprints, "__file__", str(tmp_path / str(n) / "plan.py"))
+        monkeypatch.setattr(fingerprints, "__file__", str(tmp_path / str(n) / "plan/stages.py"))
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / "a.py").write_text(text)
         digests.append(code_digest.__wrapped__(("a.py",)))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from raq.errors import UserError
-from raq.record_schema import _check_rounds
-from raq.records import Store, read_json, read_run, refuse_changed, write_json
+from raq.store.local import Store, read_json, read_run, refuse_changed, write_json
+from raq.store.schema import _check_rounds
 
 FINGERPRINT = "a" * 64
 
@@ -71,8 +71,8 @@ def test_what_was_changed_in_place_is_damaged(tmp_path: Path, name: str, old: by
 
 def test_a_stage_does_not_begin_on_a_changed_input(tmp_path: Path) -> None:
     """Whatever it reads first, native code or not."""
-    from raq.stages.at_hand import at_hand
     from raq.stages.call import Call
+    from raq.stages.transfer import at_hand
 
     _, folder = published(tmp_path)
     call = Call("evaluate/ptq", "evaluate", {}, {"artifact": str(folder)}, str(tmp_path), None, None, None, 1, 0, 1)

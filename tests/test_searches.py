@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raq.searches import Search, front, importance, planned, stopped_after, suggestion
+from raq.sweep.qat import Search, front, importance, planned, stopped_after, suggestion
 
 SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "epochs": [1, 3]}
 BASE = {"lr": 0.001, "epochs": 3, "momentum": 0.9}

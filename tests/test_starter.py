@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from raq.cli.starter import write_starter
 from raq.errors import UserError
-from raq.experiment_file import load_experiment
-from raq.starter import write_starter
+from raq.experiment.load import load_experiment
 
 
 def test_what_is_written_can_be_asked(tmp_path: Path) -> None:

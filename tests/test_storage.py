@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from s3_server import CREDENTIALS, Line, s3_server
 
-import raq.storage
+import raq.store.object_storage
 from raq.errors import RaqError, UserError
-from raq.experiment import Experiment
-from raq.records import Store
-from raq.stages.at_hand import work_name
+from raq.experiment.schema import Experiment
 from raq.stages.call import Call
-from raq.storage import Storage, StorageError, told
-from raq.stores import RemoteStore, open_store, store_of
+from raq.stages.transfer import work_name
+from raq.store.local import Store
+from raq.store.object_storage import Storage, StorageError, told
+from raq.store.remote import RemoteStore, open_store, store_of
 
 FINGERPRINT = "f" * 64
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_was_cut_off_leaves_the_last_one(
 
     (own / "training.pt").write_bytes(b"epoch 2")
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr("raq.storage.shutil.copyfileobj", interrupted)
+        patched.setattr("raq.store.object_storage.shutil.copyfileobj", interrupted)
         store.send_checkpoint(work, own)
     store.fetch_checkpoint(work, tmp_path / "there")
     assert (tmp_path / "there" / "training.pt").read_bytes() == b"epoch 1"
@@ -280,7 +280,7 @@ def test_a_line_that_is_silent_is_told(
     store: RemoteStore, server: tuple[str, Line], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing breaks and nothing comes: only a time-out of its own ends a request."""
-    monkeypatch.setattr(raq.storage, "REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(raq.store.object_storage, "REQUEST_TIMEOUT_S", 1.0)
     line = server[1]
     store.storage.write("x", b"there")
     line.hold()
@@ -293,8 +293,8 @@ def test_a_line_that_is_silent_is_told(
 
 
 def test_what_fails_after_a_long_transfer_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raq.storage, "ANSWER_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(raq.storage, "WAITS_S", (0.0,))
+    monkeypatch.setattr(raq.store.object_storage, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(raq.store.object_storage, "WAITS_S", (0.0,))
     answers = iter([OSError("reset"), "there"])
 
     def transfer() -> str:
@@ -319,7 +319,7 @@ def test_an_endpoint_of_the_environment_is_kept(server: tuple[str, Line], monkey
 def test_a_line_that_stays_cut_is_one_error(
     store: RemoteStore, server: tuple[str, Line], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(raq.storage, "ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(raq.store.object_storage, "ANSWER_TIMEOUT_S", 1.0)
     line = server[1]
     line.cut()
     try:
@@ -334,9 +334,9 @@ def test_a_line_that_stays_cut_is_one_error(
 def test_one_writer_at_a_time(
     store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(raq.storage, "LEASE_S", 1.0)
-    monkeypatch.setattr(raq.storage, "RENEW_S", 0.2)
-    monkeypatch.setattr(raq.storage, "SETTLE_S", 0.1)
+    monkeypatch.setattr(raq.store.object_storage, "LEASE_S", 1.0)
+    monkeypatch.setattr(raq.store.object_storage, "RENEW_S", 0.2)
+    monkeypatch.setattr(raq.store.object_storage, "SETTLE_S", 0.1)
     other = elsewhere(store, tmp_path, monkeypatch)
     with store.locked(), pytest.raises(UserError, match="another raq run is writing here"), other.locked():
         pass
@@ -351,15 +351,15 @@ def test_of_two_that_start_together_one_stays(store: RemoteStore, monkeypatch: p
     def other_starts(seconds: float) -> None:
         store.storage.write(".lock", b"other 0")
 
-    monkeypatch.setattr("raq.storage.time.sleep", other_starts)
+    monkeypatch.setattr("raq.store.object_storage.time.sleep", other_starts)
     with pytest.raises(UserError, match="another raq run is writing here"), store.locked():
         pass
     assert store.storage.read(".lock") == b"other 0"
 
 
 def test_a_run_whose_lock_was_taken_publishes_nothing_more(store: RemoteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raq.storage, "RENEW_S", 0.1)
-    monkeypatch.setattr(raq.storage, "SETTLE_S", 0.1)
+    monkeypatch.setattr(raq.store.object_storage, "RENEW_S", 0.1)
+    monkeypatch.setattr(raq.store.object_storage, "SETTLE_S", 0.1)
     leave(store, "one", b"weights")
     with pytest.raises(StorageError, match="another raq run has taken over"), store.locked():
         store.storage.write(".lock", b"other 0")

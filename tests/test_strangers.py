@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mutations import ESCAPE, as_json, every_key, mutated, mutated_text, without
 
 from raq.errors import UserError
-from raq.experiment_file import load_experiment
-from raq.records import Store, digest, sealed, write_json
+from raq.experiment.load import load_experiment
 from raq.report.comparison import compare
 from raq.report.summary import summarise
+from raq.store.local import Store, digest, sealed, write_json
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -32,7 +32,7 @@ PARTS, ALL_PARTS = 1, 60  # the whole is measured by tests/benchmarks/fuzz.py
 
 def said(*arguments: str) -> tuple[int, str]:
     """The exit code and all output of a verb, in this process."""
-    from raq.cli import main
+    from raq.cli.main import main
 
     output, before = io.StringIO(), sys.argv
     sys.argv = ["raq", *arguments]

@@ -11,20 +11,20 @@ import torch
 from rich.console import Console
 from workplace import Workplace, make_workplace
 
-from raq.cluster.placement import trials_of
+from raq.cluster.resources import trials_of
 from raq.errors import StageError, UserError
 from raq.model.checkpoints import read_result
 from raq.model.evaluation import predict
-from raq.plan import Stage
-from raq.records import Record, Store, now
+from raq.plan.requirements import check_results
+from raq.plan.stages import Stage
 from raq.report.sweep import print_layers, print_search
-from raq.requirements import check_results
 from raq.run import prepare
 from raq.stages.call import Call, dataset_of
-from raq.stages.qat_trials import call_of, record_of
-from raq.stages.table import run_stage
-from raq.stages.training import trained_graph
+from raq.stages.dispatch import run_stage
+from raq.stages.qat_sweep import call_of, record_of
+from raq.stages.train import trained_graph
 from raq.stages.trials import trials_folder
+from raq.store.local import Record, Store, now
 
 SWEEP = """
 sweep:

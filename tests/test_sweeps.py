@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from raq.bench.statistics import mean_drop
-from raq.experiment import Experiment
-from raq.fingerprints import short_digest
-from raq.sweeps import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, choose, curve, grid
+from raq.experiment.schema import Experiment
+from raq.plan.fingerprints import short_digest
+from raq.statistics import mean_drop
+from raq.sweep.ptq import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, choose, curve, grid
 
 PTQ = {"per_channel": True, "calibration": {"size": 256, "observer": "histogram", "percentile": 99.9}}
 

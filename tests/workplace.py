@@ -95,7 +95,7 @@ class Workplace:
         return self.folder / "tiny.yaml"
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-c", "from raq.cli import main; main()", *arguments]
+        return [sys.executable, "-c", "from raq.cli.main import main; main()", *arguments]
 
     def raq(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run `raq` in a process of its own, in this folder."""
@@ -105,7 +105,7 @@ class Workplace:
 
     def raq_here(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `raq` in this process, which has torch imported: for what ends before anything starts."""
-        from raq.cli import main
+        from raq.cli.main import main
 
         output, errors = io.StringIO(), io.StringIO()
         before, handler = (Path.cwd(), sys.argv), signal.getsignal(signal.SIGTERM)

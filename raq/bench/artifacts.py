@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raq.artifact.executorch import is_pte
+from raq.artifact.generated_code import LONGEST_SIDE, METADATA_KEY, input_shape
+from raq.artifact.inductor import metadata_of
+from raq.bench.clocks import available_cpus
 from raq.bench.latency import measure
-from raq.bench.machine import available_cpus
-from raq.bench.processes import ContenderSettings
+from raq.bench.launcher import ContenderSettings
 from raq.errors import UserError
-from raq.experiment import Bench
-from raq.quantize.artifact import metadata_of
-from raq.quantize.generated import LONGEST_SIDE, METADATA_KEY, input_shape
-from raq.quantize.pte import is_pte
+from raq.experiment.schema import Bench
 
 BENCH_OPTIONS = {
     "protocol": "--protocol", "batch_sizes": "--batch-size", "precision": "--precision", "budget_s": "--budget",

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from raq.bench import nearest
-from raq.bench.machine import clock, cpu_times, pinned
+from raq.bench.clocks import clock, cpu_times, pinned
+from raq.bench.launcher import ContenderProcess, ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import Slot, judged, summary
-from raq.bench.processes import ContenderProcess, ContenderSettings, ForkServer, fork_server
 from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
-from raq.bench.statistics import MIN_CALM_LAUNCHES, paired_ratio, relative_half_width
-from raq.experiment import BASELINE, Bench
+from raq.experiment.schema import BASELINE, Bench
+from raq.statistics import MIN_CALM_LAUNCHES, paired_ratio, relative_half_width
 
 MIN_ROUNDS_A_LAUNCH, MAX_ROUNDS_A_LAUNCH = 2, 20
 TIMING_OVER_LAUNCHING = 1.0  # how long the rounds of a launch may take, over what starting its processes took

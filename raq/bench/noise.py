@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from raq.bench.machine import CpuTimes
+from raq.bench.clocks import CpuTimes
 
 # Above these a slot is disturbed. On an idle machine threads of a pool wait for some percent of the time (they wake one
 # another); beside a process that burns a CPU of theirs, for a quarter to a half.

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from raq.bench.launcher import ContenderSettings
 from raq.bench.noise import Slot, is_far, near_handover
-from raq.bench.processes import ContenderSettings
-from raq.bench.statistics import (
+from raq.statistics import (
     Ratios,
     calm_ratios,
     counted_rounds,

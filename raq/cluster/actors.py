@@ -12,19 +12,19 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raq.cluster.board import Post
+from raq.cluster.events import Post
 from raq.cluster.nodes import BENCH_RESOURCE, NODE_ID, Node, given_labels
-from raq.cluster.placement import Demand
+from raq.cluster.resources import Demand
 from raq.cluster.session import output_to
 from raq.environment import environment
 from raq.errors import LostError, RaqError, UserError
 from raq.model.reading import watched
-from raq.plan import Pool
-from raq.records import CHECKPOINTS, now
-from raq.stages.at_hand import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
+from raq.plan.stages import Pool
 from raq.stages.call import Call
-from raq.stages.table import run_stage
-from raq.storage import told
+from raq.stages.dispatch import run_stage
+from raq.stages.transfer import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
+from raq.store.local import CHECKPOINTS, now
+from raq.store.object_storage import told
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -97,19 +97,19 @@ def _node() -> dict[str, Any]:
 
 def _do(call: Call, post: Post) -> dict[str, Any]:
     if call.kind == "sweep":
-        from raq.cluster.sweep import distributed_sweep
+        from raq.cluster.ray_tune import distributed_sweep
 
         return distributed_sweep(call, post)
     if call.kind == "layer_sweep":
-        from raq.cluster.sweep import distributed_layer_sweep
+        from raq.cluster.ray_tune import distributed_layer_sweep
 
         return distributed_layer_sweep(call, post)
     if call.kind == "qat_sweep":
-        from raq.cluster.qat_sweep import distributed_qat_sweep
+        from raq.cluster.ray_tune_qat import distributed_qat_sweep
 
         return distributed_qat_sweep(call, post)
     if call.workers > 1 or call.elastic:
-        from raq.cluster.training import distributed_stage
+        from raq.cluster.ray_train import distributed_stage
 
         return distributed_stage(call, post)
     return run_stage(call, post)

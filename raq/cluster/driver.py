@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raq.cluster.handover import Handover
+from raq.cluster.calls import Handover
 from raq.cluster.nodes import (
     ENDING_TIMEOUT_S,
     NODE_ID,
@@ -17,12 +17,12 @@ from raq.cluster.nodes import (
     draining_nodes,
     node_is_gone,
 )
-from raq.cluster.placement import Demand, Room, demand_of, least_workers, room_for
+from raq.cluster.resources import Demand, Room, demand_of, least_workers, room_for
 from raq.errors import StageError, UserError
-from raq.experiment import Experiment
-from raq.plan import Stage
-from raq.records import Store
-from raq.requirements import check_results
+from raq.experiment.schema import Experiment
+from raq.plan.requirements import check_results
+from raq.plan.stages import Stage
+from raq.store.local import Store
 
 START_TIMEOUT_S = 180.0
 LOST_TIMEOUT_S = 45.0  # that a stage waits while no node is there that could do it, without --wait
@@ -79,7 +79,7 @@ class Driver:
         """Do the stale stages; raises the first failure, with nothing left running."""
         import ray
 
-        from raq.cluster.board import start_board
+        from raq.cluster.events import start_board
 
         self.demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
         waiting = {stage.name: stage for stage in self.plan if stage.name in stale}
@@ -230,7 +230,7 @@ class Driver:
         """Try the distributed stages again whose actor died, once no other one runs whose places might be taken."""
         if not self.postponed or any(self.demands[other.stage.name].waits for other in self.running.values()):
             return
-        from raq.cluster.training import release_leaked_places
+        from raq.cluster.ray_train import release_leaked_places
 
         release_leaked_places()
         for entry in self.postponed:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from raq.bench.machine import available_cpus
+from raq.bench.clocks import available_cpus
 from raq.environment import gpus
 
 BENCH_RESOURCE = "bench"

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from raq.cluster.nodes import BENCH_RESOURCE, Node, local_node, nodes_now
 from raq.errors import RaqError, UserError
-from raq.interruption import interruption_kept, uninterrupted
+from raq.signals import interruption_kept, uninterrupted
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raq.model.augmentation import normalise
 from raq.model.cache import Array
-from raq.model.data import Dataset
+from raq.model.dataset import Dataset
 from raq.model.training import normalisation_tensors, take_batch
 
 Network = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raq.errors import UserError
-from raq.experiment import Data
+from raq.experiment.schema import Data
 from raq.model.cache import SPLITS, Array, arrays_digest, cache_folder, cached, checked, listing
 from raq.model.user_code import import_function, on_path
 

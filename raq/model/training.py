@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raq.errors import StageError, UserError
+from raq.experiment.training import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
+from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.cache import Array
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingContext, TrainingResult
-from raq.model.data import Dataset, Images
-from raq.model.normalization import synchronise_batch_norm
-from raq.training_schema import Optimisation
+from raq.model.dataset import Dataset, Images
 
 PROGRESS_EVERY_S = 1.0
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from raq.quantize.capture import is_layer, switch_name
+from raq.quantize.export import is_layer, switch_name
 
 aten = torch.ops.aten
 

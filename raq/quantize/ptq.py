@@ -10,12 +10,12 @@ from torchao.quantization.pt2e import ObserverBase, move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from raq.errors import UserError
-from raq.experiment import Calibration
+from raq.experiment.schema import Calibration
 from raq.model.augmentation import normalise
 from raq.model.cache import Array
-from raq.model.data import Dataset, calibration_indices
+from raq.model.dataset import Dataset, calibration_indices
 from raq.model.training import normalisation_tensors, take_batch
-from raq.quantize.capture import graph_of
+from raq.quantize.export import graph_of
 from raq.quantize.quantizers import QUANTIZERS, Excluding, refuse_unannotated
 
 

@@ -16,9 +16,10 @@ from torchao.quantization.pt2e import (
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from raq.errors import StageError, UserError
+from raq.experiment.training import Qat
+from raq.model.parity import sqnr_db
 from raq.model.training import Hooks
-from raq.quantize.capture import graph_of, is_layer, layer_name
-from raq.quantize.parity import sqnr_db
+from raq.quantize.export import graph_of, is_layer, layer_name
 from raq.quantize.qat_batch_norm import (
     FIXED,
     TRAINING,
@@ -30,7 +31,6 @@ from raq.quantize.qat_batch_norm import (
 from raq.quantize.qat_ranges import RangeSynchroniser
 from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
 from raq.quantize.stochastic_depth import insert_stochastic_depth, mark_stochastic_depth, take_out_marks
-from raq.training_schema import Qat
 
 DROPOUT_TRAINING = 2  # position in aten.dropout's arguments
 ATTENTION, ATTENTION_DROPOUT = torch.ops.aten.scaled_dot_product_attention, 4

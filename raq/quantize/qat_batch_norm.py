@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from raq.quantize.capture import is_layer
+from raq.quantize.export import is_layer
 
 aten = torch.ops.aten
 # positions in aten.batch_norm's arguments

@@ -24,10 +24,10 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
 
+from raq.artifact.executorch import require_executorch
 from raq.errors import StageError
-from raq.experiment import Calibration
-from raq.quantize.capture import is_layer, layer_name, switch_name
-from raq.quantize.pte import require_executorch
+from raq.experiment.schema import Calibration
+from raq.quantize.export import is_layer, layer_name, switch_name
 
 SMALLEST_SCALE = 2**-12
 

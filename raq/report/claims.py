@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raq.bench.statistics import (
+from raq.experiment.schema import Margin
+from raq.statistics import (
     CONFIDENCE,
     Interval,
     Ratios,
@@ -19,7 +20,6 @@ from raq.bench.statistics import (
     paired_ratio,
     together,
 )
-from raq.experiment import Margin
 
 MAX_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
 Counts = Callable[[str, str], tuple[int, int, int] | None]

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from raq.bench.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
-from raq.records import read_run
 from raq.report.claims import Rules
 from raq.report.ratios import Summary, compared, row_ratios
 from raq.report.summary import predictions_of, summarise
+from raq.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
+from raq.store.local import read_run
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")

@@ -14,9 +14,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from raq.plan import Stage
+from raq.plan.stages import Stage
 from raq.report.bench import disagreement_in_words, measurement_in_words, not_calm
-from raq.report.proof import parity_in_words
+from raq.report.checks import parity_in_words
 from raq.report.ratios import Summary, compared
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.terminal import clean, plain_console, printable, say

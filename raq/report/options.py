@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raq.experiment import BASELINE
+from raq.experiment.schema import BASELINE
 from raq.report.ratios import Place, Summary, fastest, rows_at
 
 SAME_SIZE = 0.01  # weights that differ by less are equally large

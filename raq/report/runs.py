@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from raq.errors import UserError
-from raq.records import read_run
 from raq.report.summary import summarise
 from raq.report.terminal import clean, say
+from raq.store.local import read_run
 
 
 class RunLine(TypedDict):

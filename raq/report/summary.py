@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from raq.bench.statistics import (
+from raq.errors import UserError
+from raq.experiment.schema import FILE_OF_RUNTIME, kind_of
+from raq.plan.stages import why_not_lowered
+from raq.report.claims import Counts, Measured, Rules
+from raq.report.ratios import Summary, best_fp32, row_ratios
+from raq.report.verdict import verdict
+from raq.statistics import (
     discordant,
     launch_agreement,
     paired_drop,
@@ -15,14 +21,8 @@ from raq.bench.statistics import (
     proportion_interval,
     same_accuracy_p,
 )
-from raq.errors import UserError
-from raq.experiment import FILE_OF_RUNTIME, kind_of
-from raq.plan import why_not_lowered
-from raq.records import Record, Store, read_run
-from raq.report.claims import Counts, Measured, Rules
-from raq.report.ratios import Summary, best_fp32, row_ratios
-from raq.report.verdict import verdict
-from raq.stores import store_of
+from raq.store.local import Record, Store, read_run
+from raq.store.remote import store_of
 
 PREDICTIONS = "predictions.npy"
 MAX_PREDICTIONS_BYTES = 4_000_000_000

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.experiment import Data
-from raq.fingerprints import digest
-from raq.records import file_digest
-from raq.training_schema import Qat
+from raq.experiment.schema import Data
+from raq.experiment.training import Qat
+from raq.plan.fingerprints import digest
+from raq.store.local import file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from raq.model.data import Dataset
-    from raq.quantize.parity import Chain
+    from raq.model.dataset import Dataset
+    from raq.model.parity import Chain
 
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
@@ -66,14 +66,14 @@ class Call:
 
 def parity_chain(call: Call, dataset: "Dataset") -> "Chain":
     """The parity chain's part of this stage."""
-    from raq.quantize.parity import Chain
+    from raq.model.parity import Chain
 
     return Chain(dataset, call.settings["parity_images"], call.settings["seed"])
 
 
 def dataset_of(call: Call, **other: Any) -> "Dataset":
     """The images of the stage, found again by their digest; `other`: keys of `data` set otherwise."""
-    from raq.model.data import load_dataset
+    from raq.model.dataset import load_dataset
 
     chosen = {key: value for key, value in call.settings["data"].items() if key in Data.model_fields}
     data = Data.model_validate({**chosen, "root": call.data_root, **other})

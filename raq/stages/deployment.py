@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raq.artifact.judgement import evidence_of
 from raq.errors import StageError
-from raq.experiment import FILE_OF_RUNTIME, Bench
-from raq.quantize.judgement import evidence_of
-from raq.records import file_digest, read_json
+from raq.experiment.schema import FILE_OF_RUNTIME, Bench
 from raq.stages.call import (
     LOGITS,
     PREDICTIONS,
@@ -27,12 +26,13 @@ from raq.stages.call import (
     parity_chain,
     trained_network,
 )
+from raq.store.local import file_digest, read_json
 
 if TYPE_CHECKING:
+    from raq.artifact.isolated import FreshProcess
     from raq.model.cache import Array
-    from raq.model.data import Dataset
-    from raq.quantize.fresh import FreshProcess
-    from raq.quantize.parity import Chain
+    from raq.model.dataset import Dataset
+    from raq.model.parity import Chain
 
 TRAIN_SAMPLE = 256
 
@@ -51,13 +51,13 @@ def _refuse_other_machine(planned: Mapping[str, Any]) -> None:
 
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
-    from raq.quantize import pte
+    from raq.artifact import executorch as pte
+    from raq.artifact.audit import audit, float_weight_share
+    from raq.artifact.inductor import load, lower, read
+    from raq.artifact.sizes import float_copies, ledger
     from raq.quantize.arithmetic import NetworkMacs, network_macs
-    from raq.quantize.artifact import load, lower, read
-    from raq.quantize.audit import audit, float_weight_share
-    from raq.quantize.capture import export_network
-    from raq.quantize.conversion import load_program, tensor_bytes
-    from raq.quantize.ledger import float_copies, ledger
+    from raq.quantize.convert import load_program, tensor_bytes
+    from raq.quantize.export import export_network
 
     settings, path = call.settings, Path(call.folder) / FILE_OF_RUNTIME[call.settings["runtime"]]
     portable = settings["runtime"] == "executorch"
@@ -124,10 +124,10 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     """
     import numpy as np
 
+    from raq.artifact.executorch import in_parts
+    from raq.artifact.inductor import refuse_other_torch
+    from raq.artifact.isolated import FreshProcess
     from raq.model.evaluation import logits, predict
-    from raq.quantize.artifact import refuse_other_torch
-    from raq.quantize.fresh import FreshProcess
-    from raq.quantize.pte import in_parts
 
     dataset = dataset_of(call)
     whole = dataset if call.settings["data"]["test_limit"] is None else dataset_of(call, test_limit=None)
@@ -162,7 +162,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
 
 def _executed(call: Call, path: Path, process: "FreshProcess") -> Results:
     """Which kernels run in the artifact's process, against what it should do according to its record."""
-    from raq.quantize.executed import summary
+    from raq.artifact.executed import summary
 
     made = read_json(path.parent / "record.json")["results"]
     sizes = {math.prod(entry["shape"]) for entry in made["ledger"]["constants"] if len(entry["shape"]) > 1}
@@ -174,10 +174,10 @@ def _executed(call: Call, path: Path, process: "FreshProcess") -> Results:
 
 def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results:
     """Top-1 of a quantized program, and what its graph means to be int8, as no kernels are known."""
+    from raq.artifact.audit import audit_graph, graph_share
     from raq.model.evaluation import predict
     from raq.quantize.arithmetic import NetworkMacs
-    from raq.quantize.audit import audit_graph, graph_share
-    from raq.quantize.conversion import load_program
+    from raq.quantize.convert import load_program
 
     folder = Path(call.inputs["program"])
     program = load_program(folder / PROGRAM)
@@ -212,10 +212,10 @@ def _accuracy(call: Call, dataset: "Dataset", predicted: "Array") -> Results:
 
 def bench_stage(call: Call, progress: Progress) -> Results:
     """Latency of every candidate's artifact beside the FP32 network in eager mode."""
+    from raq.bench.clocks import available_cpus
     from raq.bench.latency import measure
-    from raq.bench.machine import available_cpus
-    from raq.bench.processes import ContenderSettings
-    from raq.records import write_json
+    from raq.bench.launcher import ContenderSettings
+    from raq.store.local import write_json
 
     settings = call.settings
     _refuse_other_machine(settings["machine"])

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raq.errors import UserError
-from raq.records import read_json
 from raq.stages.call import Call, Progress, dataset_of
+from raq.store.local import read_json
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,17 +14,17 @@ import torch
 from torch._inductor.runtime import cache_dir_utils
 
 from raq.bench import nearest
+from raq.bench.clocks import available_cpus
 from raq.bench.latency import Measurement, measure
-from raq.bench.machine import available_cpus
+from raq.bench.launcher import ContenderSettings, fork_server
 from raq.bench.noise import Slot
-from raq.bench.processes import ContenderSettings, fork_server
 from raq.bench.rows import Round, contender_row, ratios, with_turns
-from raq.bench.statistics import paired_ratio, relative_half_width
 from raq.environment import inductor_cache
 from raq.errors import StageError
-from raq.experiment import Bench
+from raq.experiment.schema import Bench
 from raq.model.zoo import build_model
 from raq.report.ratios import row_ratios, shared_rounds
+from raq.statistics import paired_ratio, relative_half_width
 
 PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
 ONE_CPU = available_cpus()[:1]

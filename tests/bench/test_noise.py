@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from raq.bench import nearest
-from raq.bench.machine import CpuTimes, available_cpus, cpu_times, own_times, pinned
+from raq.bench.clocks import CpuTimes, available_cpus, cpu_times, own_times, pinned
 from raq.bench.noise import is_far, judged, summary
 from raq.bench.rows import Round, mark_far
 from raq.environment import machine

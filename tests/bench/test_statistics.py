@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raq.bench.statistics import (
+from raq.statistics import (
     _drifts,
     calm_ratios,
     counted_rounds,

@@ -17,7 +17,7 @@ from typing import Any
 from zoo import settle
 
 from raq.environment import environment
-from raq.records import now, write_json
+from raq.store.local import now, write_json
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "results" / "reference" / "executed.json"
@@ -36,13 +36,13 @@ def one(case: str, folder: Path) -> dict[str, Any]:
 
     import torch
 
-    from raq.experiment import Calibration
+    from raq.artifact.generated_code import read_package
+    from raq.artifact.sizes import ledger
+    from raq.experiment.schema import Calibration
     from raq.model.zoo import build_model
     from raq.quantize import artifact, audit, conversion, executed, fresh, ptq
     from raq.quantize.arithmetic import network_macs
-    from raq.quantize.capture import export_program
-    from raq.quantize.generated import read_package
-    from raq.quantize.ledger import ledger
+    from raq.quantize.export import export_program
 
     name, side, how = CASES[case]
     torch.manual_seed(0)

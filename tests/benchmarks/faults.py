@@ -44,9 +44,9 @@ from s3_server import Line, s3_server  # noqa: E402
 
 from raq.environment import commit, environment  # noqa: E402
 from raq.errors import UserError  # noqa: E402
-from raq.interruption import stop_on_sigterm  # noqa: E402
-from raq.records import now, read_run, write_json  # noqa: E402
-from raq.stores import open_store  # noqa: E402
+from raq.signals import stop_on_sigterm  # noqa: E402
+from raq.store.local import now, read_run, write_json  # noqa: E402
+from raq.store.remote import open_store  # noqa: E402
 
 MODULE = '''
 """A small network for the digits."""

@@ -36,8 +36,8 @@ from workplace import make_workplace  # noqa: E402
 
 from raq.environment import environment  # noqa: E402
 from raq.errors import UserError  # noqa: E402
-from raq.fingerprints import digest  # noqa: E402
-from raq.records import now, write_json  # noqa: E402
+from raq.plan.fingerprints import digest  # noqa: E402
+from raq.store.local import now, write_json  # noqa: E402
 
 EXPERIMENT = """
 name: fuzz
@@ -88,7 +88,7 @@ def resident_bytes() -> int:
 
 def verb(*arguments: str, codes: tuple[int, ...] = (0, 2)) -> str:
     """Run a verb here; AssertionError for what no user should see."""
-    from raq.cli import main
+    from raq.cli.main import main
 
     output, before, code = io.StringIO(), sys.argv, 0
     sys.argv = ["raq", *arguments]
@@ -123,7 +123,7 @@ def many(count: int, strategy: Any, do: Callable[[Any], None]) -> None:
 
 
 def yaml_files(count: int, folder: Path) -> Found:
-    from raq.experiment_file import load_experiment
+    from raq.experiment.load import load_experiment
 
     found, path = Found(), folder / "strange.yaml"
     texts = [file.read_text() for file in sorted((ROOT / "experiments").glob("*.yaml"))]
@@ -169,9 +169,9 @@ def records(count: int, place: Any) -> Found:
             Path(name).write_text(contents[name])
 
     def run_if_nothing_is_stale() -> str:
+        from raq.plan.stale import stale_stages
         from raq.run import prepare
-        from raq.stale import stale_stages
-        from raq.stores import open_store
+        from raq.store.remote import open_store
 
         if stale_stages(prepare(Path("tiny.yaml"), []).plan, open_store("results")):
             return "run: would do the damaged stage again"

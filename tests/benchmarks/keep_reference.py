@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from raq.records import Store, read_json, write_json
 from raq.report.console import print_summary
 from raq.report.summary import predictions_of, summarise
+from raq.store.local import Store, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,11 +25,11 @@ from raq.cluster.driver import Driver
 from raq.cluster.nodes import Node
 from raq.cluster.session import cluster
 from raq.environment import commit, environment
-from raq.experiment import Experiment, Resources
-from raq.fingerprints import digest
-from raq.plan import Pool, Stage
-from raq.records import Store, now, write_json
-from raq.stale import stale_stages
+from raq.experiment.schema import Experiment, Resources
+from raq.plan.fingerprints import digest
+from raq.plan.stages import Pool, Stage
+from raq.plan.stale import stale_stages
+from raq.store.local import Store, now, write_json
 
 ROOT = Path(__file__).parents[2]
 NODES = [Node(8, 0, number < 10, f"node-{number}") for number in range(50)]

@@ -38,8 +38,8 @@ def sweep_here(folder: Path) -> None:
     """Train and search in this folder, as `raq run` does; what is finished is not done again."""
     from raq.cluster.driver import Driver
     from raq.cluster.session import cluster
-    from raq.records import Store
     from raq.run import prepare
+    from raq.store.local import Store
 
     os.chdir(folder)
     prepared = prepare(folder / "kills.yaml", [])
@@ -146,10 +146,10 @@ def processes_below(process: int) -> int:
 def trivial(count: int) -> dict[str, Any]:
     from ray import tune
 
-    from raq.cluster.qat_sweep import tune_search
+    from raq.cluster.ray_tune_qat import tune_search
     from raq.cluster.session import cluster
-    from raq.searches import Search
     from raq.stages.call import Call
+    from raq.sweep.qat import Search
 
     seen: list[tuple[float, int, int]] = []  # seconds, resident bytes of this process, processes below it
 
@@ -198,7 +198,7 @@ def main() -> None:
         sweep_here(arguments.here)
         return
     from raq.environment import commit, environment
-    from raq.records import now, read_json, write_json
+    from raq.store.local import now, read_json, write_json
 
     path = REFERENCE / "sweeps.json"
     found = read_json(path) if path.is_file() else {}

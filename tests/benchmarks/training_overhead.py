@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from raq.environment import environment
-from raq.plan import Stage
-from raq.records import now, write_json
+from raq.plan.stages import Stage
 from raq.run import prepare
 from raq.stages.call import Call
+from raq.store.local import now, write_json
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments" / "quickstart.yaml"
 SETTINGS = ["model.name=resnet18-cifar", "data.train_limit=700", "train.epochs=3", "train.progressive=[]"]
 BARE = """
 import json, pickle, sys
-from raq.stages.table import run_stage
+from raq.stages.dispatch import run_stage
 print(json.dumps(run_stage(pickle.load(sys.stdin.buffer), lambda metrics: None)["history"]))
 """
 BARE_RANK = """
@@ -37,7 +37,7 @@ import json, pickle, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from raq.model.checkpoints import LocalContext
-from raq.stages.training import train_in
+from raq.stages.train import train_in
 
 call = pickle.load(sys.stdin.buffer)
 context = LocalContext(Path(call.folder) / f"rank{sys.argv[1]}")
@@ -82,8 +82,8 @@ def in_an_actor(call: Call) -> float:
     import ray
 
     from raq.cluster.actors import start_actor
-    from raq.cluster.board import start_board
-    from raq.cluster.placement import Demand
+    from raq.cluster.events import start_board
+    from raq.cluster.resources import Demand
 
     actor = start_actor(start_board(), "train", Demand(call.cpus, 0, 1), {})
     answer = ray.get(actor.run.remote(call, f"{call.folder}.log", 1), timeout=600)
@@ -92,8 +92,8 @@ def in_an_actor(call: Call) -> float:
 
 
 def in_ray_train(call: Call) -> float:
-    from raq.cluster.board import Post, start_board
-    from raq.cluster.training import distributed_stage
+    from raq.cluster.events import Post, start_board
+    from raq.cluster.ray_train import distributed_stage
 
     return speed(distributed_stage(call, Post(start_board(), call.name))["history"])
 
@@ -112,7 +112,7 @@ def first_step_s(*overrides: str) -> float:
     arguments = [part for override in overrides for part in ("--set", override)]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        command = [sys.executable, "-c", "from raq.cli import main; main()", "run", str(EXPERIMENT), *arguments]
+        command = [sys.executable, "-c", "from raq.cli.main import main; main()", "run", str(EXPERIMENT), *arguments]
         process = subprocess.Popen([*command, "--results", folder], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for line in process.stdout:

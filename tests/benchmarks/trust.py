@@ -37,17 +37,17 @@ from keep_reference import short
 from scipy.stats import t as student
 from trust_contenders import SHARE
 
+from raq.bench.clocks import available_cpus
 from raq.bench.latency import measure
-from raq.bench.machine import available_cpus
+from raq.bench.launcher import ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import is_long
-from raq.bench.processes import ContenderSettings, ForkServer, fork_server
-from raq.bench.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width
 from raq.environment import commit, environment
-from raq.experiment import Bench
-from raq.experiment_file import load_experiment
-from raq.interruption import stop_on_sigterm
-from raq.records import Store, now, read_json, read_run, write_json
+from raq.experiment.load import load_experiment
+from raq.experiment.schema import Bench
 from raq.report.ratios import SharedRounds, row_ratios, shared_rounds
+from raq.signals import stop_on_sigterm
+from raq.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width
+from raq.store.local import Store, now, read_json, read_run, write_json
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"
@@ -197,7 +197,7 @@ def in_one_process(contenders: list[ContenderSettings], batch: int, rounds: int)
     """Milliseconds by round and contender, all of them loaded into this process and called in turns."""
     from dataclasses import asdict
 
-    from raq.bench.runtimes import Contender
+    from raq.bench.contender import Contender
 
     with torch.inference_mode():
         loaded = {c.name: Contender(asdict(c)) for c in contenders}
@@ -409,7 +409,7 @@ def main() -> None:
     command = [
         sys.executable,
         "-c",
-        "from raq.cli import main; main()",
+        "from raq.cli.main import main; main()",
         "run",
         str(QUICKSTART),
         "--results",

@@ -18,7 +18,7 @@ from typing import Any
 
 from raq.environment import environment
 from raq.errors import RaqError
-from raq.records import now, write_json
+from raq.store.local import now, write_json
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "zoo"
@@ -49,13 +49,13 @@ def one(name: str, folder: Path) -> dict[str, Any]:
     import torch
     from torchao.quantization.pt2e import move_exported_model_to_eval
 
-    from raq.experiment import Calibration
+    from raq.artifact.audit import audit, audit_graph
+    from raq.artifact.generated_code import read_package
+    from raq.artifact.inductor import load, lower
+    from raq.experiment.schema import Calibration
+    from raq.model.parity import sqnr_db
     from raq.model.zoo import build_model
-    from raq.quantize.artifact import load, lower
-    from raq.quantize.audit import audit, audit_graph
-    from raq.quantize.conversion import convert, tensor_bytes
-    from raq.quantize.generated import read_package
-    from raq.quantize.parity import sqnr_db
+    from raq.quantize.convert import convert, tensor_bytes
     from raq.quantize.ptq import prepare
     from raq.quantize.qat import prepare_qat, set_graph_mode
 
@@ -119,10 +119,10 @@ def one(name: str, folder: Path) -> dict[str, Any]:
 
 def measured(name: str, folder: Path) -> list[dict[str, Any]]:
     """Latency rows of the int8 artifact and the FP32 network in eager mode, in turns."""
+    from raq.bench.clocks import available_cpus
     from raq.bench.latency import measure
-    from raq.bench.machine import available_cpus
-    from raq.bench.processes import ContenderSettings
-    from raq.experiment import Bench
+    from raq.bench.launcher import ContenderSettings
+    from raq.experiment.schema import Bench
 
     cpus = available_cpus()
     shared: dict[str, Any] = {

@@ -8,7 +8,7 @@ from s3_server import BUCKET, CREDENTIALS, s3_server
 from workplace import Workplace
 
 import raq
-from raq.stores import RemoteStore, open_store
+from raq.store.remote import RemoteStore, open_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 WORKER = ["--num-cpus=1", '--resources={"bench": 1}']

@@ -10,10 +10,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raq.cluster.nodes import Node
-from raq.cluster.placement import placement
+from raq.cluster.resources import placement
 from raq.errors import UserError
-from raq.experiment import Resources
-from raq.plan import Stage
+from raq.experiment.schema import Resources
+from raq.plan.stages import Stage
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,10 +6,10 @@ import pytest
 from ray_nodes import ray_cluster
 from workplace import Workplace
 
-from raq.records import Store, read_json
 from raq.run import prepare
 from raq.stages.call import Call
-from raq.stages.table import run_stage
+from raq.stages.dispatch import run_stage
+from raq.store.local import Store, read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 EPOCHS = 60

@@ -8,7 +8,7 @@ from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from raq.cluster.training import was_lost
+from raq.cluster.ray_train import was_lost
 from raq.errors import LostError, StageError
 
 DIED = WorkerHealthCheckFailedError("rank 1", ActorDiedError())

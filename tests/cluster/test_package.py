@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from workplace import Workplace
 
-from raq.cluster import package
-from raq.cluster.package import Package, pack
 from raq.errors import UserError
+from raq.submit import working_dir as package
+from raq.submit.working_dir import Package, pack
 
 NET = "def net(num_classes): ...\n"
 PRIVATE_KEY = "-----BEGIN OPENSSH " + "PRIVATE KEY-----\nabc\n"
@@ -231,7 +231,7 @@ def test_no_proxy_is_used_to_reach_this_machine(monkeypatch: pytest.MonkeyPatch)
     """A tunnel ends here: a proxy would be sent the token in the open."""
     from requests.utils import should_bypass_proxies
 
-    from raq.cluster.submit import _refuse_plain_http
+    from raq.submit.job import _refuse_plain_http
 
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

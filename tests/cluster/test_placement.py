@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from raq.cluster import placement
+from raq.cluster import resources as placement
 from raq.cluster.nodes import Node
-from raq.cluster.placement import Demand, Room, demand_of, least_workers, nodes_in_time, room_for
+from raq.cluster.resources import Demand, Room, demand_of, least_workers, nodes_in_time, room_for
 from raq.errors import UserError
-from raq.experiment import Resources
-from raq.experiment_file import load_experiment
-from raq.plan import Stage
+from raq.experiment.load import load_experiment
+from raq.experiment.schema import Resources
+from raq.plan.stages import Stage
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 

@@ -8,16 +8,16 @@ import pytest
 import ray
 from workplace import own_stage_processes
 
-from raq.cluster.board import Post, start_board
 from raq.cluster.driver import Driver
+from raq.cluster.events import Post, start_board
+from raq.cluster.ray_train import distributed_stage
 from raq.cluster.session import cluster
-from raq.cluster.training import distributed_stage
 from raq.errors import StageError, UserError
-from raq.plan import Stage
-from raq.records import Store
+from raq.plan.stages import Stage
 from raq.run import Prepared, prepare
 from raq.stages.call import Call
-from raq.stages.table import run_stage
+from raq.stages.dispatch import run_stage
+from raq.store.local import Store
 
 pytestmark = pytest.mark.cluster
 

@@ -12,8 +12,8 @@ import pytest
 from ray_nodes import Head, job_process, ray_cluster
 from workplace import Workplace, clear_error
 
-from raq.cluster import following
-from raq.cluster.following import Lines
+from raq.submit import job_log as following
+from raq.submit.job_log import Lines
 
 pytestmark = pytest.mark.cluster
 ONLY_FP32 = ("--set", "ptq=null", "--set", "qat=null", "--set", "bench.rounds=1", "--set", "bench.batch_sizes=[1]")

@@ -14,17 +14,17 @@ from workplace import Workplace, make_workplace, own_stage_processes
 import raq
 from raq.cluster.driver import Driver
 from raq.cluster.nodes import Node
-from raq.cluster.placement import demand_of
-from raq.cluster.qat_sweep import tune_search
+from raq.cluster.ray_tune import tune_all
+from raq.cluster.ray_tune_qat import tune_search
+from raq.cluster.resources import demand_of
 from raq.cluster.session import cluster
-from raq.cluster.sweep import tune_all
 from raq.errors import UserError
-from raq.experiment import Experiment
-from raq.fingerprints import short_digest
-from raq.records import Store, sealed, write_json
+from raq.experiment.schema import Experiment
+from raq.plan.fingerprints import short_digest
 from raq.run import prepare
-from raq.searches import Search
 from raq.stages.call import Call
+from raq.store.local import Store, sealed, write_json
+from raq.sweep.qat import Search
 
 pytestmark = pytest.mark.cluster
 SWEEP = """

@@ -6,7 +6,7 @@ import pytest
 from ray_nodes import ray_cluster
 from workplace import Workplace
 
-from raq.records import Store, read_json
+from raq.store.local import Store, read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"

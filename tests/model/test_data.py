@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from raq.errors import UserError
-from raq.experiment import Data
-from raq.model.data import calibration_indices, load_dataset
+from raq.experiment.schema import Data
+from raq.model.dataset import calibration_indices, load_dataset
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:

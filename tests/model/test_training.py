@@ -13,13 +13,13 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from raq.errors import StageError
-from raq.experiment import Data
+from raq.experiment.schema import Data
+from raq.experiment.training import Qat, Train
+from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.checkpoints import LocalContext, read_result
-from raq.model.data import load_dataset
+from raq.model.dataset import load_dataset
 from raq.model.evaluation import predict, top1
-from raq.model.normalization import synchronise_batch_norm
 from raq.model.training import Hooks, _schedule, image_side, seed_everything, train
-from raq.training_schema import Qat, Train
 
 
 def network() -> nn.Module:

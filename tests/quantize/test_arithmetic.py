@@ -6,13 +6,13 @@ from networks import small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raq.artifact.generated_code import read_package
 from raq.errors import StageError
-from raq.experiment import Calibration, Require
+from raq.experiment.schema import Calibration, Require
+from raq.plan.requirements import check_results
 from raq.quantize import artifact, audit, conversion, ptq
 from raq.quantize.arithmetic import network_macs, operations
-from raq.quantize.capture import export_program
-from raq.quantize.generated import read_package
-from raq.requirements import check_results
+from raq.quantize.export import export_program
 
 T, E, HEADS = 16, 24, 4
 EXAMPLE = torch.zeros(2, 3, 8, 8)
@@ -194,7 +194,7 @@ def test_a_network_that_does_more_than_its_program(tmp_path) -> None:
 
 
 def _stage():
-    from raq.experiment import Resources
-    from raq.plan import Stage
+    from raq.experiment.schema import Resources
+    from raq.plan.stages import Stage
 
     return Stage("lower/ptq", "lower", "quantize", {"candidate": "ptq"}, {}, "f", Resources())

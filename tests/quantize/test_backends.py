@@ -8,13 +8,13 @@ import torch
 from networks import EXAMPLE, small
 from torchao.quantization.pt2e import FakeQuantizeBase
 
+from raq.artifact.isolated import FreshProcess
 from raq.bench.artifacts import bench_artifacts, bench_settings
 from raq.errors import StageError, UserError
-from raq.experiment import Calibration
+from raq.experiment.schema import Calibration
+from raq.model.parity import sqnr_db
 from raq.quantize import artifact, audit, checking, conversion, ledger, pte, ptq, qat
-from raq.quantize.capture import export_program
-from raq.quantize.fresh import FreshProcess
-from raq.quantize.parity import sqnr_db
+from raq.quantize.export import export_program
 
 METADATA = {"candidate": "ptq", "model": "small", "input": [3, 32, 32]}
 

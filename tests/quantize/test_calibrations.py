@@ -8,9 +8,10 @@ import torch
 from networks import EXAMPLE, small
 from torch import nn
 
-from raq.experiment import Calibration
+from raq.experiment.schema import Calibration
 from raq.quantize import artifact, ptq
-from raq.quantize.calibrations import (
+from raq.quantize.export import export_network
+from raq.quantize.ranges import (
     calibrate_nested,
     compile_for_all_ranges,
     prepared_from,
@@ -19,7 +20,6 @@ from raq.quantize.calibrations import (
     switchable,
     with_ranges,
 )
-from raq.quantize.capture import export_network
 
 
 @pytest.fixture(scope="module")

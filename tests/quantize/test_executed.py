@@ -6,14 +6,14 @@ import pytest
 import torch
 from networks import quantized, small
 
+from raq.artifact.audit import audit
+from raq.artifact.generated_code import read_package
+from raq.artifact.isolated import FreshProcess
 from raq.errors import StageError
-from raq.experiment import Require, Resources
-from raq.plan import Stage
+from raq.experiment.schema import Require, Resources
+from raq.plan.requirements import check_results
+from raq.plan.stages import Stage
 from raq.quantize import artifact, checking, executed
-from raq.quantize.audit import audit
-from raq.quantize.fresh import FreshProcess
-from raq.quantize.generated import read_package
-from raq.requirements import check_results
 
 MACS = [32 * 32 * 16 * 27, 16 * 16 * 32 * 144, 320]
 NOWHERE, MARK = Path("no-results"), "raq-call "

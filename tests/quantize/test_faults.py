@@ -17,17 +17,17 @@ from mutations import mutated_bytes
 from networks import EXAMPLE, quantized, small
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
+from raq.artifact.cpp import Deadline
+from raq.artifact.elf import imported_symbols
+from raq.artifact.generated_code import read_metadata, read_package
 from raq.errors import StageError
-from raq.experiment import Calibration, Require, Resources
-from raq.plan import Stage
+from raq.experiment.schema import Calibration, Require, Resources
+from raq.model.parity import compare
+from raq.plan.requirements import check_results
+from raq.plan.stages import Stage
 from raq.quantize import artifact, audit, checking, conversion, ledger, ptq, quantizers
-from raq.quantize.capture import export_program
-from raq.quantize.cpp import Deadline
-from raq.quantize.elf import imported_symbols
-from raq.quantize.generated import read_metadata, read_package
-from raq.quantize.parity import compare
-from raq.records import Store
-from raq.requirements import check_results
+from raq.quantize.export import export_program
+from raq.store.local import Store
 
 NOWHERE = Path("no-results")
 IMAGES = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))

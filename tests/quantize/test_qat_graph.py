@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from raq.artifact.audit import audit_graph
 from raq.errors import StageError, UserError
-from raq.experiment import Calibration
+from raq.experiment.schema import Calibration
+from raq.model.parity import sqnr_db
 from raq.quantize import conversion, ptq, qat, qat_batch_norm
-from raq.quantize.audit import audit_graph
-from raq.quantize.capture import graph_of
-from raq.quantize.parity import sqnr_db
+from raq.quantize.export import graph_of
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))

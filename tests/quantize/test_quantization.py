@@ -12,15 +12,15 @@ import torch
 from networks import EXAMPLE, quantized, small
 from torch import nn
 
+from raq.artifact.generated_code import read_package
 from raq.errors import StageError, UserError
-from raq.experiment import Calibration
+from raq.experiment.schema import Calibration
+from raq.experiment.training import Qat
 from raq.model.checkpoints import LocalContext
 from raq.model.training import train
 from raq.model.zoo import build_model
 from raq.quantize import artifact, audit, conversion, ptq, qat
-from raq.quantize.capture import export_program, layers
-from raq.quantize.generated import read_package
-from raq.training_schema import Qat
+from raq.quantize.export import export_program, layers
 
 MINMAX = Calibration(observer="minmax")
 
@@ -72,7 +72,7 @@ def test_the_simulation_is_what_convert_comes_to(digits) -> None:
 def test_observers(digits, observer: str) -> None:
     """The input's scale is what that observer's definition gives on the very images that calibrate."""
     from raq.model.augmentation import normalise
-    from raq.model.data import calibration_indices
+    from raq.model.dataset import calibration_indices
     from raq.model.training import normalisation_tensors
 
     program = quantized(small(), digits, observer)

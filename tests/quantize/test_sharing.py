@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from raq.model.zoo import build_model
-from raq.quantize.sharing import unshare
+from raq.quantize.unshare import unshare
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -2,8 +2,8 @@
 
 import io
 
-from raq.experiment import Resources
-from raq.plan import Stage
+from raq.experiment.schema import Resources
+from raq.plan.stages import Stage
 from raq.report.console import RunDisplay
 
 

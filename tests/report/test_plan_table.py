@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from raq.experiment import Resources
-from raq.plan import Stage
+from raq.experiment.schema import Resources
+from raq.plan.stages import Stage
 from raq.report.console import print_plan
 
 PLAN = [Stage(name, "ptq", "quantize", {}, {}, f"{name:0<16}", Resources()) for name in ("train", "evaluate/mixed-1")]

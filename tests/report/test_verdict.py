@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from kept_records import RUNS, judged_now
 
-from raq.bench.statistics import drop_interval
 from raq.report.claims import Measured, Rules
 from raq.report.summary import counts_by
 from raq.report.verdict import verdict
+from raq.statistics import drop_interval
 
 IMAGES = 10_000
 RULES = Rules(max_drop=1.0)

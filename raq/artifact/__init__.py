@@ -1,0 +1,1 @@
+"""What is deployed: lowering, reading, auditing and checking artifacts."""

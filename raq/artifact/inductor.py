@@ -1,0 +1,87 @@
+"""What is deployed: an AOTInductor package that torch alone loads and runs; and artifacts of either kind, read.
+
+The other kind is an ExecuTorch program (pte.py). A file's content says which of the two it is, not its name.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from raq.artifact.executorch import is_pte, read_pte
+from raq.artifact.generated_code import METADATA_KEY, GeneratedCode, read_metadata, read_package
+from raq.errors import StageError
+
+
+def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu") -> None:
+    """Compile a program with Inductor, weights frozen in, for any batch size, into the package at `path`.
+
+    `metadata` (plain values) travels in the package, with torch's version. Compiled under no_grad: with gradients
+    possible Inductor does not freeze, and unfrozen int8 graphs run as dequantize, float kernel, quantize.
+    Raises StageError if the compiler fails.
+    """
+    # registers the int8 fusions of Inductor, on x86 and on Arm
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401
+
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    told = json.dumps({**metadata, "torch": _torch_version()}, sort_keys=True)
+    configuration = {
+        "freezing": True,
+        "cpp.dynamic_threads": True,  # else the loops have, for ever, the number of threads of this process
+        "aot_inductor.metadata": {METADATA_KEY: told},
+    }
+    try:
+        with torch.no_grad():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise StageError(
+            f"Inductor cannot compile the program for {device}: {first}",
+            "a C++ compiler (g++) and free disk are needed; --debug shows all of it",
+        ) from error
+
+
+def read(path: Path) -> GeneratedCode:
+    """What is in an artifact of either kind; nothing of it is loaded as code. StageError if it is damaged."""
+    return read_pte(path) if is_pte(path) else read_package(path)
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """The metadata of an artifact of either kind; StageError if it is damaged."""
+    return read_pte(path).metadata if is_pte(path) else read_metadata(path)
+
+
+def load(path: Path) -> Callable[[Tensor], Tensor]:
+    """The package as a function of normalised float32 [n, 3, H, W]. Runs native code: load only what you trust.
+
+    Raises StageError if it is damaged or was made by another torch: its native code calls into torch's libraries,
+    whose interface is not promised from one release to the next.
+    """
+    refuse_other_torch(path)
+    try:
+        network: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(path))
+    except Exception as error:
+        raise StageError(f"{path}: the artifact cannot be loaded: {error}", "run again to make it anew") from error
+    return network
+
+
+def refuse_other_torch(path: Path) -> None:
+    """StageError if the package says that another torch made it; one that says nothing is not refused."""
+    made_by = (read_metadata(path).get(METADATA_KEY) or {}).get("torch")
+    if made_by is not None and made_by != _torch_version():
+        raise StageError(
+            f"{path}: made by torch {made_by}, this is torch {_torch_version()}: its native code is for the other",
+            "lower it again with this torch, or install the other",
+        )
+
+
+def _torch_version() -> str:
+    """The release, without the build (+cpu, +cu130): builds of a release share the interface."""
+    return torch.__version__.split("+")[0]

@@ -1,0 +1,245 @@
+"""Contenders, each in a process of its own: `python -m raq.bench.contender FD [RUNTIME...]`.
+
+This process imports torch once and forks for every contender: all start from the same libraries at the same addresses,
+and a new launch costs what loading the artifact costs. It takes one socket for each contender over the Unix socket FD;
+the child answers one JSON command a line there, sleeps in a read between commands, so that it takes nothing from the
+contender whose turn it is, and ends with its socket.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from raq.artifact.executorch import load_pte, require_executorch
+from raq.artifact.inductor import load
+from raq.bench.clocks import own_times
+from raq.errors import RaqError
+from raq.model.zoo import build_model, load_weights, put_weights
+
+ONE_THREADS, HAND_OVERS = 32_000, 20  # floats that one thread adds alone (torch shares from 32,768 on); times
+Network = Callable[[Tensor], Tensor]
+ROTATED_INPUTS = 4
+STABLE_CALLS, STABLE_WITHIN = 5, 0.02
+SETTLED_NS, SETTLE_STEP_S, SETTLE_CAP_S = 200_000, 0.002, 0.25
+Command = dict[str, Any]
+
+
+def load_eager(contender: Command) -> Network:
+    """The FP32 network as PyTorch runs it without a compiler."""
+    model = build_model(contender["model"], contender["classes"], contender["working_directory"])
+    put_weights(model, load_weights(Path(contender["path"])), contender["model"], contender["path"])
+    return model.eval().to(contender["device"])
+
+
+def load_inductor(contender: Command) -> Network:
+    """An AOTInductor package."""
+    return load(Path(contender["path"]))
+
+
+def load_executorch(contender: Command) -> Network:
+    """An ExecuTorch program."""
+    return load_pte(Path(contender["path"]), contender["threads"])
+
+
+LOADERS = {"eager": load_eager, "inductor": load_inductor, "executorch": load_executorch}
+
+
+class Contender:
+    """What this process measures: the loaded network and its inputs."""
+
+    def __init__(self, settings: Command) -> None:
+        torch.set_num_threads(settings["threads"])
+        self.device = torch.device(settings["device"])
+        self.shape = settings["image_shape"]
+        if settings["runtime"] == "executorch":
+            require_executorch()  # importing it takes seconds that are not the loading of the artifact's
+        started = time.perf_counter_ns()
+        self.network = LOADERS[settings["runtime"]](settings)
+        self.load_ms = (time.perf_counter_ns() - started) / 1e6
+        self.inputs: dict[int, list[Tensor]] = {}
+        self.small: list[Tensor] = []
+
+    def warm_up(self, batch_size: int, calls: int, cap_s: float) -> dict[str, Any]:
+        """Make the inputs for a batch size and call until times are stable.
+
+        Stable: the median of the last 5 calls is within 2% of that of the 5 before, after at least `calls` calls, the
+        first one among them. Ends after `cap_s` seconds in any case (never before `calls`, or one).
+        """
+        generator = torch.Generator().manual_seed(batch_size)
+        # several inputs, taken in turn, so that the caches do not hold the answer's input
+        self.inputs[batch_size] = [
+            torch.randn(batch_size, *self.shape, generator=generator).to(self.device) for _ in range(ROTATED_INPUTS)
+        ]
+        begun = time.perf_counter()
+        times = [self._call(self.inputs[batch_size][0])]
+        while not (stable := _stable(times[1:])) or len(times) < calls:
+            if len(times) >= calls and time.perf_counter() - begun > cap_s:
+                break
+            times.append(self._call(self.inputs[batch_size][len(times) % ROTATED_INPUTS]))
+        return {"first_ms": times[0], "calls": len(times), "stable": stable}
+
+    def round(self, batch_size: int, repetitions: int, round_ms: float) -> list[float]:
+        """Milliseconds of each call: at least `repetitions` calls and `round_ms` milliseconds of them.
+
+        One call before is not timed: it wakes threads that sleep since the last round, and finds the caches cold.
+        """
+        self._call(self.inputs[batch_size][-1])
+        samples: list[float] = []
+        while len(samples) < repetitions or sum(samples) < round_ms:
+            samples.append(self._call(self.inputs[batch_size][len(samples) % ROTATED_INPUTS]))
+        return samples
+
+    def handover_us(self) -> float | None:
+        """Microseconds to share an operation between threads, beyond each one's part; None with one, or on a GPU.
+
+        It tells how near to one another the CPUs are at which these threads run: a hypervisor may move them apart.
+        """
+        if self.device.type == "cuda" or torch.get_num_threads() == 1:
+            return None
+        if not self.small:
+            self.small = [torch.zeros(2 * ONE_THREADS), torch.empty(2 * ONE_THREADS)]
+        shared, alone = self.small, [part[:ONE_THREADS] for part in self.small]
+        took = [0.0, 0.0]
+        for n, (given, out) in enumerate((shared, alone)):
+            times = []
+            for _ in range(HAND_OVERS):
+                started = time.perf_counter_ns()
+                torch.add(given, 1.0, out=out)
+                times.append(time.perf_counter_ns() - started)
+            took[n] = sorted(times)[HAND_OVERS // 2] / 1e3
+        return took[0] - took[1]
+
+    def _call(self, images: Tensor) -> float:
+        if self.device.type == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            self.network(images)
+            end.record()
+            torch.cuda.synchronize()
+            return float(begin.elapsed_time(end))
+        started = time.perf_counter_ns()
+        self.network(images)
+        return (time.perf_counter_ns() - started) / 1e6
+
+
+def _stable(times: list[float]) -> bool:
+    if len(times) < 2 * STABLE_CALLS:
+        return False
+    last, before = (sorted(part)[STABLE_CALLS // 2] for part in (times[-STABLE_CALLS:], times[-2 * STABLE_CALLS :][:5]))
+    return abs(last / before - 1) < STABLE_WITHIN
+
+
+def settle() -> None:
+    """Wait until this process's threads no longer spin: pools wait actively for a while after a call."""
+    deadline = time.perf_counter() + SETTLE_CAP_S
+    while time.perf_counter() < deadline:
+        before = time.process_time_ns()
+        time.sleep(SETTLE_STEP_S)
+        if time.process_time_ns() - before < SETTLED_NS:
+            return
+
+
+def answer(contender: Contender | None, command: Command) -> tuple[Contender, Command]:
+    """Carry out one command; the contender and the answer."""
+    if command["do"] == "load":
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, command["cpus"])
+        contender = Contender(command["contender"])
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        told = {"load_ms": contender.load_ms, "threads": torch.get_num_threads(), "cpus": cpus, "pid": os.getpid()}
+        return contender, told
+    assert contender is not None
+    if command["do"] == "warm_up":
+        warmed = contender.warm_up(command["batch_size"], command["calls"], command["cap_s"])
+        settle()
+        return contender, {**warmed, "peak_bytes": _peak_bytes(contender.device)}
+    before = own_times()
+    samples = contender.round(command["batch_size"], command["repetitions"], command["round_ms"])
+    after = own_times()
+    handover_us = contender.handover_us()
+    settle()
+    cpu_s = own_times().since(before)["cpu_s"]
+    return contender, {
+        "samples_ms": samples, "timed": after.since(before), "cpu_s": cpu_s, "handover_us": handover_us
+    }  # fmt: skip
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Peak resident memory of this process, torch included; on a GPU, the peak that torch allocated there."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def serve(commands: IO[str], answers: IO[str]) -> None:
+    """Answer commands until there are no more."""
+    contender: Contender | None = None
+    with torch.inference_mode():
+        for line in iter(commands.readline, ""):
+            try:
+                contender, reply = answer(contender, json.loads(line))
+            except RaqError as error:
+                reply = {"error": error.message, "hint": error.hint}
+            except Exception as error:
+                first = next(iter(str(error).strip().splitlines()), "")
+                reply = {"error": f"{type(error).__name__}: {first}", "hint": "--debug shows where in its own process"}
+                reply["trace"] = traceback.format_exc()
+            answers.write(json.dumps(reply) + "\n")
+            answers.flush()
+
+
+def fork_contenders(control: socket.socket) -> None:
+    """Fork a child for each socket that arrives, until there are no more."""
+    while True:
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not descriptors:
+            return
+        sys.stdout.flush()
+        if os.fork() == 0:
+            code = 1
+            try:
+                control.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                with socket.socket(fileno=descriptors[0]) as own, own.makefile("rw") as stream:
+                    serve(stream, stream)
+                code = 0
+            except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+                code = 0  # the parent is gone
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(descriptors[0])
+
+
+if __name__ == "__main__":
+    # what loading a package imports, once for all launches
+    import torch._inductor.codecache
+    import torch._inductor.cpu_vec_isa
+    import torch._inductor.package
+    import torch.utils.cpp_extension
+
+    if "executorch" in sys.argv[2:]:
+        with suppress(RaqError):  # the contender that needs it says so
+            require_executorch()
+    os.dup2(2, 1)  # whatever libraries print goes to standard error
+    with suppress(Exception):
+        torch._inductor.cpu_vec_isa.pick_vec_isa()  # compiles probes; where that fails, loading says so
+    # children leave nothing behind; not before now, as subprocess would take every compiler for a successful one
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(fileno=int(sys.argv[1])) as given:
+        given.sendall(b"!")
+        fork_contenders(given)

@@ -1,0 +1,288 @@
+"""Training by several workers: the loop of model/training.py inside Ray Train."""
+
+import json
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from pyarrow.fs import FileSelector, LocalFileSystem
+from ray.exceptions import ActorUnschedulableError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from raq.cluster.events import Post
+from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
+from raq.errors import LostError, RaqError, StageError, UserError
+from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
+from raq.stages.call import Call, Results
+from raq.stages.train import finish_qat, finish_training, train_in
+from raq.stages.transfer import at_hand, forget, note, noted, remote_store, work_name
+from raq.store.object_storage import StorageError
+
+MAX_FAILURES, MAX_PREEMPTIONS = 2, 10
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+USUAL_START_S = float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
+LOST = (RayActorError, ActorUnschedulableError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, LostError)
+FAILED = "failed.json"
+PLACE = "place"  # the file of a training in which its workers note their placement group
+QUIET_S, RELEASE_TIMEOUT_S = 8.0, 60.0
+UNUSED_HELPERS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer without helper processes that do nothing here.
+
+    One serves Ray Data sets, of which there are none; the other asks the dashboard whether the controller lives, and
+    a cluster started by raq has no dashboard. Each costs seconds to start and a percent of a core for as long as
+    training runs. A Ray that builds its callbacks in another way starts them as ever.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = UNUSED_HELPERS if OWN_CLUSTER_RESOURCE in ray.cluster_resources() else {"DatasetsCallback"}
+        return [made for made in super()._create_default_callbacks() if type(made).__name__ not in unused]
+
+
+class RayTrainContext:
+    """The loop's context in a worker of Ray Train; checkpoints go through it to the trainer's storage."""
+
+    def __init__(self, call: Call, post: Post) -> None:
+        """Rank 0 notes, for this stage, the placement group that the workers have."""
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device = torch.device(get_device())
+        self.call = call
+        self.progress = post
+        group = get_current_placement_group()
+        if self.rank == 0 and group is not None:
+            if noted(call, PLACE) is not None:
+                self.progress({"text": "its workers were started again, from their last epoch"})
+            note(call, PLACE, group.id.hex())
+
+    def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        """Report the epoch from every rank (a barrier), with rank 0's checkpoint."""
+        if self.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            write(Path(scratch))
+            upload = _upload_of(self.call)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(scratch), checkpoint_upload_fn=upload)
+        self.progress({"epoch_done": metrics})
+
+    def restore(self) -> Path | None:
+        """The last checkpoint, as a folder of this node."""
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.to_directory())
+
+
+def _storage_of(call: Call) -> tuple[str, Any]:
+    """Where Ray Train keeps the checkpoints of a stage: a path, and its file system if it is not a node's own."""
+    store = remote_store(call)
+    if store is None:
+        return str(Path(call.folder) / "ray_train"), None
+    return store.storage.path(f"{work_name(call)}/ray_train"), store.storage.filesystem
+
+
+def _upload_of(call: Call) -> Callable[[Checkpoint, str], Checkpoint] | None:
+    """What puts a checkpoint at an address, and tries again where Ray Train itself would not; None for folders."""
+    store = remote_store(call)
+    if store is None:
+        return None
+
+    def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+        folder = f"{work_name(call)}/ray_train/{call.kind}/{name}"
+        files = [file.name for file in Path(checkpoint.path).iterdir()]
+        store.storage.send_folder(Path(checkpoint.path), folder, files)
+        return Checkpoint(store.storage.path(folder), store.storage.filesystem)
+
+    return upload
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each worker runs. Whatever it raises Ray Train tries again, MAX_FAILURES times, from the last checkpoint.
+
+    One of our own errors would only come again: it is left in a file, and the next attempt ends on seeing that.
+    """
+    call = at_hand(config["call"])
+    if noted(call, FAILED) is not None:
+        return
+    torch.set_num_threads(call.cpus)
+    try:
+        train_in(call, RayTrainContext(call, config["post"]))
+    except StorageError:
+        raise  # another attempt may find it
+    except RaqError as error:
+        what = {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
+        note(call, FAILED, json.dumps(what))
+        raise
+
+
+def distributed_stage(call: Call, post: Post) -> Results:
+    """FP32 or quantization-aware training by `call.workers` workers, and what is made of it."""
+    trained = train_on_workers(call, post)
+    forget(call, PLACE)
+    return (finish_training if call.kind == "train" else finish_qat)(call, trained)
+
+
+def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], None] | None = None) -> TrainingResult:
+    """Train by `call.workers` workers, or as many of `call.elastic` as there is room for; from the last checkpoint.
+
+    report: in a trial of Tune, what takes the rows of the history, those too that are there already.
+    The trainer's name and storage come from the stage's fingerprint, as Ray Train continues whatever has its name.
+    Raises StageError if the workers cannot start or keep failing, LostError if they, or what starts them, keep dying.
+    """
+    Path(call.folder).mkdir(parents=True, exist_ok=True)
+    forget(call, FAILED)
+    if report is not None:
+        for row in _known_history(call):
+            report(row)
+    for attempt in range(MAX_FAILURES + 1):
+        try:
+            result = _trainer(call, post, for_tune=report is not None).fit()
+            _raise_noted(call)
+            assert result.checkpoint is not None
+            with result.checkpoint.as_directory() as folder:
+                return read_result(Path(folder))
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
+            _raise_noted(call)
+            if attempt == MAX_FAILURES or not _storage_was_lost(call, error):
+                raise (LostError(_reason(error)) if was_lost(error) else _cause(error)) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _trainer(call: Call, post: Post, *, for_tune: bool) -> _Trainer:
+    # Ray Train gives these to its controller; on a cluster that was joined they are not in this process's environment
+    for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
+        os.environ.setdefault(name, RAY_SETTINGS[name])
+    # elastic, it takes the workers that there are, as soon as this has passed
+    os.environ[START_TIMEOUT] = f"{USUAL_START_S if call.elastic else max(USUAL_START_S, call.wait_s):g}"
+    per_worker: dict[str, float] = {"CPU": call.cpus}
+    if call.gpus:
+        per_worker["GPU"] = call.gpus
+    path, filesystem = _storage_of(call)
+    return _Trainer(
+        _worker,
+        train_loop_config={"call": call, "post": post},
+        scaling_config=ScalingConfig(
+            num_workers=call.elastic or call.workers,
+            use_gpu=call.gpus > 0,
+            resources_per_worker=per_worker,
+            label_selector=dict(call.labels) or None,
+        ),
+        torch_config=TorchConfig(backend="nccl" if call.gpus else "gloo"),
+        run_config=RunConfig(
+            name=call.kind,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            callbacks=[TuneReportCallback()] if for_tune else [],
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES,
+                # a worker, or its node, may be lost while the group of them starts
+                controller_failure_limit=MAX_FAILURES,
+                max_preemption_failures=MAX_PREEMPTIONS,
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def _raise_noted(call: Call) -> None:
+    """The error of ours that a worker has left, if one has."""
+    failed = noted(call, FAILED)
+    if failed is not None:
+        what = json.loads(failed)
+        raise (UserError if what["user"] else StageError)(what["error"], what["hint"])
+
+
+def _storage_was_lost(call: Call, error: Exception) -> bool:
+    """Whether Ray Train ended as the storage did not answer, which it does again: Ray Train itself waits for nothing.
+
+    Raises StorageError if it does not answer in time.
+    """
+    store = remote_store(call)
+    words = ("OSError", "AWS Error", StorageError.__name__)
+    of_storage = isinstance(error, ray.exceptions.RayError | OSError) or any(word in str(error) for word in words)
+    if store is None or not of_storage:
+        return False
+    print(f"training was interrupted as {store.address} did not answer; it goes on from its last epoch", flush=True)
+    store.storage.read(FAILED)
+    return True
+
+
+def _known_history(call: Call) -> list[Metrics]:
+    """The history in the newest checkpoint that the trainer of this stage has."""
+    path, filesystem = _storage_of(call)
+    system = filesystem or LocalFileSystem()
+
+    def read() -> list[Metrics]:
+        infos = system.get_file_info(FileSelector(f"{path}/{call.kind}", allow_not_found=True, recursive=True))
+        for found in sorted((info.path for info in infos if info.base_name == CHECKPOINT), reverse=True):
+            with Checkpoint(found.rpartition("/")[0], system).as_directory() as folder:
+                try:
+                    return read_result(Path(folder)).history
+                except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # cut off while it was sent
+                    print(f"{found}: not a whole checkpoint: {error}", flush=True)
+        return []
+
+    store = remote_store(call)
+    return read() if store is None else store.storage.tried(read)
+
+
+def remove_place(identity: str) -> None:
+    """Remove a placement group, by its id in hexadecimal; nothing if it is removed."""
+    group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity)))
+    if placement_group_table(group).get("state") not in (None, "REMOVED"):
+        remove_placement_group(group)
+
+
+def release_leaked_places() -> None:
+    """Give back the places of a training whose stage actor died: Ray itself does so only when the whole job ends.
+
+    Only for a job in which no other distributed training runs: its groups are known by the job's id at their end. The
+    dead actor's controller lives on for a moment, and may take new places for the workers that it has lost: they are
+    given back until none has appeared for QUIET_S, at most for RELEASE_TIMEOUT_S.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    quiet_since = started = time.monotonic()
+    while time.monotonic() - quiet_since < QUIET_S and time.monotonic() - started < RELEASE_TIMEOUT_S:
+        for identity, group in placement_group_table().items():
+            if identity.endswith(job) and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+                quiet_since = time.monotonic()
+        time.sleep(0.5)
+
+
+def was_lost(error: Any) -> bool:
+    """Whether something of Ray ended with its process or its node, and not by what it did itself.
+
+    Of several workers one is enough: the others fail as they no longer reach it.
+    """
+    inner = [*getattr(error, "worker_failures", {}).values()]
+    inner += [
+        getattr(error, name) for name in ("controller_failure", "health_check_failure", "cause") if hasattr(error, name)
+    ]
+    return isinstance(error, LOST) or any(was_lost(failure) for failure in inner)
+
+
+def _reason(error: Exception) -> str:
+    """What a worker died of, out of Ray Train's error."""
+    first = next(iter(getattr(error, "worker_failures", {}).values()), error)
+    return next((line for line in reversed(str(first).strip().splitlines()) if line.strip()), type(first).__name__)
+
+
+def _cause(error: Exception) -> StageError:
+    return StageError(f"distributed training failed: {_reason(error)}", "see the log")

@@ -1,0 +1,181 @@
+"""Sweeps on a cluster, by Ray Tune: as many trials at a time as there is room for, each actor doing many of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from raq.cluster.events import Post
+from raq.cluster.ray_train import was_lost
+from raq.errors import StageError
+from raq.plan.fingerprints import digest, short_digest
+from raq.stages.call import Call, Results
+from raq.stages.layer_sweep import run_layer_trial, search_layers
+from raq.stages.ptq_sweep import finish_sweep, prepare_sweep, run_trial
+from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
+from raq.store.object_storage import StorageError
+from raq.sweep.ptq import Config, grid
+
+EXPERIMENT = "tune"
+MAX_PASSES = 3
+
+
+def distributed_sweep(call: Call, post: Post) -> Results:
+    """The calibrations of `call`, `call.workers` at a time with `call.cpus` CPUs each.
+
+    Every trial goes through Tune, those that an interrupted or smaller sweep has left too: they report at once, so that
+    Tune's own results (`tune.ResultGrid` of the stage's folder `tune`) are complete. A trial that fails is tried once
+    more and then told; the others go on. Raises StageError if none finishes.
+    """
+    fetch_trials(call)
+    prepare_sweep(call, post)
+    send_trials(call)
+    configs = grid(call.settings)
+    failed = tune_all(call, post, tune.with_parameters(_trial, call=call), configs, "top1")
+    fetch_trials(call)
+    return finish_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})
+
+
+def _trial(config: Config, call: Call) -> None:
+    """What Tune runs in an actor."""
+    call = trials_at_hand(call)
+    found = run_trial(call, config)
+    send_trials(call)
+    tune.report({key: value for key, value in found.items() if key != "config"})
+
+
+def distributed_layer_sweep(call: Call, post: Post) -> Results:
+    """The search of `call` for layers to leave in float, `call.workers` trials at a time with `call.cpus` CPUs each.
+
+    First each layer alone and each left out, then the mixtures that follow; Tune's own results of both lie in the
+    stage's folder. Raises StageError if what the search stands on fails.
+    """
+    trainable = tune.with_parameters(_layer_trial, call=call)
+    names = iter((EXPERIMENT, f"{EXPERIMENT}-mixtures"))
+
+    def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
+        send_trials(call)
+        failed = tune_all(call, post, trainable, configs, "top1", next(names))
+        fetch_trials(call)
+        return failed
+
+    fetch_trials(call)
+    return search_layers(call, post, run_all)
+
+
+def _layer_trial(config: dict[str, str], call: Call) -> None:
+    """What Tune runs in an actor."""
+    call = trials_at_hand(call)
+    found = run_layer_trial(call, config)
+    send_trials(call)
+    tune.report({key: found[key] for key in ("top1", "correct", "images", "noise")})
+
+
+def tune_all(
+    call: Call,
+    post: Post,
+    trainable: Any,
+    configs: Sequence[Mapping[str, Any]],
+    metric: str,
+    name: str = EXPERIMENT,
+) -> dict[int, str]:
+    """Run all of these trials; what went wrong, by the number of the trial.
+
+    Trials that were lost with their process or their node are done again, MAX_PASSES times in all: that is no result
+    of theirs, unless it comes again and again. Those that have finished report at once.
+    """
+    for number in range(1, MAX_PASSES + 1):
+        failed, lost = _tune_once(call, post, trainable, configs, metric, name)
+        if not lost or number == MAX_PASSES:
+            break
+        post.notice(told_again(lost))
+        fetch_trials(call)
+    if len(failed) == len(configs):
+        raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")
+    return failed
+
+
+def _tune_once(
+    call: Call, post: Post, trainable: Any, configs: Sequence[Mapping[str, Any]], metric: str, name: str
+) -> tuple[dict[int, str], int]:
+    """What went wrong, by the number of the trial; how many of those were lost."""
+    space = {key: tune.choice(list({digest(c[key]): c[key] for c in configs}.values())) for key in configs[0]}
+    search = BasicVariantGenerator(points_to_evaluate=list(configs), max_concurrent=call.workers)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources_of(call)),
+        param_space=space,
+        tune_config=tune_config(search, len(configs), metric),
+        run_config=run_config(call, [Progress(post, len(configs))], name),
+    )
+    numbers = {digest(config): number for number, config in enumerate(configs)}
+    failed, lost = {}, 0
+    for result in tuner.fit():
+        refuse_lost_storage(call, result.error)
+        if result.error is not None and result.config is not None:
+            failed[numbers[digest({key: result.config[key] for key in configs[0]})]] = reason(result.error)
+            lost += was_lost(result.error)
+    return failed, lost
+
+
+def resources_of(call: Call) -> Any:
+    """What a trial takes, and on which nodes."""
+    if call.labels:
+        bundle = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=[dict(call.labels)])
+    return {"cpu": call.cpus, **({"gpu": call.gpus} if call.gpus else {})}
+
+
+def tune_config(
+    search: "Searcher | SearchAlgorithm", count: int, metric: str, *, reuse_actors: bool = True, scheduler: Any = None
+) -> tune.TuneConfig:
+    """How Tune goes through `count` trials, their best one having the highest `metric`."""
+    return tune.TuneConfig(
+        search_alg=search, scheduler=scheduler, num_samples=count, reuse_actors=reuse_actors, metric=metric, mode="max"
+    )
+
+
+def run_config(call: Call, callbacks: Sequence[tune.Callback], name: str = EXPERIMENT) -> tune.RunConfig:
+    """Where Tune keeps its own results: in the stage's folder. A trial that fails is tried once more."""
+    return tune.RunConfig(
+        name=name,
+        storage_path=str(Path(call.folder).resolve()),
+        failure_config=tune.FailureConfig(max_failures=1),
+        callbacks=list(callbacks),
+        verbose=0,
+    )
+
+
+def told_again(lost: int) -> str:
+    """In words: so many trials were lost."""
+    return f"trials that were lost with their process, {lost} of them, are done again"
+
+
+def refuse_lost_storage(call: Call, error: Any) -> None:
+    """StageError if a trial failed because the storage did not answer: that is no result of the trial's."""
+    words = (StorageError.__name__, "AWS Error") if call.address else ()
+    if error is not None and any(word in str(error) for word in words):
+        raise StageError(f"a trial failed: {reason(error)}", "finished trials are kept; run again")
+
+
+def reason(error: Any) -> str:
+    """The last line of a trial's error that says something."""
+    return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
+
+
+class Progress(tune.Callback):
+    """Tells how many trials have ended."""
+
+    def __init__(self, post: Post, count: int) -> None:
+        self.post, self.count, self.done = post, count, 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """One more has finished."""
+        self.done += 1
+        self.post({"share": self.done / self.count, "text": f"trial {self.done} of {self.count}"})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """One more has failed for good."""
+        self.on_trial_complete(iteration, trials, trial)

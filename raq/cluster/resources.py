@@ -1,0 +1,189 @@
+"""What each stage takes of a cluster, and which of its nodes can give it. Imports neither torch nor ray."""
+
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+from raq.cluster.nodes import Node, nodes_now
+from raq.errors import UserError
+from raq.experiment.schema import Experiment
+from raq.plan.stages import Stage
+from raq.sweep.ptq import grid
+from raq.sweep.qat import Search
+
+LOOK_AGAIN_S = 2.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What each worker of a stage takes while it runs, and how many they are."""
+
+    cpus: int
+    gpus: int
+    workers: int
+    waits: bool = False  # the stage's actor only waits for its workers, which have the resources
+
+
+def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
+    """What a stage takes of these nodes; unset CPUs are all of a node's (for training, shared among its workers).
+
+    Raises UserError if no node, or not all together, can give it: waiting would never end.
+    """
+    wants_gpu = stage.resources.gpus or int(stage.settings.get("device") == "cuda")
+    labels = stage.resources.labels
+    able = able_nodes(stage, nodes, 0, wants_gpu)
+    largest = max((node.cpus for node in able), default=0)
+    if not able or largest == 0:
+        what = f"{wants_gpu} GPU" if wants_gpu else "the resource 'bench'" if stage.pool == "bench" else "a CPU"
+        what += "".join(f", {key}={value}" for key, value in labels.items())
+        raise UserError(
+            f"{stage.name} needs a node with {what}, and the cluster has none",
+            "change resources or bench.devices, or use a cluster that has it ('ray start' gives a node its labels with "
+            """--labels, and makes it one that may measure with --resources='{"bench": 1}')""",
+        )
+    total = sum(node.cpus for node in able)
+    if stage.kind in ("sweep", "qat_sweep", "layer_sweep"):
+        return _demand_of_sweep(stage, able, wants_gpu)
+    cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
+    threads = stage.settings.get("bench", {}).get("threads")
+    if threads is not None and threads > cpus:
+        raise UserError(
+            f"bench.threads is {threads}, and {stage.name} has {cpus} CPUs",
+            f"lower it to at most {cpus}, or leave it out",
+        )
+    if cpus > largest:
+        raise UserError(
+            f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",
+            f"lower it to at most {largest}, or leave it out",
+        )
+    places, least = _room_on(able, cpus, wants_gpu), least_workers(stage)
+    if places < least:
+        raise UserError(
+            f"{stage.name} asks for {least} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
+            f"cluster has room for {places}",
+            "lower workers, or resources of each",
+        )
+    return Demand(
+        cpus, wants_gpu, min(stage.workers, places), waits=stage.workers > 1 or stage.least_workers is not None
+    )
+
+
+def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
+    """As many trials at a time as there is room for, and trials; one CPU a worker if nothing else is asked for.
+
+    A trial of several workers has room where all of them have: their number is a multiple of a trial's.
+    """
+    cpus = stage.resources.cpus or 1
+    places = _room_on(able, cpus, gpus)
+    if places < stage.workers:
+        raise UserError(
+            f"resources.{stage.pool}: a trial of {stage.name} wants {stage.workers} x {cpus} CPUs and {gpus} GPUs, "
+            f"and the cluster has room for {places} such workers",
+            "lower them, or leave them out",
+        )
+    at_once = places // stage.workers
+    return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
+
+
+def least_workers(stage: Stage) -> int:
+    """How many workers there must be room for; of a sweep, those of a trial."""
+    return stage.least_workers or stage.workers
+
+
+def room_for(stage: Stage, nodes: list[Node], demand: Demand) -> int:
+    """For how many workers of a stage these nodes have room, if nothing else runs."""
+    return _room_on(able_nodes(stage, nodes, demand.cpus, demand.gpus), demand.cpus, demand.gpus)
+
+
+def _room_on(nodes: list[Node], cpus: int, gpus: int) -> int:
+    return sum(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus) for node in nodes)
+
+
+def able_nodes(stage: Stage, nodes: list[Node], cpus: int, gpus: int) -> list[Node]:
+    """The nodes that have so much to give, the labels asked for, and, for a measurement, the resource 'bench'."""
+    return [
+        node
+        for node in nodes
+        if node.cpus >= cpus
+        and node.gpus >= gpus
+        and (node.bench or stage.pool != "bench")
+        and node.has(stage.resources.labels)
+    ]
+
+
+class Room:
+    """What is free on each node. Ray decides where things go; this says whether there is a place for all of a stage."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        self.free = [[node.cpus, node.gpus] for node in nodes]
+
+    def take(self, stage: Stage, demand: Demand) -> list[int] | None:
+        """A node for each worker, the first that have room, now taken; None, and none taken, if there are too few."""
+        able = {id(node) for node in able_nodes(stage, self.nodes, demand.cpus, demand.gpus)}
+        taken: list[int] = []
+        for number, node in enumerate(self.nodes):
+            cpus, gpus = self.free[number]
+            while id(node) in able and len(taken) < demand.workers and cpus >= demand.cpus and gpus >= demand.gpus:
+                taken.append(number)
+                cpus, gpus = cpus - demand.cpus, gpus - demand.gpus
+        if len(taken) < demand.workers:
+            return None
+        self._change(taken, demand, -1)
+        return taken
+
+    def give_back(self, taken: list[int], demand: Demand) -> None:
+        """These places are free again."""
+        self._change(taken, demand, 1)
+
+    def _change(self, places: list[int], demand: Demand, sign: int) -> None:
+        for number in places:
+            self.free[number][0] += sign * demand.cpus
+            self.free[number][1] += sign * demand.gpus
+
+
+def nodes_in_time(experiment: Experiment, wait_s: float, output: TextIO) -> list[Node]:
+    """The nodes of the cluster, as soon as all that the experiment asks for are there, else after wait_s."""
+    until, said = time.monotonic() + wait_s, ""
+    while True:
+        nodes = nodes_now()
+        lacking = _lacking(experiment, nodes)
+        if not lacking or time.monotonic() >= until:
+            return nodes
+        if lacking != said:
+            output.write(f"waiting at most {wait_s:.0f} s for {lacking}\n")
+            output.flush()
+            said = lacking
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _lacking(experiment: Experiment, nodes: list[Node]) -> str:
+    """In words: nodes that the experiment asks for and that are not there; empty if there are all."""
+    trainings = [part.workers for part in (experiment.train, experiment.qat) if part is not None]
+    workers = max(count if isinstance(count, int) else count[0] for count in trainings)
+    for pool, wanted in (("train", workers), ("quantize", 1), ("bench", 1)):
+        asked = getattr(experiment.resources, pool)
+        able = [n for n in nodes if n.gpus >= asked.gpus and n.has(asked.labels) and (n.bench or pool != "bench")]
+        places = _room_on(able, asked.cpus or 1, asked.gpus)
+        if places < wanted:
+            return f"nodes for {pool}: there is room for {places} of {wanted}"
+    return ""
+
+
+def placement(stage: Stage, nodes: list[Node]) -> str:
+    """In words: what a stage takes, and which of these nodes can give it. Raises UserError if none can."""
+    demand = demand_of(stage, nodes)
+    each = f"{demand.cpus} CPU{'s' if demand.cpus > 1 else ''}"
+    each += f", {demand.gpus} GPU{'s' if demand.gpus > 1 else ''}" if demand.gpus else ""
+    what = f"{demand.workers} x {each}" if demand.workers > 1 else each
+    names = sorted({node.name for node in able_nodes(stage, nodes, demand.cpus, demand.gpus)})
+    return f"{what} on {' or '.join(names)}" + (", alone" if stage.pool == "bench" else "")
+
+
+def trials_of(stage: Stage) -> int | None:
+    """How many trials a sweep has, at most; None if that is known only when the network is exported."""
+    if stage.kind == "sweep":
+        return len(grid(stage.settings))
+    if stage.kind == "layer_sweep":
+        return None
+    return Search(stage.settings["sweep"], stage.settings["qat"], stage.settings["seed"]).asked

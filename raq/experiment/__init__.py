@@ -1,0 +1,1 @@
+"""What is asked: the schema of an experiment and how its file is read."""

@@ -1,0 +1,311 @@
+"""The schema of the experiment: what may be asked, its defaults and its units. Imports neither torch nor ray."""
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from raq.experiment.fields import Backend, BatchSize, Channels, Natural, Observer, Positive, Section, Share
+from raq.experiment.sweep import Sweep
+from raq.experiment.training import Qat, Train
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+FUNCTION_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+
+MODELS = ("resnet18-cifar", "resnet20-cifar")
+# What executes the artifacts of a backend: inductor (an AOTInductor package, .pt2) or executorch (a .pte for phones).
+RUNTIME_OF_BACKEND: dict[str, str] = {"x86": "inductor", "arm": "inductor", "xnnpack": "executorch"}
+FILE_OF_RUNTIME: dict[str, str] = {"inductor": "artifact.pt2", "executorch": "artifact.pte"}
+EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
+ARM_ARCHITECTURES = ("aarch64", "arm64")
+BASELINE = "fp32"  # the candidate that the others are compared with
+MIXTURE = "mixed-"  # of the names of candidates that leave some layers in float
+# What `bench.protocol: published` sets, where it is not written.
+PUBLISHED_PROTOCOL: dict[str, Any] = {"warmup": 5, "repetitions": 50, "round_ms": 0.0, "rounds": 1, "precision": None}
+
+
+class Data(Section):
+    """Which images."""
+
+    name: str = "digits"
+    """digits, cifar10, imagefolder, or module:function."""
+    root: str | None = None
+    """Folder to look in first; relative to the experiment's file."""
+    train_limit: Positive | None = None
+    """Use a fixed random sample of this many training images; null: all."""
+    test_limit: Positive | None = None
+    """Use a fixed random sample of this many test images; null: all."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the training split held out to choose the best epoch; 0 keeps the last epoch."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 224
+    """Side in pixels to which imagefolder's images are scaled and cropped."""
+    mean: Annotated[Channels, Field(strict=False)] | None = None
+    """Mean of the normalisation by channel, of pixels / 255; null: the data set's own."""
+    std: Annotated[Channels, Field(strict=False)] | None = None
+    """Standard deviation of the normalisation by channel; null: the data set's own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        known = ("cifar10", "digits", "imagefolder")
+        if self.name not in known and not re.match(FUNCTION_PATTERN, self.name):
+            raise ValueError(f"name: {self.name!r} is not a data set; allowed: {', '.join(known)}, module:function")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std come together; give both or neither")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std: every value is above 0")
+        return self
+
+
+class Model(Section):
+    """Which network."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Model":
+        if self.name in MODELS or re.match(r"^torchvision:\w+$", self.name) or re.match(FUNCTION_PATTERN, self.name):
+            return self
+        near = difflib.get_close_matches(self.name, MODELS, n=1)
+        also = f" (did you mean {near[0]!r}?)" if near else ""
+        allowed = f"{', '.join(MODELS)}, torchvision:<name>, module:function"
+        raise ValueError(f"name: there is no network {self.name!r}{also}; allowed: {allowed}")
+
+    name: str = "resnet18-cifar"
+    """resnet18-cifar, resnet20-cifar, torchvision:NAME, or module:function."""
+    weights: str | None = None
+    """File with a state dict to start from, instead of training; relative to the experiment's file."""
+
+
+class Calibration(Section):
+    """How activation ranges are found."""
+
+    size: Positive = 256
+    """Images of the training split."""
+    observer: Observer = "histogram"
+    """What watches the activations. percentile: clips to `percentile` of them."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """Of the percentile observer: the share in percent of activations that the range covers, on either side."""
+    batch_size: Positive = 32
+    """Images a forward pass."""
+
+
+class Ptq(Section):
+    """Quantization after training."""
+
+    backend: Backend = "x86"
+    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
+    per_channel: bool = True
+    """Weights have a scale for each output channel; false: one for each tensor (on Arm always)."""
+    reduce_range: bool | None = None
+    """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
+    calibration: Calibration = Calibration()
+
+
+class Lower(Section):
+    """Compilation into what is deployed."""
+
+    runtimes: Annotated[tuple[Literal["inductor"], ...], Field(strict=False, min_length=1)] = ("inductor",)
+    """inductor: an AOTInductor package that runs with torch alone."""
+    max_batch: BatchSize = 128
+    """xnnpack: the largest batch that the .pte takes, as its memory is planned for it; packages take any."""
+
+
+class Bench(Section):
+    """How latency is measured."""
+
+    protocol: Literal["interleaved", "published"] = "interleaved"
+    """interleaved: contenders take turns, round by round, in fresh processes, until the speedups are known to
+    `precision`. published: one contender after the other, `warmup` calls, then `repetitions` (50), mean and standard
+    deviation; no intervals."""
+    devices: Literal["auto"] | Annotated[tuple[Literal["cpu", "cuda"], ...], Field(strict=False, min_length=1)] = "auto"
+    """auto: those that the cluster has."""
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(strict=False, min_length=1)] = (1, 128)
+    """Images a call, each size once; artifacts take at most 65,536."""
+    threads: Positive | None = None
+    """Intra-op threads; null: the CPUs of the bench actor."""
+    precision: Annotated[float, Field(gt=0, le=1)] | None = 0.02
+    """Half width, relative to it, of the 95% interval of each ratio that decides (an artifact's time to that of the
+    fastest FP32 artifact, and of the fastest of all) at which rounds end; null: after `rounds`."""
+    budget_s: Annotated[float, Field(gt=0, le=86_400)] = 180.0
+    """Seconds over which launches are spread: rounds end then in any case, and by precision not before a third of it;
+    the record says which of the two it was."""
+    rounds: Positive = 12
+    """Rounds, at least; in each, every contender is timed once, in alternating order."""
+    warmup: Natural = 2
+    """Calls before the first timed one, at least; more until times are stable. The very first is reported apart."""
+    repetitions: Positive = 1
+    """Timed calls a contender and round, at least; published: in all."""
+    round_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
+    """Milliseconds of timed calls a contender and round, at least."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_protocol(cls, given: Any) -> Any:
+        published = isinstance(given, dict) and given.get("protocol") == "published"
+        return {**PUBLISHED_PROTOCOL, **given} if published else given
+
+    @model_validator(mode="after")
+    def _check(self) -> "Bench":
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise ValueError(f"batch_sizes: {list(self.batch_sizes)} names a size twice")
+        if self.protocol == "published" and (self.precision, self.rounds, self.round_ms) != (None, 1, 0.0):
+            raise ValueError("protocol published takes no precision, rounds or round_ms: it is repetitions in one go")
+        return self
+
+
+class Resources(Section):
+    """What one worker or actor of a kind of stage is given."""
+
+    cpus: Positive | None = None
+    """CPUs, for each worker or actor; null: all of a node (for training: an equal share of them a worker)."""
+    gpus: Natural = 0
+    """GPUs, for each worker or actor."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that the node must have: `{role: train}` for `ray start --labels role=train`."""
+    timeout_s: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    """Seconds after which a stage that has not ended is taken to hang, and tried again, three times at most; null: no
+    limit."""
+
+
+class StageResources(Section):
+    """What each kind of stage is given."""
+
+    train: Resources = Resources()
+    quantize: Resources = Resources()
+    bench: Resources = Resources()
+
+
+class Parity(Section):
+    """The proof that each step from FP32 to the saved artifact computes what the step before it computed."""
+
+    images: Positive | None = 100
+    """Test images on which the steps are compared (a fixed random sample); null: all of them."""
+
+
+class Require(Section):
+    """What a candidate must reach."""
+
+    sqnr_db: Annotated[float, Field(ge=-100, le=200)] = 5.0
+    """Signal-to-quantization-noise ratio of the logits, in dB, that PTQ must leave; below it, ptq fails."""
+
+    int8_mac_share: Share = 0.95
+    """Share in int8 of all multiply-accumulates of the FP32 network, layers left in float on purpose aside; below it,
+    lowering a quantized candidate fails, by its code, and evaluating it, by the kernels that ran."""
+    float_weight_share: Share = 0.5
+    """Share of a quantized candidate's weights that may be stored as floats; above it, lowering fails."""
+    max_drop: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Points of top-1 that a candidate may lose and still be chosen: the upper end of the drop's 95% interval, of all
+    candidates at once, has to be within it."""
+
+
+class Margin(Section):
+    """What counts as equivalent."""
+
+    accuracy: Annotated[float, Field(ge=0, le=100)] = 0.3
+    """Points of top-1 within which two candidates are equivalent."""
+    speed: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of the time of a call within which two candidates are equivalent."""
+
+
+class Select(Section):
+    """What decides between candidates that lose no more than `require.max_drop`."""
+
+    margin: Margin = Margin()
+    batch_size: BatchSize | None = None
+    """The one of bench.batch_sizes whose choice is the run's, where they do not agree; null: the largest."""
+
+
+class Experiment(Section):
+    """One question: a model, its data, and how its candidates are made and measured."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """Letters, digits, '.', '_', '-'."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of everything random."""
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Field(default_factory=lambda: Train.model_validate({}))
+    ptq: Ptq | None = Ptq()
+    qat: Qat | None = Qat()
+    sweep: Sweep | None = None
+    lower: Lower = Lower()
+    parity: Parity = Parity()
+    bench: Bench = Bench()
+    resources: StageResources = StageResources()
+    require: Require = Require()
+    select: Select = Select()
+
+    @model_validator(mode="after")
+    def _check_select(self) -> "Experiment":
+        if self.select.batch_size not in (None, *self.bench.batch_sizes):
+            sizes = ", ".join(map(str, self.bench.batch_sizes))
+            raise ValueError(f"select.batch_size is {self.select.batch_size}, and bench.batch_sizes has {sizes}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> "Experiment":
+        largest = max(self.bench.batch_sizes)
+        if any(part and part.backend == "xnnpack" for part in (self.ptq, self.qat)) and largest > self.lower.max_batch:
+            raise ValueError(
+                f"lower.max_batch is {self.lower.max_batch}, and bench.batch_sizes has {largest}: "
+                "a .pte takes no more than it was made for"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sweep(self) -> "Experiment":
+        sweep = self.sweep
+        if sweep is None:
+            return self
+        for name, tried in (("ptq", sweep.ptq), ("ptq", sweep.layers), ("qat", sweep.qat)):
+            if tried is not None and getattr(self, name) is None:
+                key = "layers" if tried is sweep.layers else name
+                raise ValueError(
+                    f"sweep.{key} is of the candidate {name}, and {name} is null: leave one of the two out"
+                )
+        if sweep.layers is not None and self.ptq is not None and self.ptq.backend == "xnnpack":
+            raise ValueError(
+                "sweep.layers leaves layers in float, which the backend xnnpack does not do yet; leave it out"
+            )
+        if self.data.validation == 0:
+            raise ValueError("data.validation is 0, and sweep compares its trials on validation images")
+        if sweep.ptq is not None and self.ptq is not None:
+            observers = sweep.ptq.observers or (self.ptq.calibration.observer,)
+            if sweep.ptq.percentiles and "percentile" not in observers:
+                raise ValueError("sweep.ptq.calibration.percentile is of the percentile observer, which is not tried")
+        if sweep.qat is not None and self.qat is not None:
+            if not isinstance(self.qat.workers, int):
+                raise ValueError("qat.workers is a range, and trials of sweep.qat have a fixed number; give one number")
+            for key, tried in sweep.qat.space.items():
+                for value in tried if isinstance(tried, list) else next(iter(tried.values())):
+                    _refuse_value(self.qat, key, value)
+        return self
+
+    def backend(self, candidate: str) -> str | None:
+        """The backend of a quantized candidate; None for fp32."""
+        part = {"ptq": self.ptq, "qat": self.qat}.get(kind_of(candidate))
+        return part.backend if part else None
+
+    @property
+    def mixtures(self) -> tuple[str, ...]:
+        """Names of the candidates that leave some layers in float."""
+        asked = self.sweep.layers.candidates if self.sweep is not None and self.sweep.layers is not None else 0
+        return tuple(f"{MIXTURE}{n}" for n in range(1, asked + 1))
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of the candidates, the baseline first."""
+        return (BASELINE, *(["ptq"] if self.ptq else []), *self.mixtures, *(["qat"] if self.qat else []))
+
+
+def kind_of(candidate: str) -> str:
+    """What a candidate is: fp32, ptq or qat; a mixture is quantized after training."""
+    return "ptq" if candidate.startswith(MIXTURE) else candidate
+
+
+def _refuse_value(qat: Qat, key: str, value: Any) -> None:
+    """ValueError if `qat` would not take this value of a key."""
+    try:
+        Qat.model_validate({**qat.model_dump(), key: value})
+    except ValidationError as error:
+        said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
+        raise ValueError(f"sweep.qat.{key} has {value!r}; it should be {said}") from None

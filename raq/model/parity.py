@@ -1,0 +1,97 @@
+"""The parity chain: does each step from FP32 to the saved artifact still compute what the step before it computed?
+
+Compared on the same images: top-1, and the signal-to-quantization-noise ratio of the logits. Steps, in order:
+fp32 (the network), prepared (QAT: its graph before training, fake quantizers off), simulated (the graph with fake
+quantizers; QAT: trained, so compared with nothing before it), converted (the quantized program, run by torch's
+reference kernels), lowered (the package, as compiled), reloaded (the saved file in a fresh process with torch alone).
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from raq.model.dataset import Dataset
+    from raq.model.evaluation import Network
+
+Logits = NDArray[np.float32]
+
+
+def sqnr_db(reference: Logits, given: Logits) -> float | None:
+    """10 log10 of signal power over noise power, over all logits [n, classes]; None if the two are equal.
+
+    Widrow and Kollar, Quantization Noise (2008), chapter 1. Logits that are not finite give minus infinity's stand-in,
+    -300 dB, so that no comparison lets them through.
+    """
+    if not (np.isfinite(reference).all() and np.isfinite(given).all()):
+        return -300.0
+    noise = float(np.square(reference.astype(np.float64) - given).sum())
+    if noise == 0:
+        return None
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    return 10 * math.log10(signal / noise) if signal else -300.0
+
+
+def compare(
+    step: str, logits: Logits, labels: NDArray[Any], before: str | None = None, reference: Logits | None = None
+) -> dict[str, Any]:
+    """One step's row, as plain values: logits [n, classes], labels [n]; `reference`: the logits of the step `before`.
+
+    changed: images whose predicted class is another one; equal: whether all logits are the same.
+    """
+    predicted = logits.argmax(1)
+    row: dict[str, Any] = {"step": step, "images": len(labels), "top1": float((predicted == labels).mean())}
+    if reference is None:
+        return {**row, "against": None, "sqnr_db": None, "equal": None, "changed": None}
+    ratio = sqnr_db(reference, logits)
+    changed = int((predicted != reference.argmax(1)).sum())
+    return {**row, "against": before, "sqnr_db": ratio, "equal": ratio is None, "changed": changed}
+
+
+def sample(test_count: int, images: int | None, seed: int) -> NDArray[np.int64]:
+    """Which test images the steps are compared on: a fixed random sample, in order; None: all of them."""
+    chosen = np.random.default_rng(seed).permutation(test_count)[:images]
+    return np.sort(chosen)
+
+
+class Chain:
+    """The steps that one stage does, each compared with the one before it, on the same sample of test images.
+
+    rows: a row a step (`compare`); seconds: what the proof has cost so far.
+    """
+
+    def __init__(self, dataset: "Dataset", images: int | None, seed: int) -> None:
+        self.dataset = dataset
+        self.chosen = sample(len(dataset.test_labels), images, seed)
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.last: str | None = None
+        self.logits: Logits | None = None
+
+    def go_on_from(self, step: str, path: Path) -> None:
+        """Compare the next step with the logits that an earlier stage left at `path`."""
+        self.last, self.logits = step, np.load(path, allow_pickle=False)
+
+    def begin_anew(self) -> None:
+        """Compare the next step with none: what comes before it computes something else on purpose."""
+        self.last, self.logits = None, None
+
+    def step(self, name: str, network: "Network", device: str = "cpu") -> None:
+        """Run the sample through this step's network."""
+        from raq.model.evaluation import logits
+
+        started = time.perf_counter()
+        found = logits(network, self.dataset, self.chosen, device)
+        self.rows.append(compare(name, found, self.dataset.test_labels[self.chosen], self.last, self.logits))
+        self.last, self.logits = name, found
+        self.seconds += time.perf_counter() - started
+
+    def finish(self, path: Path) -> dict[str, Any]:
+        """Leave the last step's logits at `path` for the next stage; the rows and seconds, for this one's results."""
+        assert self.logits is not None
+        np.save(path, self.logits)
+        return {"parity": self.rows, "proof_s": round(self.seconds, 3)}

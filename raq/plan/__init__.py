@@ -1,0 +1,1 @@
+"""What will be done: stages, their fingerprints, what is stale, what is required."""

@@ -1,0 +1,135 @@
+"""What a candidate must reach (`require` in the experiment), checked against its records. Neither torch nor ray."""
+
+import math
+
+from raq.artifact.judgement import Evidence, evidence_of, why_not_int8
+from raq.errors import StageError
+from raq.experiment.schema import Require, kind_of
+from raq.plan.stages import Stage
+from raq.statistics import proportion_interval
+from raq.store.local import Record
+
+# Least SQNR in dB of a step against the step before it, by (candidate, step). What converts, compiles or loads changes
+# the order of additions, at most the rounding of single activations; measured figures are in results/log.md.
+MIN_SQNR_DB = {
+    ("qat", "prepared"): 60.0,  # both in float32
+    ("ptq", "converted"): 20.0,
+    ("qat", "converted"): 10.0,
+    ("ptq", "lowered"): 10.0,
+    ("qat", "lowered"): 10.0,
+    ("fp32", "lowered"): 60.0,
+    ("fp32", "reloaded"): 60.0,
+    ("ptq", "reloaded"): 60.0,
+    ("qat", "reloaded"): 60.0,
+}
+MIN_ON_GPU_DB = 10.0
+SIGMAS = 3.0  # standard deviations of chance accuracy within which a top-1 counts as chance
+
+
+def check_results(stage: Stage, results: Record, require: Require) -> None:
+    """Raise StageError for a stage whose results do not prove what they must: quantized, whole, the same throughout."""
+    _check_quantized(stage, results, require)
+    _check_meant(stage, results, require)
+    if results.get("float_copies"):
+        raise StageError(
+            f"{stage.name}: float weights are kept beside the int8 ones: {', '.join(results['float_copies'][:10])}",
+            "the artifact would be several times larger than it need be; convert must drop them",
+        )
+    for row in results.get("parity", []):
+        _check_step(stage, row, require)
+    _check_labels(stage, results)
+
+
+def _check_step(stage: Stage, row: Record, require: Require) -> None:
+    """A step of the parity chain against its tolerance."""
+    candidate = kind_of(stage.settings.get("candidate", stage.kind))
+    limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
+    least = limits.get((candidate, row["step"]))
+    if least is not None and stage.settings.get("device", "cpu") != "cpu":
+        least = min(least, MIN_ON_GPU_DB)  # its kernels may round products to 10 bits (TF32)
+    if least is None or row["equal"] or row["against"] is None:
+        return
+    if row["sqnr_db"] < least:
+        raise StageError(
+            f"{stage.name}: parity is lost at the step {row['against']} -> {row['step']}: {row['sqnr_db']:.1f} dB "
+            f"SQNR of the logits on {row['images']} test images, at least {least:g} is required; "
+            f"{row['changed']} of them are classified otherwise",
+            "this step does not compute what the one before it computed"
+            if row["step"] != "simulated"
+            else "try another observer or more calibration images; require.sqnr_db sets the limit",
+        )
+
+
+def _check_labels(stage: Stage, results: Record) -> None:
+    """Whether the FP32 network knows the images that it was trained on, and the test split no better than by chance."""
+    if "train_correct" not in results:
+        return
+    chance = 1 / results["classes"]
+    low, _ = proportion_interval(results["train_correct"], results["train_images"])
+    test = results["correct"] / results["test_images"]
+    slack = SIGMAS * math.sqrt(chance * (1 - chance) / results["test_images"])
+    if test <= chance + slack and low > chance + 2 * slack:
+        raise StageError(
+            f"{stage.name}: top-1 is {100 * test:.1f}% on the test split, which is chance, and "
+            f"{100 * results['train_correct'] / results['train_images']:.1f}% on {results['train_images']} training "
+            "images: the test split's labels do not belong to its images",
+            "see in what order the data set's function returns test images and labels",
+        )
+
+
+def _check_meant(stage: Stage, results: Record, require: Require) -> None:
+    """The graph's share of int8, where the candidate is not lowered on this machine: all that is known of it."""
+    if "graph_int8_mac_share" not in results:
+        return
+    share = results["graph_int8_mac_share"]
+    if share is not None and share >= require.int8_mac_share:
+        return
+    named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in results["float_layers"][:10]) or "none"
+    known = "an unknown share" if share is None else f"{share:.3f}"
+    raise StageError(
+        f"{stage.name}: not quantized: the graph means {known} of the MACs to be int8, required is "
+        f"{require.int8_mac_share:g}; float layers: {named}",
+        "see the layers named; require.int8_mac_share sets the limit",
+    )
+
+
+def _check_quantized(stage: Stage, results: Record, require: Require) -> None:
+    """Raise StageError, naming the float layers, unless a quantized candidate does enough MACs in int8.
+
+    For a lowered one by its code, for an evaluated one by the kernels that ran. Where no int8 kernels exist (a GPU),
+    there is nothing to require: the rows say that the arithmetic is float.
+    """
+    audit = results.get("audit")
+    if audit is None:
+        _check_executed(stage, results, require)
+        return
+    missing = why_not_int8(evidence_of(results), require.int8_mac_share, require.float_weight_share)
+    if not missing:
+        return
+    chosen = set(results.get("float_by_choice", []))
+    floats = [layer for layer in audit["layers"] if not layer["int8"] and layer["name"] not in chosen]
+    others = [{**other, "reason": f"{other['operator']}: no int8 kernel"} for other in audit.get("others", [])]
+    floats = sorted([*floats, *others], key=lambda layer: -(layer["macs"] or 0))
+    named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in floats[:10]) or "none in the graph"
+    problem = f"; {audit['problem']}" if audit["problem"] else ""
+    raise StageError(
+        f"{stage.name}: not quantized: {' and '.join(missing)}; in float: {named}{problem}",
+        "see the layers named; require.int8_mac_share and require.float_weight_share set the limits",
+    )
+
+
+def _check_executed(stage: Stage, results: Record, require: Require) -> None:
+    """Raise StageError if an evaluated artifact that is to be int8 ran too much in float kernels."""
+    share = results.get("executed_int8_mac_share")
+    if share is None or stage.settings.get("candidate") == "fp32":
+        return
+    evidence = Evidence(share, share, results["float_by_choice_share"], None)
+    if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):
+        return
+    floats = sorted((row for row in results["executed_layers"] if not row["int8"]), key=lambda row: -row["macs"])
+    named = ", ".join(f"{row['name']} ({row['kernel'] or 'no kernel of oneDNN'})" for row in floats[:10]) or "none"
+    raise StageError(
+        f"{stage.name}: not quantized: {share:.3f} of its MACs ran in int8 kernels, required is "
+        f"{require.int8_mac_share * (1 - evidence.by_choice):.4g}; layers that did not: {named}",
+        "see the layers named; require.int8_mac_share sets the limit",
+    )

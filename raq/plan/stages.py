@@ -1,0 +1,306 @@
+"""What will be done: the stages of an experiment, each with a fingerprint (stale.py says which are done already).
+
+A fingerprint covers all that can change a stage's outcome and nothing else: its part of the experiment, its inputs'
+fingerprints, the data's digest, the code of the stage (without comments and docstrings) and the user's, the versions of
+Python and of the libraries it uses, environment variables that choose kernels, and, for lower, evaluate and bench, the
+machine. Imports neither torch nor ray.
+"""
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raq.environment import (
+    COMPILER_SETTINGS,
+    NUMERIC_SETTINGS,
+    TIMING_SETTINGS,
+    chosen_settings,
+    has_vnni,
+    versions,
+)
+from raq.experiment.schema import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Resources
+from raq.experiment.sweep import PtqSweep, Sweep
+from raq.experiment.training import Qat
+from raq.plan.fingerprints import CODE, LIBRARIES, code_digest, depends_on, digest
+
+Settings = dict[str, Any]
+Pool = Literal["train", "quantize", "bench"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing to do. inputs: role -> the name of an earlier stage; settings: plain values, all fingerprinted."""
+
+    name: str
+    kind: str
+    pool: Pool
+    settings: Settings
+    inputs: dict[str, str]
+    fingerprint: str
+    resources: Resources
+    workers: int = 1  # of a training that may have fewer: the most
+    least_workers: int | None = None
+    depends: dict[str, str] = field(default_factory=dict)
+    """What the fingerprint covers, by name, each as a short text: to say what has changed."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plan depends on besides the experiment.
+
+    data: `Dataset.describe()`; machine: `environment.machine()` of where stages run; weights: SHA-256 of the weights
+    file, if there is one; sources: what the code of the user's own functions is made of (`user_code.sources_of`), by
+    name.
+    """
+
+    data: Settings
+    machine: Settings
+    weights: str | None = None
+    sources: dict[str, Any] = field(default_factory=dict)
+
+
+def devices(experiment: Experiment, gpu_count: int) -> tuple[str, ...]:
+    """The devices to deploy to: those asked for, or, for auto, the CPU and a GPU where there is one."""
+    asked = experiment.bench.devices
+    if asked == "auto":
+        return ("cpu", "cuda") if gpu_count else ("cpu",)
+    return tuple(dict.fromkeys(asked))
+
+
+def make_plan(experiment: Experiment, facts: Facts) -> list[Stage]:
+    """The stages, each after its inputs."""
+    plan = _Plan(experiment, facts)
+    if facts.weights is None:
+        settings = experiment.train.model_dump(mode="json", exclude={"recipe"})  # the values count, not their name
+        wanted = {**plan.common, "train": settings, "device": plan.training_device}
+        plan.add("train", "train", "train", wanted, workers=experiment.train.workers)
+    else:
+        plan.add("train", "weights", "quantize", {**plan.common, "weights": facts.weights})
+    plan.add_candidates()
+    plan.add_deployment()
+    return list(plan.stages.values())
+
+
+class _Plan:
+    """A plan while it is made."""
+
+    def __init__(self, experiment: Experiment, facts: Facts) -> None:
+        self.experiment = experiment
+        self.facts = facts
+        self.stages: dict[str, Stage] = {}
+        self.training_device = "cuda" if experiment.resources.train.gpus else "cpu"
+        data = _data_settings(experiment, facts)
+        self.common: Settings = {
+            "model": experiment.model.name,
+            "seed": experiment.seed,
+            "data": data,
+            "sources": facts.sources,
+            "environment": chosen_settings(facts.machine.get("settings") or {}, NUMERIC_SETTINGS),
+        }
+        self.parity: Settings = {"parity_images": experiment.parity.images}
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        pool: Pool,
+        settings: Settings,
+        inputs: Mapping[str, str] | None = None,
+        workers: int | tuple[int, int] = 1,
+    ) -> None:
+        """Add a stage, with the fingerprint of all that it depends on."""
+        inputs = dict(inputs or {})
+        content = {
+            "kind": kind,
+            "settings": settings,
+            "inputs": {role: self.stages[stage].fingerprint for role, stage in inputs.items()},
+            "code": code_digest(CODE[kind]),
+            "libraries": {"python": platform.python_version(), **versions((*LIBRARIES[kind], *_executorch(settings)))},
+        }
+        fingerprint = digest(content)
+        resources: Resources = getattr(self.experiment.resources, pool)
+        most, least = (workers, None) if isinstance(workers, int) else (workers[1], workers[0])
+        depends = depends_on(content)
+        self.stages[name] = Stage(name, kind, pool, settings, inputs, fingerprint, resources, most, least, depends)
+
+    def add_candidates(self) -> None:
+        """The stages that make quantized programs."""
+        saturates = not has_vnni(self.facts.machine)
+        for name, part in (("ptq", self.experiment.ptq), ("qat", self.experiment.qat)):
+            if part is None:
+                continue
+            settings = {
+                **self.common,
+                **self.parity,
+                "reduce_range": self._reduces_range(part, saturates),
+                name: part.model_dump(mode="json"),
+            }
+            inputs = {"weights": "train"}
+            sweep = self.experiment.sweep or Sweep()
+            pool: Pool = "quantize"
+            workers: int | tuple[int, int] = 1
+            if isinstance(part, Qat):
+                settings["device"] = self.training_device
+                if sweep.qat is None:
+                    pool, workers = "train", part.workers
+                else:  # what it chooses is trained already
+                    assert isinstance(part.workers, int), "an Experiment allows no other in a sweep"
+                    self._add_qat_sweep(settings, sweep, part.workers)
+                    inputs["sweep"] = "sweep/qat"
+            elif sweep.ptq is not None:
+                self._add_ptq_sweep(settings, sweep.ptq)
+                inputs["sweep"] = "sweep/ptq"
+            self.add(name, name, pool, settings, inputs, workers)
+            if name == "ptq" and sweep.layers is not None:
+                self._add_mixtures(settings, inputs, sweep)
+
+    def _reduces_range(self, part: Ptq | Qat, saturates: bool) -> bool:
+        """Whether activations have 7 bits: as asked, else where 8 could saturate."""
+        asked = part.reduce_range if isinstance(part, Ptq) else None
+        return part.backend == "x86" and (saturates if asked is None else asked)
+
+    def _add_mixtures(self, settings: Settings, inputs: dict[str, str], sweep: Sweep) -> None:
+        """The search for layers to leave in float, and the candidates that it finds, calibrated as ptq is."""
+        assert sweep.layers is not None
+        own = {key: value for key, value in settings.items() if key != "parity_images"}
+        fixed = {"sweep": self.stages[inputs["sweep"]].fingerprint if "sweep" in inputs else None}
+        trials = self._trials("layer_trials", settings, set(), fixed)
+        asked = {"sweep": sweep.layers.model_dump(mode="json"), "max_drop": sweep.select.max_drop, "trials": trials}
+        self.add("sweep/layers", "layer_sweep", "quantize", {**own, **asked}, inputs)
+        for number, name in enumerate(self.experiment.mixtures, start=1):
+            self.add(name, "ptq", "quantize", {**settings, "mixture": number}, {**inputs, "layers": "sweep/layers"})
+
+    def _add_ptq_sweep(self, settings: Settings, sweep: PtqSweep) -> None:
+        """The calibrations tried before PTQ."""
+        batch_size = settings["ptq"]["calibration"]["batch_size"]
+        kept = {"backend": settings["ptq"]["backend"], "batch_size": batch_size}
+        trials = self._trials("trials", settings, {"ptq", "seed", "reduce_range"}, kept)
+        own = {key: value for key, value in settings.items() if key != "parity_images"}
+        margin = self.experiment.select.margin.accuracy
+        wanted = {**own, "sweep": sweep.model_dump(mode="json"), "margin": margin, "trials": trials}
+        self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})
+
+    def _add_qat_sweep(self, settings: Settings, sweep: Sweep, workers: int) -> None:
+        """The trainings tried before QAT, each by so many workers."""
+        assert sweep.qat is not None
+        asked = {"space": sweep.qat.space, **sweep.model_dump(mode="json", include={"search", "scheduler", "trials"})}
+        own = {key: value for key, value in settings.items() if key != "parity_images"}
+        wanted = {**own, "sweep": asked, "trials": self._trials("qat_trials", settings, {"qat"}, {})}
+        self.add("sweep/qat", "qat_sweep", "train", wanted, {"weights": "train"}, workers)
+
+    def _trials(self, kind: str, settings: Settings, varied: set[str], fixed: Settings) -> str:
+        """A name for what the trials of a sweep depend on, whichever of them are asked for."""
+        return digest(
+            {
+                **{key: value for key, value in settings.items() if key not in {*varied, "parity_images"}},
+                **fixed,
+                "weights": self.stages["train"].fingerprint,
+                "code": code_digest(CODE[kind]),
+                "libraries": versions((*LIBRARIES["sweep"], *_executorch(settings))),
+            }
+        )
+
+    def add_deployment(self) -> None:
+        """The stages that lower, evaluate and measure every candidate on every device."""
+        where = devices(self.experiment, len(self.facts.machine["gpus"]))
+        for candidate in self.experiment.candidates:
+            for device in self._targets(candidate, where):
+                self._add_lower(candidate, device)
+            self._add_evaluate(candidate, where)
+        for device in where:
+            self._add_bench(device, [c for c in self.experiment.candidates if device in self._targets(c, where)])
+
+    def _targets(self, candidate: str, where: Iterable[str]) -> list[str]:
+        """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""
+        backend = self.experiment.backend(candidate)
+        if why_not_lowered(backend, self.facts.machine, self.experiment.bench.devices):
+            return []
+        return [device for device in where if device == "cpu" or backend in (None, "x86")]
+
+    def _runtime(self, candidate: str) -> Settings:
+        """What executes a candidate's artifact, and the largest batch that it takes, if there is a limit."""
+        runtime = RUNTIME_OF_BACKEND[self.experiment.backend(candidate) or "x86"]
+        limit = {"max_batch": self.experiment.lower.max_batch} if runtime == "executorch" else {}
+        return {"runtime": runtime, **limit}
+
+    def _add_evaluate(self, candidate: str, where: Iterable[str]) -> None:
+        targets = self._targets(candidate, where)
+        device = targets[0] if targets else "cpu"
+        settings = {
+            **self.parity,
+            "data": {**self.common["data"], "test_limit": self.experiment.data.test_limit},
+            "candidate": candidate,
+            "device": device,
+            "seed": self.experiment.seed,
+            "environment": self.common["environment"],
+            **(self._runtime(candidate) if targets else {}),
+            "machine": {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")},
+        }
+        source = {"artifact": _lowered(candidate, device)} if targets else {"program": candidate}
+        self.add(f"evaluate/{candidate}", "evaluate", _pool(device), settings, source)
+
+    def _add_lower(self, candidate: str, device: str) -> None:
+        machine = {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")}
+        compiled_by = chosen_settings(self.facts.machine.get("settings") or {}, COMPILER_SETTINGS)
+        settings = {
+            **self.common,
+            **self.parity,
+            "candidate": candidate,
+            "device": device,
+            **self._runtime(candidate),
+            "machine": {**machine, "gpus": self.facts.machine["gpus"] if device == "cuda" else []},
+            "compiler": {"version": self.facts.machine.get("compiler"), **compiled_by},
+        }
+        source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
+        self.add(_lowered(candidate, device), "lower", _pool(device), settings, source)
+
+    def _add_bench(self, device: str, candidates: list[str]) -> None:
+        settings = {
+            "bench": self.experiment.bench.model_dump(mode="json", exclude={"devices"}),
+            "device": device,
+            "machine": {key: self.facts.machine[key] for key in ("cpu", "architecture", "features", "cpus", "gpus")},
+            "environment": chosen_settings(self.facts.machine.get("settings") or {}, NUMERIC_SETTINGS, TIMING_SETTINGS),
+            "model": self.experiment.model.name,
+            "classes": self.facts.data["classes"],
+            "image_shape": self.facts.data["image_shape"],
+            "cpus": self.experiment.resources.bench.cpus,
+            "sources": self.facts.sources,
+            "runtimes": {c: self._runtime(c)["runtime"] for c in candidates},
+        }
+        inputs = {"weights": "train", **{c: _lowered(c, device) for c in candidates}}
+        self.add(f"bench/{device}", "bench", "bench", settings, inputs)
+
+
+def why_not_lowered(backend: str | None, machine: Settings, asked: str | Sequence[str]) -> str | None:
+    """Why a candidate of this backend is not lowered on this machine for the devices asked for (auto, or a list).
+
+    None if it is; fp32 has no backend.
+    """
+    if backend in ("arm", "xnnpack") and asked != "auto" and "cpu" not in asked:
+        return f"its int8 kernels are a CPU's, and bench.devices has {', '.join(asked)} alone"
+    if backend == "arm" and machine["architecture"] not in ARM_ARCHITECTURES:
+        return f"its int8 kernels are compiled on an Arm machine, and this one is {machine['architecture']}"
+    return None
+
+
+def _executorch(settings: Settings) -> tuple[str, ...]:
+    """ExecuTorch, as a library that counts, for stages that use it."""
+    backends = [settings.get(part, {}).get("backend") for part in ("ptq", "qat")]
+    uses = "executorch" in (settings.get("runtime"), *settings.get("runtimes", {}).values()) or "xnnpack" in backends
+    return ("executorch",) if uses else ()
+
+
+def _lowered(candidate: str, device: str) -> str:
+    return f"lower/{candidate}" + ("" if device == "cpu" else f"/{device}")
+
+
+def _pool(device: str) -> Pool:
+    return "quantize" if device == "cpu" else "bench"
+
+
+def _data_settings(experiment: Experiment, facts: Facts) -> Settings:
+    """What of the data a stage depends on: contents and choices, not where files lie; the test split is evaluate's."""
+    ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
+    chosen = experiment.data.model_dump(mode="json", exclude=ignored)
+    return {**chosen, **{key: facts.data[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}

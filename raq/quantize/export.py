@@ -1,0 +1,168 @@
+"""A network as a graph: torch.export with a dynamic batch, and what layers the graph has.
+
+strict=True follows the Python of a module once a call, so that a module that is called twice (the one ReLU of a
+torchvision BasicBlock) is two nodes; with strict=False prepare_pt2e takes them for one partition and fails.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from raq.errors import UserError
+from raq.quantize.unshare import unshare
+
+MAX_BATCH = 65_536
+CONVOLUTIONS = tuple(getattr(torch.ops.aten, name) for name in ("conv1d", "conv2d", "conv3d", "convolution"))
+TRANSPOSED = tuple(getattr(torch.ops.aten, f"conv_transpose{n}") for n in ("1d", "2d", "3d"))
+LINEARS = (torch.ops.aten.linear, torch.ops.aten.addmm, torch.ops.aten.mm)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer of a graph: its node's name, operator, and multiply-accumulates an image."""
+
+    name: str
+    operator: str
+    macs: int
+
+
+def export_network(network: nn.Module, example: Tensor) -> ExportedProgram:
+    """Export a user's network, its reused stateless modules un-shared; else as `export_program`."""
+    return export_program(unshare(network, example), example)
+
+
+def graph_of(network: nn.Module, example: Tensor) -> fx.GraphModule:
+    """The graph of `export_network` in the form that quantizers know convolutions by, for prepare.
+
+    Raises UserError for a batch norm without running statistics: no quantizer's rewrite takes one.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.track_running_stats:
+            raise UserError(
+                f"the model's {name} keeps no running statistics: deployed, it would still normalise by the batch, "
+                "which cannot be quantized",
+                "build the model with track_running_stats=True",
+            )
+    graph = export_network(network, example).module()
+    for node in list(graph.graph.nodes):
+        if node.target in (torch.ops.aten.conv1d.padding, torch.ops.aten.conv2d.padding, torch.ops.aten.conv3d.padding):
+            _pad_by_numbers(graph.graph, node)
+        elif node.target is torch.ops.aten.pad.default and "source_fn_stack" in node.meta:
+            # reflected and circular padding: torch traces it as a part of the convolution's module, and quantizers
+            # want a convolution to be one node
+            node.meta["source_fn_stack"] = [(node.name, nn.functional.pad)]
+    graph.recompile()
+    return graph
+
+
+def _pad_by_numbers(graph: fx.Graph, node: fx.Node) -> None:
+    """A convolution with padding "same" or "valid" as one with numbers; an odd row or column is padded before it."""
+    arguments: tuple[Any, ...] = (*node.args, *_CONVOLUTION_DEFAULTS[len(node.args) :])
+    data, weight, bias, stride, kind, dilation, groups = arguments
+    assert isinstance(data, fx.Node)
+    assert isinstance(weight, fx.Node)
+    kernel = weight.meta["val"].shape[2:]
+    dilations = list(dilation) * (len(kernel) // len(dilation))
+    totals = [d * (k - 1) if kind == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
+    if any(total % 2 for total in totals):  # torch pads the end by the one that is over
+        ends = [amount for total in reversed(totals) for amount in (0, total % 2)]
+        with graph.inserting_before(node):
+            padded = graph.call_function(torch.ops.aten.constant_pad_nd.default, (data, ends, 0.0))
+        padded.meta = {"val": nn.functional.pad(data.meta["val"], ends)}
+        data = padded
+    overload = getattr(torch.ops.aten, f"conv{len(kernel)}d").default
+    node.target = overload
+    node.args = (data, weight, bias, stride, [total // 2 for total in totals], dilation, groups)
+
+
+_CONVOLUTION_DEFAULTS: tuple[Any, ...] = (None, None, None, [1], "valid", [1], 1)
+
+
+def export_program(network: nn.Module, example: Tensor, max_batch: int = MAX_BATCH) -> ExportedProgram:
+    """Export for any batch size from 1 to `max_batch`.
+
+    example: float32 [n, 3, H, W] with n at least 2 (1 would be taken for a constant). Keeps the network's mode.
+    Raises UserError, naming the line of the network's code, if the network cannot be exported that way.
+    """
+    assert len(example) > 1
+    batch = Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
+    example = example if max_batch > 1 else example[:1]
+    try:
+        return torch.export.export(network, (example,), strict=True, dynamic_shapes=({0: batch},))
+    except Exception as error:  # dynamo raises many kinds; each becomes one line
+        raise UserError(
+            f"the model cannot be exported: {_reason(error)}",
+            "torch.export needs a forward without data-dependent control flow, for any batch size; "
+            "--debug shows all of it",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an export error, and the line of the model's code that it is about."""
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    places = re.findall(r'File "([^"]+)", line (\d+)', text)
+    own = [place for place in places if "/torch/" not in place[0]] or places
+    where = f" ({own[-1][0]}, line {own[-1][1]})" if own else ""
+    return f"{first}{where}"
+
+
+def layers(graph: fx.Graph) -> list[tuple[fx.Node, Layer]]:
+    """The convolution and linear layers of an exported graph, in order."""
+    found = []
+    for node in graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in (*CONVOLUTIONS, *TRANSPOSED):
+            found.append((node, Layer(layer_name(node), "conv", _macs(node, weight_argument=1))))
+        elif packet in LINEARS:
+            weight = {torch.ops.aten.linear: 1, torch.ops.aten.addmm: 2, torch.ops.aten.mm: 1}[packet]
+            found.append((node, Layer(layer_name(node), "linear", _macs(node, weight))))
+    return found
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether a node is a convolution or a linear layer."""
+    return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *TRANSPOSED, *LINEARS)
+
+
+def _macs(node: fx.Node, weight_argument: int) -> int:
+    """Multiply-accumulates an image: all outputs for a batch of one, times the inputs of each."""
+    weight_node, data_node = node.args[weight_argument], node.args[0]
+    assert isinstance(weight_node, fx.Node)
+    weight = _shape(weight_node)
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in TRANSPOSED:
+        assert isinstance(data_node, fx.Node)
+        return math.prod(_shape(data_node)) * math.prod(weight[1:])  # each input goes into so many outputs
+    inputs = weight[0] if packet in (torch.ops.aten.addmm, torch.ops.aten.mm) else math.prod(weight[1:])
+    return math.prod(_shape(node)) * inputs
+
+
+def _shape(node: fx.Node) -> list[int]:
+    """A shape for a batch of one; the batch may stand anywhere, and in products such as images times windows."""
+    value: Any = node.meta["val"]
+    return [size if isinstance(size, int) else _for_one_image(size) for size in value.shape]
+
+
+def _for_one_image(size: torch.SymInt) -> int:
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+def switch_name(node: fx.Node) -> str:
+    """What a node is called where it is left in float: a layer by `layer_name`, any other by its own name (add_3)."""
+    return layer_name(node) if is_layer(node) else node.name
+
+
+def layer_name(node: fx.Node) -> str:
+    """The module that the node came from, such as layer1.0.conv1; the node's own name if that is not known."""
+    stack = node.meta.get("nn_module_stack")
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    name = re.sub(r"^L\['self'\]\.?|^L__self__\.?", "", path).replace("_modules.", "")
+    name = re.sub(r"\['?([^'\]]+)'?\]", r".\1", name).strip(".")
+    return name or node.name

@@ -1,0 +1,258 @@
+"""The stage that looks for the layers that quantization hurts, and for mixtures that leave some of them in float.
+
+Plain torch, never ray; torch is imported inside the functions. One program is compiled for all trials, with a switch a
+layer, and runs on the validation images; trials are kept by what they depend on, as those of calibrations are.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raq.errors import StageError
+from raq.plan.fingerprints import digest, short_digest
+from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
+from raq.stages.ptq import chosen_calibration
+from raq.stages.trials import alone, in_place, predicted_by, trials_folder, write_table
+from raq.statistics import paired_drop
+from raq.store.local import read_json, write_json
+from raq.sweep.layers import (
+    LAYERS,
+    MODE,
+    ONLY,
+    WITHOUT,
+    Config,
+    LayerCost,
+    choose_mixtures,
+    first_trials,
+    ladders,
+    only,
+    quantized,
+    without,
+)
+
+LAYERS_FILE, LOGITS, RANGES = "layers.json", "fp32-logits.npy", "ranges.npz"
+COLUMNS = ("top1", "correct", "images", "drop_points", "sqnr_db", "float_mac_share", "error")
+RunAll = Callable[[Sequence[Config]], Mapping[int, str]]  # the trials; what went wrong, by their number
+_loaded: dict[str, Any] = {}  # what this process has read for the trials of one call
+
+
+def layer_sweep_stage(call: Call, progress: Progress) -> Results:
+    """All trials in this process, one after the other."""
+
+    def run_all(configs: Sequence[Config]) -> dict[int, str]:
+        for number, config in enumerate(configs):
+            run_layer_trial(call, config)
+            progress({"share": (number + 1) / len(configs), "text": f"trial {number + 1} of {len(configs)}"})
+        return {}
+
+    return search_layers(call, progress, run_all)
+
+
+def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
+    """Each layer alone and each left out, then the mixtures that follow from that, by `run_all`; the choice."""
+    prepare_layer_sweep(call, progress)
+    order = [layer.name for layer in layers_of(call)]
+    first = first_trials(order)
+    failed = {digest(first[n]): error for n, error in run_all(first).items()}
+    found = {digest(config): record for config in first if (record := _record(call, config)) is not None}
+    everything = found.get(digest(without([], order)))
+    if everything is None:
+        raise StageError(f"the trial that quantizes all layers failed: {failed}", "see the log")
+    left_out, alone = (
+        {name: found[digest(config(name))]["noise"] for name in order if digest(config(name)) in found}
+        for config in (lambda name: without([name], order), only)
+    )
+    layers = [layer for layer in layers_of(call) if layer.name in left_out and layer.name in alone]
+    most = call.settings["sweep"]["most"]
+    mixtures = [without(names, order) for names in ladders(layers, everything["noise"], left_out, alone, most)]
+    failed |= {digest(mixtures[n]): error for n, error in (run_all(mixtures) if mixtures else {}).items()}
+    return finish_layer_sweep(call, [*first, *(m for m in mixtures if m not in first)], failed)
+
+
+def layers_of(call: Call) -> list[LayerCost]:
+    """The layers that are quantized, in the graph's order."""
+    return [LayerCost(**layer) for layer in read_json(trials_folder(call) / LAYERS_FILE)["layers"]]
+
+
+def prepare_layer_sweep(call: Call, progress: Progress) -> None:
+    """Calibrate, compile the program with a switch a layer, evaluate FP32; what is there stays."""
+    import torch
+
+    from raq.bench.clocks import available_cpus
+    from raq.model.evaluation import logits
+    from raq.quantize.export import export_network, layers
+    from raq.quantize.ptq import calibrate, prepare_graph
+    from raq.quantize.ranges import ranges, switchable
+
+    folder = trials_folder(call)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(min(call.cpus * call.workers, len(available_cpus())))  # no trial runs yet
+    settings, seed, reduce_range = chosen_calibration(call)
+    network, dataset = trained_network(call), dataset_of(call)
+    if not (folder / LOGITS).is_file():
+        progress({"text": "evaluating FP32"})
+        every = np.arange(len(dataset.validation_labels))
+        with in_place(folder / LOGITS) as scratch:
+            np.save(scratch, logits(network, dataset, every, split="validation"))
+    if not (folder / RANGES).is_file():
+        progress({"text": "calibrating"})
+        exported = export_network(network, example_of(call))
+        macs: Counter[str] = Counter()  # of a module that is called several times, those of all its calls
+        for _, layer in layers(exported.graph_module.graph):
+            macs[layer.name] += layer.macs
+        prepared = prepare_graph(
+            exported.module(),
+            settings.backend,
+            settings.calibration,
+            reduce_range=reduce_range,
+            per_channel=settings.per_channel,
+        )
+        shares = [{"name": name, "mac_share": macs[name] / macs.total()} for name in switchable(prepared)]
+        write_json(folder / LAYERS_FILE, {"layers": shares})
+        calibrate(prepared, dataset, settings.calibration, seed)
+        scales, zero_points = ranges(prepared)
+        with in_place(folder / RANGES) as scratch:
+            np.savez(scratch, scales=scales, zero_points=zero_points)
+    progress({"text": "compiling one program for all mixtures"})
+    _compiled(call)
+
+
+def _compiled(call: Call) -> Path:
+    """The program with a switch a layer, compiled for this machine's CPU if it is not there."""
+    from raq.environment import machine
+    from raq.quantize.ptq import prepare
+    from raq.quantize.ranges import compile_for_all_ranges
+
+    folder, here = trials_folder(call), machine()
+    path = folder / f"switched-{short_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
+    with alone(folder / "compiling"):
+        if not path.is_file():
+            settings, _, reduce_range = chosen_calibration(call)
+            example = example_of(call)
+            calibration = settings.calibration.model_copy(update={"observer": "minmax"})
+            prepared = prepare(
+                trained_network(call),
+                example,
+                settings.backend,
+                calibration,
+                reduce_range=reduce_range,
+                per_channel=settings.per_channel,
+            )
+            with in_place(path) as scratch:
+                compile_for_all_ranges(prepared, example, scratch, [layer.name for layer in layers_of(call)])
+    return path
+
+
+def run_layer_trial(call: Call, config: Config) -> Results:
+    """One mixture on the validation images, its record kept; the record that is there, if there is one."""
+    known = _record(call, config)
+    if known is not None:
+        return known
+    import torch
+
+    from raq.artifact.inductor import load
+    from raq.model.evaluation import logits
+    from raq.quantize.ranges import with_ranges
+
+    torch.set_num_threads(call.cpus)
+    folder = trials_folder(call)
+    if _loaded.get("folder") != folder:
+        with np.load(folder / RANGES, allow_pickle=False) as kept:
+            ranges = kept["scales"], kept["zero_points"]
+        _loaded.clear()
+        _loaded.update(
+            folder=folder,
+            dataset=dataset_of(call),
+            program=load(_compiled(call)),
+            ranges=ranges,
+            fp32=np.load(folder / LOGITS, allow_pickle=False),
+            order=[layer.name for layer in layers_of(call)],
+        )
+    dataset, fp32 = _loaded["dataset"], _loaded["fp32"]
+    switched = with_ranges(_loaded["program"], _loaded["ranges"], quantized(config, _loaded["order"]))
+    answers = logits(switched, dataset, np.arange(len(dataset.validation_labels)), split="validation")
+    predicted = answers.argmax(1)
+    record = _path(call, config)
+    with in_place(record.with_suffix(".npy")) as scratch:
+        np.save(scratch, predicted.astype(np.int32))
+    correct = int((predicted == dataset.validation_labels).sum())
+    noise = float(np.square(answers - fp32).sum() / np.square(fp32).sum())
+    found: Results = {"config": config, "noise": noise, "correct": correct, "images": len(predicted)}
+    found |= {"top1": correct / len(predicted)}
+    write_json(record, found)
+    return found
+
+
+def _path(call: Call, config: Config) -> Path:
+    return trials_folder(call) / f"{short_digest(config)}.json"
+
+
+def _record(call: Call, config: Config) -> Results | None:
+    path = _path(call, config)
+    return read_json(path) if path.is_file() and predicted_by(path) is not None else None
+
+
+def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
+    """The table of all trials, the sensitivity of each layer, the mixtures chosen. failed: by a trial's digest, why."""
+    folder, layers = trials_folder(call), layers_of(call)
+    order, shares = [layer.name for layer in layers], {layer.name: layer.mac_share for layer in layers}
+    labels = dataset_of(call).validation_labels
+    baseline = np.load(folder / LOGITS, allow_pickle=False).argmax(1) == labels
+    trials: list[Results] = []
+    for config in configs:
+        record = _record(call, config)
+        if record is None:
+            trials.append({"config": config, "error": failed.get(digest(config), "")})
+            continue
+        drop, interval = paired_drop(baseline, predicted_by(_path(call, config)) == labels)
+        off = [name for name, on in zip(order, quantized(config, order), strict=True) if not on]
+        trials.append(
+            {
+                **record,
+                "drop_points": drop,
+                "drop_interval": list(interval),
+                "sqnr_db": -10 * float(np.log10(record["noise"])) if record["noise"] > 0 else None,
+                "float_mac_share": sum(shares[name] for name in off),
+            }
+        )
+    done = {digest(t["config"]): t for t in trials if "error" not in t}
+    everything = done[digest(without([], order))]
+    mixtures = [
+        {**t, "layers": t["config"][LAYERS]}
+        for t in done.values()
+        if t is not everything and t["config"][MODE] == WITHOUT
+    ]
+    asked = call.settings["sweep"]
+    chosen, why = choose_mixtures(mixtures, everything, call.settings["max_drop"], asked["candidates"])
+    if len(chosen) < asked["candidates"]:
+        raise StageError(
+            f"{len(chosen)} mixtures were found, and sweep.layers.candidates asks for {asked['candidates']}",
+            "lower it",
+        )
+    by_itself = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == ONLY}
+    alone_out = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == WITHOUT}
+    results: Results = {
+        "trials": trials,
+        "validation_images": len(labels),
+        "baseline_top1": float(baseline.mean()),
+        "all_quantized": everything,
+        "sensitivity": [
+            {
+                "layer": name,
+                "mac_share": shares[name],
+                "only": {key: by_itself[name][key] for key in ("drop_points", "sqnr_db")}
+                if name in by_itself
+                else None,
+                "without": {key: alone_out[name][key] for key in ("drop_points", "sqnr_db")}
+                if name in alone_out
+                else None,
+            }
+            for name in order
+        ],
+        "choice": {"mixtures": chosen, "why": why},
+    }
+    write_table(Path(call.folder), trials, COLUMNS)
+    return results

@@ -1,0 +1,212 @@
+"""The stage that tries calibrations: what is shared by its trials, one trial, and what they come to.
+
+Plain torch, never ray; torch is imported inside the functions. Trials are kept by what they depend on, outside the
+stage's own folder: a sweep that is extended, or was interrupted, finds those that are there.
+"""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raq.errors import StageError
+from raq.experiment.schema import Calibration, Ptq
+from raq.plan.fingerprints import short_digest
+from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
+from raq.stages.ptq import with_config
+from raq.stages.trials import BASELINE, alone, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
+from raq.store.local import read_json, write_json
+from raq.sweep.ptq import (
+    OBSERVER,
+    PER_CHANNEL,
+    PERCENTILE,
+    REDUCE_RANGE,
+    SEED,
+    SIZE,
+    Config,
+    choose,
+    curve,
+    grid,
+)
+
+if TYPE_CHECKING:
+    from raq.quantize.ranges import Ranges
+
+NETWORK, EVALUATION = "network.pt2", "evaluation_s"
+Loaded = dict[str, Any]
+_loaded: Loaded = {}  # what this process has read for the trials of one call: it does many of them
+
+
+def sweep_stage(call: Call, progress: Progress) -> Results:
+    """All trials in this process, one after the other."""
+    prepare_sweep(call, progress)
+    configs = grid(call.settings)
+    for number, config in enumerate(configs):
+        run_trial(call, config)
+        progress({"share": (number + 1) / len(configs), "text": f"trial {number + 1} of {len(configs)}"})
+    return finish_sweep(call, configs, {})
+
+
+def prepare_sweep(call: Call, progress: Progress) -> None:
+    """Export the network, compile the program that stands for all calibrations, evaluate FP32; what is there stays."""
+    import torch
+
+    from raq.bench.clocks import available_cpus
+    from raq.quantize.convert import save_program
+    from raq.quantize.export import export_network
+
+    folder = trials_folder(call)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(min(call.cpus * call.workers, len(available_cpus())))  # no trial runs yet
+    network = trained_network(call)
+    if not (folder / NETWORK).is_file():
+        progress({"text": "exporting the network"})
+        with in_place(folder / NETWORK) as scratch:
+            save_program(export_network(network, example_of(call)), scratch)
+    graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in grid(call.settings)}.values())
+    progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) > 1)} for all calibrations"})
+    for config in graphs:
+        _compiled(call, config)
+    evaluate_baseline(call, network, progress)
+
+
+def _compiled(call: Call, config: Config) -> Path:
+    """The program that stands for all calibrations of this one's graph, compiled for this machine's CPU if need be."""
+    from raq.environment import machine
+    from raq.quantize.convert import load_program
+    from raq.quantize.ranges import compile_for_all_ranges, prepared_from
+
+    folder, here = trials_folder(call), machine()
+    graph = {PER_CHANNEL: config[PER_CHANNEL], REDUCE_RANGE: config[REDUCE_RANGE]}
+    path = folder / f"simulated-{short_digest({**graph, 'cpu': here['cpu'], 'features': here['features']})}.pt2"
+    with alone(folder / "compiling"):
+        if not path.is_file():
+            ptq = Ptq.model_validate(call.settings["ptq"])
+            prepared = prepared_from(
+                load_program(folder / NETWORK),
+                ptq.backend,
+                Calibration(observer="minmax"),
+                reduce_range=config[REDUCE_RANGE],
+                per_channel=config[PER_CHANNEL],
+            )
+            with in_place(path) as scratch:
+                compile_for_all_ranges(prepared, example_of(call), scratch)
+    return path
+
+
+def run_trial(call: Call, config: Config) -> Results:
+    """One calibration on the validation images, its record kept; the record that is there, if there is one.
+
+    The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
+    """
+    record = trials_folder(call) / f"{short_digest(config)}.json"
+    if record.is_file() and predicted_by(record) is not None:
+        return read_json(record)
+    import torch
+
+    from raq.artifact.inductor import load
+    from raq.model.evaluation import predict
+    from raq.quantize.ranges import with_ranges
+
+    torch.set_num_threads(call.cpus)
+    path = _compiled(call, config)
+    if _loaded.get("path") != path:
+        _loaded.clear()
+        _loaded.update(path=path, dataset=dataset_of(call), program=load(path))
+    dataset = _loaded["dataset"]
+    network = with_ranges(_loaded["program"], _ranges(call, config, dataset))
+    started = time.perf_counter()
+    predicted = predict(network, dataset, split="validation")
+    took_s = round(time.perf_counter() - started, 3)
+    with in_place(record.with_suffix(".npy")) as scratch:
+        np.save(scratch, predicted.astype(np.int32))
+    correct = int((predicted == dataset.validation_labels).sum())
+    found = {"config": config, "correct": correct, "images": len(predicted), "top1": correct / len(predicted)}
+    write_json(record, {**found, EVALUATION: took_s})
+    return found
+
+
+def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
+    """The ranges of this calibration; found for all sizes of its seed and observer in one pass, if they are not there.
+
+    One process at a time does that, the others wait for it.
+    """
+    from raq.quantize.convert import load_program
+    from raq.quantize.ranges import calibrate_nested, prepared_from
+
+    folder = trials_folder(call)
+    configs = grid(call.settings)
+    pass_folder = _pass_folder(folder, config)
+    sizes = sorted({c[SIZE] for c in configs if _pass_folder(folder, c) == pass_folder})
+    wanted = pass_folder / f"{config[SIZE]}.npz"
+    pass_folder.mkdir(exist_ok=True)
+    with alone(pass_folder / "lock"):
+        missing = [size for size in sizes if not (pass_folder / f"{size}.npz").is_file()]
+        if config[SIZE] in missing:
+            kept = [0]
+
+            def keep(size: int, found: "Ranges") -> None:
+                with in_place(pass_folder / f"{size}.npz") as scratch:
+                    np.savez(scratch, scales=found[0], zero_points=found[1])
+                _count(pass_folder, size - kept[-1])
+                kept.append(size)
+
+            ptq = Ptq.model_validate(call.settings["ptq"])
+            settings = with_config(ptq, config).calibration
+            network = load_program(folder / NETWORK)
+            prepared = prepared_from(network, ptq.backend, settings, reduce_range=config[REDUCE_RANGE])
+            read = calibrate_nested(prepared, dataset, settings, config[SEED], missing, keep)
+            _count(pass_folder, read - kept[-1])
+    with np.load(wanted, allow_pickle=False) as found:
+        return found["scales"], found["zero_points"]
+
+
+def _pass_folder(folder: Path, config: Config) -> Path:
+    """Where the ranges of all sizes of a seed and observer are; how weights are rounded does not change them."""
+    return folder / f"ranges-{short_digest({key: config[key] for key in (OBSERVER, PERCENTILE, REDUCE_RANGE, SEED)})}"
+
+
+def _count(pass_folder: Path, images: int) -> None:
+    """Note, in a file of this node, that so many more images were read to calibrate."""
+    with (pass_folder / f"images-{platform.node()}").open("a") as counted:
+        counted.write(f"{images}\n")
+
+
+def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
+    """The table of all trials, the curve and the choice. failed: by a trial's digest, what went wrong.
+
+    Raises StageError if no trial finished.
+    """
+    folder = trials_folder(call)
+    dataset = dataset_of(call)
+    labels = dataset.validation_labels
+    records = {short_digest(c): folder / f"{short_digest(c)}.json" for c in configs}
+    answers = {name: predicted_by(path) if path.is_file() else None for name, path in records.items()}
+    done = [{"digest": name, **read_json(records[name])} for name, found in answers.items() if found is not None]
+    evaluation_s = sum(trial.pop(EVALUATION) for trial in done)
+    if not done:
+        raise StageError(
+            f"none of the {len(configs)} trials finished: {next(iter(failed.values()), '')}", "see the log"
+        )
+    right = {name: found == labels for name, found in answers.items() if found is not None}
+    baseline = np.load(folder / BASELINE, allow_pickle=False) == labels
+    rows = curve(done, right, baseline)
+    passes = {_pass_folder(folder, c) for c in configs}
+    counts = [count for passed in passes for count in passed.glob("images-*")]
+    images = [int(line) for count in counts for line in count.read_text().split()]
+    results: Results = {
+        "trials": done,
+        "failed": [{"config": c, "error": failed[short_digest(c)]} for c in configs if short_digest(c) in failed],
+        "validation_images": len(labels),
+        "baseline_top1": float(baseline.mean()),
+        "curve": rows,
+        "choice": choose(rows, call.settings["seed"], call.settings["margin"], max(c[SIZE] for c in configs)),
+        "evaluation_s": round(evaluation_s, 3),
+        "calibration_images": sum(images),
+        "calibration_passes": len(passes),
+    }
+    write_table(Path(call.folder), [*results["trials"], *results["failed"]], ("top1", "correct", "images", "error"))
+    return results

@@ -1,0 +1,236 @@
+"""The stage that searches for a quantization-aware training: one trial, and what they come to.
+
+Plain torch, never ray; torch is imported inside the functions. A trial is kept by all of its settings: one that was
+interrupted goes on after its last epoch, one that is finished is not done again. After the search only the chosen one
+keeps its weights.
+"""
+
+import gc
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raq.errors import StageError
+from raq.experiment.training import Qat
+from raq.plan.fingerprints import short_digest
+from raq.stages.call import Call, Progress, Results, dataset_of, trained_network
+from raq.stages.train import train_in, trained_graph
+from raq.stages.transfer import fetch_checkpoint, forget_work, send_checkpoint
+from raq.stages.trials import BASELINE, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
+from raq.statistics import paired_drop, proportion_interval, together
+from raq.store.local import read_json, write_json
+from raq.sweep.qat import Config, Search, front, importance
+
+if TYPE_CHECKING:
+    from raq.model.checkpoints import TrainingResult
+
+Report = Callable[[dict[str, Any]], None]
+COLUMNS = ("state", "epochs", "top1", "correct", "images", "error")
+
+
+class _EndedEarly(Exception):
+    """Raised out of a trial of this process that goes no further."""
+
+
+def qat_sweep_stage(call: Call, progress: Progress) -> Results:
+    """All trials in this process, one after the other."""
+    prepare_qat_sweep(call, progress)
+    search = search_of(call)
+    while (number := search.start()) is not None:
+        progress({"share": number / search.asked, "text": f"trial {number + 1} of {search.asked}"})
+
+        def report(row: dict[str, Any], number: int = number) -> None:
+            if not search.take(number, row["epoch"], row["validation_top1"]):
+                raise _EndedEarly
+
+        try:
+            run_qat_trial(call, search.configs[number], report)
+        except _EndedEarly:
+            continue
+        except StageError as error:
+            search.fail(number, error.message)
+    return finish_qat_sweep(call, search)
+
+
+def search_of(call: Call) -> Search:
+    """The search of this stage, nothing tried yet."""
+    return Search(call.settings["sweep"], call.settings["qat"], call.settings["seed"])
+
+
+def call_of(call: Call, config: Config) -> Call:
+    """The call of one trial's training, a stage qat of its own; what it does not try is as in `qat`."""
+    settings = Qat.model_validate({**call.settings["qat"], **config}).model_dump(mode="json")
+    folder = trials_folder(call) / short_digest(settings)
+    each = settings["workers"]
+    return replace(call, kind="qat", settings={**call.settings, "qat": settings}, folder=str(folder), workers=each)
+
+
+def record_of(trial: Call) -> Path:
+    """Where a trial's record is, beside the folder of its checkpoints."""
+    return Path(trial.folder).with_suffix(".json")
+
+
+def prepare_qat_sweep(call: Call, progress: Progress) -> None:
+    """Evaluate FP32 on the validation images, to compare with."""
+    trials_folder(call).mkdir(parents=True, exist_ok=True)
+    evaluate_baseline(call, trained_network(call), progress)
+
+
+def run_qat_trial(call: Call, config: Config, report: Report) -> None:
+    """One training in this process, its record kept; every epoch is reported, those too that are there already.
+
+    report: takes a row of the training's history. It may raise, or never come back, to end the trial.
+    """
+    import torch
+
+    from raq.model.checkpoints import LocalContext, read_result
+
+    gc.collect()  # graphs of fx are cycles: the last trial's, and all that it trained, would stay for many trials
+    trial = call_of(call, config)
+    torch.set_num_threads(trial.cpus)
+    known = finished(trial)
+    if known is not None:
+        for row in known["history"]:
+            report(row)
+        return
+
+    class Context(LocalContext):
+        """Reports every epoch, once its checkpoint is there."""
+
+        def save(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
+            super().save(metrics, write)
+            report(metrics)
+
+        def restore(self) -> Path | None:
+            found = super().restore()
+            for row in read_result(found).history if found is not None else []:
+                report(row)
+            return found
+
+    def saved(folder: Path) -> None:
+        send_checkpoint(trial, folder)
+
+    fetch_checkpoint(trial, Path(trial.folder))
+    finish_trial(trial, train_in(trial, Context(Path(trial.folder), trial.device, saved=saved)))
+    forget_work(trial)
+
+
+def finished(trial: Call) -> dict[str, Any] | None:
+    """The record of a trial that was trained to its end; None if it was not, or if a file of it is damaged."""
+    record = record_of(trial)
+    return read_json(record) if record.is_file() and predicted_by(record) is not None else None
+
+
+def finish_trial(trial: Call, result: "TrainingResult") -> None:
+    """Keep a finished training: its weights, its classes of the validation images, its record; not its checkpoint."""
+    from raq.model.checkpoints import keep_result
+    from raq.model.evaluation import predict
+
+    record, dataset = record_of(trial), dataset_of(trial)
+    predicted = predict(trained_graph(trial, result), dataset, split="validation")
+    with in_place(record.with_suffix(".npy")) as scratch:
+        np.save(scratch, predicted.astype(np.int32))
+    with in_place(record.with_suffix(".pt")) as scratch:
+        keep_result(result, scratch)
+    correct = int((predicted == dataset.validation_labels).sum())
+    found = {"qat": trial.settings["qat"], "history": result.history, "best_epoch": result.best_epoch}
+    write_json(record, {**found, "correct": correct, "images": len(predicted)})
+    shutil.rmtree(trial.folder, ignore_errors=True)
+
+
+def finish_qat_sweep(call: Call, search: Search) -> Results:
+    """The table of all trials, which keys mattered, and the choice, whose weights go to the stage's folder.
+
+    Chosen is the highest top-1 on the validation images, of the trials that were trained to their end; of equals the
+    earliest. Raises StageError if none was.
+    """
+    from raq.model.checkpoints import CHECKPOINT
+
+    labels = dataset_of(call).validation_labels
+    baseline = np.load(trials_folder(call) / BASELINE, allow_pickle=False) == labels
+    stops, scores, epochs = search.stops(), search.scores(), search.epochs
+    trials: list[Results] = []
+    right: dict[int, Any] = {}
+    for number, config in enumerate(search.configs):
+        trial = call_of(call, config)
+        curve = search.curves[number][: stops[number]]
+        row: Results = {
+            "number": number,
+            "config": config,
+            "curve": curve,
+            "epochs": len(curve),
+            "top1": scores[number],
+        }
+        known = finished(trial)
+        if number in search.failed:
+            row |= {"state": "failed", "error": search.failed[number]}
+        elif stops[number] is not None or known is None:
+            row |= {"state": "stopped"}
+        else:
+            right[number] = predicted_by(record_of(trial)) == labels
+            row |= {"state": "finished", "correct": known["correct"], "images": known["images"]}
+            row |= {"top1_interval": list(proportion_interval(known["correct"], known["images"]))}
+        trials.append(row)
+    if not right:
+        reason = next(iter(search.failed.values()), "")
+        raise StageError(f"none of the {len(trials)} trials finished: {reason}", "see the log")
+    for row, on_front in zip(trials, front(scores, [t["epochs"] for t in trials]), strict=True):
+        row["front"] = on_front
+    best = max(right, key=lambda number: (int(right[number].sum()), -number))
+    results: Results = {
+        "candidate": "qat",
+        "trials": trials,
+        "validation_images": len(labels),
+        "baseline_top1": float(baseline.mean()),
+        "importance": importance(search.space, search.configs, scores),
+        "epochs_trained": sum(t["epochs"] for t in trials),
+        "epochs_asked": sum(epochs),
+        "search": search.kind,
+        "choice": _choice(search, right, best),
+    }
+    folder = Path(call.folder)
+    shutil.copyfile(_weights_of(call, search.configs[best]), folder / CHECKPOINT)
+    write_table(folder, trials, COLUMNS)
+    for number, config in enumerate(search.configs):
+        trial = call_of(call, config)
+        shutil.rmtree(trial.folder, ignore_errors=True)
+        if number != best:
+            record_of(trial).with_suffix(".pt").unlink(missing_ok=True)
+    return results
+
+
+def _weights_of(call: Call, config: Config) -> Path:
+    """The weights of a finished trial; trained again if they are not there: another search may have dropped them."""
+    trial = call_of(call, config)
+    path = record_of(trial).with_suffix(".pt")
+    if not path.is_file():
+        record_of(trial).unlink()
+        run_qat_trial(call, config, lambda row: None)
+    return path
+
+
+def _choice(search: Search, right: dict[int, Any], best: int) -> Results:
+    """The chosen trial, and how it compares with the training as written, on the same images."""
+    found: Results = {"number": best, "config": search.configs[best], "top1": float(right[best].mean())}
+    count = len(right)
+    if best == 0:
+        why = f"the training as written: no other of {count} finished ones has a higher top-1 on the validation images"
+        return {**found, "gained_points": None, "gained_interval": None, "why": why}
+    why = f"trial {best + 1}: the highest top-1 on the validation images of {count} finished trials"
+    if 0 not in right:
+        return {**found, "gained_points": None, "gained_interval": None, "why": why}
+    # the best of many is compared: at a level for all of them at once (Bonferroni)
+    gained, (low, high) = paired_drop(right[best], right[0], together(count - 1))
+    told = "higher" if low > 0 else "not shown to be higher"
+    why += f"; {gained:+.2f} points ({low:.2f} to {high:.2f}, {told}) against the training as written"
+    return {**found, "gained_points": gained, "gained_interval": [low, high], "why": why}
+
+
+def chosen_settings(call: Call) -> Qat:
+    """The training that the sweep before a stage qat has chosen."""
+    config = read_json(Path(call.inputs["sweep"]) / "record.json")["results"]["choice"]["config"]
+    return Qat.model_validate({**call.settings["qat"], **config})

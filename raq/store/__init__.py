@@ -1,0 +1,1 @@
+"""What was found: records and files, in a folder or in an object storage."""

@@ -1,0 +1,315 @@
+"""The results store: a folder a stage, named by its fingerprint, and a folder a run. Neither torch nor ray.
+
+    stages/<kind>-<fingerprint>/    record.json and the stage's files
+    runs/<run id>/                  run.json, logs/
+    work/<kind>-<fingerprint>/      what unfinished stages have so far (training checkpoints)
+
+A stage's folder appears by one rename, whole or not at all; a JSON file is written beside its place, synced, renamed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from raq.errors import RaqError, UserError
+from raq.plan.fingerprints import digest
+from raq.store.schema import check_depth, check_run, check_stage
+
+CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
+MAX_RECORD_BYTES = 200_000_000
+SEAL = "seal"
+"""The key of a record's digest of itself. It tells of damage, not of forgery: whoever can write can seal."""
+Record = dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def read_json(path: Path) -> Record:
+    """Read a JSON record; UserError if it is missing or damaged."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        if path.is_file() and path.stat().st_size > MAX_RECORD_BYTES:
+            raise ValueError(f"it is larger than {MAX_RECORD_BYTES / 1e6:.0f} MB")
+        loaded = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable record: {error}", "delete its folder and run again") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a record", "delete its folder and run again")
+    check_depth(loaded, str(path))
+    return loaded
+
+
+def read_run(folder: Path) -> Record:
+    """The record of a run; UserError if it is missing, damaged, changed since it was written, or not one."""
+    run = read_json(folder / "run.json")
+    if not is_as_sealed(run):
+        raise _changed(folder / "run.json")
+    check_run(run, str(folder / "run.json"))
+    return run
+
+
+def sealed(record: Record) -> Record:
+    """The record with a digest of itself, by which a later change is noticed."""
+    content = {key: value for key, value in record.items() if key != SEAL}
+    return {**content, SEAL: digest(content)}
+
+
+def is_as_sealed(record: Record) -> bool:
+    """Whether a record is as it was written; one without a seal, only if it says that it is of raq before 0.2."""
+    if SEAL in record:
+        return bool(sealed(record)[SEAL] == record[SEAL])
+    environment = record.get("environment")
+    versions = environment.get("versions") if isinstance(environment, dict) else None
+    return isinstance(versions, dict) and versions.get("raq") == "0.1.0"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _known_digest(path: str, size: int, changed_ns: int, status_ns: int) -> str:
+    """`file_digest` of a file that has not changed since, as its size and its two times have it."""
+    return file_digest(Path(path))
+
+
+def stage_files(folder: Path) -> dict[str, Path]:
+    """The files that a stage has left in its folder, by name; not its record, nor what only an unfinished one needs."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "record.json" and path.relative_to(folder).parts[0] not in CHECKPOINTS
+    }
+
+
+def changed_file(folder: Path, record: Record, *, again: bool = False) -> str | None:
+    """The first file of a record that is not as it was written, by size and SHA-256; None if all are.
+
+    again: compute digests anew, whatever is known of a file from before.
+    """
+    digests = record.get("digests") or {}
+    for name, size in record["files"].items():
+        path = folder / name
+        if _size(path) != size:
+            return str(name)
+        if name in digests:
+            stat = path.stat()
+            known = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            if (file_digest(path) if again else _known_digest(*known)) != digests[name]:
+                return str(name)
+    return None
+
+
+def refuse_changed(folder: Path) -> None:
+    """UserError if a finished stage's record, or a file of it, is not as it was written. Everything is read."""
+    record = read_json(folder / "record.json")
+    if not is_as_sealed(record) or not isinstance(record.get("files"), dict):
+        raise _changed(folder / "record.json")
+    name = changed_file(folder, record, again=True)
+    if name is not None:
+        raise _changed(folder / name)
+
+
+def _changed(path: Path) -> UserError:
+    return UserError(
+        f"{path}: not as it was written: its SHA-256 is another one", "delete its folder and run again: it is made anew"
+    )
+
+
+def check_record(record: Record, kind: str, fingerprint: str, place: str) -> None:
+    """UserError, naming the place and the key, unless this is the record of a finished stage with this fingerprint."""
+    if not is_as_sealed(record):
+        raise UserError(
+            f"{place}: not as it was written: its own digest is another one", "delete its folder and run again"
+        )
+    check_stage(record, place, kind)
+    if record["fingerprint"] != fingerprint:
+        raise UserError(f"{place}: the record of another stage", "delete its folder and run again")
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Store:
+    """A results folder."""
+
+    root: Path
+
+    @property
+    def address(self) -> str | None:
+        """The address of the results, if they do not lie in the folder itself."""
+        return None
+
+    def stage_folder(self, kind: str, fingerprint: str) -> Path:
+        """Where a finished stage is."""
+        return self.root / "stages" / f"{kind}-{fingerprint[:16]}"
+
+    def work_folder(self, kind: str, fingerprint: str) -> Path:
+        """Where an unfinished stage works; the same one again after an interruption."""
+        return self.root / "work" / f"{kind}-{fingerprint[:16]}"
+
+    def find(self, kind: str, fingerprint: str) -> Record | None:
+        """The record of a finished stage; None if there is none, or if it or one of its files is damaged or gone."""
+        try:
+            return self.read(kind, fingerprint)
+        except UserError:
+            return None
+
+    def read(self, kind: str, fingerprint: str) -> Record | None:
+        """The record of a finished stage; None if there is none.
+
+        Raises UserError, naming the file and the key, if it or one of its files is damaged, changed or gone.
+        """
+        folder = self.stage_folder(kind, fingerprint)
+        if not folder.exists():
+            return None
+        record = read_json(folder / "record.json")
+        check_record(record, kind, fingerprint, str(folder / "record.json"))
+        name = changed_file(folder, record)
+        if name is not None:
+            raise _changed(folder / name)
+        return record
+
+    def file(self, record: Record, name: str) -> Path:
+        """A file of a finished stage, on this machine; UserError if it is not as it was written."""
+        folder = self.stage_folder(record["kind"], record["fingerprint"])
+        files, digests = ({name: (record.get(key) or {}).get(name)} for key in ("files", "digests"))
+        if changed_file(folder, {"files": files, "digests": digests if digests[name] else {}}) is not None:
+            raise _changed(folder / name)
+        return folder / name
+
+    def place(self, record: Record, name: str) -> str:
+        """Where a file of a finished stage lies, for people."""
+        return str(self.file(record, name))
+
+    def forget_work(self, kind: str, fingerprint: str) -> None:
+        """Delete what an unfinished stage has so far."""
+        work = self.work_folder(kind, fingerprint)
+        if work.exists():
+            shutil.rmtree(work)
+
+    def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
+        """Make a stage's work, with its record, the finished stage.
+
+        `record["id"]`, made up if it has none, tells this execution from another of the same fingerprint.
+        """
+        work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
+        found = stage_files(work)
+        record = {
+            "kind": kind,
+            "fingerprint": fingerprint,
+            **record,
+            "id": record.get("id") or uuid.uuid4().hex,
+            "files": {name: path.stat().st_size for name, path in found.items()},
+            "digests": {name: file_digest(path) for name, path in found.items()},
+        }
+        write_json(work / "record.json", sealed(record))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():  # --fresh, or a damaged record
+            old = final.with_name(f".old-{final.name}-{os.getpid()}")
+            final.rename(old)
+            shutil.rmtree(old)
+        work.rename(final)
+        for checkpoints in CHECKPOINTS:  # now that nobody will go on from them
+            shutil.rmtree(final / checkpoints, ignore_errors=True)
+        return final
+
+    def refuse_if_taken(self) -> None:
+        """Nothing: a folder's lock is held for as long as its process lives."""
+
+    def write_run(self, folder: Path, run: Record) -> None:
+        """Write a run's record."""
+        write_json(folder / "run.json", sealed(run))
+
+    def keep_logs(self, folder: Path) -> None:
+        """Keep the logs of a run that has ended."""
+
+    def run_folders(self) -> list[Path]:
+        """The runs, oldest first (their names begin with the time)."""
+        folder = self.root / "runs"
+        return sorted(f for f in folder.iterdir() if (f / "run.json").is_file()) if folder.is_dir() else []
+
+    def new_run(self, name: str) -> Path:
+        """A new run's folder."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        for attempt in range(100):
+            folder = self.root / "runs" / (f"{stamp}-{name}" + (f"-{attempt}" if attempt else ""))
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                continue
+        raise RaqError(f"{self.root / 'runs'}: no name is left for a run of this second", "try again")
+
+    def find_run(self, which: str) -> Path:
+        """A run's folder from a path, a run's id or "latest"; UserError if there is none."""
+        runs = self.run_folders()
+        if which == "latest":
+            if not runs:
+                raise UserError(f"{self.root}: there is no run here", "make one with 'raq run', or give --results")
+            return runs[-1]
+        by_id = self.root / "runs" / which
+        for folder in (by_id, Path(which)):
+            if (folder / "run.json").is_file():
+                return folder.resolve()
+        known = ", ".join(f.name for f in runs[-3:]) or "none"
+        raise UserError(
+            f"there is no run {which!r} in {self.root}", f"the last ones: {known}; or 'latest', or a folder"
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for one writer; UserError if it cannot be written or another run holds it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = (self.root / ".lock").open("a")
+        except OSError as error:
+            raise UserError(
+                f"{self.root}: results cannot be written there: {error.strerror}", "give another folder with --results"
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.root}: another raq run is writing here",
+                    "wait for it, or give another folder with --results",
+                ) from None
+            yield
+
+
+def now() -> str:
+    """The time, in UTC, ISO 8601."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

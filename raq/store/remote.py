@@ -1,0 +1,317 @@
+"""Where results are: a folder, or an address, of which this machine keeps what it needed in a folder of its cache.
+
+At an address a stage's files lie in a folder of the execution that made them, and its record, put there last, names
+that: a stage is there whole or not at all, and an execution that was given up harms none. Neither torch nor ray.
+
+    stages/<kind>-<fingerprint>/record.json, <execution's id>/...
+    runs/<run id>/run.json, logs/
+    work/<kind>-<fingerprint>/      checkpoints of unfinished trainings
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from raq.errors import RaqError, UserError
+from raq.store.local import Record, Store, check_record, file_digest, read_json, sealed, stage_files, write_json
+from raq.store.object_storage import Storage, StorageError, check_address, is_address, say
+
+ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
+MAX_LOOKS = 3  # for a checkpoint that goes away while it is read
+
+
+def open_store(results: "str | Path") -> Store:
+    """The store in a folder, or at an address (`s3://bucket/folder`); UserError for an address that is none."""
+    if not is_address(str(results)):
+        return Store(Path(results).expanduser().resolve())
+    from raq.model.cache import cache_folder
+
+    address = str(results).rstrip("/")
+    check_address(address)
+    root = cache_folder() / "stores" / hashlib.sha256(address.encode()).hexdigest()[:24]
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / ADDRESS).is_file():
+        scratch = root / f".{uuid.uuid4().hex}"
+        scratch.write_text(address)
+        scratch.replace(root / ADDRESS)
+    return RemoteStore(root, Storage(address))
+
+
+def store_of(run_folder: Path) -> Store:
+    """The store that a run's folder is in."""
+    from raq.model.cache import cache_folder
+
+    root = run_folder.parent.parent
+    ours = root.resolve().parent == (cache_folder() / "stores").resolve()  # in a stranger's folder it says nothing
+    return open_store((root / ADDRESS).read_text()) if ours and (root / ADDRESS).is_file() else Store(root)
+
+
+def _stage_record(content: bytes, place: str) -> Record:
+    """A stage's record as it was sent; UserError if it is damaged or has been changed."""
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: not a readable record", "delete that folder there and run again")
+    kind = record.get("kind")
+    check_record(record, kind if isinstance(kind, str) else "", str(record.get("fingerprint")), place)
+    if not isinstance(record.get("id"), str):
+        raise UserError(f"{place}: damaged at id", "delete that folder there and run again")
+    return record
+
+
+def _of_trials(file: str) -> bool:
+    """Whether a file of a folder of trials, by its name in there, is what a finished trial has left for others."""
+    parts = file.split("/")
+    return not parts[-1].startswith(".") and (len(parts) == 1 or (len(parts) == 2 and parts[0].startswith("ranges-")))
+
+
+def _sent_whole(file: str, size: int) -> str:
+    """The name of what says that a file of a folder of trials was sent whole."""
+    return f".whole/{file}.{size}"
+
+
+def _is_whole(path: Path, size: int | None, digest: str | None = None) -> bool:
+    """Whether a file is here as it was sent; without a digest, by its size."""
+    whole = path.is_file() and path.stat().st_size == size
+    return whole and (digest is None or file_digest(path) == digest)
+
+
+@dataclass(frozen=True)
+class RemoteStore(Store):
+    """A store at an address; `root` is this machine's copy of what it needed of it."""
+
+    storage: Storage
+
+    @property
+    def address(self) -> str:
+        """The address of the results."""
+        return self.storage.uri
+
+    def read(self, kind: str, fingerprint: str) -> Record | None:
+        """The record of a finished stage; None if there is none.
+
+        Raises UserError, naming the object and the key, if it or one of its files is damaged, changed or gone.
+        """
+        folder = self._name_of(kind, fingerprint)
+        place = f"{self.address}: {folder}/{RECORD}"
+        content = self.storage.read(f"{folder}/{RECORD}")
+        if content is None:
+            return None
+        record = _stage_record(content, place)
+        check_record(record, kind, fingerprint, place)
+        sizes = self.storage.sizes(f"{folder}/{record['id']}")
+        if any(sizes.get(name) != size for name, size in record["files"].items()):
+            raise UserError(f"{place}: a file of it is damaged or gone", "run again: it is made anew")
+        return record
+
+    def file(self, record: Record, name: str) -> Path:
+        """A file of a finished stage, on this machine; copied here if it is not."""
+        with self._copying(record) as folder:
+            self._fetch_whole(record, self._files_of(record), name, folder)
+        return folder / name
+
+    def _fetch_whole(self, record: Record, files: str, name: str, folder: Path) -> None:
+        """Bring a file of a record here, if it is not; RaqError if what is there is not what was sent."""
+        wanted = record["files"].get(name), (record.get("digests") or {}).get(name)
+        if not _is_whole(folder / name, *wanted):
+            self.storage.fetch(f"{files}/{name}", folder / name)
+            if not _is_whole(folder / name, *wanted):
+                raise RaqError(
+                    f"{self.address}: {files}/{name} is not as it was written: its SHA-256 is another one",
+                    "delete that stage's folder there and run again: it is made anew",
+                )
+
+    def place(self, record: Record, name: str) -> str:
+        """The address of a file of a finished stage."""
+        return f"{self.address.partition('?')[0]}/{self._files_of(record)}/{name}"
+
+    def fetch_stage(self, name: str) -> Path:
+        """A folder of this machine with all files of a finished stage, `name` that of its folder, and its record."""
+        content = self.storage.read(f"stages/{name}/{RECORD}")
+        if content is None:
+            raise RaqError(f"{self.address}: stages/{name} is gone", "run again: it is made anew")
+        record = _stage_record(content, f"{self.address}: stages/{name}/{RECORD}")
+        with self._copying(record) as folder:
+            for file in record["files"]:
+                self._fetch_whole(record, f"stages/{name}/{record['id']}", file, folder)
+            write_json(folder / RECORD, record)
+        return folder
+
+    def fetch_checkpoint(self, work: str, folder: Path) -> None:
+        """Bring the checkpoint that a training, on whatever node, has sent last to this folder; without one, empty it.
+
+        work: the name of the training's work folder.
+        """
+        for _ in range(MAX_LOOKS):
+            pointer = self.storage.read(f"{work}/{CURRENT}")
+            if pointer is None:
+                shutil.rmtree(folder, ignore_errors=True)  # what is there is of an attempt that is no longer wanted
+                return
+            with suppress(FileNotFoundError):  # an attempt given up that still lives has just sent another one
+                self._fetch_named(work, pointer, folder)
+                return
+        say(f"{self.address}: the checkpoint that {work}/{CURRENT} names is gone: beginning anew")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetch_named(self, work: str, pointer: bytes, folder: Path) -> None:
+        """Fetch the files of the checkpoint that is named; FileNotFoundError if one is gone."""
+        damaged = RaqError(f"{self.address}: {work}/{CURRENT} is damaged", "run with --fresh: it begins anew")
+        try:
+            current = json.loads(pointer)
+            files = {name: (f"{work}/{current['id']}/{name}", size) for name, size in current["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise damaged from None
+        for name, (sent, size) in files.items():
+            self.storage.fetch(sent, folder / name)
+            if not _is_whole(folder / name, size):
+                raise damaged
+
+    def send_checkpoint(self, work: str, folder: Path) -> None:
+        """Put a training's checkpoint where other nodes find it: its files, what names them; the last one goes away.
+
+        A file that is interrupted while it is sent would else stand there cut off, under the name of a good one.
+        """
+        sent = uuid.uuid4().hex
+        files = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+        before = self.storage.read(f"{work}/{CURRENT}")
+        self.storage.send_folder(folder, f"{work}/{sent}", files)
+        self.storage.write(f"{work}/{CURRENT}", json.dumps({"id": sent, "files": files}).encode())
+        with suppress(ValueError, KeyError, TypeError):
+            self.storage.delete_folder(f"{work}/{json.loads(before or b'')['id']}")
+
+    def fetch_trials(self, name: str) -> None:
+        """Copy what finished trials have left in this folder of trials to this machine, but for what is here.
+
+        Only files that were sent whole, and of those that grow (counts of images) the longer one.
+        """
+        folder = self.root / "trials" / name
+        there = self.storage.sizes(f"trials/{name}")
+        for file, size in there.items():
+            here = (folder / file).stat().st_size if (folder / file).is_file() else -1
+            if _of_trials(file) and _sent_whole(file, size) in there and size > here:
+                self.storage.fetch(f"trials/{name}/{file}", folder / file)
+
+    def send_trials(self, name: str) -> None:
+        """Put there what finished trials have left on this machine, but for what is there.
+
+        Each file is followed by one whose name says how long it is: a file that is interrupted while it is sent stands
+        there cut off.
+        """
+        folder = self.root / "trials" / name
+        there = self.storage.sizes(f"trials/{name}")
+        for path in sorted([*folder.glob("*"), *folder.glob("ranges-*/*")]):
+            file = path.relative_to(folder).as_posix()
+            with suppress(FileNotFoundError):  # another trial's scratch file
+                if not path.is_file() or not _of_trials(file):
+                    continue
+                size, known = path.stat().st_size, there.get(file, -1)
+                if size > known or _sent_whole(file, known) not in there:
+                    self.storage.send(path, f"trials/{name}/{file}")
+                    self.storage.write(f"trials/{name}/{_sent_whole(file, size)}", b"whole")
+
+    def send_stage(self, work: Path, execution: str) -> dict[str, int]:
+        """Put the files of a stage that is done there, their names and sizes in bytes; they count with its record."""
+        files = {name: path.stat().st_size for name, path in stage_files(work).items()}
+        self.storage.send_folder(work, f"stages/{work.name}/{execution}", files)
+        kept = self.root / "stages" / work.name
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        (work / EXECUTION).write_text(execution)
+        work.rename(kept)
+        return files
+
+    def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
+        """Make a stage whose `record["files"]` were sent by the execution `record["id"]` the finished stage.
+
+        Raises StorageError if they are not there as they were sent.
+        """
+        self.refuse_if_taken()
+        folder = self._name_of(kind, fingerprint)
+        there = self.storage.sizes(f"{folder}/{record['id']}")
+        if any(there.get(name) != size for name, size in record["files"].items()):
+            raise StorageError(
+                f"{self.address}: files of {folder} are not there as they were sent",
+                "run again; if another run writes there, wait for it",
+            )
+        before = self.storage.read(f"{folder}/{RECORD}")
+        self.storage.write(f"{folder}/{RECORD}", json.dumps(sealed(record), indent=1, allow_nan=False).encode())
+        self.forget_work(kind, fingerprint)
+        with suppress(ValueError, KeyError, TypeError):
+            earlier = json.loads(before or b"")["id"]
+            if earlier != record["id"]:
+                self.storage.delete_folder(f"{folder}/{earlier}")
+        return self.stage_folder(kind, fingerprint)
+
+    def refuse_if_taken(self) -> None:
+        """StorageError if another run has taken the lock that this one holds."""
+        self.storage.refuse_if_taken()
+
+    def forget_work(self, kind: str, fingerprint: str) -> None:
+        """Delete what an unfinished stage has so far."""
+        super().forget_work(kind, fingerprint)
+        work = f"work/{self.work_folder(kind, fingerprint).name}"
+        self.storage.delete(f"{work}/{CURRENT}")  # first: what it names goes with the rest
+        self.storage.delete_folder(work)
+
+    def write_run(self, folder: Path, run: Record) -> None:
+        """Write a run's record."""
+        self.refuse_if_taken()
+        content = json.dumps(sealed(run), indent=1, allow_nan=False)
+        self.storage.write(f"runs/{folder.name}/{RUN}", content.encode())
+        super().write_run(folder, run)
+
+    def keep_logs(self, folder: Path) -> None:
+        """Keep the driver's log of a run that has ended; stages send their own."""
+        for log in (folder / "logs").glob("driver.log"):
+            self.send_log(log)
+
+    def send_log(self, log: Path) -> None:
+        """Put a log of a run there."""
+        self.storage.send(log, "/".join(log.parts[-4:]))
+
+    def run_folders(self) -> list[Path]:
+        """The runs, oldest first, with their records on this machine."""
+        names = self.storage.names("runs")
+        for name in names:
+            record = self.root / "runs" / name / RUN
+            known = False
+            with suppress(UserError):
+                known = bool(read_json(record).get("complete"))  # such a record changes no more
+            if not known:
+                with suppress(FileNotFoundError):
+                    self.storage.fetch(f"runs/{name}/{RUN}", record)
+        return [folder for folder in super().run_folders() if folder.name in names]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for one writer; UserError if another run holds it, StorageError if it cannot be reached."""
+        with super().locked(), self.storage.leased():
+            yield
+
+    def _name_of(self, kind: str, fingerprint: str) -> str:
+        return f"stages/{self.stage_folder(kind, fingerprint).name}"
+
+    def _files_of(self, record: Record) -> str:
+        return f"{self._name_of(record['kind'], record['fingerprint'])}/{record['id']}"
+
+    @contextmanager
+    def _copying(self, record: Record) -> Iterator[Path]:
+        """This machine's folder of a finished stage, with this execution's files only; one process at a time."""
+        folder = self.stage_folder(record["kind"], record["fingerprint"])
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            of = folder / EXECUTION
+            if not of.is_file() or of.read_text() != record["id"]:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                of.write_text(record["id"])
+            yield folder

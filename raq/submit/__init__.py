@@ -1,0 +1,1 @@
+"""Send an experiment to a cluster that runs elsewhere."""

@@ -1,0 +1,299 @@
+"""An experiment as a job of a running Ray cluster: sent, followed to its end, its exit code returned."""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raq.cluster.session import RAY_SETTINGS, refuse_credentials
+from raq.errors import RaqError, UserError
+from raq.signals import Terminated, uninterrupted
+from raq.store.local import now
+from raq.store.object_storage import check_address, is_address
+from raq.submit.job_log import ENDED, RECONNECT_S, JobLost, Say, failures, followed
+from raq.submit.working_dir import Package, pack
+
+REQUEST_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
+MAX_SUBMISSIONS = 3
+WAIT_AGAIN_S = 120.0  # for the nodes of a cluster that has just been started again
+KILLED = (-9, 137)
+INTERRUPTED = 130
+Ask = Callable[[], str]  # after Ctrl-C: "stop" or "detach"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of the cluster, however often it has to be sent."""
+
+    client: Any
+    package: Package
+    overrides: Sequence[str]
+    results: str
+    fresh: bool
+    wait_s: float
+    say: Say
+
+    def sent(self, number: int) -> str:
+        """Send it, the `number`th time; the job's id. RaqError if the cluster does not take it."""
+        package, again = self.package, number > 1
+        command = ["python", "-m", "raq", "run", package.experiment, "--address", "auto", "--results", self.results]
+        for override in self.overrides:
+            command += ["--set", override]
+        command += ["--fresh"] if self.fresh else []
+        wait_s = max(self.wait_s, WAIT_AGAIN_S) if again else self.wait_s
+        command += ["--wait", f"{wait_s:g}"] if wait_s else []
+        moment = re.sub(r"[^0-9]", "", now())[:14]
+        identity = f"raq-{package.name}-{moment}-{os.getpid()}" + (f"-{number}" if again else "")
+        until = time.monotonic() + (WAIT_AGAIN_S if again else 0)  # one that has just been started may not take it yet
+        while True:
+            try:
+                job: str = self.client.submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=identity,
+                    runtime_env={"working_dir": str(package.folder)},
+                    metadata={"experiment": package.name, "results": self.results},
+                )
+                return job
+            except KeyboardInterrupt:
+                self.say(f"interrupted while job {identity} was sent: if the cluster has taken it, it goes on there")
+                raise
+            except failures() as error:
+                if self._taken(identity):  # and its answer was lost
+                    return identity
+                if time.monotonic() >= until:
+                    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                    raise RaqError(
+                        f"the cluster does not take the job: {first}", "see the head's dashboard.log"
+                    ) from error
+            time.sleep(RECONNECT_S)
+
+    def _taken(self, identity: str) -> bool:
+        """Whether the cluster says that it has this job."""
+        with suppress(*failures()):
+            return self.client.get_job_info(identity) is not None
+        return False
+
+
+def submit(
+    path: Path,
+    overrides: Sequence[str],
+    address: str,
+    results: str,
+    fresh: bool,
+    say: Say,
+    ask: Ask,
+    follow: bool = True,
+    wait_s: float = 0.0,
+    include: Sequence[Path] = (),
+    insecure: bool = False,
+) -> int:
+    """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
+
+    A job that is lost by no fault of its own while it is followed is sent again, MAX_SUBMISSIONS times in all, and
+    goes on where it was (with `fresh`, from the start). results: a folder that all nodes of the cluster share, or an
+    address that they can reach; wait_s: how long the job may wait for nodes that its stages need; include: files to
+    send that the experiment's code reads (`package.pack`); insecure: plain HTTP to another machine. Raises UserError
+    for what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the
+    cluster does not take the job or is lost.
+    """
+    if is_address(results):
+        check_address(results)
+    elif not results.startswith("/"):
+        raise UserError(
+            f"--results {results}: the job runs on the cluster, where this is no place",
+            "give the absolute path of a folder that all its nodes share, or an address such as s3://BUCKET/FOLDER",
+        )
+    _refuse_plain_http(address, insecure)
+    with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
+        package = pack(path, overrides, Path.cwd(), Path(scratch), include)
+        asked = Job(_connected(address), package, overrides, results, fresh, wait_s, say)
+        for number in range(1, MAX_SUBMISSIONS + 1):
+            job = asked.sent(number)
+            size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
+            say(f"job {job} submitted to {address}: {size}")
+            if not follow:
+                say(_how_to_look(job, address, results))
+                return 0
+            try:
+                return _followed_to_its_end(asked, job, address, say, ask)
+            except JobLost as lost:
+                reason = f"job {job} was lost: {lost}"
+                if number < MAX_SUBMISSIONS:
+                    say(f"{reason}; submitted again, {number + 1} of at most {MAX_SUBMISSIONS} times")
+    raise RaqError(
+        f"{reason}; it was submitted {MAX_SUBMISSIONS} times", "finished stages are kept; see the head's logs"
+    )
+
+
+def show_package(path: Path, overrides: Sequence[str], include: Sequence[Path], say: Say) -> None:
+    """Say what would be sent, a file a line, and what would be left out; nothing is sent and no cluster is asked."""
+    with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
+        package = pack(path, overrides, Path.cwd(), Path(scratch), include)
+        for name in package.sent:
+            say(name)
+        for name, why in package.left_out:
+            say(f"left out: {name}: {why}")
+
+
+def _refuse_plain_http(address: str, insecure: bool) -> None:
+    """UserError for plain HTTP to another machine: code, and the token that lets it run, would go in the open."""
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        host = parts.hostname or ""
+    except ValueError as error:
+        raise UserError(f"--address {address}: no address: {error}", "give http://HOST:8265, or HOST:8265") from None
+    if _is_loopback(host):
+        for name in ("NO_PROXY", "no_proxy"):  # else a proxy would be sent the code, and the token, in the open
+            os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
+        return
+    if parts.scheme != "http" or insecure:
+        return
+    raise UserError(
+        f"--address {address}: plain HTTP to another machine, which anybody on the way can read and change",
+        "use https://, a tunnel ('ray dashboard cluster.yaml' or ssh) to 127.0.0.1, or --insecure-http",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask) -> int:
+    """The job's exit code; after Ctrl-C, what was answered. Raises JobLost if it is to be sent again."""
+    try:
+        began = asyncio.run(followed(asked.client, job, say))
+        return _ended(asked.client, job, say, asked.results, began=began)
+    except KeyboardInterrupt as interruption:
+        answer = "detach"
+        with suppress(KeyboardInterrupt):  # the second one, while it is asked
+            answer = answer if isinstance(interruption, Terminated) else ask()
+        with uninterrupted():
+            if answer != "stop":
+                say(f"detached: the job goes on. {_how_to_look(job, address, asked.results)}")
+                return 0
+            return _stopped(asked.client, job)
+
+
+def _how_to_look(job: str, address: str, results: str) -> str:
+    return (
+        f"Its log: ray job logs --address {address} --follow {job}. Its results, where that folder is: "
+        f"raq show latest --results {shlex.quote(results)}"
+    )
+
+
+def _connected(address: str) -> Any:
+    """A client of the cluster's job server; UserError if none answers there, or not to this token."""
+    refuse_credentials(address)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take them in place of what was asked for
+        os.environ.pop(name, None)
+    os.environ.update({name: value for name, value in RAY_SETTINGS.items() if name not in os.environ})
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # what is in the package was chosen
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"--address {address}: not the address of a cluster's dashboard", "give http://HOST:8265, or HOST:8265"
+        )
+    from ray.dashboard.modules import dashboard_sdk
+    from ray.dashboard.modules.job import sdk
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    for module in (dashboard_sdk, sdk):  # they raise their own loggers to INFO
+        module.logger.setLevel(logging.ERROR)
+    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.ERROR)
+
+    class Client(JobSubmissionClient):
+        """Ray's, which waits for ever, with an end to its waits."""
+
+        def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **kwargs})
+
+    try:
+        return Client(url)
+    except AuthenticationError as error:
+        raise _refused(address) from error
+    except failures() as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"--address {address}: no job server of Ray answers: {first}",
+            "give the address of the dashboard (port 8265), reached by 'ray dashboard cluster.yaml' or ssh",
+        ) from error
+
+
+def _refused(address: str) -> UserError:
+    return UserError(
+        f"--address {address}: the cluster refuses this token, or that there is none",
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token",
+    )
+
+
+def _until_ended(client: Any, job: str) -> Any:
+    until = time.monotonic() + STOP_TIMEOUT_S
+    while True:
+        try:
+            info = client.get_job_info(job)
+            if str(info.status) in ENDED:
+                return info
+        except failures() as error:
+            if time.monotonic() > until:
+                raise RaqError(
+                    f"the cluster no longer answers ({type(error).__name__}): how job {job} ended is not known",
+                    "see 'ray job status' once it answers again",
+                ) from error
+        if time.monotonic() > until:
+            raise RaqError(f"job {job} has not ended within {STOP_TIMEOUT_S:.0f} s", "see 'ray job status'")
+        time.sleep(0.5)
+
+
+def _ended(client: Any, job: str, say: Say, results: str, *, began: bool) -> int:
+    """The exit code of a job that has ended; began: whether it has said anything."""
+    info = _until_ended(client, job)
+    status, code = str(info.status), info.driver_exit_code
+    if status == "SUCCEEDED":
+        say(f"job {job} has succeeded; where its results are: raq show latest --results {shlex.quote(results)}")
+        return 0
+    first = next(iter(str(info.message or "").strip().splitlines()), "")
+    if status == "STOPPED":
+        raise RaqError(f"job {job} was stopped", "finished stages are kept; the same command goes on from there")
+    if code in KILLED:
+        raise JobLost("its process was killed")
+    if code is None and began:
+        raise JobLost(first or "its node ended")
+    if code is None:
+        raise RaqError(f"job {job} failed before raq ran: {first}", "see the head's logs; raq must be installed there")
+    return int(code) or 1
+
+
+def _stopped(client: Any, job: str) -> int:
+    try:
+        client.stop_job(job)
+    except failures() as error:
+        raise RaqError(
+            f"job {job} could not be stopped ({type(error).__name__})", f"try 'ray job stop {job}'"
+        ) from error
+    _until_ended(client, job)
+    return INTERRUPTED
+
+
+def ask_on_terminal() -> str:
+    """After Ctrl-C: what the user says, on a terminal; elsewhere the job is left."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return "detach"
+    sys.stderr.write("\nstop the job, or detach and leave it running? [s/D] ")
+    sys.stderr.flush()
+    return "stop" if sys.stdin.readline().strip().lower() in ("s", "stop") else "detach"

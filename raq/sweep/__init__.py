@@ -1,0 +1,1 @@
+"""What to try next: calibrations, hyper-parameters, layers."""
