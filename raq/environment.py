@@ -214,3 +214,13 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def cache_folder() -> Path:
+    """The per-user cache: `RAQ_CACHE`, else ~/.cache/raq."""
+    return Path(os.environ.get("RAQ_CACHE") or Path.home() / ".cache" / "raq")
+
+
+def available_cpus() -> list[int]:
+    """The CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))

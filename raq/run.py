@@ -18,7 +18,8 @@ from raq.experiment.schema import EXECUTORCH_HINT, Experiment
 from raq.plan.requirements import check_results
 from raq.plan.stages import Facts, Stage, make_plan
 from raq.plan.stale import stale_stages
-from raq.store.local import Record, Store, file_digest, now, read_json, read_run
+from raq.store.files import Record, file_digest, now, read_json
+from raq.store.local import Store, read_run
 from raq.store.object_storage import StorageError, told
 from raq.store.remote import open_store
 

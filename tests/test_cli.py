@@ -11,7 +11,8 @@ from workplace import Workplace, clear_error
 
 from raq.environment import has_vnni
 from raq.report.comparison import compare
-from raq.store.local import Store, read_json, sealed, write_json
+from raq.store.files import read_json, write_json
+from raq.store.local import Store, sealed
 
 
 def test_help_names_the_verbs(workplace: Workplace) -> None:

@@ -12,7 +12,8 @@ from raq.plan.fingerprints import code_digest
 from raq.plan.stages import Facts, Stage, make_plan
 from raq.plan.stale import stale_stages
 from raq.run import forget_work_on_old_inputs
-from raq.store.local import Store, read_json
+from raq.store.files import read_json
+from raq.store.local import Store
 
 DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
 MACHINE = {"cpu": "a cpu", "architecture": "x86_64", "features": ["avx512_vnni"], "cpus": 2, "gpus": []}

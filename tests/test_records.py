@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from raq.errors import UserError
-from raq.store.local import Store, read_json, read_run, refuse_changed, write_json
+from raq.store.files import read_json, write_json
+from raq.store.local import Store, read_run, refuse_changed
 from raq.store.schema import _check_rounds
 
 FINGERPRINT = "a" * 64

@@ -17,7 +17,8 @@ from raq.errors import UserError
 from raq.experiment.load import load_experiment
 from raq.report.comparison import compare
 from raq.report.summary import summarise
-from raq.store.local import Store, digest, sealed, write_json
+from raq.store.files import write_json
+from raq.store.local import Store, digest, sealed
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"

@@ -24,7 +24,8 @@ from raq.stages.dispatch import run_stage
 from raq.stages.qat_sweep import call_of, record_of
 from raq.stages.train import trained_graph
 from raq.stages.trials import trials_folder
-from raq.store.local import Record, Store, now
+from raq.store.files import Record, now
+from raq.store.local import Store
 
 SWEEP = """
 sweep:

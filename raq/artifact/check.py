@@ -21,7 +21,8 @@ from raq.artifact.sizes import FLOATS, ledger
 from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
 from raq.model.parity import sqnr_db
-from raq.store.local import Store, file_digest, read_json
+from raq.store.files import file_digest, read_json
+from raq.store.local import Store
 
 if TYPE_CHECKING:
     from raq.artifact.isolated import FreshProcess

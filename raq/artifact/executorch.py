@@ -7,7 +7,6 @@ read there. Formats: executorch's schema/program.fbs and backends/xnnpack/serial
 
 import hashlib
 import json
-import logging
 import math
 import re
 import tempfile
@@ -22,9 +21,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES, METADATA_KEY, Constant, GeneratedCode, KernelCall
-from raq.errors import StageError, UserError
-from raq.experiment.schema import EXECUTORCH_HINT
+from raq.errors import StageError
 from raq.quantize.export import export_program
+from raq.quantize.quantizers import require_executorch
 
 MAGIC, MAGIC_AT = b"ET", 4
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none
@@ -47,20 +46,6 @@ def is_pte(path: Path) -> bool:
             return file.read(MAGIC_AT + len(MAGIC))[MAGIC_AT:] == MAGIC
     except OSError:
         return False
-
-
-def require_executorch() -> None:
-    """Import ExecuTorch, without the warnings of its libraries; UserError if it is not installed."""
-    talkative = logging.getLogger("torch.utils._pytree")
-    usual = talkative.level
-    try:
-        talkative.setLevel(logging.ERROR)
-        import executorch.exir
-        import executorch.runtime  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:  # or one that was built for another torch
-        raise UserError(f"a .pte needs ExecuTorch: {error}", EXECUTORCH_HINT) from None
-    finally:
-        talkative.setLevel(usual)
 
 
 def lower_pte(program: ExportedProgram, path: Path, metadata: dict[str, Any], max_batch: int) -> None:

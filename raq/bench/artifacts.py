@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from raq.artifact.executorch import is_pte
 from raq.artifact.generated_code import LONGEST_SIDE, METADATA_KEY, input_shape
 from raq.artifact.inductor import metadata_of
-from raq.bench.clocks import available_cpus
 from raq.bench.latency import measure
 from raq.bench.launcher import ContenderSettings
+from raq.environment import available_cpus
 from raq.errors import UserError
 from raq.experiment.schema import Bench
 

@@ -16,11 +16,6 @@ from raq.environment import gpu_state
 USER, NICE, SYSTEM, IRQ, SOFTIRQ, STEAL = 0, 1, 2, 5, 6, 7  # columns of /proc/stat, in clock ticks
 
 
-def available_cpus() -> list[int]:
-    """The CPUs that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
 @contextmanager
 def pinned(cpus: Sequence[int]) -> Iterator[None]:
     """Run this process, and the children it starts, on these CPUs (where the system has affinities)."""

@@ -15,9 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from raq.bench.noise import Slot, near_handover
-from raq.environment import machine, versions
-from raq.model.cache import cache_folder
-from raq.store.local import write_json
+from raq.environment import cache_folder, machine, versions
+from raq.store.files import write_json
 
 KEPT = timedelta(days=7)
 ALIKE = 1.25  # a handover within this factor of the one that is kept is the same one, seen again

@@ -23,7 +23,8 @@ from raq.plan.stages import Pool
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.stages.transfer import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
-from raq.store.local import CHECKPOINTS, now
+from raq.store.files import now
+from raq.store.local import CHECKPOINTS
 from raq.store.object_storage import told
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

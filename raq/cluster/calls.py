@@ -9,7 +9,8 @@ from raq.cluster.resources import Demand
 from raq.experiment.schema import Experiment
 from raq.plan.stages import Stage
 from raq.stages.call import Call
-from raq.store.local import Record, Store
+from raq.store.files import Record
+from raq.store.local import Store
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from raq.bench.clocks import available_cpus
-from raq.environment import gpus
+from raq.environment import available_cpus, gpus
 
 BENCH_RESOURCE = "bench"
 NODE_ID = "ray.io/node-id"  # a label that Ray gives every node

@@ -11,11 +11,11 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from raq.cluster.events import Post
 from raq.cluster.ray_train import was_lost
 from raq.errors import StageError
-from raq.plan.fingerprints import digest, short_digest
 from raq.stages.call import Call, Results
 from raq.stages.layer_sweep import run_layer_trial, search_layers
 from raq.stages.ptq_sweep import finish_sweep, prepare_sweep, run_trial
 from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
+from raq.store.files import digest, short_digest
 from raq.store.object_storage import StorageError
 from raq.sweep.ptq import Config, grid
 

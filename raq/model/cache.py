@@ -6,7 +6,6 @@ it the arrays and their digest; a change of the source is another folder. Must n
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,17 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raq.environment import cache_folder
 from raq.errors import RaqError, UserError
 
 Array = npt.NDArray[Any]
 SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
 MAX_CLASSES = 100_000
 DECODER = 1  # counts up when decoding changes: arrays of older decoders are not read again
-
-
-def cache_folder() -> Path:
-    """The per-user cache: `RAQ_CACHE`, else ~/.cache/raq."""
-    return Path(os.environ.get("RAQ_CACHE") or Path.home() / ".cache" / "raq")
 
 
 def cached(

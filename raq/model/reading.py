@@ -14,7 +14,7 @@ from typing import Any
 
 from raq.errors import UserError
 from raq.model.imported_code import users_files, users_modules
-from raq.store.local import file_digest
+from raq.store.files import file_digest
 
 MAX_FILES, MAX_FILE_BYTES = 1000, 50_000_000
 NOT_LOOKED_AT = ("results", "__pycache__")

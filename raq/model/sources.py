@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from raq.environment import cache_folder
 from raq.errors import UserError
 from raq.experiment.schema import Data
-from raq.model.cache import SPLITS, Array, arrays_digest, cache_folder, cached, checked, listing
+from raq.model.cache import SPLITS, Array, arrays_digest, cached, checked, listing
 from raq.model.user_code import import_function, on_path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")

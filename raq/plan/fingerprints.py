@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raq.store.files import short_digest
+
 TRAINING = (
     "stages/call.py",
     "stages/train.py",
@@ -182,16 +184,6 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 
 
-def digest(content: Any) -> str:
-    """SHA-256 of plain values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def short_digest(content: Any) -> str:
-    """The first 16 hexadecimal digits of `digest`: a name for files."""
-    return digest(content)[:16]
-
-
 MAX_SHOWN = 40
 
 
@@ -214,7 +206,7 @@ def depends_on(content: Mapping[str, Any]) -> dict[str, str]:
 @cache
 def code_digest(paths: Iterable[str]) -> str:
     """SHA-256 of the code in these files below raq/, as syntax trees: comments, docstrings and layout do not count."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in paths:
         tree = _WithoutText().visit(ast.parse((root / path).read_text()))

@@ -7,7 +7,7 @@ from raq.errors import StageError
 from raq.experiment.schema import Require, kind_of
 from raq.plan.stages import Stage
 from raq.statistics import proportion_interval
-from raq.store.local import Record
+from raq.store.files import Record
 
 # Least SQNR in dB of a step against the step before it, by (candidate, step). What converts, compiles or loads changes
 # the order of additions, at most the rounding of single activations; measured figures are in results/log.md.

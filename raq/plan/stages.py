@@ -22,7 +22,8 @@ from raq.environment import (
 from raq.experiment.schema import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
-from raq.plan.fingerprints import CODE, LIBRARIES, code_digest, depends_on, digest
+from raq.plan.fingerprints import CODE, LIBRARIES, code_digest, depends_on
+from raq.store.files import digest
 
 Settings = dict[str, Any]
 Pool = Literal["train", "quantize", "bench"]

@@ -7,7 +7,8 @@ from typing import Any
 from raq.errors import UserError
 from raq.model.reading import changed_read
 from raq.plan.stages import Stage
-from raq.store.local import Record, Store, read_run
+from raq.store.files import Record
+from raq.store.local import Store, read_run
 
 MAX_NAMED = 3
 

@@ -21,7 +21,8 @@ from raq.statistics import (
     proportion_interval,
     same_accuracy_p,
 )
-from raq.store.local import Record, Store, read_run
+from raq.store.files import Record
+from raq.store.local import Store, read_run
 from raq.store.remote import store_of
 
 PREDICTIONS = "predictions.npy"

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raq.experiment.schema import Data
 from raq.experiment.training import Qat
-from raq.plan.fingerprints import digest
-from raq.store.local import file_digest
+from raq.store.files import digest, file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -26,7 +26,7 @@ from raq.stages.call import (
     parity_chain,
     trained_network,
 )
-from raq.store.local import file_digest, read_json
+from raq.store.files import file_digest, read_json
 
 if TYPE_CHECKING:
     from raq.artifact.isolated import FreshProcess
@@ -212,10 +212,10 @@ def _accuracy(call: Call, dataset: "Dataset", predicted: "Array") -> Results:
 
 def bench_stage(call: Call, progress: Progress) -> Results:
     """Latency of every candidate's artifact beside the FP32 network in eager mode."""
-    from raq.bench.clocks import available_cpus
     from raq.bench.latency import measure
     from raq.bench.launcher import ContenderSettings
-    from raq.store.local import write_json
+    from raq.environment import available_cpus
+    from raq.store.files import write_json
 
     settings = call.settings
     _refuse_other_machine(settings["machine"])

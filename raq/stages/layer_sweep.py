@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from raq.errors import StageError
-from raq.plan.fingerprints import digest, short_digest
 from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
 from raq.stages.ptq import chosen_calibration
 from raq.stages.trials import alone, in_place, predicted_by, trials_folder, write_table
 from raq.statistics import paired_drop
-from raq.store.local import read_json, write_json
+from raq.store.files import digest, read_json, short_digest, write_json
 from raq.sweep.layers import (
     LAYERS,
     MODE,
@@ -81,7 +80,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
     """Calibrate, compile the program with a switch a layer, evaluate FP32; what is there stays."""
     import torch
 
-    from raq.bench.clocks import available_cpus
+    from raq.environment import available_cpus
     from raq.model.evaluation import logits
     from raq.quantize.export import export_network, layers
     from raq.quantize.ptq import calibrate, prepare_graph
@@ -122,9 +121,9 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
 
 def _compiled(call: Call) -> Path:
     """The program with a switch a layer, compiled for this machine's CPU if it is not there."""
+    from raq.artifact.parametric import compile_for_all_ranges
     from raq.environment import machine
     from raq.quantize.ptq import prepare
-    from raq.quantize.ranges import compile_for_all_ranges
 
     folder, here = trials_folder(call), machine()
     path = folder / f"switched-{short_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
@@ -154,8 +153,8 @@ def run_layer_trial(call: Call, config: Config) -> Results:
     import torch
 
     from raq.artifact.inductor import load
+    from raq.artifact.parametric import with_ranges
     from raq.model.evaluation import logits
-    from raq.quantize.ranges import with_ranges
 
     torch.set_num_threads(call.cpus)
     folder = trials_folder(call)

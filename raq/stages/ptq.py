@@ -18,7 +18,7 @@ from raq.stages.call import (
     parity_chain,
     trained_network,
 )
-from raq.store.local import read_json
+from raq.store.files import read_json
 from raq.sweep.ptq import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 
 if TYPE_CHECKING:

@@ -14,11 +14,10 @@ import numpy as np
 
 from raq.errors import StageError
 from raq.experiment.schema import Calibration, Ptq
-from raq.plan.fingerprints import short_digest
 from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
 from raq.stages.ptq import with_config
 from raq.stages.trials import BASELINE, alone, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
-from raq.store.local import read_json, write_json
+from raq.store.files import read_json, short_digest, write_json
 from raq.sweep.ptq import (
     OBSERVER,
     PER_CHANNEL,
@@ -54,7 +53,7 @@ def prepare_sweep(call: Call, progress: Progress) -> None:
     """Export the network, compile the program that stands for all calibrations, evaluate FP32; what is there stays."""
     import torch
 
-    from raq.bench.clocks import available_cpus
+    from raq.environment import available_cpus
     from raq.quantize.convert import save_program
     from raq.quantize.export import export_network
 
@@ -75,9 +74,10 @@ def prepare_sweep(call: Call, progress: Progress) -> None:
 
 def _compiled(call: Call, config: Config) -> Path:
     """The program that stands for all calibrations of this one's graph, compiled for this machine's CPU if need be."""
+    from raq.artifact.parametric import compile_for_all_ranges
     from raq.environment import machine
     from raq.quantize.convert import load_program
-    from raq.quantize.ranges import compile_for_all_ranges, prepared_from
+    from raq.quantize.ranges import prepared_from
 
     folder, here = trials_folder(call), machine()
     graph = {PER_CHANNEL: config[PER_CHANNEL], REDUCE_RANGE: config[REDUCE_RANGE]}
@@ -108,8 +108,8 @@ def run_trial(call: Call, config: Config) -> Results:
     import torch
 
     from raq.artifact.inductor import load
+    from raq.artifact.parametric import with_ranges
     from raq.model.evaluation import predict
-    from raq.quantize.ranges import with_ranges
 
     torch.set_num_threads(call.cpus)
     path = _compiled(call, config)

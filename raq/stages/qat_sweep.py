@@ -16,13 +16,12 @@ import numpy as np
 
 from raq.errors import StageError
 from raq.experiment.training import Qat
-from raq.plan.fingerprints import short_digest
 from raq.stages.call import Call, Progress, Results, dataset_of, trained_network
 from raq.stages.train import train_in, trained_graph
 from raq.stages.transfer import fetch_checkpoint, forget_work, send_checkpoint
 from raq.stages.trials import BASELINE, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
 from raq.statistics import paired_drop, proportion_interval, together
-from raq.store.local import read_json, write_json
+from raq.store.files import read_json, short_digest, write_json
 from raq.sweep.qat import Config, Search, front, importance
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from raq.stages.call import (
 )
 from raq.stages.ptq import keep_program, macs_of
 from raq.stages.transfer import send_checkpoint
-from raq.store.local import file_digest
+from raq.store.files import file_digest
 
 if TYPE_CHECKING:
     from torch import fx, nn

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from raq.errors import RaqError
 from raq.stages.call import Call
 from raq.stages.trials import trials_folder
-from raq.store.local import file_digest, refuse_changed, stage_files
+from raq.store.files import file_digest
+from raq.store.local import refuse_changed, stage_files
 
 if TYPE_CHECKING:
     from raq.store.remote import RemoteStore

@@ -15,7 +15,7 @@ import numpy as np
 
 from raq.errors import UserError
 from raq.stages.call import Call, Progress, dataset_of
-from raq.store.local import read_json
+from raq.store.files import read_json
 
 if TYPE_CHECKING:
     from torch import nn

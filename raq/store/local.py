@@ -8,11 +8,8 @@ A stage's folder appears by one rename, whole or not at all; a JSON file is writ
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,51 +17,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from raq.errors import RaqError, UserError
-from raq.plan.fingerprints import digest
-from raq.store.schema import check_depth, check_run, check_stage
+from raq.store.files import Record, digest, file_digest, read_json, write_json
+from raq.store.schema import check_run, check_stage
 
 CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
-MAX_RECORD_BYTES = 200_000_000
 SEAL = "seal"
 """The key of a record's digest of itself. It tells of damage, not of forgery: whoever can write can seal."""
-Record = dict[str, Any]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("w") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def read_json(path: Path) -> Record:
-    """Read a JSON record; UserError if it is missing or damaged."""
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
-        if path.is_file() and path.stat().st_size > MAX_RECORD_BYTES:
-            raise ValueError(f"it is larger than {MAX_RECORD_BYTES / 1e6:.0f} MB")
-        loaded = json.loads(path.read_text(), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a readable record: {error}", "delete its folder and run again") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a record", "delete its folder and run again")
-    check_depth(loaded, str(path))
-    return loaded
 
 
 def read_run(folder: Path) -> Record:
@@ -89,12 +49,6 @@ def is_as_sealed(record: Record) -> bool:
     environment = record.get("environment")
     versions = environment.get("versions") if isinstance(environment, dict) else None
     return isinstance(versions, dict) and versions.get("raq") == "0.1.0"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=4096)
@@ -308,8 +262,3 @@ class Store:
                     "wait for it, or give another folder with --results",
                 ) from None
             yield
-
-
-def now() -> str:
-    """The time, in UTC, ISO 8601."""
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

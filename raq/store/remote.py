@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raq.errors import RaqError, UserError
-from raq.store.local import Record, Store, check_record, file_digest, read_json, sealed, stage_files, write_json
+from raq.store.files import Record, file_digest, read_json, write_json
+from raq.store.local import Store, check_record, sealed, stage_files
 from raq.store.object_storage import Storage, StorageError, check_address, is_address, say
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
@@ -30,7 +31,7 @@ def open_store(results: "str | Path") -> Store:
     """The store in a folder, or at an address (`s3://bucket/folder`); UserError for an address that is none."""
     if not is_address(str(results)):
         return Store(Path(results).expanduser().resolve())
-    from raq.model.cache import cache_folder
+    from raq.environment import cache_folder
 
     address = str(results).rstrip("/")
     check_address(address)
@@ -45,7 +46,7 @@ def open_store(results: "str | Path") -> Store:
 
 def store_of(run_folder: Path) -> Store:
     """The store that a run's folder is in."""
-    from raq.model.cache import cache_folder
+    from raq.environment import cache_folder
 
     root = run_folder.parent.parent
     ours = root.resolve().parent == (cache_folder() / "stores").resolve()  # in a stranger's folder it says nothing

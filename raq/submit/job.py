@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from raq.cluster.session import RAY_SETTINGS, refuse_credentials
 from raq.errors import RaqError, UserError
 from raq.signals import Terminated, uninterrupted
-from raq.store.local import now
+from raq.store.files import now
 from raq.store.object_storage import check_address, is_address
 from raq.submit.job_log import ENDED, RECONNECT_S, JobLost, Say, failures, followed
 from raq.submit.working_dir import Package, pack

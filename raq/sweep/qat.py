@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raq.experiment.sweep import DEFAULT_TRIALS
-from raq.plan.fingerprints import digest
+from raq.store.files import digest
 
 Config = dict[str, Any]
 Space = Mapping[str, Any]

@@ -14,12 +14,11 @@ import torch
 from torch._inductor.runtime import cache_dir_utils
 
 from raq.bench import nearest
-from raq.bench.clocks import available_cpus
 from raq.bench.latency import Measurement, measure
 from raq.bench.launcher import ContenderSettings, fork_server
 from raq.bench.noise import Slot
 from raq.bench.rows import Round, contender_row, ratios, with_turns
-from raq.environment import inductor_cache
+from raq.environment import available_cpus, inductor_cache
 from raq.errors import StageError
 from raq.experiment.schema import Bench
 from raq.model.zoo import build_model

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from raq.bench import nearest
-from raq.bench.clocks import CpuTimes, available_cpus, cpu_times, own_times, pinned
+from raq.bench.clocks import CpuTimes, cpu_times, own_times, pinned
 from raq.bench.noise import is_far, judged, summary
 from raq.bench.rows import Round, mark_far
-from raq.environment import machine
+from raq.environment import available_cpus, machine
 
 
 def reply(waited_s: float | None = 0.0, cpu_s: float = 0.2):

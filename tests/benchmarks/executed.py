@@ -17,7 +17,7 @@ from typing import Any
 from zoo import settle
 
 from raq.environment import environment
-from raq.store.local import now, write_json
+from raq.store.files import now, write_json
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "results" / "reference" / "executed.json"

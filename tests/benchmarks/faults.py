@@ -45,7 +45,8 @@ from s3_server import Line, s3_server  # noqa: E402
 from raq.environment import commit, environment  # noqa: E402
 from raq.errors import UserError  # noqa: E402
 from raq.signals import stop_on_sigterm  # noqa: E402
-from raq.store.local import now, read_run, write_json  # noqa: E402
+from raq.store.files import now, write_json  # noqa: E402
+from raq.store.local import read_run  # noqa: E402
 from raq.store.remote import open_store  # noqa: E402
 
 MODULE = '''

@@ -36,8 +36,7 @@ from workplace import make_workplace  # noqa: E402
 
 from raq.environment import environment  # noqa: E402
 from raq.errors import UserError  # noqa: E402
-from raq.plan.fingerprints import digest  # noqa: E402
-from raq.store.local import now, write_json  # noqa: E402
+from raq.store.files import digest, now, write_json  # noqa: E402
 
 EXPERIMENT = """
 name: fuzz

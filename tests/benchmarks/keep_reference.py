@@ -16,7 +16,8 @@ from rich.console import Console
 
 from raq.report.console import print_summary
 from raq.report.summary import predictions_of, summarise
-from raq.store.local import Store, read_json, write_json
+from raq.store.files import read_json, write_json
+from raq.store.local import Store
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from raq.environment import environment
 from raq.run import prepare
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
-from raq.store.local import now, write_json
+from raq.store.files import now, write_json
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "proof_cost.json"
 OF_PTQ = ("train", "ptq", "lower/ptq", "evaluate/ptq")

@@ -17,7 +17,7 @@ from zoo import CLASSES, MODELS, REFERENCE, SIDE, settle
 
 from raq.environment import environment
 from raq.errors import RaqError
-from raq.store.local import now, write_json
+from raq.store.files import now, write_json
 
 MORE = ("mobilenet_v3_small", "inception_v3", "efficientnet_v2_s", "efficientnet_b5", "maxvit_t")  # eps of their own
 SIDES = {"inception_v3": 299}

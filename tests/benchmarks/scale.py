@@ -26,10 +26,10 @@ from raq.cluster.nodes import Node
 from raq.cluster.session import cluster
 from raq.environment import commit, environment
 from raq.experiment.schema import Experiment, Resources
-from raq.plan.fingerprints import digest
 from raq.plan.stages import Pool, Stage
 from raq.plan.stale import stale_stages
-from raq.store.local import Store, now, write_json
+from raq.store.files import digest, now, write_json
+from raq.store.local import Store
 
 ROOT = Path(__file__).parents[2]
 NODES = [Node(8, 0, number < 10, f"node-{number}") for number in range(50)]

@@ -23,7 +23,7 @@ def main() -> None:
     from workplace import make_workplace
 
     from raq.environment import commit, environment
-    from raq.store.local import now, write_json
+    from raq.store.files import now, write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)

@@ -198,7 +198,7 @@ def main() -> None:
         sweep_here(arguments.here)
         return
     from raq.environment import commit, environment
-    from raq.store.local import now, read_json, write_json
+    from raq.store.files import now, read_json, write_json
 
     path = REFERENCE / "sweeps.json"
     found = read_json(path) if path.is_file() else {}

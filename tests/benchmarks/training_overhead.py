@@ -22,7 +22,7 @@ from raq.environment import environment
 from raq.plan.stages import Stage
 from raq.run import prepare
 from raq.stages.call import Call
-from raq.store.local import now, write_json
+from raq.store.files import now, write_json
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = ROOT / "experiments" / "quickstart.yaml"

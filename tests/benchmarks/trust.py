@@ -37,17 +37,17 @@ from keep_reference import short
 from scipy.stats import t as student
 from trust_contenders import SHARE
 
-from raq.bench.clocks import available_cpus
 from raq.bench.latency import measure
 from raq.bench.launcher import ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import is_long
-from raq.environment import commit, environment
+from raq.environment import available_cpus, commit, environment
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Bench
 from raq.report.ratios import SharedRounds, row_ratios, shared_rounds
 from raq.signals import stop_on_sigterm
 from raq.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width
-from raq.store.local import Store, now, read_json, read_run, write_json
+from raq.store.files import now, read_json, write_json
+from raq.store.local import Store, read_run
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"

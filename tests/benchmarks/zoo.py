@@ -18,7 +18,7 @@ from typing import Any
 
 from raq.environment import environment
 from raq.errors import RaqError
-from raq.store.local import now, write_json
+from raq.store.files import now, write_json
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "zoo"
@@ -119,9 +119,9 @@ def one(name: str, folder: Path) -> dict[str, Any]:
 
 def measured(name: str, folder: Path) -> list[dict[str, Any]]:
     """Latency rows of the int8 artifact and the FP32 network in eager mode, in turns."""
-    from raq.bench.clocks import available_cpus
     from raq.bench.latency import measure
     from raq.bench.launcher import ContenderSettings
+    from raq.environment import available_cpus
     from raq.experiment.schema import Bench
 
     cpus = available_cpus()

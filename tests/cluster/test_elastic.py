@@ -9,7 +9,8 @@ from workplace import Workplace
 from raq.run import prepare
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
-from raq.store.local import Store, read_json
+from raq.store.files import read_json
+from raq.store.local import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 EPOCHS = 60

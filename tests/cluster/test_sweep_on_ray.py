@@ -20,10 +20,10 @@ from raq.cluster.resources import demand_of
 from raq.cluster.session import cluster
 from raq.errors import UserError
 from raq.experiment.schema import Experiment
-from raq.plan.fingerprints import short_digest
 from raq.run import prepare
 from raq.stages.call import Call
-from raq.store.local import Store, sealed, write_json
+from raq.store.files import short_digest, write_json
+from raq.store.local import Store, sealed
 from raq.sweep.qat import Search
 
 pytestmark = pytest.mark.cluster

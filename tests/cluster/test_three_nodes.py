@@ -6,7 +6,8 @@ import pytest
 from ray_nodes import ray_cluster
 from workplace import Workplace
 
-from raq.store.local import Store, read_json
+from raq.store.files import read_json
+from raq.store.local import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"

@@ -8,18 +8,11 @@ import torch
 from networks import EXAMPLE, small
 from torch import nn
 
+from raq.artifact.parametric import compile_for_all_ranges, ranges_as_inputs, with_ranges
 from raq.experiment.schema import Calibration
 from raq.quantize import artifact, ptq
 from raq.quantize.export import export_network
-from raq.quantize.ranges import (
-    calibrate_nested,
-    compile_for_all_ranges,
-    prepared_from,
-    ranges,
-    ranges_as_inputs,
-    switchable,
-    with_ranges,
-)
+from raq.quantize.ranges import calibrate_nested, prepared_from, ranges, switchable
 
 
 @pytest.fixture(scope="module")
