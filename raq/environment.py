@@ -1,6 +1,7 @@
 """What this machine and installation are: versions, commit, CPU features, GPU. Neither torch nor ray is imported."""
 
 import getpass
+import logging
 import os
 import platform
 import re
@@ -14,6 +15,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from raq.errors import UserError
 
 NUMERIC_SETTINGS = (
     "ONEDNN_", "DNNL_", "TORCH_MKLDNN_", "ATEN_CPU_CAPABILITY",
@@ -42,6 +45,7 @@ ISA_FEATURES = (
     ("AVX512_CORE_VNNI", ("avx2", "avx512f", "avx512_vnni")), ("AVX512_CORE_BF16", ("avx2", "avx512f", "avx512_vnni")),
     ("AVX512_CORE_FP16", ("avx2", "avx512f", "avx512_vnni")), ("AVX10_1_512", ("avx2", "avx512f", "avx512_vnni")),
 )  # fmt: skip
+EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
@@ -224,3 +228,17 @@ def cache_folder() -> Path:
 def available_cpus() -> list[int]:
     """The CPUs that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def require_executorch() -> None:
+    """Import ExecuTorch, without the warnings of its libraries; UserError if it is not installed."""
+    talkative = logging.getLogger("torch.utils._pytree")
+    usual = talkative.level
+    try:
+        talkative.setLevel(logging.ERROR)
+        import executorch.exir
+        import executorch.runtime  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:  # or one that was built for another torch
+        raise UserError(f"a .pte needs ExecuTorch: {error}", EXECUTORCH_HINT) from None
+    finally:
+        talkative.setLevel(usual)

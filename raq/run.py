@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.doctor import before_run
-from raq.environment import environment, environment_kept, has_vnni, machine, versions
+from raq.environment import EXECUTORCH_HINT, environment, environment_kept, has_vnni, machine, versions
 from raq.errors import RaqError, UserError
 from raq.experiment.load import load_experiment
-from raq.experiment.schema import EXECUTORCH_HINT, Experiment
+from raq.experiment.schema import Experiment
+from raq.plan.kinds import KINDS
 from raq.plan.requirements import check_results
 from raq.plan.stages import Facts, Stage, make_plan
 from raq.plan.stale import stale_stages
@@ -235,7 +236,7 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
     for name in prepared.experiment.candidates:
         if prepared.experiment.backend(name) == "xnnpack" and versions(("executorch",))["executorch"] is None:
             raise UserError(f"{name}.backend: xnnpack needs ExecuTorch, which is not installed", EXECUTORCH_HINT)
-    compiles = any(stage.kind == "lower" and stage.name in stale for stage in prepared.plan)
+    compiles = any(KINDS[stage.kind].needs_compiler and stage.name in stale for stage in prepared.plan)
     wrong = before_run(store.root, compiles=compiles)
     if wrong:
         raise RaqError("; ".join(f"{finding.name}: {finding.value}" for finding in wrong), wrong[0].hint)

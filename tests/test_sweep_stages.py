@@ -19,10 +19,11 @@ from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 from raq.report.sweep import print_layers, print_search
 from raq.run import prepare
-from raq.stages.call import Call, dataset_of
+from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
+from raq.stages.inputs import dataset_of
+from raq.stages.qat import trained_graph
 from raq.stages.qat_sweep import call_of, record_of
-from raq.stages.train import trained_graph
 from raq.stages.trials import trials_folder
 from raq.store.files import Record, now
 from raq.store.local import Store

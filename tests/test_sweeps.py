@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from raq.experiment.schema import Experiment
+from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE
 from raq.statistics import mean_drop
 from raq.store.files import short_digest
-from raq.sweep.ptq import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, choose, curve, grid
+from raq.sweep.ptq import choose, curve, grid
 
 PTQ = {"per_channel": True, "calibration": {"size": 256, "observer": "histogram", "percentile": 99.9}}
 

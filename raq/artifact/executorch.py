@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES, METADATA_KEY, Constant, GeneratedCode, KernelCall
+from raq.environment import require_executorch
 from raq.errors import StageError
 from raq.quantize.export import export_program
-from raq.quantize.quantizers import require_executorch
 
 MAGIC, MAGIC_AT = b"ET", 4
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none

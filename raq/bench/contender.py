@@ -25,9 +25,9 @@ from torch import Tensor
 from raq.artifact.executorch import load_pte
 from raq.artifact.inductor import load
 from raq.bench.clocks import own_times
+from raq.environment import require_executorch
 from raq.errors import RaqError
 from raq.model.zoo import build_model, load_weights, put_weights
-from raq.quantize.quantizers import require_executorch
 
 ONE_THREADS, HAND_OVERS = 32_000, 20  # floats that one thread adds alone (torch shares from 32,768 on); times
 Network = Callable[[Tensor], Tensor]

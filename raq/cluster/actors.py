@@ -18,8 +18,9 @@ from raq.cluster.resources import Demand
 from raq.cluster.session import output_to
 from raq.environment import environment
 from raq.errors import LostError, RaqError, UserError
+from raq.lazy import resolve
 from raq.model.reading import watched
-from raq.plan.stages import Pool
+from raq.plan.kinds import KINDS, Pool
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.stages.transfer import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
@@ -97,22 +98,10 @@ def _node() -> dict[str, Any]:
 
 
 def _do(call: Call, post: Post) -> dict[str, Any]:
-    if call.kind == "sweep":
-        from raq.cluster.ray_tune import distributed_sweep
-
-        return distributed_sweep(call, post)
-    if call.kind == "layer_sweep":
-        from raq.cluster.ray_tune import distributed_layer_sweep
-
-        return distributed_layer_sweep(call, post)
-    if call.kind == "qat_sweep":
-        from raq.cluster.ray_tune_qat import distributed_qat_sweep
-
-        return distributed_qat_sweep(call, post)
-    if call.workers > 1 or call.elastic:
-        from raq.cluster.ray_train import distributed_stage
-
-        return distributed_stage(call, post)
+    kind = KINDS[call.kind]
+    if kind.distributed and (kind.is_sweep or call.workers > 1 or call.elastic):
+        results: dict[str, Any] = resolve(kind.distributed)(call, post)
+        return results
     return run_stage(call, post)
 
 

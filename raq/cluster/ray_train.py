@@ -26,9 +26,10 @@ from ray.util.placement_group import (
 from raq.cluster.events import Post
 from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
 from raq.errors import LostError, RaqError, StageError, UserError
+from raq.lazy import resolve
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
+from raq.plan.kinds import KINDS
 from raq.stages.call import Call, Results
-from raq.stages.train import finish_qat, finish_training, train_in
 from raq.stages.transfer import at_hand, forget, note, noted, remote_store, work_name
 from raq.store.object_storage import StorageError
 
@@ -122,7 +123,7 @@ def _worker(config: dict[str, Any]) -> None:
         return
     torch.set_num_threads(call.cpus)
     try:
-        train_in(call, RayTrainContext(call, config["post"]))
+        _training_of(call).train_in(call, RayTrainContext(call, config["post"]))
     except StorageError:
         raise  # another attempt may find it
     except RaqError as error:
@@ -135,7 +136,15 @@ def distributed_stage(call: Call, post: Post) -> Results:
     """FP32 or quantization-aware training by `call.workers` workers, and what is made of it."""
     trained = train_on_workers(call, post)
     forget(call, PLACE)
-    return (finish_training if call.kind == "train" else finish_qat)(call, trained)
+    results: Results = _training_of(call).finish(call, trained)
+    return results
+
+
+def _training_of(call: Call) -> Any:
+    """The module that trains this kind of stage."""
+    training = KINDS[call.kind].training
+    assert training is not None, f"{call.kind} is not trained"
+    return resolve(training)
 
 
 def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], None] | None = None) -> TrainingResult:

@@ -11,67 +11,13 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from raq.cluster.events import Post
 from raq.cluster.ray_train import was_lost
 from raq.errors import StageError
-from raq.stages.call import Call, Results
-from raq.stages.layer_sweep import run_layer_trial, search_layers
-from raq.stages.ptq_sweep import finish_sweep, prepare_sweep, run_trial
-from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
-from raq.store.files import digest, short_digest
+from raq.stages.call import Call
+from raq.stages.transfer import fetch_trials
+from raq.store.files import digest
 from raq.store.object_storage import StorageError
-from raq.sweep.ptq import Config, grid
 
 EXPERIMENT = "tune"
 MAX_PASSES = 3
-
-
-def distributed_sweep(call: Call, post: Post) -> Results:
-    """The calibrations of `call`, `call.workers` at a time with `call.cpus` CPUs each.
-
-    Every trial goes through Tune, those that an interrupted or smaller sweep has left too: they report at once, so that
-    Tune's own results (`tune.ResultGrid` of the stage's folder `tune`) are complete. A trial that fails is tried once
-    more and then told; the others go on. Raises StageError if none finishes.
-    """
-    fetch_trials(call)
-    prepare_sweep(call, post)
-    send_trials(call)
-    configs = grid(call.settings)
-    failed = tune_all(call, post, tune.with_parameters(_trial, call=call), configs, "top1")
-    fetch_trials(call)
-    return finish_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})
-
-
-def _trial(config: Config, call: Call) -> None:
-    """What Tune runs in an actor."""
-    call = trials_at_hand(call)
-    found = run_trial(call, config)
-    send_trials(call)
-    tune.report({key: value for key, value in found.items() if key != "config"})
-
-
-def distributed_layer_sweep(call: Call, post: Post) -> Results:
-    """The search of `call` for layers to leave in float, `call.workers` trials at a time with `call.cpus` CPUs each.
-
-    First each layer alone and each left out, then the mixtures that follow; Tune's own results of both lie in the
-    stage's folder. Raises StageError if what the search stands on fails.
-    """
-    trainable = tune.with_parameters(_layer_trial, call=call)
-    names = iter((EXPERIMENT, f"{EXPERIMENT}-mixtures"))
-
-    def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
-        send_trials(call)
-        failed = tune_all(call, post, trainable, configs, "top1", next(names))
-        fetch_trials(call)
-        return failed
-
-    fetch_trials(call)
-    return search_layers(call, post, run_all)
-
-
-def _layer_trial(config: dict[str, str], call: Call) -> None:
-    """What Tune runs in an actor."""
-    call = trials_at_hand(call)
-    found = run_layer_trial(call, config)
-    send_trials(call)
-    tune.report({key: found[key] for key in ("top1", "correct", "images", "noise")})
 
 
 def tune_all(

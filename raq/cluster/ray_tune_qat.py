@@ -26,6 +26,7 @@ from raq.cluster.ray_tune import (
     tune_config,
 )
 from raq.errors import RaqError
+from raq.experiment.sweep import Config
 from raq.stages.call import Call, Results
 from raq.stages.qat_sweep import (
     call_of,
@@ -37,7 +38,6 @@ from raq.stages.qat_sweep import (
     search_of,
 )
 from raq.stages.transfer import fetch_trials, forget_trainings, forget_work, noted, send_trials, trials_at_hand
-from raq.sweep.ptq import Config
 from raq.sweep.qat import Search
 
 REPORTED = ("epoch", "validation_top1", "loss", "images_per_s")

@@ -7,9 +7,9 @@ from typing import TextIO
 from raq.cluster.nodes import Node, nodes_now
 from raq.errors import UserError
 from raq.experiment.schema import Experiment
+from raq.lazy import resolve
+from raq.plan.kinds import KINDS
 from raq.plan.stages import Stage
-from raq.sweep.ptq import grid
-from raq.sweep.qat import Search
 
 LOOK_AGAIN_S = 2.0
 
@@ -42,7 +42,7 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             """--labels, and makes it one that may measure with --resources='{"bench": 1}')""",
         )
     total = sum(node.cpus for node in able)
-    if stage.kind in ("sweep", "qat_sweep", "layer_sweep"):
+    if KINDS[stage.kind].is_sweep:
         return _demand_of_sweep(stage, able, wants_gpu)
     cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
     threads = stage.settings.get("bench", {}).get("threads")
@@ -182,8 +182,5 @@ def placement(stage: Stage, nodes: list[Node]) -> str:
 
 def trials_of(stage: Stage) -> int | None:
     """How many trials a sweep has, at most; None if that is known only when the network is exported."""
-    if stage.kind == "sweep":
-        return len(grid(stage.settings))
-    if stage.kind == "layer_sweep":
-        return None
-    return Search(stage.settings["sweep"], stage.settings["qat"], stage.settings["seed"]).asked
+    counted = KINDS[stage.kind].trial_count
+    return None if counted is None else int(resolve(counted)(stage.settings))

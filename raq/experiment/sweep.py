@@ -8,6 +8,10 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from raq.experiment.fields import Natural, Observer, Positive, Section
 
 DEFAULT_TRIALS = 16
+SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
+PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
+METHOD = (OBSERVER, PERCENTILE, PER_CHANNEL, REDUCE_RANGE)  # what sizes are compared within
+Config = dict[str, Any]  # a trial: the keys that it tries, and their values
 
 
 class PtqSweep(Section):

@@ -9,7 +9,7 @@ machine. Imports neither torch nor ray.
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from raq.environment import (
     COMPILER_SETTINGS,
@@ -22,11 +22,11 @@ from raq.environment import (
 from raq.experiment.schema import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
-from raq.plan.fingerprints import CODE, LIBRARIES, code_digest, depends_on
+from raq.plan.fingerprints import code_of_kind, code_of_trial, depends_on
+from raq.plan.kinds import KINDS, Pool
 from raq.store.files import digest
 
 Settings = dict[str, Any]
-Pool = Literal["train", "quantize", "bench"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,11 @@ class _Plan:
             "kind": kind,
             "settings": settings,
             "inputs": {role: self.stages[stage].fingerprint for role, stage in inputs.items()},
-            "code": code_digest(CODE[kind]),
-            "libraries": {"python": platform.python_version(), **versions((*LIBRARIES[kind], *_executorch(settings)))},
+            "code": code_of_kind(kind),
+            "libraries": {
+                "python": platform.python_version(),
+                **versions((*KINDS[kind].libraries, *_executorch(settings))),
+            },
         }
         fingerprint = digest(content)
         resources: Resources = getattr(self.experiment.resources, pool)
@@ -166,7 +169,7 @@ class _Plan:
         assert sweep.layers is not None
         own = {key: value for key, value in settings.items() if key != "parity_images"}
         fixed = {"sweep": self.stages[inputs["sweep"]].fingerprint if "sweep" in inputs else None}
-        trials = self._trials("layer_trials", settings, set(), fixed)
+        trials = self._trials("layer_sweep", settings, set(), fixed)
         asked = {"sweep": sweep.layers.model_dump(mode="json"), "max_drop": sweep.select.max_drop, "trials": trials}
         self.add("sweep/layers", "layer_sweep", "quantize", {**own, **asked}, inputs)
         for number, name in enumerate(self.experiment.mixtures, start=1):
@@ -176,18 +179,18 @@ class _Plan:
         """The calibrations tried before PTQ."""
         batch_size = settings["ptq"]["calibration"]["batch_size"]
         kept = {"backend": settings["ptq"]["backend"], "batch_size": batch_size}
-        trials = self._trials("trials", settings, {"ptq", "seed", "reduce_range"}, kept)
+        trials = self._trials("ptq_sweep", settings, {"ptq", "seed", "reduce_range"}, kept)
         own = {key: value for key, value in settings.items() if key != "parity_images"}
         margin = self.experiment.select.margin.accuracy
         wanted = {**own, "sweep": sweep.model_dump(mode="json"), "margin": margin, "trials": trials}
-        self.add("sweep/ptq", "sweep", "quantize", wanted, {"weights": "train"})
+        self.add("sweep/ptq", "ptq_sweep", "quantize", wanted, {"weights": "train"})
 
     def _add_qat_sweep(self, settings: Settings, sweep: Sweep, workers: int) -> None:
         """The trainings tried before QAT, each by so many workers."""
         assert sweep.qat is not None
         asked = {"space": sweep.qat.space, **sweep.model_dump(mode="json", include={"search", "scheduler", "trials"})}
         own = {key: value for key, value in settings.items() if key != "parity_images"}
-        wanted = {**own, "sweep": asked, "trials": self._trials("qat_trials", settings, {"qat"}, {})}
+        wanted = {**own, "sweep": asked, "trials": self._trials("qat_sweep", settings, {"qat"}, {})}
         self.add("sweep/qat", "qat_sweep", "train", wanted, {"weights": "train"}, workers)
 
     def _trials(self, kind: str, settings: Settings, varied: set[str], fixed: Settings) -> str:
@@ -197,8 +200,8 @@ class _Plan:
                 **{key: value for key, value in settings.items() if key not in {*varied, "parity_images"}},
                 **fixed,
                 "weights": self.stages["train"].fingerprint,
-                "code": code_digest(CODE[kind]),
-                "libraries": versions((*LIBRARIES["sweep"], *_executorch(settings))),
+                "code": code_of_trial(kind),
+                "libraries": versions((*KINDS[kind].libraries, *_executorch(settings))),
             }
         )
 

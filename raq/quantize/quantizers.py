@@ -5,7 +5,6 @@ fusions; without it a converted graph compiles to float kernels in silence. arm:
 of XNNPACK through ExecuTorch, for phones; its quantizer comes with that package.
 """
 
-import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -25,8 +24,9 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
 
-from raq.errors import StageError, UserError
-from raq.experiment.schema import EXECUTORCH_HINT, Calibration
+from raq.environment import require_executorch
+from raq.errors import StageError
+from raq.experiment.schema import Calibration
 from raq.quantize.export import is_layer, layer_name, switch_name
 
 SMALLEST_SCALE = 2**-12
@@ -183,17 +183,3 @@ def refuse_unannotated(prepared: fx.GraphModule, backend: str) -> None:
             f"the {backend} quantizer has annotated none of the model's {len(found)} layers ({named}, ...)",
             "the model would stay in float: torch and torchao must be a pair that belongs together; see 'raq doctor'",
         )
-
-
-def require_executorch() -> None:
-    """Import ExecuTorch, without the warnings of its libraries; UserError if it is not installed."""
-    talkative = logging.getLogger("torch.utils._pytree")
-    usual = talkative.level
-    try:
-        talkative.setLevel(logging.ERROR)
-        import executorch.exir
-        import executorch.runtime  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:  # or one that was built for another torch
-        raise UserError(f"a .pte needs ExecuTorch: {error}", EXECUTORCH_HINT) from None
-    finally:
-        talkative.setLevel(usual)

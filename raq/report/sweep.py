@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raq.sweep.ptq import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
+from raq.experiment.sweep import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
 
 
 def print_sweep(console: Console, found: Mapping[str, Any]) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from raq.errors import StageError
-from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
-from raq.stages.ptq import chosen_calibration
+from raq.stages.call import Call, Progress, Results
+from raq.stages.chosen import chosen_calibration
+from raq.stages.inputs import dataset_of, example_of, trained_network
 from raq.stages.trials import alone, in_place, predicted_by, trials_folder, write_table
 from raq.statistics import paired_drop
 from raq.store.files import digest, read_json, short_digest, write_json

@@ -6,20 +6,9 @@ Plain torch, never ray; torch is imported inside the functions.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.experiment.schema import Ptq
-from raq.stages.call import (
-    LOGITS,
-    PROGRAM,
-    Call,
-    Progress,
-    Results,
-    dataset_of,
-    example_of,
-    parity_chain,
-    trained_network,
-)
-from raq.store.files import read_json
-from raq.sweep.ptq import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
+from raq.stages.call import LOGITS, PROGRAM, Call, Progress, Results
+from raq.stages.chosen import chosen_calibration, chosen_floats
+from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
 
 if TYPE_CHECKING:
     from raq.model.parity import Chain
@@ -68,34 +57,6 @@ def macs_of(call: Call, network: Any) -> Results:
 
     counted = network_macs(network, example_of(call))
     return {"macs": counted.total, "unknown_operators": counted.unknown}
-
-
-def chosen_floats(call: Call) -> list[str]:
-    """The layers of this stage's mixture that the sweep before has chosen to stay in float."""
-    choice = read_json(Path(call.inputs["layers"]) / "record.json")["results"]["choice"]
-    names: str = choice["mixtures"][call.settings["mixture"] - 1]["layers"]
-    return names.split()
-
-
-def chosen_calibration(call: Call) -> tuple[Ptq, int, bool]:
-    """How to quantize, the seed of the calibration's sample, and whether ranges are reduced.
-
-    As written, or as the sweep before has chosen.
-    """
-    settings = Ptq.model_validate(call.settings["ptq"])
-    if "sweep" not in call.inputs:
-        return settings, call.settings["seed"], call.settings["reduce_range"]
-    config = read_json(Path(call.inputs["sweep"]) / "record.json")["results"]["choice"]["config"]
-    return with_config(settings, config), config[SEED], config[REDUCE_RANGE]
-
-
-def with_config(settings: Ptq, config: Config) -> Ptq:
-    """How a trial of a sweep quantizes."""
-    changed = {"size": config[SIZE], "observer": config[OBSERVER]}
-    if config[PERCENTILE] is not None:
-        changed["percentile"] = config[PERCENTILE]
-    calibration = settings.calibration.model_copy(update=changed)
-    return settings.model_copy(update={"calibration": calibration, "per_channel": config[PER_CHANNEL]})
 
 
 def keep_program(call: Call, program: Any, chain: "Chain") -> Results:

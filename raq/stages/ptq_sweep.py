@@ -14,22 +14,13 @@ import numpy as np
 
 from raq.errors import StageError
 from raq.experiment.schema import Calibration, Ptq
-from raq.stages.call import Call, Progress, Results, dataset_of, example_of, trained_network
-from raq.stages.ptq import with_config
+from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
+from raq.stages.call import Call, Progress, Results
+from raq.stages.chosen import with_config
+from raq.stages.inputs import dataset_of, example_of, trained_network
 from raq.stages.trials import BASELINE, alone, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
 from raq.store.files import read_json, short_digest, write_json
-from raq.sweep.ptq import (
-    OBSERVER,
-    PER_CHANNEL,
-    PERCENTILE,
-    REDUCE_RANGE,
-    SEED,
-    SIZE,
-    Config,
-    choose,
-    curve,
-    grid,
-)
+from raq.sweep.ptq import choose, curve, grid
 
 if TYPE_CHECKING:
     from raq.quantize.ranges import Ranges
@@ -39,17 +30,17 @@ Loaded = dict[str, Any]
 _loaded: Loaded = {}  # what this process has read for the trials of one call: it does many of them
 
 
-def sweep_stage(call: Call, progress: Progress) -> Results:
+def ptq_sweep_stage(call: Call, progress: Progress) -> Results:
     """All trials in this process, one after the other."""
-    prepare_sweep(call, progress)
+    prepare_ptq_sweep(call, progress)
     configs = grid(call.settings)
     for number, config in enumerate(configs):
-        run_trial(call, config)
+        run_ptq_trial(call, config)
         progress({"share": (number + 1) / len(configs), "text": f"trial {number + 1} of {len(configs)}"})
-    return finish_sweep(call, configs, {})
+    return finish_ptq_sweep(call, configs, {})
 
 
-def prepare_sweep(call: Call, progress: Progress) -> None:
+def prepare_ptq_sweep(call: Call, progress: Progress) -> None:
     """Export the network, compile the program that stands for all calibrations, evaluate FP32; what is there stays."""
     import torch
 
@@ -97,7 +88,7 @@ def _compiled(call: Call, config: Config) -> Path:
     return path
 
 
-def run_trial(call: Call, config: Config) -> Results:
+def run_ptq_trial(call: Call, config: Config) -> Results:
     """One calibration on the validation images, its record kept; the record that is there, if there is one.
 
     The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
@@ -175,7 +166,7 @@ def _count(pass_folder: Path, images: int) -> None:
         counted.write(f"{images}\n")
 
 
-def finish_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
+def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
     """The table of all trials, the curve and the choice. failed: by a trial's digest, what went wrong.
 
     Raises StageError if no trial finished.

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raq.errors import StageError
+from raq.experiment.sweep import Config
 from raq.experiment.training import Qat
-from raq.stages.call import Call, Progress, Results, dataset_of, trained_network
-from raq.stages.train import train_in, trained_graph
+from raq.stages.call import Call, Progress, Results
+from raq.stages.inputs import dataset_of, trained_network
+from raq.stages.qat import train_in, trained_graph
 from raq.stages.transfer import fetch_checkpoint, forget_work, send_checkpoint
 from raq.stages.trials import BASELINE, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
 from raq.statistics import paired_drop, proportion_interval, together
 from raq.store.files import read_json, short_digest, write_json
-from raq.sweep.qat import Config, Search, front, importance
+from raq.sweep.qat import Search, front, importance
 
 if TYPE_CHECKING:
     from raq.model.checkpoints import TrainingResult
@@ -227,9 +229,3 @@ def _choice(search: Search, right: dict[int, Any], best: int) -> Results:
     told = "higher" if low > 0 else "not shown to be higher"
     why += f"; {gained:+.2f} points ({low:.2f} to {high:.2f}, {told}) against the training as written"
     return {**found, "gained_points": gained, "gained_interval": [low, high], "why": why}
-
-
-def chosen_settings(call: Call) -> Qat:
-    """The training that the sweep before a stage qat has chosen."""
-    config = read_json(Path(call.inputs["sweep"]) / "record.json")["results"]["choice"]["config"]
-    return Qat.model_validate({**call.settings["qat"], **config})

@@ -1,35 +1,22 @@
-"""The stages that train: FP32, and quantization-aware with the conversion after it; and the user's own weights.
+"""The stages that leave FP32 weights: training, and the user's own.
 
 Plain torch, never ray; torch is imported inside the functions.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import UserError
-from raq.experiment.training import Qat, Train
-from raq.stages.call import (
-    WEIGHTS,
-    Call,
-    Progress,
-    Results,
-    dataset_of,
-    example_of,
-    network_of,
-    parity_chain,
-    prepared_for_qat,
-    trained_network,
-)
-from raq.stages.ptq import keep_program, macs_of
-from raq.stages.transfer import send_checkpoint
+from raq.experiment.training import Train
+from raq.stages.call import WEIGHTS, Call, Progress, Results
+from raq.stages.inputs import dataset_of, network_of
+from raq.stages.transfer import local_context
 from raq.store.files import file_digest
 
 if TYPE_CHECKING:
-    from torch import fx, nn
+    from torch import nn
 
     from raq.model.checkpoints import TrainingContext, TrainingResult
-    from raq.model.parity import Chain
 
 PLAIN_SIZE = "set train.progressive: [] to train at the full size only"
 
@@ -51,28 +38,20 @@ def load_weights_stage(call: Call, progress: Progress) -> Results:
 
 def train_stage(call: Call, progress: Progress) -> Results:
     """FP32 training in this process."""
-    result = train_in(call, _local_context(call, progress))
-    return finish_training(call, result)
+    result = train_in(call, local_context(call, progress))
+    return finish(call, result)
 
 
 def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
-    """FP32 or quantization-aware training in the context given: a worker's part of it."""
+    """FP32 training in the context given: a worker's part of it."""
     from raq.model.training import seed_everything, train
 
-    dataset = dataset_of(call)
-    seed = call.settings["seed"]
+    dataset, seed = dataset_of(call), call.settings["seed"]
     seed_everything(seed)
-    if call.kind == "train":
-        settings = Train.model_validate(call.settings["train"])
-        network = network_of(call)
-        _check_sides(call, network, settings)
-        return train(network, dataset, settings, seed, context)
-    from raq.quantize.qat import qat_hooks
-
-    qat = Qat.model_validate(call.settings["qat"])
-    prepared = prepared_for_qat(call, qat)
-    teacher = trained_network(call).to(context.device) if qat.distillation else None
-    return train(prepared, dataset, qat, seed, context, qat_hooks(prepared, qat, teacher))
+    settings = Train.model_validate(call.settings["train"])
+    network = network_of(call)
+    _check_sides(call, network, settings)
+    return train(network, dataset, settings, seed, context)
 
 
 def _check_sides(call: Call, network: "nn.Module", settings: Train) -> None:
@@ -96,81 +75,13 @@ def _check_sides(call: Call, network: "nn.Module", settings: Train) -> None:
         raise UserError(error.message, PLAIN_SIZE) from error
 
 
-def finish_training(call: Call, result: "TrainingResult") -> Results:
+def finish(call: Call, result: "TrainingResult") -> Results:
     """What a finished FP32 training leaves: the weights of its best epoch, and its history."""
     import torch
 
     model = network_of(call, result.state, "the checkpoint")
     torch.save(model.state_dict(), Path(call.folder) / WEIGHTS)
     return {"history": result.history, "best_epoch": result.best_epoch, **_size_of_weights(model)}
-
-
-def qat_stage(call: Call, progress: Progress) -> Results:
-    """Quantization-aware training in this process, and conversion; after a sweep, the conversion of what it chose."""
-    if "sweep" in call.inputs:
-        return _finish_chosen(call)
-    result = train_in(call, _local_context(call, progress))
-    return finish_qat(call, result)
-
-
-def _finish_chosen(call: Call) -> Results:
-    """Convert the training that the sweep before has chosen."""
-    from raq.model.checkpoints import read_result
-    from raq.stages.qat_sweep import chosen_settings
-
-    folder = Path(call.inputs["sweep"])
-    chosen = replace(call, settings={**call.settings, "qat": chosen_settings(call).model_dump(mode="json")})
-    return {"config": chosen.settings["qat"], **finish_qat(chosen, read_result(folder))}
-
-
-def trained_graph(call: Call, result: "TrainingResult") -> "fx.GraphModule":
-    """The graph with fake quantizers of a training's best epoch, in evaluation mode, its ranges fixed."""
-    from torchao.quantization.pt2e import disable_observer
-
-    from raq.quantize.qat import set_graph_mode
-
-    prepared = prepared_for_qat(call, Qat.model_validate(call.settings["qat"]))
-    prepared.load_state_dict(result.state)
-    set_graph_mode(prepared, training=False, norms=False)
-    prepared.apply(disable_observer)
-    return prepared
-
-
-def finish_qat(call: Call, result: "TrainingResult") -> Results:
-    """Convert the best epoch of a finished quantization-aware training."""
-    from raq.quantize.convert import convert
-
-    chain = parity_chain(call, dataset_of(call))
-    network = trained_network(call)
-    chain.step("fp32", network)
-    _step_prepared(call, chain)
-    chain.begin_anew()  # training lies between
-    prepared = trained_graph(call, result)
-    chain.step("simulated", prepared)
-    results = {**macs_of(call, network), **keep_program(call, convert(prepared, example_of(call)), chain)}
-    return {"history": result.history, "best_epoch": result.best_epoch, **results}
-
-
-def _step_prepared(call: Call, chain: "Chain") -> None:
-    """The graph as it was before training, its fake quantizers off: it must be the FP32 network."""
-    from torchao.quantization.pt2e import disable_observer
-
-    from raq.quantize.qat import set_graph_mode, without_fake_quantizers
-
-    untrained = prepared_for_qat(call, Qat.model_validate(call.settings["qat"]))
-    set_graph_mode(untrained, training=False, norms=False)
-    untrained.apply(disable_observer)
-    with without_fake_quantizers(untrained):
-        chain.step("prepared", untrained)
-
-
-def _local_context(call: Call, progress: Progress) -> "TrainingContext":
-    from raq.model.checkpoints import LocalContext
-
-    def saved(folder: Path) -> None:
-        send_checkpoint(call, folder)
-
-    return LocalContext(Path(call.folder) / "checkpoint", call.device, progress, saved)
 
 
 def _size_of_weights(model: "nn.Module") -> Results:

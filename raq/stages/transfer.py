@@ -3,15 +3,19 @@
 Where the results are in a folder that all nodes share, all of this is nothing. Neither torch nor ray.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raq.model.checkpoints import TrainingContext
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import RaqError
-from raq.stages.call import Call
+from raq.stages.call import Call, Progress
 from raq.stages.trials import trials_folder
 from raq.store.files import file_digest
 from raq.store.local import refuse_changed, stage_files
@@ -167,3 +171,13 @@ def remote_store(call: Call) -> "RemoteStore | None":
     store = open_store(call.address)
     assert isinstance(store, RemoteStore)
     return store
+
+
+def local_context(call: Call, progress: Progress) -> "TrainingContext":
+    """Training in this process, its checkpoints in the stage's folder, and sent where the results are elsewhere."""
+    from raq.model.checkpoints import LocalContext
+
+    def saved(folder: Path) -> None:
+        send_checkpoint(call, folder)
+
+    return LocalContext(Path(call.folder) / "checkpoint", call.device, progress, saved)

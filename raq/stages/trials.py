@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raq.errors import UserError
-from raq.stages.call import Call, Progress, dataset_of
+from raq.stages.call import Call, Progress
+from raq.stages.inputs import dataset_of
 from raq.store.files import read_json
 
 if TYPE_CHECKING:

@@ -518,7 +518,7 @@ RESULTS: dict[str, Any] = {
     "ptq": Quantizing,
     "qat": Quantizing,
     "bench": Measurement,
-    "sweep": PtqSweepResults,
+    "ptq_sweep": PtqSweepResults,
     "qat_sweep": QatSweepResults,
     "layer_sweep": LayerSweepResults,
 }

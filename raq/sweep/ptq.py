@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raq.experiment.sweep import METHOD, OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 from raq.statistics import mean_drop, together
 
-SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
-PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
-METHOD = (OBSERVER, PERCENTILE, PER_CHANNEL, REDUCE_RANGE)  # what sizes are compared within
-Config = dict[str, Any]
 Right = NDArray[np.bool_]
 
 
@@ -48,6 +45,11 @@ def grid(settings: Mapping[str, Any]) -> list[Config]:
         for reduce_range in sweep["reduce_range"] or [settings["reduce_range"]]
         for size, seed in itertools.product(sizes, sweep["seeds"])
     ]
+
+
+def trial_count(settings: Mapping[str, Any]) -> int:
+    """How many trials the sweep of a stage with these settings has."""
+    return len(grid(settings))
 
 
 def curve(trials: Sequence[Mapping[str, Any]], right: Mapping[str, Right], baseline: Right) -> list[dict[str, Any]]:

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from raq.experiment.sweep import DEFAULT_TRIALS
+from raq.experiment.sweep import DEFAULT_TRIALS, Config
 from raq.store.files import digest
 
-Config = dict[str, Any]
 Space = Mapping[str, Any]
 Curve = Sequence[float]
 REDUCTION = 3  # of the trainings that reach a rung, one in so many goes on
@@ -246,3 +245,8 @@ def front(scores: Sequence[float | None], costs: Sequence[float]) -> list[bool]:
         )
         for number, (own, cost) in enumerate(zip(scores, costs, strict=True))
     ]
+
+
+def trial_count(settings: Mapping[str, Any]) -> int:
+    """How many trials, at most, the search of a stage with these settings has."""
+    return Search(settings["sweep"], settings["qat"], settings["seed"]).asked

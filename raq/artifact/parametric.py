@@ -1,0 +1,117 @@
+"""One compiled program for every calibration of a network: scales and zero points are its inputs."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim
+
+from raq.artifact.inductor import lower
+from raq.errors import StageError
+from raq.quantize.export import MAX_BATCH, switch_name
+from raq.quantize.ptq import FixedFakeQuantize
+from raq.quantize.ranges import Ranges, activation_observers, is_weight_observer, observer_nodes
+
+
+def compile_for_all_ranges(
+    prepared: fx.GraphModule, example: Tensor, path: Path, names: Sequence[str] | None = None
+) -> None:
+    """The program (images [n, 3, H, W], scales [K], zero points [K]) -> logits, compiled, as a package at `path`.
+
+    names: of layers and operators (`switchable`); then a fourth input, bool [L], says which of them are quantized: the
+    others compute in float, from the float weight and the input as it is.
+    """
+    graph = ranges_as_inputs(prepared, names)
+    count = len(activation_observers(prepared))
+    inputs: tuple[Tensor, ...] = (example, torch.ones(count), torch.zeros(count, dtype=torch.int32))
+    inputs += () if names is None else (torch.ones(len(names), dtype=torch.bool),)
+    shapes = ({0: Dim("batch", min=1, max=MAX_BATCH)}, *(None for _ in inputs[1:]))
+    program = torch.export.export(graph, inputs, strict=True, dynamic_shapes=shapes)
+    lower(program, path, {"candidate": "simulated"})
+
+
+def with_ranges(
+    network: Callable[..., Any], found: Ranges, quantized: Sequence[bool] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The compiled program as a network with these ranges; quantized: of one compiled for layers, which of them are."""
+    scales, zero_points = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    masks = () if quantized is None else (torch.tensor(quantized),)
+
+    def run(images: Tensor) -> Tensor:
+        logits = network(images, scales, zero_points, *masks)
+        return logits[0] if isinstance(logits, (tuple, list)) else logits
+
+    return run
+
+
+def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = None) -> fx.GraphModule:
+    """A copy whose observers of activations are arithmetic on two further inputs, and whose weights are rounded.
+
+    names: of layers and operators (`switchable`) that a third further input switches: what is off reads what its
+    observers read, and what it makes itself is passed on as it is to those who have no switch.
+    """
+    own = copy.deepcopy(prepared)
+    graph = own.graph
+    slots = {id(observer): n for n, observer in enumerate(activation_observers(own))}
+    for node in [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("_guards")]:
+        graph.erase_node(node)  # checks of the one input that the graph was exported with
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        scales = graph.placeholder("scales")
+    with graph.inserting_after(scales):
+        zero_points = graph.placeholder("zero_points")
+    switches: dict[str, fx.Node] = {}
+    if names is not None:
+        with graph.inserting_after(zero_points):
+            quantized = graph.placeholder("quantized")
+        with graph.inserting_after(quantized):
+            for n, name in enumerate(names):
+                switches[name] = graph.call_function(torch.ops.aten.select.int, (quantized, 0, n))
+    for number, (node, observer) in enumerate(observer_nodes(own)):
+        with graph.inserting_before(node):
+            if is_weight_observer(observer):
+                if node.args[0].op != "get_attr":  # type: ignore[union-attr]
+                    raise StageError(
+                        f"the weight {node.args[0]} is computed by the model",
+                        "such a model cannot be swept: leave sweep out",
+                    )
+                weight = _attribute(own, str(node.args[0].target))  # type: ignore[union-attr]
+                observer(weight)
+                own.register_buffer(f"_rounded_{number}", FixedFakeQuantize(observer)(weight).detach())
+                new = graph.get_attr(f"_rounded_{number}")
+            else:
+                slot = slots[id(observer)]
+                scale = graph.call_function(torch.ops.aten.select.int, (scales, 0, slot))
+                zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, slot))
+                bounds = (observer.quant_min, observer.quant_max)
+                new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
+        made = node.args[0]
+        assert isinstance(made, fx.Node)
+        for user in list(node.users):
+            switch = switches.get(switch_name(user)) or switches.get(switch_name(made))
+            if switch is not None:
+                with graph.inserting_before(user):
+                    read = graph.call_function(torch.ops.aten.where.self, (switch, new, made))
+                user.replace_input_with(node, read)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    graph.set_codegen(fx.graph.CodeGen())  # the exported one knows a single input
+    own.delete_all_unused_submodules()
+    graph.lint()
+    own.recompile()
+    return own
+
+
+def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """Rounding to the integers of a scale and back, as torch.fake_quantize_per_tensor_affine does it, fusible."""
+    integers = torch.clamp(torch.round(values * (1.0 / scale)) + zero_point, low, high)
+    return (integers - zero_point) * scale
+
+
+def _attribute(module: fx.GraphModule, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(owner), leaf)
+    return tensor.detach()

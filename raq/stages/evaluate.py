@@ -1,0 +1,117 @@
+"""The stage that evaluates the artifact that was saved, on every test image.
+
+Plain torch, never ray; torch is imported inside the functions.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raq.artifact.judgement import evidence_of
+from raq.experiment.schema import FILE_OF_RUNTIME
+from raq.stages.call import LOGITS, PREDICTIONS, PROGRAM, Call, Progress, Results, refuse_other_machine
+from raq.stages.inputs import dataset_of, parity_chain
+from raq.store.files import read_json
+
+if TYPE_CHECKING:
+    from raq.artifact.isolated import FreshProcess
+    from raq.model.cache import Array
+    from raq.model.dataset import Dataset
+    from raq.model.parity import Chain
+
+
+TRAIN_SAMPLE = 256
+
+
+def evaluate_stage(call: Call, progress: Progress) -> Results:
+    """Top-1 of the saved artifact on every test image, in a fresh process with torch (or ExecuTorch) alone.
+
+    Of a candidate that cannot be lowered on this machine, the quantized program is evaluated, by torch's own kernels.
+    """
+    import numpy as np
+
+    from raq.artifact.executorch import in_parts
+    from raq.artifact.inductor import refuse_other_torch
+    from raq.artifact.isolated import FreshProcess
+    from raq.model.evaluation import logits, predict
+
+    dataset = dataset_of(call)
+    whole = dataset if call.settings["data"]["test_limit"] is None else dataset_of(call, test_limit=None)
+    chain = parity_chain(call, whole)
+    if "program" in call.inputs:
+        return _evaluate_program(call, dataset, chain)
+    runtime, device = call.settings["runtime"], call.settings["device"]
+    if runtime == "inductor":
+        refuse_other_machine(call.settings["machine"])
+    path = Path(call.inputs["artifact"]) / FILE_OF_RUNTIME[runtime]
+    chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
+    if runtime == "inductor":
+        refuse_other_torch(path)
+    started = time.perf_counter()
+    with FreshProcess(path, device, call.cpus) as process:
+        chain.seconds += time.perf_counter() - started - process.told["load_s"]
+        network = in_parts(process, call.settings["max_batch"]) if runtime == "executorch" else process
+        chain.step("reloaded", network)
+        predicted = predict(network, dataset)
+        results: Results = {"load_s": process.told["load_s"], "resident_bytes": process.told["resident_bytes"]}
+        if runtime == "inductor" and device == "cpu":
+            results |= _executed(call, path, process)
+        if call.settings["candidate"] == "fp32":  # does the test split score like the images trained on?
+            chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
+            found = logits(network, dataset, chosen, split="train").argmax(1)
+            results |= {
+                "train_correct": int((found == dataset.train_labels[chosen]).sum()),
+                "train_images": len(chosen),
+            }
+    return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
+
+
+def _executed(call: Call, path: Path, process: "FreshProcess") -> Results:
+    """Which kernels run in the artifact's process, against what it should do according to its record."""
+    from raq.artifact.executed import summary
+
+    made = read_json(path.parent / "record.json")["results"]
+    sizes = {math.prod(entry["shape"]) for entry in made["ledger"]["constants"] if len(entry["shape"]) > 1}
+    layers = (made.get("audit") or {}).get("layers", [])
+    traces = process.trace(call.settings["data"]["image_shape"], sizes)
+    by_choice = evidence_of(made).by_choice if "audit" in made else 0.0
+    return {**summary(traces, made["macs"], layers), "float_by_choice_share": by_choice}
+
+
+def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results:
+    """Top-1 of a quantized program, and what its graph means to be int8, as no kernels are known."""
+    from raq.artifact.audit import audit_graph, graph_share
+    from raq.model.evaluation import predict
+    from raq.quantize.arithmetic import NetworkMacs
+    from raq.quantize.convert import load_program
+
+    folder = Path(call.inputs["program"])
+    program = load_program(folder / PROGRAM)
+    chain.go_on_from("converted", folder / LOGITS)
+    layers = audit_graph(program)
+    made = read_json(folder / "record.json")["results"]
+    results: Results = {
+        "load_s": None,
+        "resident_bytes": None,
+        "graph_int8_mac_share": graph_share(program, NetworkMacs(made["macs"], made["unknown_operators"])),
+        "float_layers": [{"name": x.name, "reason": x.reason} for x in layers if not x.annotated],
+    }
+    predicted = predict(program.module(), dataset)
+    return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
+
+
+def _accuracy(call: Call, dataset: "Dataset", predicted: "Array") -> Results:
+    """Top-1 of the predicted classes, which are kept."""
+    import numpy as np
+
+    from raq.model.evaluation import top1
+
+    right = predicted == dataset.test_labels
+    np.save(Path(call.folder) / PREDICTIONS, np.stack([predicted, dataset.test_labels]).astype(np.int32))
+    return {
+        "top1": top1(predicted, dataset.test_labels),
+        "correct": int(right.sum()),
+        "test_images": len(right),
+        "classes": call.settings["data"]["classes"],
+    }

@@ -1,0 +1,68 @@
+"""What every kind of stage reads: its data, its network, its part of the parity chain.
+
+torch is imported inside the functions.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raq.stages.call import WEIGHTS, Call
+
+if TYPE_CHECKING:
+    from raq.model.dataset import Dataset
+    from raq.model.parity import Chain
+
+from typing import TYPE_CHECKING
+
+from raq.experiment.schema import Data
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from raq.model.dataset import Dataset
+    from raq.model.parity import Chain
+
+
+def parity_chain(call: Call, dataset: "Dataset") -> "Chain":
+    """The parity chain's part of this stage."""
+    from raq.model.parity import Chain
+
+    return Chain(dataset, call.settings["parity_images"], call.settings["seed"])
+
+
+def dataset_of(call: Call, **other: Any) -> "Dataset":
+    """The images of the stage, found again by their digest; `other`: keys of `data` set otherwise."""
+    from raq.model.dataset import load_dataset
+
+    chosen = {key: value for key, value in call.settings["data"].items() if key in Data.model_fields}
+    data = Data.model_validate({**chosen, "root": call.data_root, **other})
+    return load_dataset(data, call.working_directory, call.settings["data"]["digest"])
+
+
+def network_of(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":
+    """The network, untrained or with the `weights` that came from `source`; UserError if it is not what is needed."""
+    from raq.model.zoo import build_model, check_output, put_weights
+
+    name = call.settings["model"]
+    classes = call.settings["data"]["classes"]
+    model = build_model(name, classes, call.working_directory)
+    check_output(model, example_of(call), classes, name)
+    if weights is not None:
+        put_weights(model, weights, name, source)
+    return model
+
+
+def trained_network(call: Call) -> "nn.Module":
+    """The network with the weights of the stage before, in evaluation mode."""
+    from raq.model.zoo import load_weights
+
+    path = Path(call.inputs["weights"]) / WEIGHTS
+    return network_of(call, load_weights(path), str(path)).eval()
+
+
+def example_of(call: Call) -> "Tensor":
+    """Two images of the right shape, for export."""
+    import torch
+
+    return torch.zeros(2, *call.settings["data"]["image_shape"])

@@ -1,0 +1,80 @@
+"""The stages after quantization: compile and audit, evaluate the saved file, measure it.
+
+Plain torch, never ray; torch is imported inside the functions.
+"""
+
+import time
+from pathlib import Path
+
+from raq.experiment.schema import FILE_OF_RUNTIME
+from raq.stages.call import LOGITS, PROGRAM, Call, Progress, Results, refuse_other_machine
+from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
+from raq.store.files import file_digest, read_json
+
+
+def lower_stage(call: Call, progress: Progress) -> Results:
+    """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
+    from raq.artifact import executorch as pte
+    from raq.artifact.audit import audit, float_weight_share
+    from raq.artifact.inductor import load, lower, read
+    from raq.artifact.sizes import float_copies, ledger
+    from raq.quantize.arithmetic import NetworkMacs, network_macs
+    from raq.quantize.convert import load_program, tensor_bytes
+    from raq.quantize.export import export_network
+
+    settings, path = call.settings, Path(call.folder) / FILE_OF_RUNTIME[call.settings["runtime"]]
+    portable = settings["runtime"] == "executorch"
+    if not portable:
+        refuse_other_machine(settings["machine"])
+    chain = parity_chain(call, dataset_of(call))
+    if "program" in call.inputs:
+        program = load_program(Path(call.inputs["program"]) / PROGRAM)
+        made = read_json(Path(call.inputs["program"]) / "record.json")["results"]
+        counted, chosen = NetworkMacs(made["macs"], made["unknown_operators"]), made.get("float_layers", [])
+        chain.go_on_from("converted", Path(call.inputs["program"]) / LOGITS)
+    else:
+        network = trained_network(call)
+        program = export_network(network, example_of(call))
+        counted, chosen = network_macs(network, example_of(call)), []
+        chain.step("fp32", network)
+    data = settings["data"]
+    metadata = {
+        "candidate": settings["candidate"],
+        "model": settings["model"],
+        "input": data["image_shape"],
+        "mean": data["mean"],
+        "std": data["std"],
+        "classes": data["classes"],
+        "macs": counted.total,
+        "float_by_choice": chosen,
+    }
+    progress({"text": f"compiling for {settings['device']}"})
+    if portable:
+        most = settings["max_batch"]
+        pte.lower_pte(program, path, metadata, most)
+        chain.step("lowered", pte.in_parts(pte.load_pte(path, call.cpus), most))
+    else:
+        lower(program, path, metadata, settings["device"])
+        chain.step("lowered", load(path), settings["device"])
+    started = time.perf_counter()
+    code = pte.name_scales(read(path), program) if portable else read(path)
+    results: Results = {
+        "runtime": settings["runtime"],
+        "target": settings["device"],
+        "size_bytes": path.stat().st_size,
+        "weight_bytes": tensor_bytes(program),
+        "sha256": file_digest(path),
+        "ledger": ledger(code).as_record(),
+        "float_copies": [] if settings["candidate"] == "fp32" else float_copies(program),
+        "float_weight_share": float_weight_share(program, chosen),
+        "macs": counted.total,
+    }
+    if settings["candidate"] == "fp32":
+        results["int8_mac_share"] = 0.0
+    elif settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
+        results |= {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
+    else:
+        found = audit(program, code, counted)
+        results |= {"int8_mac_share": found.int8_mac_share, "audit": found.as_record(), "float_by_choice": chosen}
+    chain.seconds += time.perf_counter() - started
+    return results | chain.finish(Path(call.folder) / LOGITS)

@@ -1,0 +1,73 @@
+"""Files written whole or not at all, JSON, and digests. Imports neither torch nor ray."""
+
+import hashlib
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from raq.errors import UserError
+from raq.store.schema import check_depth
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def short_digest(content: Any) -> str:
+    """The first 16 hexadecimal digits of `digest`: a name for files."""
+    return digest(content)[:16]
+
+
+MAX_RECORD_BYTES = 200_000_000
+
+
+Record = dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def read_json(path: Path) -> Record:
+    """Read a JSON record; UserError if it is missing or damaged."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        if path.is_file() and path.stat().st_size > MAX_RECORD_BYTES:
+            raise ValueError(f"it is larger than {MAX_RECORD_BYTES / 1e6:.0f} MB")
+        loaded = json.loads(path.read_text(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable record: {error}", "delete its folder and run again") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a record", "delete its folder and run again")
+    check_depth(loaded, str(path))
+    return loaded
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def now() -> str:
+    """The time, in UTC, ISO 8601."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
