@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from raq.experiment.schema import Calibration
-from raq.quantize import conversion, ptq
+from raq.quantize import convert, ptq
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
@@ -20,4 +20,4 @@ def small() -> nn.Module:
 def quantized(network: nn.Module, digits, observer: str = "histogram"):
     prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(observer=observer), reduce_range=False)
     ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
-    return conversion.convert(prepared, EXAMPLE)
+    return convert.convert(prepared, EXAMPLE)

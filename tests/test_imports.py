@@ -1,8 +1,9 @@
-"""The import lines of the architecture, held by reading the source and by looking at what a start really imports."""
+"""The floors of the house: who may import whom, held by reading the source; and what a start really imports."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,25 @@ import pytest
 import raq
 
 ROOT = Path(raq.__file__).parent
-FRONT = (
-    "cli", "errors", "interruption", "experiment", "yaml_text", "plan", "records", "environment", "run", "stages",
-    "doctor", "requirements", "experiment_file", "stale", "record_schema", "sweeps", "finished", "fingerprints",
-    "schema", "sweep_schema", "training_schema", "searches", "mixtures", "json_schema", "starter", "failures",
-    "__init__", "__main__",
+# Each room, or file at the top, may import those before it, and itself.
+FLOORS = (
+    "lazy", "errors", "environment", "signals", "statistics",
+    "experiment", "store", "model", "quantize", "artifact", "sweep", "bench", "plan", "stages", "cluster", "submit",
+    "doctor", "report", "run", "cli", "__init__", "__main__",
 )  # fmt: skip
-MAY_IMPORT = {
-    "model": {"model"},
-    "quantize": {"quantize", "model"},
-    "bench": {"bench", "quantize", "model"},
-    "report": {"report", "bench"},
-}
-WINGS = {"model", "quantize", "bench", "cluster", "report"}
+WITHOUT_RAY = [floor for floor in FLOORS if floor not in ("cluster", "submit")]
+# Rooms that must start without torch: it is imported in functions there, if at all.
+WITHOUT_TORCH = (
+    "lazy", "errors", "environment", "signals", "statistics", "experiment", "store", "sweep", "plan", "stages",
+    "submit", "doctor", "report", "run", "cli", "__init__", "__main__",
+)  # fmt: skip
+MAX_TOP, MAX_LINES, MAX_FUNCTION = 9, 400, 75
+FILES = {path: ".".join(("raq", *path.relative_to(ROOT).with_suffix("").parts)) for path in sorted(ROOT.rglob("*.py"))}
+MODULES = {module.removesuffix(".__init__"): path for path, module in FILES.items()}
+
+
+def floor_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -31,8 +38,8 @@ def imported(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            parent = node.module or ""
+            names |= {name if (name := f"{parent}.{alias.name}") in MODULES else parent for alias in node.names}
     return names
 
 
@@ -42,17 +49,39 @@ def top_level(path: Path) -> set[str]:
     return imported(tree)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_is_on_a_floor_and_every_floor_is_there() -> None:
+    assert {floor_of(module) for module in MODULES} == set(FLOORS)
+    assert len(list(ROOT.glob("*.py"))) <= MAX_TOP
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_import_lines(path: Path) -> None:
-    wing = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    own = floor_of(FILES[path]) if FILES[path] != "raq.__init__" else "__init__"
     anywhere = imported(ast.parse(path.read_text()))
-    if wing != "cluster":
-        assert not {n for n in anywhere if n.split(".")[0] == "ray"}, "only cluster imports ray"
-    if wing in (*FRONT, "report"):
+    uphill = {n for n in anywhere & set(MODULES) if FLOORS.index(floor_of(n)) > FLOORS.index(own)} - {"raq"}
+    assert not uphill, f"{own} is below"
+    if own in WITHOUT_RAY:
+        assert not {n for n in anywhere if n.split(".")[0] == "ray"}, "only cluster and submit import ray"
+    if own in WITHOUT_TORCH:
         assert not {n for n in top_level(path) if n.split(".")[0] in ("torch", "torchao", "torchvision")}
-    used = {n.split(".")[1] for n in anywhere if n.startswith("raq.") and len(n.split(".")) > 1} & WINGS
-    if wing in MAY_IMPORT:
-        assert used <= MAY_IMPORT[wing], f"{wing} may not use {used - MAY_IMPORT[wing]}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {
+        module: imported(ast.parse(path.read_text())) & set(MODULES) - {module, "raq"}
+        for module, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_a_rooms_own_file_has_a_docstring_and_nothing_else() -> None:
+    """Whatever it did, every import of a file of the room would do, and no fingerprint would cover it."""
+    for path in ROOT.glob("*/__init__.py"):
+        statements = ast.parse(path.read_text()).body
+        assert [type(statement) for statement in statements] == [ast.Expr], path
 
 
 @pytest.mark.parametrize(

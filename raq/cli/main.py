@@ -81,7 +81,8 @@ def run(
     wait: Wait = 0.0,
 ) -> None:
     """Do what is stale of an experiment; end with the table and the verdict."""
-    from raq.report.console import RunDisplay, print_summary
+    from raq.report.console import print_summary
+    from raq.report.live import RunDisplay
     from raq.report.summary import summarise
     from raq.run import run as run_experiment
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from raq.errors import RaqError, UserError
 from raq.store.files import Record, digest, file_digest, read_json, write_json
+from raq.store.migration import earlier_folder, migrated_run, migrated_stage
 from raq.store.schema import check_run, check_stage
 
 CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
@@ -32,6 +33,7 @@ def read_run(folder: Path) -> Record:
     run = read_json(folder / "run.json")
     if not is_as_sealed(run):
         raise _changed(folder / "run.json")
+    run = migrated_run(run)
     check_run(run, str(folder / "run.json"))
     return run
 
@@ -100,12 +102,16 @@ def _changed(path: Path) -> UserError:
     )
 
 
-def check_record(record: Record, kind: str, fingerprint: str, place: str) -> None:
-    """UserError, naming the place and the key, unless this is the record of a finished stage with this fingerprint."""
+def refuse_unsealed(record: Record, place: str) -> None:
+    """UserError unless the record is as it was written."""
     if not is_as_sealed(record):
         raise UserError(
             f"{place}: not as it was written: its own digest is another one", "delete its folder and run again"
         )
+
+
+def check_record(record: Record, kind: str, fingerprint: str, place: str) -> None:
+    """UserError, naming the place and the key, unless this is the record of a finished stage with this fingerprint."""
     check_stage(record, place, kind)
     if record["fingerprint"] != fingerprint:
         raise UserError(f"{place}: the record of another stage", "delete its folder and run again")
@@ -128,7 +134,11 @@ class Store:
 
     def stage_folder(self, kind: str, fingerprint: str) -> Path:
         """Where a finished stage is."""
-        return self.root / "stages" / f"{kind}-{fingerprint[:16]}"
+        folder = self.root / "stages" / f"{kind}-{fingerprint[:16]}"
+        earlier = earlier_folder(folder.name)
+        if earlier is not None and not folder.exists() and folder.with_name(earlier).exists():
+            return folder.with_name(earlier)
+        return folder
 
     def work_folder(self, kind: str, fingerprint: str) -> Path:
         """Where an unfinished stage works; the same one again after an interruption."""
@@ -149,8 +159,11 @@ class Store:
         folder = self.stage_folder(kind, fingerprint)
         if not folder.exists():
             return None
-        record = read_json(folder / "record.json")
-        check_record(record, kind, fingerprint, str(folder / "record.json"))
+        place = str(folder / "record.json")
+        found = read_json(folder / "record.json")
+        refuse_unsealed(found, place)
+        record: Record = migrated_stage(found)
+        check_record(record, kind, fingerprint, place)
         name = changed_file(folder, record)
         if name is not None:
             raise _changed(folder / name)

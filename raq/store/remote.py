@@ -20,7 +20,8 @@ from pathlib import Path
 
 from raq.errors import RaqError, UserError
 from raq.store.files import Record, file_digest, read_json, write_json
-from raq.store.local import Store, check_record, sealed, stage_files
+from raq.store.local import Store, check_record, refuse_unsealed, sealed, stage_files
+from raq.store.migration import earlier_folder, migrated_stage
 from raq.store.object_storage import Storage, StorageError, check_address, is_address, say
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
@@ -61,6 +62,8 @@ def _stage_record(content: bytes, place: str) -> Record:
         record = None
     if not isinstance(record, dict):
         raise UserError(f"{place}: not a readable record", "delete that folder there and run again")
+    refuse_unsealed(record, place)
+    record = migrated_stage(record)
     kind = record.get("kind")
     check_record(record, kind if isinstance(kind, str) else "", str(record.get("fingerprint")), place)
     if not isinstance(record.get("id"), str):
@@ -298,7 +301,11 @@ class RemoteStore(Store):
             yield
 
     def _name_of(self, kind: str, fingerprint: str) -> str:
-        return f"stages/{self.stage_folder(kind, fingerprint).name}"
+        name = self.stage_folder(kind, fingerprint).name
+        earlier = earlier_folder(name)
+        if earlier is not None and not self.storage.names(f"stages/{name}") and self.storage.names(f"stages/{earlier}"):
+            name = earlier
+        return f"stages/{name}"
 
     def _files_of(self, record: Record) -> str:
         return f"{self._name_of(record['kind'], record['fingerprint'])}/{record['id']}"

@@ -36,11 +36,12 @@ def one(case: str, folder: Path) -> dict[str, Any]:
 
     import torch
 
+    from raq.artifact import audit, executed, inductor, isolated
     from raq.artifact.generated_code import read_package
     from raq.artifact.sizes import ledger
     from raq.experiment.schema import Calibration
     from raq.model.zoo import build_model
-    from raq.quantize import artifact, audit, conversion, executed, fresh, ptq
+    from raq.quantize import convert, ptq
     from raq.quantize.arithmetic import network_macs
     from raq.quantize.export import export_program
 
@@ -52,7 +53,7 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     prepared = ptq.prepare(network, example, "x86", Calibration(observer="minmax"), reduce_range=False)
     with torch.no_grad():
         prepared(torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0)))
-    program = conversion.convert(prepared, example)
+    program = convert.convert(prepared, example)
     if how == "not frozen":
         with torch.no_grad():
             torch._inductor.aoti_compile_and_package(
@@ -61,12 +62,12 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     else:
         if how == "batch 1 alone":
             program = export_program(program.module(), example, max_batch=1)
-        artifact.lower(program, path, {"candidate": "ptq", "input": [3, side, side]})
+        inductor.lower(program, path, {"candidate": "ptq", "input": [3, side, side]})
     code, counted = read_package(path), network_macs(network, example)
     found = audit.audit(program, code, counted)
     sizes = {math.prod(entry.shape) for entry in ledger(code).constants if len(entry.shape) > 1}
-    fresh.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
-    with fresh.FreshProcess(path, threads=2) as process:
+    isolated.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
+    with isolated.FreshProcess(path, threads=2) as process:
         traces = process.trace((3, side, side), sizes)
     told = executed.summary(traces, counted.total, found.as_record()["layers"])
     rows = told.pop("executed_layers")

@@ -6,11 +6,12 @@ from networks import small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raq.artifact import audit, inductor
 from raq.artifact.generated_code import read_package
 from raq.errors import StageError
 from raq.experiment.schema import Calibration, Require
 from raq.plan.requirements import check_results
-from raq.quantize import artifact, audit, conversion, ptq
+from raq.quantize import convert, ptq
 from raq.quantize.arithmetic import network_macs, operations
 from raq.quantize.export import export_program
 
@@ -56,7 +57,7 @@ def quantized(network: nn.Module):
     prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(observer="minmax"), reduce_range=False)
     with torch.no_grad():
         prepared(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-    return conversion.convert(prepared, EXAMPLE)
+    return convert.convert(prepared, EXAMPLE)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_attention_counts_in_the_share(fused: bool, tmp_path) -> None:
     network = Attention(fused)
     program = quantized(network)
     assert {o.name for o in operations(program) if o.layer} == {"embed", "qkv", "out", "head"}
-    artifact.lower(program, tmp_path / "a.pt2", {"candidate": "ptq", "input": [3, 8, 8]})
+    inductor.lower(program, tmp_path / "a.pt2", {"candidate": "ptq", "input": [3, 8, 8]})
     found = audit.audit(program, read_package(tmp_path / "a.pt2"), network_macs(network, EXAMPLE))
     assert all(layer.int8 for layer in found.layers)
     assert found.int8_mac_share == pytest.approx(LAYERS / (LAYERS + PRODUCTS), rel=1e-9)
@@ -171,7 +172,7 @@ def test_attention_counts_in_the_share(fused: bool, tmp_path) -> None:
 def test_a_float_lstm_with_a_small_linear_layer_is_refused(tmp_path) -> None:
     network = Recurrent().eval()
     program = quantized(network)
-    artifact.lower(program, tmp_path / "a.pt2", {"candidate": "ptq"})
+    inductor.lower(program, tmp_path / "a.pt2", {"candidate": "ptq"})
     counted = network_macs(network, EXAMPLE)
     found = audit.audit(program, read_package(tmp_path / "a.pt2"), counted)
     assert found.int8_mac_share == pytest.approx(320 / (T * 4 * 32 * 44 + 320))

@@ -8,12 +8,13 @@ import torch
 from networks import EXAMPLE, small
 from torchao.quantization.pt2e import FakeQuantizeBase
 
+from raq.artifact import audit, check, executorch, inductor, sizes
 from raq.artifact.isolated import FreshProcess
 from raq.bench.artifacts import bench_artifacts, bench_settings
 from raq.errors import StageError, UserError
 from raq.experiment.schema import Calibration
 from raq.model.parity import sqnr_db
-from raq.quantize import artifact, audit, checking, conversion, ledger, pte, ptq, qat
+from raq.quantize import convert, ptq, qat
 from raq.quantize.export import export_program
 
 METADATA = {"candidate": "ptq", "model": "small", "input": [3, 32, 32]}
@@ -23,7 +24,7 @@ def quantized_for(backend: str, digits):
     torch.manual_seed(0)
     prepared = ptq.prepare(small(), EXAMPLE, backend, Calibration(observer="minmax"), reduce_range=False)
     ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
-    return conversion.convert(prepared, EXAMPLE)
+    return convert.convert(prepared, EXAMPLE)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def program(digits):
 @pytest.fixture(scope="module")
 def artifact_pte(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pte") / "a.pte"
-    pte.lower_pte(program, path, METADATA, 40)  # torch guesses a memory format by whether a batch is below 16
+    executorch.lower_pte(program, path, METADATA, 40)  # torch guesses a memory format by whether a batch is below 16
     return path
 
 
@@ -73,7 +74,7 @@ def test_quantization_aware_graphs(backend: str) -> None:
 
 
 def test_the_pte_calls_integer_nodes_for_all_layers(program, artifact_pte: Path) -> None:
-    code = pte.name_scales(artifact.read(artifact_pte), program)
+    code = executorch.name_scales(inductor.read(artifact_pte), program)
     found = audit.audit(program, code)
     assert found.int8_mac_share == 1.0
     assert found.problem == ""
@@ -82,8 +83,8 @@ def test_the_pte_calls_integer_nodes_for_all_layers(program, artifact_pte: Path)
     assert sorted(call.macs for call in code.calls) == sorted(meant.values())
     assert all(call.weight_scale in program.state_dict for call in code.calls), "scales are known by their bytes"
     assert code.metadata["raq"]["max_batch"] == 40
-    sizes = ledger.ledger(code)
-    assert sizes.weight_bytes == sum(t.numel() for t in program.state_dict.values() if t.dtype == torch.int8)
+    counted = sizes.ledger(code)
+    assert counted.weight_bytes == sum(t.numel() for t in program.state_dict.values() if t.dtype == torch.int8)
 
 
 def test_the_pte_computes_what_was_converted(program, artifact_pte: Path) -> None:
@@ -91,17 +92,17 @@ def test_the_pte_computes_what_was_converted(program, artifact_pte: Path) -> Non
     expected = program.module()(images)
     with FreshProcess(artifact_pte, threads=2) as process:
         assert process.told["foreign"] == []
-        given = pte.in_parts(process, 40)(images)
+        given = executorch.in_parts(process, 40)(images)
     assert sqnr_db(expected.detach().numpy(), given.numpy()) is None or sqnr_db(expected.numpy(), given.numpy()) > 30
 
 
 def test_float_layers_are_seen_in_a_pte(tmp_path: Path) -> None:
     """FP32 offered as int8: no node is an integer one."""
     pytest.importorskip("executorch")
-    pte.lower_pte(export_program(small(), EXAMPLE), tmp_path / "a.pte", METADATA, 8)
-    code = artifact.read(tmp_path / "a.pte")
+    executorch.lower_pte(export_program(small(), EXAMPLE), tmp_path / "a.pte", METADATA, 8)
+    code = inductor.read(tmp_path / "a.pte")
     assert [call.integer for call in code.calls] == [False, False, False]
-    found = checking.check(tmp_path / "a.pte", tmp_path / "results", run=False, require=0.95)
+    found = check.check(tmp_path / "a.pte", tmp_path / "results", run=False, require=0.95)
     assert found["int8_mac_share"] == 0
     assert "not quantized: offered as ptq" in found["problems"][0]
 
@@ -110,12 +111,12 @@ def test_float_layers_are_seen_in_a_pte(tmp_path: Path) -> None:
 def test_a_truncated_pte(artifact_pte: Path, tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.pte").write_bytes(artifact_pte.read_bytes()[:-cut])
     with pytest.raises(StageError, match="not a readable"):
-        artifact.read(tmp_path / "a.pte")
+        inductor.read(tmp_path / "a.pte")
 
 
 def test_check_and_bench_take_a_pte(artifact_pte: Path, tmp_path: Path) -> None:
     shutil.copy(artifact_pte, tmp_path / "any.name")
-    found = checking.check(tmp_path / "any.name", tmp_path / "results", run=True, require=0.95)
+    found = check.check(tmp_path / "any.name", tmp_path / "results", run=True, require=0.95)
     assert found["problems"] == []
     assert found["ran"]["runtime"] == "executorch"
     settings = bench_settings(batch_sizes=[2], budget_s=0.5)

@@ -12,7 +12,7 @@ from raq.artifact.audit import audit_graph
 from raq.errors import StageError, UserError
 from raq.experiment.schema import Calibration
 from raq.model.parity import sqnr_db
-from raq.quantize import conversion, ptq, qat, qat_batch_norm
+from raq.quantize import convert, ptq, qat, qat_batch_norm
 from raq.quantize.export import graph_of
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
@@ -133,7 +133,7 @@ def test_converted_is_the_prepared_graph(name: str) -> None:
     prepared.apply(qat.disable_observer)
     with torch.no_grad():
         expected = prepared(IMAGES)
-        program = conversion.convert(prepared, EXAMPLE)
+        program = convert.convert(prepared, EXAMPLE)
         found = program.module()(IMAGES)
     distance = sqnr_db(expected.numpy(), found.numpy())
     assert distance is None or distance > 25, "rounding of single activations at most"
@@ -151,7 +151,7 @@ def test_a_gamma_of_zero_is_no_division_by_zero() -> None:
     assert torch.isfinite(copy.deepcopy(prepared)(IMAGES)).all(), "in training"
     qat.set_graph_mode(prepared, training=False, norms=False)
     prepared(IMAGES)  # ranges
-    program = conversion.convert(prepared, EXAMPLE)
+    program = convert.convert(prepared, EXAMPLE)
     distance = sqnr_db(network.eval()(IMAGES).detach().numpy(), program.module()(IMAGES).numpy())
     assert distance is not None and distance > 15, "the channel is what it was: a constant"
 
@@ -228,7 +228,7 @@ def test_what_the_network_does_in_training_is_what_the_graph_does(kind: type) ->
     qat.set_graph_mode(prepared, training=False, norms=False)
     prepared.apply(qat.enable_observer)
     prepared(IMAGES)
-    assert torch.isfinite(conversion.convert(prepared, EXAMPLE).module()(IMAGES)).all()
+    assert torch.isfinite(convert.convert(prepared, EXAMPLE).module()(IMAGES)).all()
 
 
 class Attentive(nn.Module):
@@ -353,7 +353,7 @@ def test_a_padded_convolution_is_one_layer_in_int8(name: str) -> None:
     expected = network.eval()(IMAGES).detach()
     distance = sqnr_db(expected.numpy(), prepared(IMAGES).detach().numpy())
     assert distance is None or distance > 100
-    assert all(layer.annotated for layer in audit_graph(conversion.convert(prepared, EXAMPLE)))
+    assert all(layer.annotated for layer in audit_graph(convert.convert(prepared, EXAMPLE)))
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(2, 1), (4, 3), ((2, 3), (1, 2))])

@@ -12,6 +12,7 @@ import torch
 from networks import EXAMPLE, quantized, small
 from torch import nn
 
+from raq.artifact import audit, inductor
 from raq.artifact.generated_code import read_package
 from raq.errors import StageError, UserError
 from raq.experiment.schema import Calibration
@@ -19,7 +20,7 @@ from raq.experiment.training import Qat
 from raq.model.checkpoints import LocalContext
 from raq.model.training import train
 from raq.model.zoo import build_model
-from raq.quantize import artifact, audit, conversion, ptq, qat
+from raq.quantize import convert, ptq, qat
 from raq.quantize.export import export_program, layers
 
 MINMAX = Calibration(observer="minmax")
@@ -34,7 +35,7 @@ def program(digits):
 @pytest.fixture(scope="module")
 def package(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("artifact") / "a.pt2"
-    artifact.lower(program, path, {"mean": [0.5, 0.5, 0.5]})
+    inductor.lower(program, path, {"mean": [0.5, 0.5, 0.5]})
     return path
 
 
@@ -65,7 +66,7 @@ def test_the_simulation_is_what_convert_comes_to(digits) -> None:
     with ptq.simulated(prepared) as as_integers:
         expected = as_integers(100 * images), as_integers(images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in prepared.state_dict().items())
-    torch.testing.assert_close(conversion.convert(prepared, EXAMPLE).module()(images), expected[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(convert.convert(prepared, EXAMPLE).module()(images), expected[1], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("observer", ["minmax", "moving-average"])
@@ -106,7 +107,7 @@ def test_the_percentile_observer(percentile: float) -> None:
 def test_seven_bits_without_vnni(digits) -> None:
     prepared = ptq.prepare(small(), EXAMPLE, "x86", MINMAX, reduce_range=True)
     ptq.calibrate(prepared, digits, Calibration(size=32), seed=0)
-    graph = conversion.convert(prepared, EXAMPLE).graph
+    graph = convert.convert(prepared, EXAMPLE).graph
     assert {n.args[4] for n in graph.nodes if ".quantize_per_tensor" in str(n.target)} == {127}
 
 
@@ -117,14 +118,14 @@ def test_calibration_beyond_the_data(digits) -> None:
 
 
 def test_a_quantized_program_survives_its_file(program, tmp_path: Path) -> None:
-    conversion.save_program(program, tmp_path / "p.pt2")
-    loaded = conversion.load_program(tmp_path / "p.pt2")
+    convert.save_program(program, tmp_path / "p.pt2")
+    loaded = convert.load_program(tmp_path / "p.pt2")
     images = torch.randn(5, 3, 32, 32)
     assert torch.equal(loaded.module()(images), program.module()(images))
-    assert conversion.tensor_bytes(loaded) == conversion.tensor_bytes(program)
+    assert convert.tensor_bytes(loaded) == convert.tensor_bytes(program)
     (tmp_path / "p.pt2").write_bytes((tmp_path / "p.pt2").read_bytes()[:-100])
     with pytest.raises(StageError, match="cannot be read"):
-        conversion.load_program(tmp_path / "p.pt2")
+        convert.load_program(tmp_path / "p.pt2")
 
 
 def test_the_artifact_calls_integer_kernels_only(program, package: Path) -> None:
@@ -146,7 +147,7 @@ def test_an_artifact_has_the_threads_of_who_runs_it(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        artifact.lower(export_program(Pointwise().eval(), EXAMPLE), tmp_path / "a.pt2", {})
+        inductor.lower(export_program(Pointwise().eval(), EXAMPLE), tmp_path / "a.pt2", {})
     finally:
         torch.set_num_threads(threads)
     with zipfile.ZipFile(tmp_path / "a.pt2") as package:
@@ -158,13 +159,13 @@ def test_an_artifact_has_the_threads_of_who_runs_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 128])
 def test_the_artifact_computes_the_program_at_any_batch_size(program, package: Path, batch_size: int) -> None:
     images = torch.randn(batch_size, 3, 32, 32)
-    expected, given = program.module()(images), artifact.load(package)(images)
+    expected, given = program.module()(images), inductor.load(package)(images)
     torch.testing.assert_close(given, expected, atol=0.05, rtol=0)  # a few steps of the last layer's scale
 
 
 def test_the_artifact_runs_with_torch_alone(program, package: Path, tmp_path: Path) -> None:
     images = torch.randn(3, 3, 32, 32)
-    torch.save({"x": images, "y": artifact.load(package)(images)}, tmp_path / "xy.pt")
+    torch.save({"x": images, "y": inductor.load(package)(images)}, tmp_path / "xy.pt")
     code = (
         "import sys, torch; d = torch.load(sys.argv[2]); net = torch._inductor.aoti_load_package(sys.argv[1]);"
         "print(torch.equal(net(d['x']), d['y']), net.get_metadata()['raq'],"
@@ -180,7 +181,7 @@ def test_what_is_no_package(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="not a readable package"):
         read_package(tmp_path / "a.pt2")
     with pytest.raises(StageError, match="not a readable package"):
-        artifact.load(tmp_path / "a.pt2")
+        inductor.load(tmp_path / "a.pt2")
 
 
 def test_a_model_that_cannot_be_exported_names_its_line(workplace) -> None:
@@ -205,7 +206,7 @@ def test_qat_prepares_trains_and_converts(digits, tmp_path: Path) -> None:
     images = torch.randn(4, 3, 32, 32)
     again.apply(lambda m: m.disable_observer() if hasattr(m, "disable_observer") else None)
     simulated = again(images)
-    program = conversion.convert(again, EXAMPLE)
+    program = convert.convert(again, EXAMPLE)
     assert [layer.annotated for layer in audit.audit_graph(program)] == [True, True, True]
     torch.testing.assert_close(program.module()(images), simulated, atol=0.1, rtol=0)
 

@@ -4,7 +4,7 @@ import io
 
 from raq.experiment.schema import Resources
 from raq.plan.stages import Stage
-from raq.report.console import RunDisplay
+from raq.report.live import RunDisplay
 
 
 def test_notices_are_lines_at_once_and_progress_is_not() -> None:

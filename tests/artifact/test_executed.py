@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import quantized, small
 
+from raq.artifact import check, executed, inductor
 from raq.artifact.audit import audit
 from raq.artifact.generated_code import read_package
 from raq.artifact.isolated import FreshProcess
@@ -13,7 +14,6 @@ from raq.errors import StageError
 from raq.experiment.schema import Require, Resources
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
-from raq.quantize import artifact, checking, executed
 
 MACS = [32 * 32 * 16 * 27, 16 * 16 * 32 * 144, 320]
 NOWHERE, MARK = Path("no-results"), "raq-call "
@@ -43,14 +43,14 @@ def ran(path: Path, layers=()):
 
 def test_every_layer_ran_in_int8(program, tmp_path: Path) -> None:
     path = tmp_path / "a.pt2"
-    artifact.lower(program, path, {"candidate": "ptq", "input": [3, 32, 32], "macs": sum(MACS)})
+    inductor.lower(program, path, {"candidate": "ptq", "input": [3, 32, 32], "macs": sum(MACS)})
     layers = audit(program, read_package(path)).as_record()["layers"]
     found = ran(path, layers)
     assert found["executed_int8_mac_share"] == 1.0
     assert [(row["macs"], row["int8"]) for row in found["executed_layers"]] == [(macs, True) for macs in MACS]
     assert all("x s8" in row["kernel"] for row in found["executed_layers"])
     assert found["reorders_per_call"].keys() == {"1", "8"}
-    checked = checking.check(path, NOWHERE, run=True, require=0.95)
+    checked = check.check(path, NOWHERE, run=True, require=0.95)
     assert checked["problems"] == []
     assert checked["executed_int8_mac_share"] == 1.0
 

@@ -10,7 +10,7 @@ from raq.errors import UserError
 from raq.experiment.json_schema import every_key, json_schema
 from raq.experiment.load import load_experiment
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SCHEMA = Draft202012Validator(json_schema())
 
 

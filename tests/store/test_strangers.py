@@ -20,7 +20,7 @@ from raq.report.summary import summarise
 from raq.store.files import write_json
 from raq.store.local import Store, digest, sealed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference"
 FEW = settings(
     max_examples=40, deadline=None, derandomize=True, database=None,

@@ -8,7 +8,7 @@ from raq.errors import UserError
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def load(tmp_path: Path, text: str | bytes, *overrides: str) -> Experiment:

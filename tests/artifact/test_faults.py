@@ -17,6 +17,7 @@ from mutations import mutated_bytes
 from networks import EXAMPLE, quantized, small
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
+from raq.artifact import audit, check, inductor, sizes
 from raq.artifact.cpp import Deadline
 from raq.artifact.elf import imported_symbols
 from raq.artifact.generated_code import read_metadata, read_package
@@ -25,7 +26,7 @@ from raq.experiment.schema import Calibration, Require, Resources
 from raq.model.parity import compare
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
-from raq.quantize import artifact, audit, checking, conversion, ledger, ptq, quantizers
+from raq.quantize import convert, ptq, quantizers
 from raq.quantize.export import export_program
 from raq.store.local import Store
 
@@ -52,7 +53,7 @@ def program(network, digits):
 @pytest.fixture(scope="module")
 def package(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("package") / "a.pt2"
-    artifact.lower(program, path, {"candidate": "ptq", "input": [3, 32, 32]})
+    inductor.lower(program, path, {"candidate": "ptq", "input": [3, 32, 32]})
     return path
 
 
@@ -60,7 +61,7 @@ def package(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def float_package(network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The FP32 network, offered as int8."""
     path = tmp_path_factory.mktemp("float") / "a.pt2"
-    artifact.lower(export_program(network, EXAMPLE), path, {"candidate": "ptq"})
+    inductor.lower(export_program(network, EXAMPLE), path, {"candidate": "ptq"})
     return path
 
 
@@ -70,7 +71,7 @@ def outputs(network) -> np.ndarray:
 
 
 def test_the_honest_artifact_has_no_problem(program, package: Path) -> None:
-    found = checking.check(package, NOWHERE, run=True, require=0.95)
+    found = check.check(package, NOWHERE, run=True, require=0.95)
     assert found["problems"] == []
     assert found["int8_mac_share"] == 1.0
     assert [(layer["macs"], layer["int8"]) for layer in found["layers"]] == [
@@ -78,13 +79,13 @@ def test_the_honest_artifact_has_no_problem(program, package: Path) -> None:
     ]  # fmt: skip
     assert found["ledger"]["by_dtype"]["int8"] == 432 + 4608 + 320
     assert found["ran"]["batches_sqnr_db"] is None or found["ran"]["batches_sqnr_db"] > 60
-    row = compare("lowered", outputs(artifact.load(package)), LABELS, "converted", outputs(program.module()))
+    row = compare("lowered", outputs(inductor.load(package)), LABELS, "converted", outputs(program.module()))
     check_results(stage("lower"), {"parity": [row]}, Require())
 
 
 def test_an_fp32_program_offered_as_int8(network, float_package: Path) -> None:
     program = export_program(network, EXAMPLE)
-    (problem,) = checking.check(float_package, NOWHERE, run=False, require=0.95)["problems"]
+    (problem,) = check.check(float_package, NOWHERE, run=False, require=0.95)["problems"]
     assert problem.startswith("not quantized: offered as ptq, and 0.000 of its MACs is int8, required is 0.95")
     results = {"audit": audit.audit(program, read_package(float_package)).as_record()}
     with pytest.raises(StageError, match=r"not quantized: 0\.000 of its MACs .* 3 \(weights are float"):
@@ -99,7 +100,7 @@ def test_freezing_off(program, tmp_path: Path) -> None:
     assert {layer.reason for layer in found.layers} == {audit.NOT_FOUND}
     with pytest.raises(StageError, match=r"calls no integer kernel; the graph has 3 int8 layers"):
         check_results(stage("lower"), {"audit": found.as_record()}, Require())
-    assert "not quantized" in checking.check(path, NOWHERE, run=False, require=0.95)["problems"][0]
+    assert "not quantized" in check.check(path, NOWHERE, run=False, require=0.95)["problems"][0]
 
 
 def test_a_quantizer_that_annotates_nothing(network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +111,8 @@ def test_a_quantizer_that_annotates_nothing(network, monkeypatch: pytest.MonkeyP
 
 
 def test_float_weights_left_in(network, digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "drop_unused_tensors", lambda module: None)
-    copies = ledger.float_copies(quantized(network, digits))
+    monkeypatch.setattr(convert, "drop_unused_tensors", lambda module: None)
+    copies = sizes.float_copies(quantized(network, digits))
     assert len(copies) == 3
     with pytest.raises(StageError, match="float weights are kept beside the int8 ones"):
         check_results(stage("lower"), {"float_copies": copies}, Require())
@@ -119,8 +120,8 @@ def test_float_weights_left_in(network, digits, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_artifact_compiled_from_other_weights(program, digits, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    artifact.lower(quantized(small(), digits), tmp_path / "other.pt2", {"candidate": "ptq"})
-    given = outputs(artifact.load(tmp_path / "other.pt2"))
+    inductor.lower(quantized(small(), digits), tmp_path / "other.pt2", {"candidate": "ptq"})
+    given = outputs(inductor.load(tmp_path / "other.pt2"))
     row = compare("lowered", given, LABELS, "converted", outputs(program.module()))
     with pytest.raises(StageError, match=r"parity is lost at the step converted -> lowered: -?\d"):
         check_results(stage("lower"), {"parity": [row]}, Require())
@@ -132,7 +133,7 @@ def test_scales_off_by_one_layer(network, digits) -> None:
     ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
     with ptq.simulated(prepared) as as_integers:
         expected = outputs(as_integers)
-    module = conversion.convert(prepared, EXAMPLE).module()
+    module = convert.convert(prepared, EXAMPLE).module()
     honest = compare("converted", outputs(module), LABELS, "simulated", expected)
     nodes = [n for n in module.graph.nodes if "quantize_per_tensor" in str(n.target)]
     pairs = list(dict.fromkeys((n.args[1], n.args[2]) for n in nodes))
@@ -159,7 +160,7 @@ def test_a_test_set_shuffled_against_its_labels() -> None:
 def test_an_artifact_truncated(package: Path, tmp_path: Path, lost: int) -> None:
     path = tmp_path / "short.pt2"
     path.write_bytes(package.read_bytes()[:-lost])
-    (problem,) = checking.check(path, NOWHERE, run=True, require=0.95)["problems"]
+    (problem,) = check.check(path, NOWHERE, run=True, require=0.95)["problems"]
     assert "not a readable package" in problem
 
 
@@ -176,9 +177,9 @@ def test_an_artifact_with_a_byte_changed(package: Path, tmp_path: Path) -> None:
 def test_an_artifact_of_another_torch(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     with pytest.raises(StageError, match=r"made by torch 2\..*, this is torch 9\.9\.9"):
-        artifact.load(package)
-    monkeypatch.setattr(checking, "versions", lambda names: {"torch": "9.9.9"})
-    (problem,) = checking.check(package, NOWHERE, run=True, require=0.95)["problems"]
+        inductor.load(package)
+    monkeypatch.setattr(check, "versions", lambda names: {"torch": "9.9.9"})
+    (problem,) = check.check(package, NOWHERE, run=True, require=0.95)["problems"]
     assert "made by torch 2." in problem
     assert "here is torch 9.9.9" in problem
 
@@ -197,10 +198,10 @@ def test_generated_code_that_is_not_the_binarys(float_package: Path, package: Pa
 
 def test_a_record_beside_it_is_no_voucher_outside_the_results_folder(package: Path, tmp_path: Path) -> None:
     """Whoever can write the artifact can write a record beside it."""
-    record = {"kind": "lower", "fingerprint": "f", "files": {}, "results": {"sha256": checking.file_digest(package)}}
+    record = {"kind": "lower", "fingerprint": "f", "files": {}, "results": {"sha256": check.file_digest(package)}}
     (tmp_path / "record.json").write_text(json.dumps(record))
     shutil.copy(package, tmp_path / "artifact.pt2")
-    found = checking.check(tmp_path / "artifact.pt2", tmp_path / "results", run=False, require=0.95)
+    found = check.check(tmp_path / "artifact.pt2", tmp_path / "results", run=False, require=0.95)
     assert (found["vouched"], found["ran"]) == (None, None)
 
 
@@ -211,7 +212,7 @@ def test_another_file_in_the_results_folder(package: Path, tmp_path: Path) -> No
     files = {"artifact.pt2": package.stat().st_size}
     record = {"kind": "lower", "fingerprint": "f" * 64, "files": files, "results": {"sha256": "0" * 64}}
     (folder / "record.json").write_text(json.dumps(record))
-    found = checking.check(folder / "artifact.pt2", tmp_path, run=False, require=0.95)
+    found = check.check(folder / "artifact.pt2", tmp_path, run=False, require=0.95)
     assert found["vouched"] is False
     assert "not the file that was evaluated" in found["problems"][0]
     assert found["ran"] is None, "nobody vouches for it"
@@ -237,7 +238,7 @@ def with_member(package: Path, path: Path, ending: str, content: bytes) -> Path:
 )  # fmt: skip
 def test_what_a_stranger_may_write_is_one_problem(package: Path, tmp_path: Path, ending: str, content: bytes) -> None:
     path = with_member(package, tmp_path / "a.pt2", ending, content)
-    problems = checking.check(path, NOWHERE, run=False, require=0.95)["problems"]
+    problems = check.check(path, NOWHERE, run=False, require=0.95)["problems"]
     assert "not a readable package" in problems[0]
 
 
@@ -258,7 +259,7 @@ def test_any_artifact_is_checked_or_has_one_problem(package: Path, tmp_path: Pat
         with zipfile.ZipFile(package) as archive:
             name = data.draw(st.sampled_from([n for n in archive.namelist() if archive.read(n)]))
             with_member(package, path, name, data.draw(mutated_bytes(archive.read(name))))
-    found = checking.check(path, NOWHERE, run=False, require=0.95)
+    found = check.check(path, NOWHERE, run=False, require=0.95)
     assert found["ran"] is None
 
 
@@ -280,7 +281,7 @@ def test_generated_code_that_is_made_to_be_slow(package: Path, tmp_path: Path, c
     """Some 10 MB each: read or refused within the time and the memory that reading may take."""
     path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "not a readable package" in checking.check(path, NOWHERE, run=False, require=0.95)["problems"][0]
+    assert "not a readable package" in check.check(path, NOWHERE, run=False, require=0.95)["problems"][0]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000, "kB"
 
 
@@ -288,11 +289,11 @@ def test_a_file_that_is_no_artifact_is_not_copied_first(tmp_path: Path) -> None:
     path = tmp_path / "sparse.pt2"
     with path.open("wb") as file:
         file.truncate(20_000_000_000)
-    (problem,) = checking.check(path, NOWHERE, run=True, require=0.95)["problems"]
+    (problem,) = check.check(path, NOWHERE, run=True, require=0.95)["problems"]
     assert "begins neither as a .pt2 (a zip) nor as a .pte" in problem
     with path.open("r+b") as file:
         file.write(b"PK\x03\x04")
-    (problem,) = checking.check(path, NOWHERE, run=True, require=0.95)["problems"]
+    (problem,) = check.check(path, NOWHERE, run=True, require=0.95)["problems"]
     assert "20.0 GB is more than any artifact has" in problem
 
 
@@ -349,7 +350,7 @@ def test_a_strangers_word_excuses_nothing(package: Path, tmp_path: Path) -> None
     path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", lstm)
     told = {"candidate": "ptq", "macs": 1, "float_by_choice": ["0", "3", "8"]}
     path = with_member(path, tmp_path / "b.pt2", metadata, json.dumps({"raq": json.dumps(told)}).encode())
-    found = checking.check(path, NOWHERE, run=False, require=0.95)
+    found = check.check(path, NOWHERE, run=False, require=0.95)
     assert "an unknown share of its MACs is int8, required is 0.95" in found["problems"][0]
     assert any("float by choice: no record vouches" in note for note in found["notes"])
 
@@ -380,7 +381,7 @@ def test_an_opaque_call_makes_the_share_unknown(package: Path, tmp_path: Path) -
     ):
         path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", source + b"\n" + call + b"\n")
         path = with_member(path, tmp_path / "b.pt2", told, b"{}")
-        found = checking.check(path, NOWHERE, run=False, require=0.95)
+        found = check.check(path, NOWHERE, run=False, require=0.95)
         assert found["int8_mac_share"] is None
         assert "an unknown share of its MACs is int8" in found["problems"][0]
 
@@ -399,7 +400,7 @@ def test_a_strangers_artifact_is_read_and_not_run(network, tmp_path: Path) -> No
     path = tmp_path / "stranger.pt2"
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(export_program(network, EXAMPLE), package_path=str(path))
-    found = checking.check(path, NOWHERE, run=False, require=0.95)
+    found = check.check(path, NOWHERE, run=False, require=0.95)
     assert found["ran"] is None
     assert found["int8_mac_share"] == 0.0
     assert sum(layer["macs"] for layer in found["layers"]) == 32 * 32 * 16 * 27 + 16 * 16 * 32 * 144 + 320
@@ -408,5 +409,5 @@ def test_a_strangers_artifact_is_read_and_not_run(network, tmp_path: Path) -> No
 
 def test_layers_are_dataclasses_of_plain_values(program, package: Path) -> None:
     json.dumps(audit.audit(program, read_package(package)).as_record())
-    json.dumps(ledger.ledger(read_package(package)).as_record())
+    json.dumps(sizes.ledger(read_package(package)).as_record())
     assert dataclasses.is_dataclass(audit.Between)

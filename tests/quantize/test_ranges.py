@@ -8,9 +8,10 @@ import torch
 from networks import EXAMPLE, small
 from torch import nn
 
+from raq.artifact import inductor
 from raq.artifact.parametric import compile_for_all_ranges, ranges_as_inputs, with_ranges
 from raq.experiment.schema import Calibration
-from raq.quantize import artifact, ptq
+from raq.quantize import ptq
 from raq.quantize.export import export_network
 from raq.quantize.ranges import calibrate_nested, prepared_from, ranges, switchable
 
@@ -49,7 +50,7 @@ def test_one_program_stands_for_all_ranges(program, digits, tmp_path: Path) -> N
     settings = Calibration(observer="minmax")
     prepared = prepared_from(program, "x86", settings, reduce_range=True)
     compile_for_all_ranges(prepared, EXAMPLE, tmp_path / "simulated.pt2")
-    compiled = artifact.load(tmp_path / "simulated.pt2")
+    compiled = inductor.load(tmp_path / "simulated.pt2")
     images = torch.randn(5, 3, 32, 32)
     for size in (4, 200):
         own = prepared_from(program, "x86", settings, reduce_range=True)

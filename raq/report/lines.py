@@ -1,0 +1,49 @@
+"""What a stage found, in one line: a function a kind of stage, named in plan/kinds.py. Neither torch nor ray."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Results = Mapping[str, Any]
+
+
+def epoch(row: Results) -> str:
+    """A row of a training's history."""
+    validation = "" if row["validation_top1"] is None else f", validation {100 * row['validation_top1']:.1f}%"
+    speed = f"{row['images_per_s']:.0f} images/s at {row['side']} pixels"
+    return f"epoch {row['epoch'] + 1}: loss {row['loss']:.3f}{validation}, {speed}"
+
+
+def training(results: Results) -> str:
+    """A training: how long, how it ended, how fast."""
+    if not results.get("history"):
+        return weights(results)
+    last = results["history"][-1]
+    return f"{len(results['history'])} epochs, loss {last['loss']:.3f}, {last['images_per_s']:.0f} images/s"
+
+
+def weights(results: Results) -> str:
+    """The size of what was made."""
+    return f"{results['weight_bytes'] / 1e6:.2f} MB of weights"
+
+
+def sweep(results: Results) -> str:
+    """How many trials there were, and what was chosen."""
+    count = sum("error" in trial for trial in (*results["trials"], *results.get("failed", [])))
+    failed = f", {count} failed" if count else ""
+    return f"{len(results['trials'])} trials{failed}; {results['choice']['why']}"
+
+
+def artifact(results: Results) -> str:
+    """The size of the file, and how much of it computes in int8."""
+    int8 = f", {100 * results['int8_mac_share']:.1f}% of MACs in int8" if results["int8_mac_share"] else ""
+    return f"{results['size_bytes'] / 1e6:.2f} MB{int8}"
+
+
+def accuracy(results: Results) -> str:
+    """Top-1."""
+    return f"top-1 {100 * results['top1']:.2f}% of {results['test_images']}"
+
+
+def latencies(results: Results) -> str:
+    """How many latencies were measured."""
+    return f"{len(results['rows'])} latencies"
