@@ -1,17 +1,17 @@
-"""The stage that quantizes after training, and what every quantized program leaves.
+"""The stage that quantizes after training.
 
 Plain torch, never ray; torch is imported inside the functions.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raq.stages.call import LOGITS, PROGRAM, Call, Progress, Results
+from raq.stages.call import Call, Progress, Results
 from raq.stages.chosen import chosen_calibration, chosen_floats
 from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
+from raq.stages.programs import keep_program, macs_of
 
 if TYPE_CHECKING:
-    from raq.model.parity import Chain
+    pass
 
 
 def ptq_stage(call: Call, progress: Progress) -> Results:
@@ -49,20 +49,3 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
     how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}
     return {**how, "float_layers": floats, **macs_of(call, network), **keep_program(call, program, chain)}
-
-
-def macs_of(call: Call, network: Any) -> Results:
-    """What the FP32 network computes for an image, of which the int8 share will be taken."""
-    from raq.quantize.arithmetic import network_macs
-
-    counted = network_macs(network, example_of(call))
-    return {"macs": counted.total, "unknown_operators": counted.unknown}
-
-
-def keep_program(call: Call, program: Any, chain: "Chain") -> Results:
-    """Save a quantized program, the last step of this stage's part of the chain."""
-    from raq.quantize.convert import save_program, tensor_bytes
-
-    chain.step("converted", program.module())
-    save_program(program, Path(call.folder) / PROGRAM)
-    return {"weight_bytes": tensor_bytes(program), **chain.finish(Path(call.folder) / LOGITS)}

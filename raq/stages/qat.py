@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raq.experiment.training import Qat
 from raq.stages.call import WEIGHTS, Call, Progress, Results
 from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
-from raq.stages.ptq import keep_program, macs_of
+from raq.stages.programs import keep_program, macs_of
 from raq.stages.transfer import local_context
 from raq.store.files import digest, file_digest
 

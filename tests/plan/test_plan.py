@@ -6,9 +6,7 @@ import pytest
 
 from raq.environment import settings_of
 from raq.experiment.schema import Experiment
-from raq.plan import fingerprints
 from raq.plan import stages as planning
-from raq.plan.fingerprints import code_digest
 from raq.plan.stages import Facts, Stage, make_plan
 from raq.plan.stale import stale_stages
 from raq.run import forget_work_on_old_inputs
@@ -134,23 +132,6 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
     )
     assert changed(before, planned(**given)) == QAT
     assert changed(planned(), planned(ptq={"backend": "arm"})) == PTQ
-
-
-def test_comments_and_docstrings_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digests = []
-    for n, text in enumerate(("x = 1\n", '"""Said."""\n# why\nx  =  1\n', "x = 2\n")):
-        monkeypatch.setattr(fingerprints, "__file__", str(tmp_path / str(n) / "plan/stages.py"))
-        (tmp_path / str(n)).mkdir()
-        (tmp_path / str(n) / "a.py").write_text(text)
-        digests.append(code_digest.__wrapped__(("a.py",)))
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_code_lists_name_files_that_exist() -> None:
-    root = Path(fingerprints.__file__).parent
-    for paths in fingerprints.CODE.values():
-        for path in paths:
-            assert (root / path).exists(), path
 
 
 def test_why_a_stage_is_stale(tmp_path: Path) -> None:
