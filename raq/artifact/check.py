@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.artifact.executorch import is_pte
 from raq.artifact.generated_code import FLOAT, METADATA_KEY, GeneratedCode, input_shape
-from raq.artifact.inductor import read
 from raq.artifact.judgement import Evidence, evidence_of, why_not_int8
+from raq.artifact.runtimes import in_parts, read, runtime_of_file
 from raq.artifact.sizes import FLOATS, ledger
 from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
@@ -25,13 +24,12 @@ from raq.store.files import file_digest, read_json
 from raq.store.local import Store
 
 if TYPE_CHECKING:
-    from raq.artifact.isolated import FreshProcess
+    from raq.artifact.isolated import IsolatedProcess
 
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
                 "NEON": "asimd"}  # fmt: skip
 MIN_DB_BETWEEN_BATCHES = 20.0
-ZIP_MAGIC = b"PK\x03\x04"
 MAX_BYTES = 8_000_000_000
 MAX_MACS = 10**18
 Found = dict[str, Any]
@@ -61,10 +59,10 @@ def check(path: Path, results: Path, *, run: bool, require: float, max_float_wei
 
 def _not_an_artifact(path: Path) -> str | None:
     """What a look at a file's beginning and size says against it, before anything is done with all of it."""
-    with path.open("rb") as file:
-        beginning = file.read(8)
-    if not beginning.startswith(ZIP_MAGIC) and not is_pte(path):
-        return "not a readable package: it begins neither as a .pt2 (a zip) nor as a .pte"
+    try:
+        runtime_of_file(path)
+    except StageError as error:
+        return error.message.removeprefix(f"{path}: ")
     size = path.stat().st_size
     return f"not a readable package: {size / 1e9:.1f} GB is more than any artifact has" if size > MAX_BYTES else None
 
@@ -233,8 +231,7 @@ def _run(own: Path, path: Path, found: Found) -> None:
     """Load it in a fresh process and try batches of 1 and 3; what is wrong is added."""
     import torch
 
-    from raq.artifact.executorch import in_parts
-    from raq.artifact.isolated import FreshProcess
+    from raq.artifact.isolated import IsolatedProcess
 
     sizes = input_shape(found["metadata"])
     if sizes is None:
@@ -243,13 +240,13 @@ def _run(own: Path, path: Path, found: Found) -> None:
     images = torch.randn(3, *sizes, generator=torch.Generator().manual_seed(0))
     most = (found["metadata"].get(METADATA_KEY) or {}).get("max_batch")
     try:
-        with FreshProcess(own, str(found["metadata"].get("AOTI_DEVICE_KEY", "cpu"))) as process:
+        with IsolatedProcess(own, str(found["metadata"].get("AOTI_DEVICE_KEY", "cpu"))) as process:
             network = in_parts(process, most if type(most) is int and 0 < most < len(images) else len(images))
             three = network(images)
             single = torch.cat([network(images[n : n + 1]) for n in range(3)])
             again = network(images)
             told = process.told
-            if process.runtime == "inductor" and found["metadata"].get("AOTI_DEVICE_KEY", "cpu") == "cpu":
+            if process.runtime.reports_kernels and found["metadata"].get("AOTI_DEVICE_KEY", "cpu") == "cpu":
                 _trace(process, sizes, found)
     except StageError as error:
         found["problems"].append(error.message.replace(str(own), str(path)))
@@ -261,11 +258,11 @@ def _run(own: Path, path: Path, found: Found) -> None:
     between = sqnr_db(three.numpy(), single.numpy())
     if between is not None and between < MIN_DB_BETWEEN_BATCHES:
         found["problems"].append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
-    found["ran"] = {"runtime": process.runtime, "load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
+    found["ran"] = {"runtime": process.runtime.name, "load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
                     "classes": int(three.shape[1]), "batches_sqnr_db": between}  # fmt: skip
 
 
-def _trace(process: "FreshProcess", shape: tuple[int, ...], found: Found) -> None:
+def _trace(process: "IsolatedProcess", shape: tuple[int, ...], found: Found) -> None:
     """Let oneDNN tell which kernels it executes; StageError if it ends meanwhile."""
     from raq.artifact.executed import summary
 

@@ -48,12 +48,16 @@ def is_pte(path: Path) -> bool:
         return False
 
 
-def lower_pte(program: ExportedProgram, path: Path, metadata: dict[str, Any], max_batch: int) -> None:
+def lower(
+    program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu", max_batch: int | None = None
+) -> None:
     """Lower a quantized program to XNNPACK, for batches of 1 to `max_batch` (memory is planned for the largest).
 
     `metadata` (plain values; `input` is [3, H, W]) travels as the constant method "raq", with torch's and ExecuTorch's
     versions. Raises StageError if it cannot be lowered.
     """
+    assert device == "cpu", "XNNPACK has no other"
+    assert max_batch is not None, "memory is planned for the largest batch"
     require_executorch()
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -77,7 +81,7 @@ def lower_pte(program: ExportedProgram, path: Path, metadata: dict[str, Any], ma
     path.write_bytes(content)
 
 
-def load_pte(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
     """The program as a function of normalised float32 [n, 3, H, W], on `threads` threads of this process.
 
     Raises StageError if it is damaged, or if the thread pool has another size.
@@ -104,12 +108,7 @@ def load_pte(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
     return network
 
 
-def in_parts(network: Callable[[Tensor], Tensor], most: int) -> Callable[[Tensor], Tensor]:
-    """The network for batches of any size, given `most` images at a time."""
-    return lambda images: torch.cat([network(part) for part in images.split(most)])
-
-
-def read_pte(path: Path) -> GeneratedCode:
+def read(path: Path) -> GeneratedCode:
     """Read a program; nothing of it is executed.
 
     Raises StageError if it is damaged or no such program, UserError if ExecuTorch is not installed.
@@ -135,10 +134,15 @@ def read_pte(path: Path) -> GeneratedCode:
     return GeneratedCode(list(reader.constants.values()), reader.calls, metadata, len(content), len(content))
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """A program's metadata; raises as `read` does."""
+    return read(path).metadata
+
+
 def name_scales(code: GeneratedCode, program: ExportedProgram) -> GeneratedCode:
     """The code with each call's scale called as in the quantized program that it was lowered from; None if unknown.
 
-    `read_pte` knows the scales of a weight's channels by their digest alone.
+    `read` knows the scales of a weight's channels by their digest alone.
     """
     tensors = {**program.state_dict, **program.constants}
     names: dict[str, list[str]] = {}
@@ -158,7 +162,7 @@ def _digest(content: bytes) -> str:
 
 
 def _metadata(plans: dict[str, Any]) -> dict[str, Any]:
-    """What `lower_pte` wrote, in the form that a package's metadata has."""
+    """What `lower` wrote, in the form that a package's metadata has."""
     plan = plans.get(METADATA_KEY)
     if plan is None:
         return {}

@@ -21,6 +21,7 @@ from raq.artifact.cpp import MAX_SOURCE_BYTES, CodeLine, Deadline, code_lines
 from raq.artifact.elf import imported_symbols
 from raq.errors import StageError
 
+ZIP_MAGIC = b"PK\x03\x04"
 METADATA_KEY = "raq"
 KERNEL = re.compile(r"\baoti_torch_(?:cpu|cuda|mkldnn)_\w+\(")
 OPAQUE = "aoti_torch_proxy_executor_call_function("
@@ -99,6 +100,15 @@ class GeneratedCode:
     metadata: dict[str, Any]
     native_bytes: int
     file_bytes: int
+
+
+def is_package(path: Path) -> bool:
+    """Whether a file begins as a package does, which is a zip."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    except OSError:
+        return False
 
 
 def read_package(path: Path) -> GeneratedCode:

@@ -1,7 +1,4 @@
-"""What is deployed: an AOTInductor package that torch alone loads and runs; and artifacts of either kind, read.
-
-The other kind is an ExecuTorch program (pte.py). A file's content says which of the two it is, not its name.
-"""
+"""AOTInductor packages, native code that torch alone loads and runs: how they are made and loaded."""
 
 import json
 from collections.abc import Callable
@@ -12,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from raq.artifact.executorch import is_pte, read_pte
-from raq.artifact.generated_code import METADATA_KEY, GeneratedCode, read_metadata, read_package
+from raq.artifact.generated_code import METADATA_KEY, read_metadata
 from raq.errors import StageError
 
 
-def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu") -> None:
-    """Compile a program with Inductor, weights frozen in, for any batch size, into the package at `path`.
+def lower(
+    program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu", max_batch: int | None = None
+) -> None:
+    """Compile a program with Inductor, weights frozen in, into the package at `path`, for any batch size.
 
     `metadata` (plain values) travels in the package, with torch's version. Compiled under no_grad: with gradients
     possible Inductor does not freeze, and unfrozen int8 graphs run as dequantize, float kernel, quantize.
@@ -48,18 +46,10 @@ def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device
         ) from error
 
 
-def read(path: Path) -> GeneratedCode:
-    """What is in an artifact of either kind; nothing of it is loaded as code. StageError if it is damaged."""
-    return read_pte(path) if is_pte(path) else read_package(path)
+def load(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
+    """The package as a function of normalised float32 [n, 3, H, W], on the threads that torch has.
 
-
-def metadata_of(path: Path) -> dict[str, Any]:
-    """The metadata of an artifact of either kind; StageError if it is damaged."""
-    return read_pte(path).metadata if is_pte(path) else read_metadata(path)
-
-
-def load(path: Path) -> Callable[[Tensor], Tensor]:
-    """The package as a function of normalised float32 [n, 3, H, W]. Runs native code: load only what you trust.
+    Runs native code: load only what you trust.
 
     Raises StageError if it is damaged or was made by another torch: its native code calls into torch's libraries,
     whose interface is not promised from one release to the next.

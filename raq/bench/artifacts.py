@@ -10,9 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raq.artifact.executorch import is_pte
 from raq.artifact.generated_code import LONGEST_SIDE, METADATA_KEY, input_shape
-from raq.artifact.inductor import metadata_of
+from raq.artifact.runtimes import read_metadata, runtime_of_file
 from raq.bench.latency import measure
 from raq.bench.launcher import ContenderSettings
 from raq.environment import available_cpus
@@ -79,7 +78,7 @@ def bench_artifacts(
     names = _names(paths, metadata)
     contenders = []
     for name, path in zip(names, paths, strict=True):
-        runtime = "executorch" if is_pte(path) else "inductor"
+        runtime = runtime_of_file(path).name
         contenders.append(
             ContenderSettings(f"{name}/{runtime}", runtime, min(devices), str(path), min(shapes), threads, "", 0, None)
         )
@@ -93,7 +92,7 @@ def bench_artifacts(
 def _metadata(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
-    return metadata_of(path)
+    return read_metadata(path)
 
 
 def _shape(path: Path, metadata: dict[str, Any], asked: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
-"""Contenders, each in a process of its own: `python -m raq.bench.contender FD [RUNTIME...]`.
+"""Contenders, each in a process of its own: `python -m raq.bench.contender FD [FUNCTION...]`.
 
-This process imports torch once and forks for every contender: all start from the same libraries at the same addresses,
-and a new launch costs what loading the artifact costs. It takes one socket for each contender over the Unix socket FD;
-the child answers one JSON command a line there, sleeps in a read between commands, so that it takes nothing from the
-contender whose turn it is, and ends with its socket.
+This process imports torch once, and the FUNCTIONs that load artifacts, calls those that end in "()", which import the
+libraries of runtimes, and forks for every contender: all start from the same libraries at the same addresses, and a new
+launch costs what loading the artifact costs. It takes one socket for each contender over the Unix socket FD; the child
+answers one JSON command a line there, sleeps in a read between commands, so that it takes nothing from the contender
+whose turn it is, and ends with its socket.
 """
 
 import json
@@ -22,11 +23,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from raq.artifact.executorch import load_pte
-from raq.artifact.inductor import load
 from raq.bench.clocks import own_times
-from raq.environment import require_executorch
 from raq.errors import RaqError
+from raq.lazy import resolve
 from raq.model.zoo import build_model, load_weights, put_weights
 
 ONE_THREADS, HAND_OVERS = 32_000, 20  # floats that one thread adds alone (torch shares from 32,768 on); times
@@ -44,19 +43,6 @@ def load_eager(contender: Command) -> Network:
     return model.eval().to(contender["device"])
 
 
-def load_inductor(contender: Command) -> Network:
-    """An AOTInductor package."""
-    return load(Path(contender["path"]))
-
-
-def load_executorch(contender: Command) -> Network:
-    """An ExecuTorch program."""
-    return load_pte(Path(contender["path"]), contender["threads"])
-
-
-LOADERS = {"eager": load_eager, "inductor": load_inductor, "executorch": load_executorch}
-
-
 class Contender:
     """What this process measures: the loaded network and its inputs."""
 
@@ -64,10 +50,13 @@ class Contender:
         torch.set_num_threads(settings["threads"])
         self.device = torch.device(settings["device"])
         self.shape = settings["image_shape"]
-        if settings["runtime"] == "executorch":
-            require_executorch()  # importing it takes seconds that are not the loading of the artifact's
+        if settings["prepare"] is not None:
+            resolve(settings["prepare"])()  # importing its libraries is not loading the artifact
+        load = None if settings["load"] is None else resolve(settings["load"])
         started = time.perf_counter_ns()
-        self.network = LOADERS[settings["runtime"]](settings)
+        self.network: Network = (
+            load_eager(settings) if load is None else load(Path(settings["path"]), settings["threads"])
+        )
         self.load_ms = (time.perf_counter_ns() - started) / 1e6
         self.inputs: dict[int, list[Tensor]] = {}
         self.small: list[Tensor] = []
@@ -233,9 +222,11 @@ if __name__ == "__main__":
     import torch._inductor.package
     import torch.utils.cpp_extension
 
-    if "executorch" in sys.argv[2:]:
+    for function in sys.argv[2:]:
         with suppress(RaqError):  # the contender that needs it says so
-            require_executorch()
+            found = resolve(function.removesuffix("()"))
+            if function.endswith("()"):
+                found()
     os.dup2(2, 1)  # whatever libraries print goes to standard error
     with suppress(Exception):
         torch._inductor.cpu_vec_isa.pick_vec_isa()  # compiles probes; where that fails, loading says so

@@ -1,4 +1,4 @@
-"""The parent's end of the contenders' processes: started, asked one at a time, ended. The other end is runtimes.py."""
+"""The parent's end of the contenders' processes: started, asked one at a time, ended. The other end is contender.py."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raq.artifact.runtimes import RUNTIMES
 from raq.environment import inductor_cache
 from raq.errors import StageError
 
@@ -53,7 +54,9 @@ class ContenderProcess:
 
     def load(self, cpus: Sequence[int]) -> None:
         """Load the contender, on these CPUs."""
-        self.told = self.ask(do="load", contender=asdict(self.settings), cpus=sorted(cpus))
+        runtime = RUNTIMES.get(self.settings.runtime)  # eager mode is none
+        how = {"load": runtime and runtime.load, "prepare": runtime and runtime.prepare}
+        self.told = self.ask(do="load", contender={**asdict(self.settings), **how}, cpus=sorted(cpus))
         self.pid = self.told["pid"]
         if self.told["threads"] != self.settings.threads:
             raise StageError(
@@ -141,6 +144,9 @@ def fork_server(runtimes: Collection[str] = ()) -> Iterator[ForkServer]:
 
     runtimes: of the contenders to come, whose libraries are then imported once for all launches.
     """
+    used = [RUNTIMES[name] for name in sorted(set(runtimes) & set(RUNTIMES))]
+    functions = [runtime.load for runtime in used]
+    functions += [f"{runtime.prepare}()" for runtime in used if runtime.prepare is not None]
     ours, theirs = socket.socketpair()
     # torch unpacks packages there, and a process that is killed does not tidy up
     with ours, tempfile.TemporaryDirectory(prefix="raq-bench-", ignore_cleanup_errors=True) as scratch:
@@ -152,7 +158,7 @@ def fork_server(runtimes: Collection[str] = ()) -> Iterator[ForkServer]:
         }  # fmt: skip
         with theirs, errors.open("w") as file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "raq.bench.contender", str(theirs.fileno()), *sorted(runtimes)],
+                [sys.executable, "-m", "raq.bench.contender", str(theirs.fileno()), *functions],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=file, start_new_session=True,
                 env=environment,
             )  # fmt: skip

@@ -15,8 +15,6 @@ FUNCTION_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
 MODELS = ("resnet18-cifar", "resnet20-cifar")
 # What executes the artifacts of a backend: inductor (an AOTInductor package, .pt2) or executorch (a .pte for phones).
-RUNTIME_OF_BACKEND: dict[str, str] = {"x86": "inductor", "arm": "inductor", "xnnpack": "executorch"}
-FILE_OF_RUNTIME: dict[str, str] = {"inductor": "artifact.pt2", "executorch": "artifact.pte"}
 ARM_ARCHITECTURES = ("aarch64", "arm64")
 BASELINE = "fp32"  # the candidate that the others are compared with
 MIXTURE = "mixed-"  # of the names of candidates that leave some layers in float

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raq.artifact.runtimes import RUNTIMES, runtime_of_backend
 from raq.environment import (
     COMPILER_SETTINGS,
     NUMERIC_SETTINGS,
@@ -19,7 +20,7 @@ from raq.environment import (
     has_vnni,
     versions,
 )
-from raq.experiment.schema import ARM_ARCHITECTURES, RUNTIME_OF_BACKEND, Experiment, Ptq, Resources
+from raq.experiment.schema import ARM_ARCHITECTURES, Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
 from raq.plan.fingerprints import code_of_kind, code_of_trial, depends_on
@@ -119,7 +120,7 @@ class _Plan:
             "code": code_of_kind(kind),
             "libraries": {
                 "python": platform.python_version(),
-                **versions((*KINDS[kind].libraries, *_executorch(settings))),
+                **versions((*KINDS[kind].libraries, *_runtime_libraries(settings))),
             },
         }
         fingerprint = digest(content)
@@ -201,7 +202,7 @@ class _Plan:
                 **fixed,
                 "weights": self.stages["train"].fingerprint,
                 "code": code_of_trial(kind),
-                "libraries": versions((*KINDS[kind].libraries, *_executorch(settings))),
+                "libraries": versions((*KINDS[kind].libraries, *_runtime_libraries(settings))),
             }
         )
 
@@ -220,13 +221,14 @@ class _Plan:
         backend = self.experiment.backend(candidate)
         if why_not_lowered(backend, self.facts.machine, self.experiment.bench.devices):
             return []
-        return [device for device in where if device == "cpu" or backend in (None, "x86")]
+        able = runtime_of_backend(backend).devices if backend != "arm" else ("cpu",)
+        return [device for device in where if device in able]
 
     def _runtime(self, candidate: str) -> Settings:
         """What executes a candidate's artifact, and the largest batch that it takes, if there is a limit."""
-        runtime = RUNTIME_OF_BACKEND[self.experiment.backend(candidate) or "x86"]
-        limit = {"max_batch": self.experiment.lower.max_batch} if runtime == "executorch" else {}
-        return {"runtime": runtime, **limit}
+        runtime = runtime_of_backend(self.experiment.backend(candidate))
+        limit = {"max_batch": self.experiment.lower.max_batch} if runtime.has_max_batch else {}
+        return {"runtime": runtime.name, **limit}
 
     def _add_evaluate(self, candidate: str, where: Iterable[str]) -> None:
         targets = self._targets(candidate, where)
@@ -288,11 +290,11 @@ def why_not_lowered(backend: str | None, machine: Settings, asked: str | Sequenc
     return None
 
 
-def _executorch(settings: Settings) -> tuple[str, ...]:
-    """ExecuTorch, as a library that counts, for stages that use it."""
-    backends = [settings.get(part, {}).get("backend") for part in ("ptq", "qat")]
-    uses = "executorch" in (settings.get("runtime"), *settings.get("runtimes", {}).values()) or "xnnpack" in backends
-    return ("executorch",) if uses else ()
+def _runtime_libraries(settings: Settings) -> tuple[str, ...]:
+    """The libraries of the runtimes that a stage uses, or whose backend's quantizer it uses."""
+    names = {settings.get("runtime"), *settings.get("runtimes", {}).values()}
+    names |= {runtime_of_backend(settings[part].get("backend")).name for part in ("ptq", "qat") if part in settings}
+    return tuple(library for name in RUNTIMES if name in names for library in RUNTIMES[name].libraries)
 
 
 def _lowered(candidate: str, device: str) -> str:

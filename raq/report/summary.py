@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.errors import UserError
-from raq.experiment.schema import FILE_OF_RUNTIME, kind_of
+from raq.experiment.schema import kind_of
 from raq.plan.stages import why_not_lowered
 from raq.report.claims import Counts, Measured, Rules
 from raq.report.ratios import Summary, best_fp32, row_ratios
@@ -192,7 +193,14 @@ def _executed(lowered: Record, evaluation: Record | None) -> Record:
 
 def _file_of(lowered: Record) -> str:
     """The artifact's file in the folder of this lower stage."""
-    return FILE_OF_RUNTIME[lowered["results"].get("runtime", "inductor")]
+    name = lowered["results"].get("runtime", FP32_RUNTIME)
+    if name not in RUNTIMES:
+        known = ", ".join(RUNTIMES)
+        raise UserError(
+            f"{lowered['kind']}-{lowered['fingerprint'][:16]}: damaged at results.runtime: {name!r} is none of {known}",
+            "delete its folder and run again, or show it with the raq that made it",
+        )
+    return RUNTIMES[name].file_name
 
 
 def _sweep(record: Record | None) -> Record | None:

@@ -5,7 +5,8 @@ Plain torch, never ray; torch is imported inside the functions.
 
 from pathlib import Path
 
-from raq.experiment.schema import FILE_OF_RUNTIME, Bench
+from raq.artifact.runtimes import RUNTIMES
+from raq.experiment.schema import Bench
 from raq.stages.call import SAMPLES, WEIGHTS, Call, Progress, Results, refuse_other_machine
 
 
@@ -31,7 +32,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     }
     contenders = [ContenderSettings("fp32/eager", "eager", path=str(Path(call.inputs["weights"]) / WEIGHTS), **shared)]
     for name, runtime in settings["runtimes"].items():
-        path = str(Path(call.inputs[name]) / FILE_OF_RUNTIME[runtime])
+        path = str(Path(call.inputs[name]) / RUNTIMES[runtime].file_name)
         contenders.append(ContenderSettings(f"{name}/{runtime}", runtime, path=path, **shared))
     results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
     write_json(Path(call.folder) / SAMPLES, results.pop("samples"))

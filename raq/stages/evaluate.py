@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.artifact.judgement import evidence_of
-from raq.experiment.schema import FILE_OF_RUNTIME
+from raq.artifact.runtimes import RUNTIMES, in_parts
+from raq.lazy import resolve
 from raq.stages.call import LOGITS, PREDICTIONS, PROGRAM, Call, Progress, Results, refuse_other_machine
 from raq.stages.inputs import dataset_of, parity_chain
 from raq.store.files import read_json
 
 if TYPE_CHECKING:
-    from raq.artifact.isolated import FreshProcess
+    from raq.artifact.isolated import IsolatedProcess
     from raq.model.cache import Array
     from raq.model.dataset import Dataset
     from raq.model.parity import Chain
@@ -25,15 +26,13 @@ TRAIN_SAMPLE = 256
 
 
 def evaluate_stage(call: Call, progress: Progress) -> Results:
-    """Top-1 of the saved artifact on every test image, in a fresh process with torch (or ExecuTorch) alone.
+    """Top-1 of the saved artifact on every test image, in a process without raq.
 
     Of a candidate that cannot be lowered on this machine, the quantized program is evaluated, by torch's own kernels.
     """
     import numpy as np
 
-    from raq.artifact.executorch import in_parts
-    from raq.artifact.inductor import refuse_other_torch
-    from raq.artifact.isolated import FreshProcess
+    from raq.artifact.isolated import IsolatedProcess
     from raq.model.evaluation import logits, predict
 
     dataset = dataset_of(call)
@@ -41,21 +40,21 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     chain = parity_chain(call, whole)
     if "program" in call.inputs:
         return _evaluate_program(call, dataset, chain)
-    runtime, device = call.settings["runtime"], call.settings["device"]
-    if runtime == "inductor":
+    runtime, device = RUNTIMES[call.settings["runtime"]], call.settings["device"]
+    if runtime.is_native:
         refuse_other_machine(call.settings["machine"])
-    path = Path(call.inputs["artifact"]) / FILE_OF_RUNTIME[runtime]
+    path = Path(call.inputs["artifact"]) / runtime.file_name
     chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
-    if runtime == "inductor":
-        refuse_other_torch(path)
+    if runtime.refuse is not None:
+        resolve(runtime.refuse)(path)
     started = time.perf_counter()
-    with FreshProcess(path, device, call.cpus) as process:
+    with IsolatedProcess(path, device, call.cpus) as process:
         chain.seconds += time.perf_counter() - started - process.told["load_s"]
-        network = in_parts(process, call.settings["max_batch"]) if runtime == "executorch" else process
+        network = in_parts(process, call.settings["max_batch"]) if runtime.has_max_batch else process
         chain.step("reloaded", network)
         predicted = predict(network, dataset)
         results: Results = {"load_s": process.told["load_s"], "resident_bytes": process.told["resident_bytes"]}
-        if runtime == "inductor" and device == "cpu":
+        if runtime.reports_kernels and device == "cpu":
             results |= _executed(call, path, process)
         if call.settings["candidate"] == "fp32":  # does the test split score like the images trained on?
             chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
@@ -67,7 +66,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
 
 
-def _executed(call: Call, path: Path, process: "FreshProcess") -> Results:
+def _executed(call: Call, path: Path, process: "IsolatedProcess") -> Results:
     """Which kernels run in the artifact's process, against what it should do according to its record."""
     from raq.artifact.executed import summary
 

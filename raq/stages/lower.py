@@ -6,7 +6,8 @@ Plain torch, never ray; torch is imported inside the functions.
 import time
 from pathlib import Path
 
-from raq.experiment.schema import FILE_OF_RUNTIME
+from raq.artifact.runtimes import RUNTIMES, in_parts
+from raq.lazy import resolve
 from raq.stages.call import LOGITS, PROGRAM, Call, Progress, Results, refuse_other_machine
 from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
 from raq.store.files import file_digest, read_json
@@ -14,17 +15,15 @@ from raq.store.files import file_digest, read_json
 
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
-    from raq.artifact import executorch as pte
     from raq.artifact.audit import audit, float_weight_share
-    from raq.artifact.inductor import load, lower, read
     from raq.artifact.sizes import float_copies, ledger
     from raq.quantize.arithmetic import NetworkMacs, network_macs
     from raq.quantize.convert import load_program, tensor_bytes
     from raq.quantize.export import export_network
 
-    settings, path = call.settings, Path(call.folder) / FILE_OF_RUNTIME[call.settings["runtime"]]
-    portable = settings["runtime"] == "executorch"
-    if not portable:
+    settings, runtime = call.settings, RUNTIMES[call.settings["runtime"]]
+    path = Path(call.folder) / runtime.file_name
+    if runtime.is_native:
         refuse_other_machine(settings["machine"])
     chain = parity_chain(call, dataset_of(call))
     if "program" in call.inputs:
@@ -49,15 +48,14 @@ def lower_stage(call: Call, progress: Progress) -> Results:
         "float_by_choice": chosen,
     }
     progress({"text": f"compiling for {settings['device']}"})
-    if portable:
-        most = settings["max_batch"]
-        pte.lower_pte(program, path, metadata, most)
-        chain.step("lowered", pte.in_parts(pte.load_pte(path, call.cpus), most))
-    else:
-        lower(program, path, metadata, settings["device"])
-        chain.step("lowered", load(path), settings["device"])
+    most = settings["max_batch"] if runtime.has_max_batch else None
+    resolve(runtime.lower)(program, path, metadata, settings["device"], most)
+    lowered = resolve(runtime.load)(path, call.cpus)
+    chain.step("lowered", lowered if most is None else in_parts(lowered, most), settings["device"])
     started = time.perf_counter()
-    code = pte.name_scales(read(path), program) if portable else read(path)
+    code = resolve(runtime.read)(path)
+    if runtime.name_scales is not None:
+        code = resolve(runtime.name_scales)(code, program)
     results: Results = {
         "runtime": settings["runtime"],
         "target": settings["device"],

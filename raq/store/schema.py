@@ -244,7 +244,7 @@ class Lowering(TypedDict):
     size_bytes: Annotated[int, Field(ge=1, le=2**62)]
     weight_bytes: Annotated[int, Field(ge=1, le=2**62)]
     int8_mac_share: Share | None
-    runtime: NotRequired[Literal["inductor", "executorch"]]
+    runtime: NotRequired[Name]
     sha256: NotRequired[Name]
     note: NotRequired[Text]
     ledger: NotRequired[Values]

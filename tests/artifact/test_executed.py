@@ -9,7 +9,7 @@ from networks import quantized, small
 from raq.artifact import check, executed, inductor
 from raq.artifact.audit import audit
 from raq.artifact.generated_code import read_package
-from raq.artifact.isolated import FreshProcess
+from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError
 from raq.experiment.schema import Require, Resources
 from raq.plan.requirements import check_results
@@ -36,7 +36,7 @@ def lowered(program, path: Path, **configuration) -> Path:
 
 
 def ran(path: Path, layers=()):
-    with FreshProcess(path) as process:
+    with IsolatedProcess(path) as process:
         traces = process.trace((3, 32, 32), {432, 4608, 320})
     return executed.summary(traces, sum(MACS), layers)
 

@@ -67,7 +67,7 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     found = audit.audit(program, code, counted)
     sizes = {math.prod(entry.shape) for entry in ledger(code).constants if len(entry.shape) > 1}
     isolated.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
-    with isolated.FreshProcess(path, threads=2) as process:
+    with isolated.IsolatedProcess(path, threads=2) as process:
         traces = process.trace((3, side, side), sizes)
     told = executed.summary(traces, counted.total, found.as_record()["layers"])
     rows = told.pop("executed_layers")

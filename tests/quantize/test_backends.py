@@ -8,8 +8,8 @@ import torch
 from networks import EXAMPLE, small
 from torchao.quantization.pt2e import FakeQuantizeBase
 
-from raq.artifact import audit, check, executorch, inductor, sizes
-from raq.artifact.isolated import FreshProcess
+from raq.artifact import audit, check, executorch, runtimes, sizes
+from raq.artifact.isolated import IsolatedProcess
 from raq.bench.artifacts import bench_artifacts, bench_settings
 from raq.errors import StageError, UserError
 from raq.experiment.schema import Calibration
@@ -36,7 +36,9 @@ def program(digits):
 @pytest.fixture(scope="module")
 def artifact_pte(program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pte") / "a.pte"
-    executorch.lower_pte(program, path, METADATA, 40)  # torch guesses a memory format by whether a batch is below 16
+    executorch.lower(
+        program, path, METADATA, max_batch=40
+    )  # torch guesses a memory format by whether a batch is below 16
     return path
 
 
@@ -74,7 +76,7 @@ def test_quantization_aware_graphs(backend: str) -> None:
 
 
 def test_the_pte_calls_integer_nodes_for_all_layers(program, artifact_pte: Path) -> None:
-    code = executorch.name_scales(inductor.read(artifact_pte), program)
+    code = executorch.name_scales(runtimes.read(artifact_pte), program)
     found = audit.audit(program, code)
     assert found.int8_mac_share == 1.0
     assert found.problem == ""
@@ -90,17 +92,17 @@ def test_the_pte_calls_integer_nodes_for_all_layers(program, artifact_pte: Path)
 def test_the_pte_computes_what_was_converted(program, artifact_pte: Path) -> None:
     images = torch.randn(91, 3, 32, 32)
     expected = program.module()(images)
-    with FreshProcess(artifact_pte, threads=2) as process:
+    with IsolatedProcess(artifact_pte, threads=2) as process:
         assert process.told["foreign"] == []
-        given = executorch.in_parts(process, 40)(images)
+        given = runtimes.in_parts(process, 40)(images)
     assert sqnr_db(expected.detach().numpy(), given.numpy()) is None or sqnr_db(expected.numpy(), given.numpy()) > 30
 
 
 def test_float_layers_are_seen_in_a_pte(tmp_path: Path) -> None:
     """FP32 offered as int8: no node is an integer one."""
     pytest.importorskip("executorch")
-    executorch.lower_pte(export_program(small(), EXAMPLE), tmp_path / "a.pte", METADATA, 8)
-    code = inductor.read(tmp_path / "a.pte")
+    executorch.lower(export_program(small(), EXAMPLE), tmp_path / "a.pte", METADATA, max_batch=8)
+    code = runtimes.read(tmp_path / "a.pte")
     assert [call.integer for call in code.calls] == [False, False, False]
     found = check.check(tmp_path / "a.pte", tmp_path / "results", run=False, require=0.95)
     assert found["int8_mac_share"] == 0
@@ -111,7 +113,7 @@ def test_float_layers_are_seen_in_a_pte(tmp_path: Path) -> None:
 def test_a_truncated_pte(artifact_pte: Path, tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.pte").write_bytes(artifact_pte.read_bytes()[:-cut])
     with pytest.raises(StageError, match="not a readable"):
-        inductor.read(tmp_path / "a.pte")
+        runtimes.read(tmp_path / "a.pte")
 
 
 def test_check_and_bench_take_a_pte(artifact_pte: Path, tmp_path: Path) -> None:

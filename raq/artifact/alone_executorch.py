@@ -1,0 +1,18 @@
+"""How a process without raq loads an ExecuTorch program: with ExecuTorch alone. Run by alone.py; imports no raq."""
+
+FOREIGN: set[str] = set()  # ExecuTorch itself imports torchao
+
+
+def prepare(threads: int) -> None:
+    """Import ExecuTorch, and give it its threads, before the load is timed."""
+    from executorch.extension.pybindings import portable_lib
+
+    portable_lib._unsafe_reset_threadpool(threads)
+
+
+def load(path: str):  # type: ignore[no-untyped-def]
+    """The program as a function of images."""
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(path).load_method("forward")
+    return lambda images: method.execute([images])[0]

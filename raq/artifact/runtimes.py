@@ -1,0 +1,127 @@
+"""Every runtime that executes artifacts, in one table: its file, how it is made, loaded, read, and tried alone.
+
+A new runtime is one entry here, its file in this room with the functions named, and its `alone_*.py`. Functions are
+named as "module:function": reading the table imports no library.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raq.errors import StageError
+from raq.lazy import resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raq.artifact.generated_code import GeneratedCode
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One runtime.
+
+    file_name: of an artifact in its stage's folder. backends: those whose quantized programs it executes; it executes
+    FP32 programs beside them. devices: where. libraries: distributions that it needs beside torch.
+
+    lower: (program, path, metadata, device, max_batch) -> None, writes the artifact. load: (path, threads) -> a
+    function of normalised float32 [n, 3, H, W] to logits [n, classes]. read: path -> GeneratedCode, executes nothing.
+    read_metadata: path -> the artifact's metadata, by itself. recognises: path -> whether a file is one of its own.
+    name_scales: (code, program) -> code, its scales called as in the program, if `read` does not know them.
+    prepare: () -> None, imports its libraries; UserError if they are not installed. refuse: path -> None, StageError if
+    this installation cannot execute the file. alone: the module that loads an artifact in a process without raq.
+
+    is_native: artifacts are code for this kind of CPU. has_max_batch: they take batches up to a size that is fixed when
+    they are made. reports_kernels: on the CPU it computes by oneDNN, which tells what it executes.
+    """
+
+    name: str
+    file_name: str
+    backends: tuple[str, ...]
+    devices: tuple[str, ...]
+    lower: str
+    load: str
+    read: str
+    read_metadata: str
+    recognises: str
+    alone: str
+    libraries: tuple[str, ...] = ()
+    name_scales: str | None = None
+    prepare: str | None = None
+    refuse: str | None = None
+    is_native: bool = False
+    has_max_batch: bool = False
+    reports_kernels: bool = False
+
+
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            "inductor",
+            "artifact.pt2",
+            backends=("x86", "arm"),
+            devices=("cpu", "cuda"),
+            lower="raq.artifact.inductor:lower",
+            load="raq.artifact.inductor:load",
+            read="raq.artifact.generated_code:read_package",
+            read_metadata="raq.artifact.generated_code:read_metadata",
+            recognises="raq.artifact.generated_code:is_package",
+            alone="raq.artifact.alone_inductor",
+            refuse="raq.artifact.inductor:refuse_other_torch",
+            is_native=True,
+            reports_kernels=True,
+        ),
+        Runtime(
+            "executorch",
+            "artifact.pte",
+            backends=("xnnpack",),
+            devices=("cpu",),
+            lower="raq.artifact.executorch:lower",
+            load="raq.artifact.executorch:load",
+            read="raq.artifact.executorch:read",
+            read_metadata="raq.artifact.executorch:read_metadata",
+            recognises="raq.artifact.executorch:is_pte",
+            alone="raq.artifact.alone_executorch",
+            libraries=("executorch",),
+            name_scales="raq.artifact.executorch:name_scales",
+            prepare="raq.environment:require_executorch",
+            has_max_batch=True,
+        ),
+    )
+}
+FP32_RUNTIME = "inductor"
+
+
+def runtime_of_backend(backend: str | None) -> Runtime:
+    """The runtime that executes what this backend quantizes; without one, what executes FP32 programs."""
+    return next((each for each in RUNTIMES.values() if backend in each.backends), RUNTIMES[FP32_RUNTIME])
+
+
+def runtime_of_file(path: Path) -> Runtime:
+    """The runtime whose artifact a file is, by its content; StageError if it is of none, or cannot be read."""
+    for runtime in RUNTIMES.values():
+        if resolve(runtime.recognises)(path):
+            return runtime
+    known = " nor ".join(Path(runtime.file_name).suffix for runtime in RUNTIMES.values())
+    raise StageError(f"{path}: not a readable package: it begins neither as a {known}", "give one that 'raq run' made")
+
+
+def read(path: Path) -> "GeneratedCode":
+    """What is in an artifact; nothing of it is executed. StageError if it is damaged or no artifact."""
+    code: GeneratedCode = resolve(runtime_of_file(path).read)(path)
+    return code
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of an artifact; StageError if it is damaged or no artifact."""
+    metadata: dict[str, Any] = resolve(runtime_of_file(path).read_metadata)(path)
+    return metadata
+
+
+def in_parts(network: "Callable[[Tensor], Tensor]", most: int) -> "Callable[[Tensor], Tensor]":
+    """The network for batches of any size, given `most` images at a time."""
+    import torch
+
+    return lambda images: torch.cat([network(part) for part in images.split(most)])
