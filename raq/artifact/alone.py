@@ -1,9 +1,9 @@
 """An artifact in a process of its own, without raq: what isolated.py starts, `python -I alone.py ...`. Imports no raq.
 
 Arguments: the file with the runtime's `load`, the artifact, the device, the number of threads, a mark for the trace,
-the descriptor of the connection to the parent. The first message tells how loading went. A request is the shape, 4 int64,
-and float32 values; the answer is the logits' shape, 2 int64, and their values. A negative batch size asks oneDNN to
-report what it executes, on standard error, after a line with the mark and the batch size.
+the descriptor of the connection to the parent. The first message tells how loading went. A request is the shape, 4
+int64, and float32 values; the answer is the logits' shape, 2 int64, and their values. A negative batch size asks oneDNN
+to report what it executes, on standard error, after a line with the mark and the batch size.
 """
 
 import json

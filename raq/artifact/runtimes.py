@@ -104,7 +104,7 @@ def runtime_of_file(path: Path) -> Runtime:
     for runtime in RUNTIMES.values():
         if resolve(runtime.recognises)(path):
             return runtime
-    known = " nor ".join(Path(runtime.file_name).suffix for runtime in RUNTIMES.values())
+    known = " nor as a ".join(Path(runtime.file_name).suffix for runtime in RUNTIMES.values())
     raise StageError(f"{path}: not a readable package: it begins neither as a {known}", "give one that 'raq run' made")
 
 

@@ -290,7 +290,7 @@ def test_a_file_that_is_no_artifact_is_not_copied_first(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(20_000_000_000)
     (problem,) = check.check(path, NOWHERE, run=True, require=0.95)["problems"]
-    assert "begins neither as a .pt2 (a zip) nor as a .pte" in problem
+    assert "begins neither as a .pt2 nor as a .pte" in problem
     with path.open("r+b") as file:
         file.write(b"PK\x03\x04")
     (problem,) = check.check(path, NOWHERE, run=True, require=0.95)["problems"]
