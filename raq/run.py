@@ -21,7 +21,7 @@ from raq.plan.stages import Facts, Stage, make_plan
 from raq.plan.stale import stale_stages
 from raq.store.files import Record, file_digest, now, read_json
 from raq.store.local import Store, read_run
-from raq.store.object_storage import StorageError, told
+from raq.store.object_storage import StorageError, subscribed
 from raq.store.remote import open_store
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _joined(path: Path, overrides: Sequence[str], address: str, logs: Path, wait
         yield _Joined(prepare(path, overrides, where), nodes, output, wait_s)
 
 
-def places(
+def placements(
     path: Path, overrides: Sequence[str], results: "str | Path", address: str | None = None
 ) -> tuple[Prepared, dict[str, str], dict[str, str]]:
     """A dry run: the plan, why stages are stale, and where each of those would be done, here or on the cluster.
@@ -206,7 +206,7 @@ def _complete(
     with _recorded(store, folder, prepared, stale), ExitStack() as stack:
         output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined.output
         listener.begin(prepared.plan, stale, output)
-        stack.enter_context(told(listener.note))
+        stack.enter_context(subscribed(listener.note))
         stack.callback(listener.end)
         wait_s = joined.wait_s if joined else 0.0
         nodes = joined.nodes if joined else stack.enter_context(cluster(None, folder / "logs"))

@@ -12,7 +12,7 @@ Interval = tuple[float, float]
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
 CONFIDENCE = 0.95
-MIN_LAUNCHES, MIN_CALM_LAUNCHES, MIN_CALM_ROUNDS, MIN_CALM_SHARE = 4, 6, 6, 0.25
+MIN_LAUNCHES, MIN_UNDISTURBED_LAUNCHES, MIN_CALM_ROUNDS, MIN_CALM_SHARE = 4, 6, 6, 0.25
 MAX_VALUES = 100  # more launches than these count in pairs, fours, ...
 # Models of how launches drift: the correlation of a launch's drift with that of the next one, each equally likely
 # before anything is measured, and the share of the variance that is steady, equally likely for each correlation but 0.
@@ -224,10 +224,10 @@ def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
     logs = [np.log(np.asarray(launch, dtype=np.float64)) for launch in launches]
     several = [part for part in logs if len(part) > 1]
     values = _winsorized(np.array([float(np.median(part)) for part in logs]))
-    if len(values) < MIN_CALM_LAUNCHES or values.std() ** 2 < TINY:
+    if len(values) < MIN_UNDISTURBED_LAUNCHES or values.std() ** 2 < TINY:
         return None
     between = within = p = None
-    if len(several) >= MIN_CALM_LAUNCHES:
+    if len(several) >= MIN_UNDISTURBED_LAUNCHES:
         variance = float(sum(((part - part.mean()) ** 2).sum() for part in several) / sum(len(p) - 1 for p in several))
         typical = len(several) / sum(1 / len(part) for part in several)
         means = _winsorized(np.array([float(part.mean()) for part in several]))
@@ -256,7 +256,7 @@ def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int
     """
     calm = [n for n, spoilt in enumerate(disturbed) if not spoilt]
     launches, calm_launches = len(set(launch)), len({launch[n] for n in calm})
-    wanted = max(min(launches, MIN_CALM_LAUNCHES), MIN_CALM_SHARE * launches)
+    wanted = max(min(launches, MIN_UNDISTURBED_LAUNCHES), MIN_CALM_SHARE * launches)
     enough = len(calm) >= MIN_CALM_ROUNDS and calm_launches >= wanted
     return calm if enough else list(range(len(launch)))
 

@@ -44,7 +44,7 @@ class LayerAudit:
 
 
 @dataclass(frozen=True)
-class Between:
+class ElementwiseAudit:
     """An add, pool or concatenation: int8 if all that it reads was dequantized for it (it moves bytes, not floats)."""
 
     name: str
@@ -63,7 +63,7 @@ class Audit:
 
     layers: list[LayerAudit]
     others: list[Operation]
-    between: list[Between]
+    between: list[ElementwiseAudit]
     kernels: dict[str, int]
     total_macs: int | None
     int8_mac_share: float | None
@@ -79,7 +79,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class _Meant:
+class GraphLayer:
     """A layer as the graph means it."""
 
     name: str
@@ -135,7 +135,7 @@ def total_macs(done: list[Operation], network: NetworkMacs | None = None) -> tup
     return max(own, network.total or 0) if network is not None else own, []
 
 
-def _take(calls: list[KernelCall], layer: _Meant) -> KernelCall | None:
+def _take(calls: list[KernelCall], layer: GraphLayer) -> KernelCall | None:
     """The call for a layer, removed from `calls`: integer kernels for layers meant so, then whatever fits."""
     wanted = layer.scale is not None
     by_scale = [call for call in calls if wanted and call.integer and call.weight_scale == layer.scale]
@@ -213,7 +213,7 @@ def kernel_counts(code: GeneratedCode) -> dict[str, int]:
     return dict(sorted(Counter(call.kernel for call in code.calls).items()))
 
 
-def _meant(program: ExportedProgram) -> list[_Meant]:
+def _meant(program: ExportedProgram) -> list[GraphLayer]:
     signature = program.graph_signature
     names = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     found = []
@@ -227,11 +227,11 @@ def _meant(program: ExportedProgram) -> list[_Meant]:
             reason = f"its input is float: it comes from {_origin(data)}"
         else:
             scale = names.get(str(weight_source.args[1]), str(weight_source.args[1]))
-        found.append(_Meant(layer.name, layer.operator, layer.macs, scale, reason))
+        found.append(GraphLayer(layer.name, layer.operator, layer.macs, scale, reason))
     return found
 
 
-def _between(graph: fx.Graph) -> list[Between]:
+def _between(graph: fx.Graph) -> list[ElementwiseAudit]:
     found = []
     for node in graph.nodes:
         operator = BETWEEN.get(str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2])
@@ -243,7 +243,7 @@ def _between(graph: fx.Graph) -> list[Between]:
         if not inputs or any(not value.meta["val"].is_floating_point() for value in inputs):
             continue
         reason = f"reads float from {_origin(floats[0])}" if floats else ""
-        found.append(Between(layer_name(node), operator, not floats, reason))
+        found.append(ElementwiseAudit(layer_name(node), operator, not floats, reason))
     return found
 
 

@@ -89,7 +89,7 @@ def cpu_times(cpus: Sequence[int]) -> CpuTimes:
     return CpuTimes(now, busy * tick, sum(row[STEAL] for row in rows) * tick)
 
 
-def clock(cpus: Sequence[int], device: str) -> dict[str, Any]:
+def cpu_state(cpus: Sequence[int], device: str) -> dict[str, Any]:
     """Mean frequency of these CPUs in MHz, thermal throttling events so far, load; and the GPUs, if measured."""
     frequencies = [_number(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus]
     throttled = [_number(f"/sys/devices/system/cpu/cpu{cpu}/thermal_throttle/core_throttle_count") for cpu in cpus]

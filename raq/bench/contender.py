@@ -26,7 +26,7 @@ from torch import Tensor
 from raq.bench.clocks import own_times
 from raq.errors import RaqError
 from raq.lazy import resolve
-from raq.model.zoo import build_model, load_weights, put_weights
+from raq.model.zoo import build_model, load_state, load_weights
 
 ONE_THREADS, HAND_OVERS = 32_000, 20  # floats that one thread adds alone (torch shares from 32,768 on); times
 Network = Callable[[Tensor], Tensor]
@@ -39,7 +39,7 @@ Command = dict[str, Any]
 def load_eager(contender: Command) -> Network:
     """The FP32 network as PyTorch runs it without a compiler."""
     model = build_model(contender["model"], contender["classes"], contender["working_directory"])
-    put_weights(model, load_weights(Path(contender["path"])), contender["model"], contender["path"])
+    load_state(model, load_weights(Path(contender["path"])), contender["model"], contender["path"])
     return model.eval().to(contender["device"])
 
 

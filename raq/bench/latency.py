@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from raq.bench import nearest
-from raq.bench.clocks import clock, cpu_times, pinned
+from raq.bench.clocks import cpu_state, cpu_times, pinned
 from raq.bench.launcher import ContenderProcess, ContenderSettings, ForkServer, fork_server
-from raq.bench.noise import Slot, judged, summary
+from raq.bench.noise import Sample, classify, summary
 from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
 from raq.experiment.schema import BASELINE, Bench
-from raq.statistics import MIN_CALM_LAUNCHES, paired_ratio, relative_half_width
+from raq.statistics import MIN_UNDISTURBED_LAUNCHES, paired_ratio, relative_half_width
 
 MIN_ROUNDS_A_LAUNCH, MAX_ROUNDS_A_LAUNCH = 2, 20
 TIMING_OVER_LAUNCHING = 1.0  # how long the rounds of a launch may take, over what starting its processes took
@@ -161,7 +161,7 @@ class Measurement:
                 long_enough = timing > TIMING_OVER_LAUNCHING * launching or self.elapsed_s() > due_s
                 if done >= MIN_ROUNDS_A_LAUNCH and done % 2 == 0 and long_enough:
                     break
-                self.clocks.append(clock(self.cpus, self.contenders[0].device))
+                self.clocks.append(cpu_state(self.cpus, self.contenders[0].device))
                 for size in sizes:
                     # eager mode has one turn a launch and size, in either round: the first one is no more like the rest
                     present = {n: process for n, process in processes.items() if n != self.eager or done == eager_round}
@@ -175,7 +175,7 @@ class Measurement:
         if self.protocol.precision is not None:
             return MAX_ROUNDS_A_LAUNCH
         left = self.protocol.rounds - min(len(self.rounds[size]) for size in sizes)
-        return min(left, max(1, self.protocol.rounds // MIN_CALM_LAUNCHES))
+        return min(left, max(1, self.protocol.rounds // MIN_UNDISTURBED_LAUNCHES))
 
     def _eager_is_due(self) -> bool:
         """Whether eager mode takes part in the next two launches: it is behind its launches, or its share of time."""
@@ -202,9 +202,9 @@ class Measurement:
                 found.attempts[name] = self._slot(processes[name], size)
         return found
 
-    def _slot(self, process: ContenderProcess, size: int) -> list[Slot]:
+    def _slot(self, process: ContenderProcess, size: int) -> list[Sample]:
         """Time one contender, again while it is disturbed and repetitions are within their share of the time."""
-        slots: list[Slot] = []
+        slots: list[Sample] = []
         for attempt in range(MAX_ATTEMPTS):
             began = time.perf_counter()
             if attempt:
@@ -216,7 +216,7 @@ class Measurement:
                 repetitions=self.protocol.repetitions,
                 round_ms=self.protocol.round_ms,
             )
-            slots.append(judged(reply, before, cpu_times(self.cpus), attempt))
+            slots.append(classify(reply, before, cpu_times(self.cpus), attempt))
             if attempt:
                 self.repeating_s += time.perf_counter() - began
             if not slots[-1].disturbed or self.repeating_s > REPEATING_SHARE * max(self.elapsed_s(), AT_FIRST_S):
@@ -290,10 +290,10 @@ def _published(found: Measurement, own: ForkServer) -> None:
             for size in sorted(protocol.batch_sizes):
                 calls = protocol.warmup - 1  # the one before a round's timed ones is a warm-up too
                 told[str(size)] = process.ask(do="warm_up", batch_size=size, calls=calls, cap_s=0.0)
-                found.clocks.append(clock(found.cpus, contender.device))
+                found.clocks.append(cpu_state(found.cpus, contender.device))
                 before = cpu_times(found.cpus)
                 reply = process.ask(do="round", batch_size=size, repetitions=protocol.repetitions, round_ms=0.0)
-                slot = judged(reply, before, cpu_times(found.cpus), 0)
+                slot = classify(reply, before, cpu_times(found.cpus), 0)
                 found.rounds[size][0].attempts[contender.name] = [slot]
         found.progress((number + 1) / len(found.contenders), f"{contender.name} done")
     mark_far((r for rounds in found.rounds.values() for r in rounds), found.near_us)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from raq.bench.noise import Slot, near_handover
+from raq.bench.noise import Sample, near_handover
 from raq.environment import cache_folder, machine, versions
 from raq.store.files import write_json
 
@@ -51,7 +51,7 @@ def remembered(cpus: Sequence[int], threads: int) -> float | None:
     return None
 
 
-def remember(cpus: Sequence[int], threads: int, slots: Sequence[Slot]) -> None:
+def remember(cpus: Sequence[int], threads: int, slots: Sequence[Sample]) -> None:
     """Keep what a measurement found near, if it is shorter than what is kept, or the same again.
 
     A cache that cannot be written is left: the next measurement then knows what it sees itself.

@@ -26,7 +26,7 @@ SIGNS = ("waited", "foreign_cpus", "stolen_cpus")
 
 
 @dataclass(frozen=True)
-class Slot:
+class Sample:
     """Milliseconds of each call, and the signs of disturbance.
 
     waited: share of the time that the thread that waited longest waited; foreign_cpus, stolen_cpus: CPU seconds a
@@ -54,7 +54,7 @@ class Slot:
         return any(getattr(self, sign) is not None for sign in SIGNS)
 
 
-def judged(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: int) -> Slot:
+def classify(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: int) -> Sample:
     """A slot from what its process told and the clocks of its CPUs around it."""
     timed, wall_s = reply["timed"], after.wall_s - before.wall_s
     waited = None if timed["waited_s"] is None else timed["waited_s"] / timed["wall_s"]
@@ -69,10 +69,10 @@ def judged(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: in
         or (foreign is not None and foreign > max(MAX_FOREIGN_CPUS, doubt))
         or (stolen is not None and stolen > max(MAX_STOLEN_CPUS, doubt))
     )
-    return Slot(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, reply.get("handover_us"))
+    return Sample(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, reply.get("handover_us"))
 
 
-def near_handover(slots: Iterable[Slot], remembered_us: float | None = None) -> float | None:
+def near_handover(slots: Iterable[Sample], remembered_us: float | None = None) -> float | None:
     """How long a handover takes when threads are near, in microseconds; None where none was measured.
 
     remembered_us: what an earlier measurement on this machine found, if one did; the shorter of both.
@@ -84,7 +84,7 @@ def near_handover(slots: Iterable[Slot], remembered_us: float | None = None) -> 
     return near_us if remembered_us is None else min(near_us, remembered_us)
 
 
-def is_far(slot: Slot, near_us: float | None) -> bool:
+def is_far(slot: Sample, near_us: float | None) -> bool:
     """Whether its threads ran far from one another, against those that were near.
 
     Not where others disturbed it: a thread that waits for a CPU hands over late wherever it is.
@@ -99,7 +99,7 @@ def is_long(handover_us: float, near_us: float) -> bool:
     return handover_us > max(MAX_OVER_NEAR * near_us, near_us + MAX_BEYOND_NEAR_US)
 
 
-def summary(slots: list[Slot], remembered_us: float | None = None) -> dict[str, Any]:
+def summary(slots: list[Sample], remembered_us: float | None = None) -> dict[str, Any]:
     """The mean and largest of each sign over these slots (None where nothing is known), and how many were disturbed.
 
     remembered_us: the shortest handover of earlier measurements. handover_us.near is that of these slots alone.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from raq.bench.launcher import ContenderSettings
-from raq.bench.noise import Slot, is_far, near_handover
+from raq.bench.noise import Sample, is_far, near_handover
 from raq.statistics import (
     Ratios,
     calm_ratios,
@@ -27,10 +27,10 @@ class Round:
     """
 
     launch: int
-    attempts: dict[str, list[Slot]] = field(default_factory=dict)
+    attempts: dict[str, list[Sample]] = field(default_factory=dict)
     number: int = 0
 
-    def slot(self, name: str) -> Slot:
+    def slot(self, name: str) -> Sample:
         """The slot that counts."""
         return self.attempts[name][-1]
 

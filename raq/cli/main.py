@@ -102,9 +102,9 @@ def plan(
 ) -> None:
     """The stages of an experiment, each fresh or stale and why, and where the stale ones would be done."""
     from raq.report.console import print_plan
-    from raq.run import places
+    from raq.run import placements
 
-    prepared, stale, where = places(experiment, overrides or [], results, address)
+    prepared, stale, where = placements(experiment, overrides or [], results, address)
     print_plan(_console(), prepared.plan, stale, where)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raq.cluster.events import Post
+from raq.cluster.events import EventSender
 from raq.cluster.nodes import BENCH_RESOURCE, NODE_ID, Node, given_labels
 from raq.cluster.resources import Demand
 from raq.cluster.session import output_to
@@ -26,7 +26,7 @@ from raq.stages.dispatch import run_stage
 from raq.stages.transfer import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
 from raq.store.files import now
 from raq.store.local import CHECKPOINTS
-from raq.store.object_storage import told
+from raq.store.object_storage import subscribed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -35,24 +35,24 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class StageActor:
     """A process that does stages one after the other; torch stays imported between them."""
 
-    def __init__(self, board: Any, gpus: int) -> None:
-        self.board = board
+    def __init__(self, queue: Any, gpus: int) -> None:
+        self.queue = queue
         if gpus == 0:  # num_gpus=0 no longer hides the GPUs of the node
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def run(self, call: Call, log: str, attempt: int) -> dict[str, Any]:
         """Do a stage: its results with the environment they came from, or what went wrong, as plain values."""
-        post = Post(self.board, call.name, attempt)
+        send = EventSender(self.queue, call.name, attempt)
         execution, path = uuid.uuid4().hex, log_here(call, Path(log))
-        with output_to(path), told(post.notice), log_sent(call, path):
-            post.at_work(ray.get_runtime_context().get_node_id())
+        with output_to(path), subscribed(send.notice), log_sent(call, path):
+            send.at_work(ray.get_runtime_context().get_node_id())
             started, started_at = time.perf_counter(), now()
             try:
                 here = at_hand(call)
                 fetch_checkpoint(here, Path(here.folder) / CHECKPOINTS[0])
                 covered = tuple(Path(p).resolve() for p in (here.data_root, here.weights_file, here.folder) if p)
                 with watched(here.settings.get("sources") or {}, here.working_directory, covered) as read:
-                    results = _do(here, post)
+                    results = _do(here, send)
                 results |= {"read_files": read} if read else {}
                 digests = digests_of_stage(here)
                 files = send_stage(here, execution)
@@ -97,26 +97,26 @@ def _node() -> dict[str, Any]:
     return {"address": ray.util.get_node_ip_address(), "labels": labels}
 
 
-def _do(call: Call, post: Post) -> dict[str, Any]:
+def _do(call: Call, send: EventSender) -> dict[str, Any]:
     kind = KINDS[call.kind]
     if kind.distributed and (kind.is_sweep or call.workers > 1 or call.elastic):
-        results: dict[str, Any] = resolve(kind.distributed)(call, post)
+        results: dict[str, Any] = resolve(kind.distributed)(call, send)
         return results
-    return run_stage(call, post)
+    return run_stage(call, send)
 
 
-def start_actor(board: Any, pool: Pool, demand: Demand, labels: Mapping[str, str]) -> Any:
+def start_actor(queue: Any, pool: Pool, demand: Demand, labels: Mapping[str, str]) -> Any:
     """An actor with the resources of a kind of stage, on a node with `labels`; for bench, a whole node's, marked taken.
 
     One that waits for the workers of Ray Train or the trials of Ray Tune leaves the resources to them.
     """
-    own_cpus, own_gpus = (0, 0) if demand.waits else (demand.cpus, demand.gpus)
+    own_cpus, own_gpus = (0, 0) if demand.is_coordinator else (demand.cpus, demand.gpus)
     resources = {BENCH_RESOURCE: 1} if pool == "bench" else {}
     options: dict[str, Any] = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
     if labels:
         options["label_selector"] = dict(labels)
     actor: Any = StageActor  # ray.remote made it an actor class
-    return actor.options(**options).remote(board, demand.gpus)
+    return actor.options(**options).remote(queue, demand.gpus)
 
 
 def _machine_there() -> dict[str, Any]:

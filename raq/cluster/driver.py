@@ -17,7 +17,7 @@ from raq.cluster.nodes import (
     draining_nodes,
     node_is_gone,
 )
-from raq.cluster.resources import Demand, Room, demand_of, least_workers, room_for
+from raq.cluster.resources import Demand, ResourcePool, demand_of, least_workers, slots_for
 from raq.errors import StageError, UserError
 from raq.experiment.schema import Experiment
 from raq.plan.requirements import check_results
@@ -25,7 +25,7 @@ from raq.plan.stages import Stage
 from raq.store.local import Store
 
 START_TIMEOUT_S = 180.0
-LOST_TIMEOUT_S = 45.0  # that a stage waits while no node is there that could do it, without --wait
+LOST_TIMEOUT_S = 45.0  # how long a stage may wait with no eligible node, without --wait
 TAKE_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
 MAX_ATTEMPTS, MAX_NODES_LOST = 3, 10
@@ -37,7 +37,7 @@ Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 class _Running:
     stage: Stage
     actor: Any
-    places: list[int]
+    node_slots: list[int]
     attempt: int
     submitted: float
     nodes_lost: int = 0  # how many of the attempts before ended with their node: those count apart
@@ -63,8 +63,8 @@ class Driver:
     postponed: list[_Running] = field(default_factory=list)  # to be tried again when no other distributed stage runs
     handover: Handover = field(init=False)
     demands: dict[str, Demand] = field(init=False)  # of the stale stages
-    board: Any = field(init=False)
-    room: Room = field(init=False)
+    queue: Any = field(init=False)
+    pool: ResourcePool = field(init=False)
     last_end: float = 0.0  # when a stage ended, the last time
     watch: NodeWatch = field(init=False)
 
@@ -72,45 +72,48 @@ class Driver:
         self.handover = Handover(
             self.experiment, self.plan, self.store, self.run_folder, self.working_directory, self.wait_s
         )
-        self.room = Room(self.nodes)
+        self.pool = ResourcePool(self.nodes)
         self.watch = NodeWatch(self.nodes)
 
     def run(self, stale: Mapping[str, str]) -> None:
         """Do the stale stages; raises the first failure, with nothing left running."""
         import ray
 
-        from raq.cluster.events import start_board
+        from raq.cluster.events import start_event_queue
 
         self.demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
         waiting = {stage.name: stage for stage in self.plan if stage.name in stale}
-        self.board = start_board()
-        events = self.board.take.remote(TAKE_TIMEOUT_S)
+        self.queue = start_event_queue()
+        events = self.queue.drain.remote(TAKE_TIMEOUT_S)
         try:
             while waiting or self.running or self.postponed:
                 self._resume_postponed()
-                for stage, places in self._startable(waiting):
-                    self._start(waiting.pop(stage.name), places, attempt=1)
+                for stage, node_slots in self._startable(waiting):
+                    self._start(waiting.pop(stage.name), node_slots, attempt=1)
                 finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
                 if events not in finished:  # what a stage posted before it ended is shown before its end
                     ray.wait([events], timeout=LAST_EVENTS_S)
-                everything = [*self.running, events]  # all that has ended: no time-out is told of what only waits here
+                everything = [
+                    *self.running,
+                    events,
+                ]  # every finished one, so that a queued result is not taken for a time-out
                 finished, _ = ray.wait(everything, num_returns=len(everything), timeout=0)
                 if events in finished:
-                    self._show(_taken(events))
-                    events = self.board.take.remote(TAKE_TIMEOUT_S)
+                    self._show(_drained(events))
+                    events = self.queue.drain.remote(TAKE_TIMEOUT_S)
                 for reference in [entry for entry in finished if entry in self.running]:
                     self._finish(reference)
                 self._leave_nodes()
-                self.store.refuse_if_taken()
+                self.store.check_lease()
                 self._refuse_to_wait_for_ever()
         finally:
             for entry in self.running.values():
                 ray.kill(entry.actor)
             self._end_idle()
-            ray.kill(self.board)
+            ray.kill(self.queue)
 
     def _startable(self, waiting: Mapping[str, Stage]) -> list[tuple[Stage, list[int]]]:
-        """The stages whose inputs are there, with the places they now have; a measurement runs alone."""
+        """The stages whose inputs are there, with the node slots they now have; a measurement runs alone."""
         unfinished = {*waiting, *(entry.stage.name for entry in [*self.running.values(), *self.postponed])}
         chosen: list[tuple[Stage, list[int]]] = []
         if any(entry.stage.pool == "bench" for entry in self.running.values()):
@@ -120,20 +123,20 @@ class Driver:
             alone = stage.pool != "bench" or not (self.running or chosen)
             demand = self.demands[stage.name]
             kind = (stage.pool, demand)
-            if self.postponed and demand.waits:  # else those would wait on
+            if self.postponed and demand.is_coordinator:  # else those would wait on
                 continue
             if not alone or kind in full or unfinished & set(stage.inputs.values()):
                 continue
-            places = self.room.take(stage, demand)
-            if places is None:
+            node_slots = self.pool.acquire(stage, demand)
+            if node_slots is None:
                 full.add(kind)
                 continue
-            chosen.append((stage, places))
+            chosen.append((stage, node_slots))
             if stage.pool == "bench":
                 break
         return chosen
 
-    def _start(self, stage: Stage, places: list[int], attempt: int, nodes_lost: int = 0) -> None:
+    def _start(self, stage: Stage, node_slots: list[int], attempt: int, nodes_lost: int = 0) -> None:
         from raq.cluster.actors import start_actor
 
         demand = self.demands[stage.name]
@@ -141,13 +144,13 @@ class Driver:
         actor = next((a for a, k in self.idle if k == key), None) if attempt == 1 else None
         if actor is None:  # a new one: what the idle ones hold it may need, and a node that was lost has theirs too
             self._end_idle()
-            labels = {**stage.resources.labels, **(self._not_on_heads() if demand.waits else {})}
-            actor = start_actor(self.board, stage.pool, demand, labels)
+            labels = {**stage.resources.labels, **(self._not_on_heads() if demand.is_coordinator else {})}
+            actor = start_actor(self.queue, stage.pool, demand, labels)
         else:
             self.idle.remove((actor, key))
         log = self.handover.log_of(stage)
         reference = actor.run.remote(self.handover.call(stage, demand), str(log), attempt)
-        self.running[reference] = _Running(stage, actor, places, attempt, time.monotonic(), nodes_lost)
+        self.running[reference] = _Running(stage, actor, node_slots, attempt, time.monotonic(), nodes_lost)
         self.listener(stage.name, {"state": "starting"})
 
     def _end_idle(self) -> None:
@@ -170,7 +173,7 @@ class Driver:
         stage = entry.stage
         try:
             answer = ray.get(reference, timeout=60)
-        except ray.exceptions.RayTaskError as error:  # not of the stage, whose errors it answers: of its log
+        except ray.exceptions.RayTaskError as error:  # stage errors are returned, so this is from its log
             ray.kill(entry.actor)
             raise StageError(f"{stage.name}: {error.cause}", "free some space there, or see its node") from error
         except ray.exceptions.RayError as error:
@@ -191,7 +194,7 @@ class Driver:
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
             raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {self.handover.where_log_is(stage)}")
-        self.room.give_back(entry.places, self.demands[stage.name])
+        self.pool.release(entry.node_slots, self.demands[stage.name])
         self.last_end = time.monotonic()
         wanted = any(other.started is None for other in self.running.values())  # what it holds they may wait for
         if wanted or entry.node in self.watch.leaving:
@@ -220,22 +223,23 @@ class Driver:
                 f"see {self.handover.where_log_is(stage)}",
             )
         self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {entry.attempt + 1}"})
-        if self.demands[stage.name].waits:  # its workers' places may have leaked: mended when no others have any
+        if self.demands[stage.name].is_coordinator:  # its placement group may have leaked: removed when no other runs
             self.postponed.append(entry)
             self._resume_postponed()
         else:
-            self._start(stage, entry.places, entry.attempt + 1, entry.nodes_lost)
+            self._start(stage, entry.node_slots, entry.attempt + 1, entry.nodes_lost)
 
     def _resume_postponed(self) -> None:
-        """Try the distributed stages again whose actor died, once no other one runs whose places might be taken."""
-        if not self.postponed or any(self.demands[other.stage.name].waits for other in self.running.values()):
+        """Try distributed stages again whose actor died, once no other runs whose placement group might be removed."""
+        coordinating = any(self.demands[other.stage.name].is_coordinator for other in self.running.values())
+        if not self.postponed or coordinating:
             return
-        from raq.cluster.ray_train import release_leaked_places
+        from raq.cluster.ray_train import remove_leaked_groups
 
-        release_leaked_places()
+        remove_leaked_groups()
         for entry in self.postponed:
             stage = entry.stage
-            self._start(stage, entry.places, entry.attempt + 1, entry.nodes_lost)
+            self._start(stage, entry.node_slots, entry.attempt + 1, entry.nodes_lost)
         self.postponed.clear()
 
     def _show(self, events: list[dict[str, Any]]) -> None:
@@ -259,10 +263,10 @@ class Driver:
             waited = time.monotonic() - max(entry.submitted, self.last_end)
             demand = self.demands[entry.stage.name]
             patience = max(LOST_TIMEOUT_S, self.wait_s)
-            if entry.started is not None and not demand.waits:
+            if entry.started is not None and not demand.is_coordinator:
                 continue
             nodes = self.watch.there if entry.started is None else self.watch.alive
-            if room_for(entry.stage, nodes, demand) >= least_workers(entry.stage):
+            if slots_for(entry.stage, nodes, demand) >= least_workers(entry.stage):
                 entry.able = time.monotonic()
             if time.monotonic() - entry.able > patience:
                 raise StageError(
@@ -289,8 +293,8 @@ class Driver:
             self._end_idle()
 
 
-def _taken(events: Any) -> list[dict[str, Any]]:
-    """What the board gave; StageError if its process has died."""
+def _drained(events: Any) -> list[dict[str, Any]]:
+    """Events out of the queue; StageError if its process has died."""
     import ray
 
     try:

@@ -1,6 +1,6 @@
-"""The board: where stages post how far they are, and where the driver waits for it.
+"""Events of stages on their way to the driver: how far each is, what is worth a line.
 
-Imports nothing of raq: the board's process needs neither torch nor the stages, and so is there in a moment.
+Imports nothing of raq: the queue's process needs neither torch nor the stages, and so starts in a moment.
 """
 
 import asyncio
@@ -14,20 +14,20 @@ Event = dict[str, Any]
 
 
 @ray.remote(num_cpus=0)
-class Board:
-    """Where actors post events and from where the driver takes them, waiting instead of polling."""
+class EventQueue:
+    """A queue that stages put events into and that the driver drains, waiting instead of polling."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.arrived = asyncio.Event()
 
-    async def post(self, event: Event) -> None:
-        """Leave an event."""
+    async def put(self, event: Event) -> None:
+        """Append an event."""
         self.events.append(event)
         self.arrived.set()
 
-    async def take(self, timeout_s: float) -> list[Event]:
-        """All events since the last time, as soon as there is one; none after `timeout_s`."""
+    async def drain(self, timeout_s: float) -> list[Event]:
+        """Remove and return all events, as soon as there is one; an empty list after `timeout_s` seconds."""
         try:
             await asyncio.wait_for(self.arrived.wait(), timeout_s)
         except TimeoutError:
@@ -37,32 +37,32 @@ class Board:
         return events
 
 
-def start_board() -> Any:
-    """A new board, on the node of this process: no other node's end takes it away."""
-    actor: Any = Board  # ray.remote made it an actor class
+def start_event_queue() -> Any:
+    """Start a queue on the node of this process, so that the loss of another node does not end it."""
+    actor: Any = EventQueue  # ray.remote made it an actor class
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(scheduling_strategy=here).remote()
 
 
 @dataclass(frozen=True)
-class Post:
-    """Posts what one attempt at a stage tells, and does not wait: a progress function that other processes can have."""
+class EventSender:
+    """Sends the events of one attempt at a stage without waiting: a progress function that can be pickled."""
 
-    board: Any
+    queue: Any
     stage: str
     attempt: int = 1
 
     def __call__(self, progress: Event) -> None:
-        """How far it is."""
-        self._post(progress=progress)
+        """Send how far the stage is."""
+        self._send(progress=progress)
 
     def notice(self, text: str) -> None:
-        """Something that is worth a line wherever people look."""
-        self._post(progress={"text": text, "notice": True})
+        """Send a text that is worth a line, on a terminal and in a log."""
+        self._send(progress={"text": text, "notice": True})
 
     def at_work(self, node: str) -> None:
-        """It has begun, on the node with this id."""
-        self._post(node=node)
+        """Say that the stage has begun, on the node with this id."""
+        self._send(node=node)
 
-    def _post(self, **what: Any) -> None:
-        self.board.post.remote({"stage": self.stage, "attempt": self.attempt, **what})
+    def _send(self, **what: Any) -> None:
+        self.queue.put.remote({"stage": self.stage, "attempt": self.attempt, **what})

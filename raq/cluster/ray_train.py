@@ -23,14 +23,14 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from raq.cluster.events import Post
+from raq.cluster.events import EventSender
 from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
 from raq.errors import LostError, RaqError, StageError, UserError
 from raq.lazy import resolve
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.plan.kinds import KINDS
 from raq.stages.call import Call, Results
-from raq.stages.transfer import at_hand, forget, note, noted, remote_store, work_name
+from raq.stages.transfer import at_hand, delete_marker, read_marker, remote_store, work_name, write_marker
 from raq.store.object_storage import StorageError
 
 MAX_FAILURES, MAX_PREEMPTIONS = 2, 10
@@ -59,19 +59,19 @@ class _Trainer(TorchTrainer):
 class RayTrainContext:
     """The loop's context in a worker of Ray Train; checkpoints go through it to the trainer's storage."""
 
-    def __init__(self, call: Call, post: Post) -> None:
+    def __init__(self, call: Call, send: EventSender) -> None:
         """Rank 0 notes, for this stage, the placement group that the workers have."""
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device = torch.device(get_device())
         self.call = call
-        self.progress = post
+        self.progress = send
         group = get_current_placement_group()
         if self.rank == 0 and group is not None:
-            if noted(call, PLACE) is not None:
+            if read_marker(call, PLACE) is not None:
                 self.progress({"text": "its workers were started again, from their last epoch"})
-            note(call, PLACE, group.id.hex())
+            write_marker(call, PLACE, group.id.hex())
 
     def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Report the epoch from every rank (a barrier), with rank 0's checkpoint."""
@@ -119,23 +119,23 @@ def _worker(config: dict[str, Any]) -> None:
     One of our own errors would only come again: it is left in a file, and the next attempt ends on seeing that.
     """
     call = at_hand(config["call"])
-    if noted(call, FAILED) is not None:
+    if read_marker(call, FAILED) is not None:
         return
     torch.set_num_threads(call.cpus)
     try:
-        _training_of(call).train_in(call, RayTrainContext(call, config["post"]))
+        _training_of(call).train_in(call, RayTrainContext(call, config["send"]))
     except StorageError:
         raise  # another attempt may find it
     except RaqError as error:
         what = {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
-        note(call, FAILED, json.dumps(what))
+        write_marker(call, FAILED, json.dumps(what))
         raise
 
 
-def distributed_stage(call: Call, post: Post) -> Results:
+def distributed_stage(call: Call, send: EventSender) -> Results:
     """FP32 or quantization-aware training by `call.workers` workers, and what is made of it."""
-    trained = train_on_workers(call, post)
-    forget(call, PLACE)
+    trained = train_on_workers(call, send)
+    delete_marker(call, PLACE)
     results: Results = _training_of(call).finish(call, trained)
     return results
 
@@ -147,7 +147,9 @@ def _training_of(call: Call) -> Any:
     return resolve(training)
 
 
-def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], None] | None = None) -> TrainingResult:
+def train_on_workers(
+    call: Call, send: EventSender, report: Callable[[dict[str, Any]], None] | None = None
+) -> TrainingResult:
     """Train by `call.workers` workers, or as many of `call.elastic` as there is room for; from the last checkpoint.
 
     report: in a trial of Tune, what takes the rows of the history, those too that are there already.
@@ -155,13 +157,13 @@ def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], 
     Raises StageError if the workers cannot start or keep failing, LostError if they, or what starts them, keep dying.
     """
     Path(call.folder).mkdir(parents=True, exist_ok=True)
-    forget(call, FAILED)
+    delete_marker(call, FAILED)
     if report is not None:
         for row in _known_history(call):
             report(row)
     for attempt in range(MAX_FAILURES + 1):
         try:
-            result = _trainer(call, post, for_tune=report is not None).fit()
+            result = _trainer(call, send, for_tune=report is not None).fit()
             _raise_noted(call)
             assert result.checkpoint is not None
             with result.checkpoint.as_directory() as folder:
@@ -173,7 +175,7 @@ def train_on_workers(call: Call, post: Post, report: Callable[[dict[str, Any]], 
     raise AssertionError("the last attempt returns or raises")
 
 
-def _trainer(call: Call, post: Post, *, for_tune: bool) -> _Trainer:
+def _trainer(call: Call, send: EventSender, *, for_tune: bool) -> _Trainer:
     # Ray Train gives these to its controller; on a cluster that was joined they are not in this process's environment
     for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
         os.environ.setdefault(name, RAY_SETTINGS[name])
@@ -185,7 +187,7 @@ def _trainer(call: Call, post: Post, *, for_tune: bool) -> _Trainer:
     path, filesystem = _storage_of(call)
     return _Trainer(
         _worker,
-        train_loop_config={"call": call, "post": post},
+        train_loop_config={"call": call, "send": send},
         scaling_config=ScalingConfig(
             num_workers=call.elastic or call.workers,
             use_gpu=call.gpus > 0,
@@ -211,7 +213,7 @@ def _trainer(call: Call, post: Post, *, for_tune: bool) -> _Trainer:
 
 def _raise_noted(call: Call) -> None:
     """The error of ours that a worker has left, if one has."""
-    failed = noted(call, FAILED)
+    failed = read_marker(call, FAILED)
     if failed is not None:
         what = json.loads(failed)
         raise (UserError if what["user"] else StageError)(what["error"], what["hint"])
@@ -251,15 +253,15 @@ def _known_history(call: Call) -> list[Metrics]:
     return read() if store is None else store.storage.tried(read)
 
 
-def remove_place(identity: str) -> None:
+def remove_group(identity: str) -> None:
     """Remove a placement group, by its id in hexadecimal; nothing if it is removed."""
     group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity)))
     if placement_group_table(group).get("state") not in (None, "REMOVED"):
         remove_placement_group(group)
 
 
-def release_leaked_places() -> None:
-    """Give back the places of a training whose stage actor died: Ray itself does so only when the whole job ends.
+def remove_leaked_groups() -> None:
+    """Remove the placement groups of a training whose stage actor died: Ray removes them only when the job ends.
 
     Only for a job in which no other distributed training runs: its groups are known by the job's id at their end. The
     dead actor's controller lives on for a moment, and may take new places for the workers that it has lost: they are

@@ -8,7 +8,7 @@ from ray import tune
 from ray.tune.search import SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from raq.cluster.events import Post
+from raq.cluster.events import EventSender
 from raq.cluster.ray_train import was_lost
 from raq.errors import StageError
 from raq.stages.call import Call
@@ -22,7 +22,7 @@ MAX_PASSES = 3
 
 def tune_all(
     call: Call,
-    post: Post,
+    send: EventSender,
     trainable: Any,
     configs: Sequence[Mapping[str, Any]],
     metric: str,
@@ -34,10 +34,10 @@ def tune_all(
     of theirs, unless it comes again and again. Those that have finished report at once.
     """
     for number in range(1, MAX_PASSES + 1):
-        failed, lost = _tune_once(call, post, trainable, configs, metric, name)
+        failed, lost = _tune_once(call, send, trainable, configs, metric, name)
         if not lost or number == MAX_PASSES:
             break
-        post.notice(told_again(lost))
+        send.notice(told_again(lost))
         fetch_trials(call)
     if len(failed) == len(configs):
         raise StageError(f"all {len(configs)} trials failed: {next(iter(failed.values()))}", "see the log")
@@ -45,7 +45,7 @@ def tune_all(
 
 
 def _tune_once(
-    call: Call, post: Post, trainable: Any, configs: Sequence[Mapping[str, Any]], metric: str, name: str
+    call: Call, send: EventSender, trainable: Any, configs: Sequence[Mapping[str, Any]], metric: str, name: str
 ) -> tuple[dict[int, str], int]:
     """What went wrong, by the number of the trial; how many of those were lost."""
     space = {key: tune.choice(list({digest(c[key]): c[key] for c in configs}.values())) for key in configs[0]}
@@ -54,7 +54,7 @@ def _tune_once(
         tune.with_resources(trainable, resources_of(call)),
         param_space=space,
         tune_config=tune_config(search, len(configs), metric),
-        run_config=run_config(call, [Progress(post, len(configs))], name),
+        run_config=run_config(call, [Progress(send, len(configs))], name),
     )
     numbers = {digest(config): number for number, config in enumerate(configs)}
     failed, lost = {}, 0
@@ -114,13 +114,13 @@ def reason(error: Any) -> str:
 class Progress(tune.Callback):
     """Tells how many trials have ended."""
 
-    def __init__(self, post: Post, count: int) -> None:
-        self.post, self.count, self.done = post, count, 0
+    def __init__(self, send: EventSender, count: int) -> None:
+        self.send, self.count, self.done = send, count, 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One more has finished."""
         self.done += 1
-        self.post({"share": self.done / self.count, "text": f"trial {self.done} of {self.count}"})
+        self.send({"share": self.done / self.count, "text": f"trial {self.done} of {self.count}"})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """One more has failed for good."""

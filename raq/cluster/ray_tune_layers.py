@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from ray import tune
 
-from raq.cluster.events import Post
+from raq.cluster.events import EventSender
 from raq.cluster.ray_tune import EXPERIMENT, tune_all
 from raq.stages.call import Call, Results
 from raq.stages.layer_sweep import run_layer_trial, search_layers
 from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
 
 
-def distributed_layer_sweep(call: Call, post: Post) -> Results:
+def distributed_layer_sweep(call: Call, send: EventSender) -> Results:
     """The search of `call` for layers to leave in float, `call.workers` trials at a time with `call.cpus` CPUs each.
 
     First each layer alone and each left out, then the mixtures that follow; Tune's own results of both lie in the
@@ -22,12 +22,12 @@ def distributed_layer_sweep(call: Call, post: Post) -> Results:
 
     def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
         send_trials(call)
-        failed = tune_all(call, post, trainable, configs, "top1", next(names))
+        failed = tune_all(call, send, trainable, configs, "top1", next(names))
         fetch_trials(call)
         return failed
 
     fetch_trials(call)
-    return search_layers(call, post, run_all)
+    return search_layers(call, send, run_all)
 
 
 def _layer_trial(config: dict[str, str], call: Call) -> None:

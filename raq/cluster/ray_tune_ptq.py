@@ -2,7 +2,7 @@
 
 from ray import tune
 
-from raq.cluster.events import Post
+from raq.cluster.events import EventSender
 from raq.cluster.ray_tune import tune_all
 from raq.experiment.sweep import Config
 from raq.stages.call import Call, Results
@@ -12,7 +12,7 @@ from raq.store.files import short_digest
 from raq.sweep.ptq import grid
 
 
-def distributed_ptq_sweep(call: Call, post: Post) -> Results:
+def distributed_ptq_sweep(call: Call, send: EventSender) -> Results:
     """The calibrations of `call`, `call.workers` at a time with `call.cpus` CPUs each.
 
     Every trial goes through Tune, those that an interrupted or smaller sweep has left too: they report at once, so that
@@ -20,10 +20,10 @@ def distributed_ptq_sweep(call: Call, post: Post) -> Results:
     more and then told; the others go on. Raises StageError if none finishes.
     """
     fetch_trials(call)
-    prepare_ptq_sweep(call, post)
+    prepare_ptq_sweep(call, send)
     send_trials(call)
     configs = grid(call.settings)
-    failed = tune_all(call, post, tune.with_parameters(_trial, call=call), configs, "top1")
+    failed = tune_all(call, send, tune.with_parameters(_trial, call=call), configs, "top1")
     fetch_trials(call)
     return finish_ptq_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})
 

@@ -13,8 +13,8 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raq.cluster.events import Post
-from raq.cluster.ray_train import PLACE, remove_place, train_on_workers, was_lost
+from raq.cluster.events import EventSender
+from raq.cluster.ray_train import PLACE, remove_group, train_on_workers, was_lost
 from raq.cluster.ray_tune import (
     MAX_PASSES,
     Progress,
@@ -33,61 +33,66 @@ from raq.stages.qat_sweep import (
     finish_qat_sweep,
     finish_trial,
     finished,
+    new_search,
     prepare_qat_sweep,
     run_qat_trial,
-    search_of,
 )
-from raq.stages.transfer import fetch_trials, forget_trainings, forget_work, noted, send_trials, trials_at_hand
+from raq.stages.transfer import fetch_trials, forget_trainings, forget_work, read_marker, send_trials, trials_at_hand
 from raq.sweep.qat import Search
 
 REPORTED = ("epoch", "validation_top1", "loss", "images_per_s")
 
 
-def distributed_qat_sweep(call: Call, post: Post) -> Results:
-    """The search of `call`, on `call.workers` places of `call.cpus` CPUs each.
+def distributed_qat_sweep(call: Call, send: EventSender) -> Results:
+    """The search of `call`, on `call.workers` node slots of `call.cpus` CPUs each.
 
     A trial of one worker is a plain function in an actor of Tune, which does many; one of several is Ray Train's, for
-    which Tune reserves nothing: no more run at a time than there are places for all of their workers, so that none
+    which Tune reserves nothing: no more run at a time than there are slots for all of their workers, so that none
     waits for another. Raises StageError if no trial finishes.
     """
     each = call.settings["qat"]["workers"]
-    places = call.workers // each
-    search = search_of(call)  # of a pass: a new one is asked the same
+    node_slots = call.workers // each
+    search = new_search(call)  # of a pass: a new one is asked the same
     how = f"each {'a plain function' if each == 1 else f'{each} workers of Ray Train'} with {call.cpus} CPUs a worker"
-    post({"text": f"{search.asked} trials, {places} at a time, {how}"})
+    send({"text": f"{search.asked} trials, {node_slots} at a time, {how}"})
     fetch_trials(call)
-    prepare_qat_sweep(call, post)
+    prepare_qat_sweep(call, send)
     send_trials(call)
     if each == 1:
         trainable, resources = tune.with_parameters(_trial, call=call), resources_of(call)
     else:
         # Tune wants a trial to take something: a byte; a share of a CPU would be missing for the workers
-        trainable = tune.with_parameters(_trial_on_workers, call=call, post=post)
+        trainable = tune.with_parameters(_trial_on_workers, call=call, send=send)
         resources = tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[dict(call.labels)])
-    callbacks = [] if each == 1 else [_GiveBack(call)]
+    callbacks = [] if each == 1 else [_RemoveGroups(call)]
     for number in range(1, MAX_PASSES + 1):
-        lost = tune_search(call, post, search, tune.with_resources(trainable, resources), places, callbacks)
+        lost = tune_search(call, send, search, tune.with_resources(trainable, resources), node_slots, callbacks)
         fetch_trials(call)
         if not lost or number == MAX_PASSES:
             break
-        post.notice(told_again(lost))
-        search = search_of(call)
+        send.notice(told_again(lost))
+        search = new_search(call)
     results = finish_qat_sweep(call, search)
     forget_trainings(call)
     return results
 
 
 def tune_search(
-    call: Call, post: Post, search: Search, trainable: Any, places: int, callbacks: Sequence[tune.Callback] = ()
+    call: Call,
+    send: EventSender,
+    search: Search,
+    trainable: Any,
+    node_slots: int,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> int:
-    """Go through a search by Tune, at most `places` trials at a time; what they tell is then in `search`.
+    """Go through a search by Tune, at most `node_slots` trials at a time; what they tell is then in `search`.
 
     Returns how many trials were lost with their process or their node, which is no result of theirs: the search, asked
     anew, does them again, and all that stood on them.
 
     trainable: takes a config, and reports "epoch" (from 0) and "validation_top1" after each epoch.
     """
-    suggestions = _Suggestions(search, places)
+    suggestions = _Suggestions(search, node_slots)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune_config(
@@ -97,7 +102,7 @@ def tune_search(
             reuse_actors=call.settings["qat"]["workers"] == 1,
             scheduler=_Halving(search, suggestions),
         ),
-        run_config=run_config(call, [Progress(post, search.asked), *callbacks]),
+        run_config=run_config(call, [Progress(send, search.asked), *callbacks]),
     )
     lost = 0
     for result in tuner.fit():
@@ -120,7 +125,7 @@ def _report(row: dict[str, Any]) -> None:
     tune.report({key: row.get(key) for key in REPORTED})
 
 
-def _trial_on_workers(config: Config, call: Call, post: Post) -> None:
+def _trial_on_workers(config: Config, call: Call, send: EventSender) -> None:
     """What Tune runs in an actor: a training by several workers of Ray Train, which has the resources."""
     call = trials_at_hand(call)
     trial = call_of(call, config)
@@ -129,17 +134,17 @@ def _trial_on_workers(config: Config, call: Call, post: Post) -> None:
         for row in known["history"]:
             _report(row)
         return
-    finish_trial(trial, train_on_workers(trial, post, _report))
+    finish_trial(trial, train_on_workers(trial, send, _report))
     send_trials(call)
     forget_work(trial)
 
 
 class _Suggestions(Searcher):
-    """Hands Tune the trials of a search, at most `places` at a time."""
+    """Hands Tune the trials of a search, at most `node_slots` at a time."""
 
-    def __init__(self, search: Search, places: int) -> None:
+    def __init__(self, search: Search, node_slots: int) -> None:
         super().__init__(metric="validation_top1", mode="max")
-        self.search, self.places = search, places
+        self.search, self.node_slots = search, node_slots
         self.numbers: dict[str, int] = {}
         self.running: set[str] = set()
 
@@ -147,7 +152,7 @@ class _Suggestions(Searcher):
         """The next trial; None if it has to wait; FINISHED after the last."""
         if self.search.exhausted:
             return Searcher.FINISHED
-        number = None if len(self.running) >= self.places else self.search.start()
+        number = None if len(self.running) >= self.node_slots else self.search.ask()
         if number is None:
             return None
         self.numbers[trial_id] = number
@@ -181,25 +186,25 @@ class _Halving(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
         number = self.suggestions.numbers[trial.trial_id]
-        goes_on = self.search.take(number, result["epoch"], result["validation_top1"])
+        goes_on = self.search.tell(number, result["epoch"], result["validation_top1"])
         decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
         return decision
 
 
-class _GiveBack(tune.Callback):
-    """Gives back the places of a trial's workers when it has ended: an early stop leaves them taken."""
+class _RemoveGroups(tune.Callback):
+    """Removes the placement group of a trial's workers when it has ended: an early stop leaves it there."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The places that its workers have noted."""
-        self._give_back(trial)
+        """Remove the group that its workers have written down."""
+        self._remove_group(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The same."""
-        self._give_back(trial)
+        self._remove_group(trial)
 
-    def _give_back(self, trial: Any) -> None:
+    def _remove_group(self, trial: Any) -> None:
         with suppress(OSError, ValueError, ray.exceptions.RayError, RaqError):
-            remove_place(noted(call_of(self.call, trial.config), PLACE) or "")
+            remove_group(read_marker(call_of(self.call, trial.config), PLACE) or "")

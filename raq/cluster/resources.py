@@ -21,7 +21,7 @@ class Demand:
     cpus: int
     gpus: int
     workers: int
-    waits: bool = False  # the stage's actor only waits for its workers, which have the resources
+    is_coordinator: bool = False  # the stage's actor only waits for its workers, which have the resources
 
 
 def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
@@ -56,15 +56,18 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
             f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",
             f"lower it to at most {largest}, or leave it out",
         )
-    places, least = _room_on(able, cpus, wants_gpu), least_workers(stage)
-    if places < least:
+    node_slots, least = _slots_on(able, cpus, wants_gpu), least_workers(stage)
+    if node_slots < least:
         raise UserError(
             f"{stage.name} asks for {least} workers of {cpus} CPUs and {wants_gpu} GPUs, and the "
-            f"cluster has room for {places}",
+            f"cluster has room for {node_slots}",
             "lower workers, or resources of each",
         )
     return Demand(
-        cpus, wants_gpu, min(stage.workers, places), waits=stage.workers > 1 or stage.least_workers is not None
+        cpus,
+        wants_gpu,
+        min(stage.workers, node_slots),
+        is_coordinator=stage.workers > 1 or stage.least_workers is not None,
     )
 
 
@@ -74,15 +77,15 @@ def _demand_of_sweep(stage: Stage, able: list[Node], gpus: int) -> Demand:
     A trial of several workers has room where all of them have: their number is a multiple of a trial's.
     """
     cpus = stage.resources.cpus or 1
-    places = _room_on(able, cpus, gpus)
-    if places < stage.workers:
+    node_slots = _slots_on(able, cpus, gpus)
+    if node_slots < stage.workers:
         raise UserError(
             f"resources.{stage.pool}: a trial of {stage.name} wants {stage.workers} x {cpus} CPUs and {gpus} GPUs, "
-            f"and the cluster has room for {places} such workers",
+            f"and the cluster has room for {node_slots} such workers",
             "lower them, or leave them out",
         )
-    at_once = places // stage.workers
-    return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), waits=True)
+    at_once = node_slots // stage.workers
+    return Demand(cpus, gpus, stage.workers * min(at_once, trials_of(stage) or at_once), is_coordinator=True)
 
 
 def least_workers(stage: Stage) -> int:
@@ -90,12 +93,12 @@ def least_workers(stage: Stage) -> int:
     return stage.least_workers or stage.workers
 
 
-def room_for(stage: Stage, nodes: list[Node], demand: Demand) -> int:
+def slots_for(stage: Stage, nodes: list[Node], demand: Demand) -> int:
     """For how many workers of a stage these nodes have room, if nothing else runs."""
-    return _room_on(able_nodes(stage, nodes, demand.cpus, demand.gpus), demand.cpus, demand.gpus)
+    return _slots_on(able_nodes(stage, nodes, demand.cpus, demand.gpus), demand.cpus, demand.gpus)
 
 
-def _room_on(nodes: list[Node], cpus: int, gpus: int) -> int:
+def _slots_on(nodes: list[Node], cpus: int, gpus: int) -> int:
     return sum(min(node.cpus // cpus, node.gpus // gpus if gpus else node.cpus) for node in nodes)
 
 
@@ -111,14 +114,14 @@ def able_nodes(stage: Stage, nodes: list[Node], cpus: int, gpus: int) -> list[No
     ]
 
 
-class Room:
-    """What is free on each node. Ray decides where things go; this says whether there is a place for all of a stage."""
+class ResourcePool:
+    """What is free on each node. Ray decides where things go; this says whether all of a stage fits."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
         self.free = [[node.cpus, node.gpus] for node in nodes]
 
-    def take(self, stage: Stage, demand: Demand) -> list[int] | None:
+    def acquire(self, stage: Stage, demand: Demand) -> list[int] | None:
         """A node for each worker, the first that have room, now taken; None, and none taken, if there are too few."""
         able = {id(node) for node in able_nodes(stage, self.nodes, demand.cpus, demand.gpus)}
         taken: list[int] = []
@@ -132,12 +135,12 @@ class Room:
         self._change(taken, demand, -1)
         return taken
 
-    def give_back(self, taken: list[int], demand: Demand) -> None:
-        """These places are free again."""
+    def release(self, taken: list[int], demand: Demand) -> None:
+        """Free these node slots."""
         self._change(taken, demand, 1)
 
-    def _change(self, places: list[int], demand: Demand, sign: int) -> None:
-        for number in places:
+    def _change(self, node_slots: list[int], demand: Demand, sign: int) -> None:
+        for number in node_slots:
             self.free[number][0] += sign * demand.cpus
             self.free[number][1] += sign * demand.gpus
 
@@ -164,9 +167,9 @@ def _lacking(experiment: Experiment, nodes: list[Node]) -> str:
     for pool, wanted in (("train", workers), ("quantize", 1), ("bench", 1)):
         asked = getattr(experiment.resources, pool)
         able = [n for n in nodes if n.gpus >= asked.gpus and n.has(asked.labels) and (n.bench or pool != "bench")]
-        places = _room_on(able, asked.cpus or 1, asked.gpus)
-        if places < wanted:
-            return f"nodes for {pool}: there is room for {places} of {wanted}"
+        node_slots = _slots_on(able, asked.cpus or 1, asked.gpus)
+        if node_slots < wanted:
+            return f"nodes for {pool}: there is room for {node_slots} of {wanted}"
     return ""
 
 

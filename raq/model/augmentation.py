@@ -11,24 +11,24 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Draws:
+class AugmentationParams:
     """What is random about a batch: flips bool [N]; offsets of the crop, int64 [N, 2] (rows, columns)."""
 
     flips: Tensor
     offsets: Tensor
 
-    def part(self, rank: int, world_size: int) -> "Draws":
+    def part(self, rank: int, world_size: int) -> "AugmentationParams":
         """The draws of every world_size-th image, from the rank-th on."""
-        return Draws(self.flips[rank::world_size], self.offsets[rank::world_size])
+        return AugmentationParams(self.flips[rank::world_size], self.offsets[rank::world_size])
 
 
-def draw(count: int, padding: int, generator: torch.Generator) -> Draws:
+def draw(count: int, padding: int, generator: torch.Generator) -> AugmentationParams:
     """Random flips and crop offsets for `count` images, drawn on the CPU so that every device sees the same."""
     flips = torch.rand(count, generator=generator) < 0.5
-    return Draws(flips, torch.randint(0, 2 * padding + 1, (count, 2), generator=generator))
+    return AugmentationParams(flips, torch.randint(0, 2 * padding + 1, (count, 2), generator=generator))
 
 
-def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
+def crop_and_flip(images: Tensor, draws: AugmentationParams, padding: int) -> Tensor:
     """Crop each image (any type, [N, C, H, W]) out of its mirror-padded self at its own offset, and flip some.
 
     One gather: the source row and column of every pixel of the result are computed, then read at once. Mirror padding,

@@ -12,7 +12,7 @@ import numpy as np
 from raq.errors import UserError
 from raq.experiment.schema import Data
 from raq.model.cache import Array
-from raq.model.sources import cifar10, digits, imagefolder, users_own
+from raq.model.sources import cifar10, digits, from_function, imagefolder
 
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -82,7 +82,7 @@ def load_dataset(data: Data, working_directory: str | None = None, expect_digest
     read, or if its digest is not `expect_digest` (another node's copy differs from the one that was planned with).
     """
     decode = {"digits": digits, "cifar10": cifar10, "imagefolder": imagefolder}.get(data.name)
-    arrays, digest, source = decode(data) if decode else users_own(data, working_directory)
+    arrays, digest, source = decode(data) if decode else from_function(data, working_directory)
     if expect_digest is not None and digest != expect_digest:
         raise UserError(
             f"data {data.name!r} from {source} differs from the data of the plan (digest {digest[:12]}, "

@@ -169,7 +169,7 @@ def imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
     return cached("imagefolder", identity, decode, str(root))
 
 
-def users_own(data: Data, working_directory: str | None) -> tuple[dict[str, Array], str, str]:
+def from_function(data: Data, working_directory: str | None) -> tuple[dict[str, Array], str, str]:
     """The user's function: (train images, train labels, test images, test labels)."""
     function = import_function(data.name, working_directory)
     try:

@@ -95,7 +95,7 @@ def load_weights(path: Path) -> StateDict:
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
-def put_weights(model: nn.Module, weights: StateDict, name: str, source: str) -> None:
+def load_state(model: nn.Module, weights: StateDict, name: str, source: str) -> None:
     """Load a state dict into a network, in place; UserError names the first tensor that does not fit."""
     expected = model.state_dict()
     missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))

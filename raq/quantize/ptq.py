@@ -16,10 +16,10 @@ from raq.model.cache import Array
 from raq.model.dataset import Dataset, calibration_indices
 from raq.model.training import normalisation_tensors, take_batch
 from raq.quantize.export import graph_of
-from raq.quantize.quantizers import QUANTIZERS, Excluding, refuse_unannotated
+from raq.quantize.quantizers import QUANTIZERS, SkipLayersQuantizer, refuse_unannotated
 
 
-class Rounding(TypedDict, total=False):
+class QuantizationOptions(TypedDict, total=False):
     """To which integers a graph is rounded."""
 
     reduce_range: Required[bool]
@@ -34,7 +34,7 @@ def prepare(
     backend: str,
     calibration: Calibration,
     floats: Collection[str] = (),
-    **rounding: Unpack[Rounding],
+    **rounding: Unpack[QuantizationOptions],
 ) -> fx.GraphModule:
     """The network's graph with observers where `backend` quantizes; floats: names of layers that stay in float.
 
@@ -45,11 +45,15 @@ def prepare(
 
 
 def prepare_graph(
-    graph: nn.Module, backend: str, calibration: Calibration, floats: Collection[str] = (), **rounding: Unpack[Rounding]
+    graph: nn.Module,
+    backend: str,
+    calibration: Calibration,
+    floats: Collection[str] = (),
+    **rounding: Unpack[QuantizationOptions],
 ) -> fx.GraphModule:
     """`prepare` for a network that is exported already."""
     quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, **rounding)
-    prepared: fx.GraphModule = prepare_pt2e(graph, Excluding(quantizer, floats) if floats else quantizer)
+    prepared: fx.GraphModule = prepare_pt2e(graph, SkipLayersQuantizer(quantizer, floats) if floats else quantizer)
     refuse_unannotated(prepared, backend)
     return prepared
 

@@ -147,7 +147,7 @@ def _weights(*, qat: bool, per_channel: bool, lowest: int) -> QuantizationSpec:
     )
 
 
-class Excluding(Quantizer):
+class SkipLayersQuantizer(Quantizer):
     """A quantizer that leaves the layers and operators of these names (`capture.switch_name`) in float."""
 
     def __init__(self, quantizer: Quantizer, names: Collection[str]) -> None:

@@ -22,7 +22,7 @@ from raq.errors import StageError
 from raq.experiment.schema import Calibration
 from raq.model.dataset import Dataset
 from raq.quantize.export import switch_name
-from raq.quantize.ptq import Rounding, calibration_sample, observe, prepare_graph
+from raq.quantize.ptq import QuantizationOptions, calibration_sample, observe, prepare_graph
 
 Ranges = tuple[
     NDArray[np.float32], NDArray[np.int32]
@@ -30,7 +30,7 @@ Ranges = tuple[
 
 
 def prepared_from(
-    program: ExportedProgram, backend: str, calibration: Calibration, **rounding: Unpack[Rounding]
+    program: ExportedProgram, backend: str, calibration: Calibration, **rounding: Unpack[QuantizationOptions]
 ) -> fx.GraphModule:
     """A fresh graph with observers, of a network that was exported once."""
     return prepare_graph(program.module(), backend, calibration, **rounding)

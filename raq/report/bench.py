@@ -95,7 +95,7 @@ def disagreement_in_words(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"of {len(known)} comparisons with the best FP32, {' and '.join(said)}: the intervals allow for it"
 
 
-def not_calm(compared: Sequence[tuple[str, SharedRounds]]) -> str | None:
+def disturbed_warning(compared: Sequence[tuple[str, SharedRounds]]) -> str | None:
     """A warning, if too few rounds of one of these comparisons, each with its name, were undisturbed."""
     doubtful = [(name, rounds) for name, rounds in compared if rounds.doubt]
     if not doubtful:
@@ -142,7 +142,7 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
         (f"{row['candidate']} at batch {row['batch_size']}", shared_rounds(of_size[row["batch_size"]], row))
         for row in found["rows"]
     ]
-    warning = not_calm([(name, rounds) for name, rounds in pairs if rounds is not None])
+    warning = disturbed_warning([(name, rounds) for name, rounds in pairs if rounds is not None])
     if warning:
         say(console, warning, "bold yellow")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from raq.report.claims import Rules
 from raq.report.ratios import Summary, compared, row_ratios
-from raq.report.summary import predictions_of, summarise
+from raq.report.summary import read_predictions_of_run, summarise
 from raq.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
 from raq.store.local import read_run
 
@@ -29,7 +29,7 @@ def compare(folders: Sequence[Path]) -> Found:
     `said` puts it in words; `conditions` lists what else is not the same.
     """
     summaries = [summarise(folder) for folder in folders]
-    predictions = [predictions_of(folder) for folder in folders]
+    predictions = [read_predictions_of_run(folder) for folder in folders]
     rules = Rules.of(read_run(folders[0])["settings"])
     return {
         "runs": [{key: s[key] for key in ("run", "experiment", "complete")} for s in summaries],

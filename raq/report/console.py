@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.plan.stages import Stage
-from raq.report.bench import disagreement_in_words, measurement_in_words, not_calm
+from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words
 from raq.report.checks import parity_in_words
 from raq.report.ratios import Summary, compared
 from raq.report.sweep import print_layers, print_search, print_sweep
@@ -85,7 +85,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     disagreement = disagreement_in_words(rows)
     if disagreement:
         say(console, disagreement, "dim")
-    warning = not_calm(compared(summary["candidates"]))
+    warning = disturbed_warning(compared(summary["candidates"]))
     if warning:
         console.print(warning, markup=False, highlight=False, style="bold yellow", soft_wrap=True)
     machine = summary["environment"]["machine"]

@@ -40,7 +40,7 @@ def summarise(run_folder: Path) -> Summary:
     stages = {name: store.read(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     settings = run["settings"]
     names = [name.removeprefix("evaluate/") for name in run["stages"] if name.startswith("evaluate/")]
-    predicted = predictions_of(run_folder)
+    predicted = read_predictions_of_run(run_folder)
     right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
@@ -213,7 +213,7 @@ def _noise(noise: Record) -> Record:
     return {key: value for key, value in noise.items() if key != "clocks"}
 
 
-def predictions_of(run_folder: Path) -> dict[str, Any]:
+def read_predictions_of_run(run_folder: Path) -> dict[str, Any]:
     """By candidate, int32 [2, N]: the predicted classes of the test images, and their labels; None if not evaluated."""
     run, store = read_run(run_folder), store_of(run_folder)
     return {

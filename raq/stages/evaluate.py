@@ -12,7 +12,7 @@ from raq.artifact.judgement import evidence_of
 from raq.artifact.runtimes import RUNTIMES, in_parts
 from raq.lazy import resolve
 from raq.stages.call import LOGITS, PREDICTIONS, PROGRAM, Call, Progress, Results, refuse_other_machine
-from raq.stages.inputs import dataset_of, parity_chain
+from raq.stages.inputs import parity_chain, read_dataset
 from raq.store.files import read_json
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     from raq.artifact.isolated import IsolatedProcess
     from raq.model.evaluation import logits, predict
 
-    dataset = dataset_of(call)
-    whole = dataset if call.settings["data"]["test_limit"] is None else dataset_of(call, test_limit=None)
+    dataset = read_dataset(call)
+    whole = dataset if call.settings["data"]["test_limit"] is None else read_dataset(call, test_limit=None)
     chain = parity_chain(call, whole)
     if "program" in call.inputs:
         return _evaluate_program(call, dataset, chain)

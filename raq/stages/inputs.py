@@ -31,7 +31,7 @@ def parity_chain(call: Call, dataset: "Dataset") -> "Chain":
     return Chain(dataset, call.settings["parity_images"], call.settings["seed"])
 
 
-def dataset_of(call: Call, **other: Any) -> "Dataset":
+def read_dataset(call: Call, **other: Any) -> "Dataset":
     """The images of the stage, found again by their digest; `other`: keys of `data` set otherwise."""
     from raq.model.dataset import load_dataset
 
@@ -40,28 +40,28 @@ def dataset_of(call: Call, **other: Any) -> "Dataset":
     return load_dataset(data, call.working_directory, call.settings["data"]["digest"])
 
 
-def network_of(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":
+def build_network(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":
     """The network, untrained or with the `weights` that came from `source`; UserError if it is not what is needed."""
-    from raq.model.zoo import build_model, check_output, put_weights
+    from raq.model.zoo import build_model, check_output, load_state
 
     name = call.settings["model"]
     classes = call.settings["data"]["classes"]
     model = build_model(name, classes, call.working_directory)
-    check_output(model, example_of(call), classes, name)
+    check_output(model, example_input(call), classes, name)
     if weights is not None:
-        put_weights(model, weights, name, source)
+        load_state(model, weights, name, source)
     return model
 
 
-def trained_network(call: Call) -> "nn.Module":
+def read_trained_network(call: Call) -> "nn.Module":
     """The network with the weights of the stage before, in evaluation mode."""
     from raq.model.zoo import load_weights
 
     path = Path(call.inputs["weights"]) / WEIGHTS
-    return network_of(call, load_weights(path), str(path)).eval()
+    return build_network(call, load_weights(path), str(path)).eval()
 
 
-def example_of(call: Call) -> "Tensor":
+def example_input(call: Call) -> "Tensor":
     """Two images of the right shape, for export."""
     import torch
 

@@ -14,8 +14,8 @@ import numpy as np
 from raq.errors import StageError
 from raq.stages.call import Call, Progress, Results
 from raq.stages.chosen import chosen_calibration
-from raq.stages.inputs import dataset_of, example_of, trained_network
-from raq.stages.trials import alone, in_place, predicted_by, trials_folder, write_table
+from raq.stages.inputs import example_input, read_dataset, read_trained_network
+from raq.stages.trials import atomic_write, exclusive_lock, read_predictions, trials_folder, write_table
 from raq.statistics import paired_drop
 from raq.store.files import digest, read_json, short_digest, write_json
 from raq.sweep.layers import (
@@ -25,9 +25,9 @@ from raq.sweep.layers import (
     WITHOUT,
     Config,
     LayerCost,
-    choose_mixtures,
+    choose_configurations,
     first_trials,
-    ladders,
+    greedy_orderings,
     only,
     quantized,
     without,
@@ -54,7 +54,7 @@ def layer_sweep_stage(call: Call, progress: Progress) -> Results:
 def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
     """Each layer alone and each left out, then the mixtures that follow from that, by `run_all`; the choice."""
     prepare_layer_sweep(call, progress)
-    order = [layer.name for layer in layers_of(call)]
+    order = [layer.name for layer in read_layers(call)]
     first = first_trials(order)
     failed = {digest(first[n]): error for n, error in run_all(first).items()}
     found = {digest(config): record for config in first if (record := _record(call, config)) is not None}
@@ -65,14 +65,14 @@ def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
         {name: found[digest(config(name))]["noise"] for name in order if digest(config(name)) in found}
         for config in (lambda name: without([name], order), only)
     )
-    layers = [layer for layer in layers_of(call) if layer.name in left_out and layer.name in alone]
+    layers = [layer for layer in read_layers(call) if layer.name in left_out and layer.name in alone]
     most = call.settings["sweep"]["most"]
-    mixtures = [without(names, order) for names in ladders(layers, everything["noise"], left_out, alone, most)]
+    mixtures = [without(names, order) for names in greedy_orderings(layers, everything["noise"], left_out, alone, most)]
     failed |= {digest(mixtures[n]): error for n, error in (run_all(mixtures) if mixtures else {}).items()}
     return finish_layer_sweep(call, [*first, *(m for m in mixtures if m not in first)], failed)
 
 
-def layers_of(call: Call) -> list[LayerCost]:
+def read_layers(call: Call) -> list[LayerCost]:
     """The layers that are quantized, in the graph's order."""
     return [LayerCost(**layer) for layer in read_json(trials_folder(call) / LAYERS_FILE)["layers"]]
 
@@ -91,15 +91,15 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(min(call.cpus * call.workers, len(available_cpus())))  # no trial runs yet
     settings, seed, reduce_range = chosen_calibration(call)
-    network, dataset = trained_network(call), dataset_of(call)
+    network, dataset = read_trained_network(call), read_dataset(call)
     if not (folder / LOGITS).is_file():
         progress({"text": "evaluating FP32"})
         every = np.arange(len(dataset.validation_labels))
-        with in_place(folder / LOGITS) as scratch:
+        with atomic_write(folder / LOGITS) as scratch:
             np.save(scratch, logits(network, dataset, every, split="validation"))
     if not (folder / RANGES).is_file():
         progress({"text": "calibrating"})
-        exported = export_network(network, example_of(call))
+        exported = export_network(network, example_input(call))
         macs: Counter[str] = Counter()  # of a module that is called several times, those of all its calls
         for _, layer in layers(exported.graph_module.graph):
             macs[layer.name] += layer.macs
@@ -114,7 +114,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
         write_json(folder / LAYERS_FILE, {"layers": shares})
         calibrate(prepared, dataset, settings.calibration, seed)
         scales, zero_points = ranges(prepared)
-        with in_place(folder / RANGES) as scratch:
+        with atomic_write(folder / RANGES) as scratch:
             np.savez(scratch, scales=scales, zero_points=zero_points)
     progress({"text": "compiling one program for all mixtures"})
     _compiled(call)
@@ -128,21 +128,21 @@ def _compiled(call: Call) -> Path:
 
     folder, here = trials_folder(call), machine()
     path = folder / f"switched-{short_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
-    with alone(folder / "compiling"):
+    with exclusive_lock(folder / "compiling"):
         if not path.is_file():
             settings, _, reduce_range = chosen_calibration(call)
-            example = example_of(call)
+            example = example_input(call)
             calibration = settings.calibration.model_copy(update={"observer": "minmax"})
             prepared = prepare(
-                trained_network(call),
+                read_trained_network(call),
                 example,
                 settings.backend,
                 calibration,
                 reduce_range=reduce_range,
                 per_channel=settings.per_channel,
             )
-            with in_place(path) as scratch:
-                compile_for_all_ranges(prepared, example, scratch, [layer.name for layer in layers_of(call)])
+            with atomic_write(path) as scratch:
+                compile_for_all_ranges(prepared, example, scratch, [layer.name for layer in read_layers(call)])
     return path
 
 
@@ -165,18 +165,18 @@ def run_layer_trial(call: Call, config: Config) -> Results:
         _loaded.clear()
         _loaded.update(
             folder=folder,
-            dataset=dataset_of(call),
+            dataset=read_dataset(call),
             program=load(_compiled(call)),
             ranges=ranges,
             fp32=np.load(folder / LOGITS, allow_pickle=False),
-            order=[layer.name for layer in layers_of(call)],
+            order=[layer.name for layer in read_layers(call)],
         )
     dataset, fp32 = _loaded["dataset"], _loaded["fp32"]
     switched = with_ranges(_loaded["program"], _loaded["ranges"], quantized(config, _loaded["order"]))
     answers = logits(switched, dataset, np.arange(len(dataset.validation_labels)), split="validation")
     predicted = answers.argmax(1)
     record = _path(call, config)
-    with in_place(record.with_suffix(".npy")) as scratch:
+    with atomic_write(record.with_suffix(".npy")) as scratch:
         np.save(scratch, predicted.astype(np.int32))
     correct = int((predicted == dataset.validation_labels).sum())
     noise = float(np.square(answers - fp32).sum() / np.square(fp32).sum())
@@ -192,14 +192,14 @@ def _path(call: Call, config: Config) -> Path:
 
 def _record(call: Call, config: Config) -> Results | None:
     path = _path(call, config)
-    return read_json(path) if path.is_file() and predicted_by(path) is not None else None
+    return read_json(path) if path.is_file() and read_predictions(path) is not None else None
 
 
 def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
     """The table of all trials, the sensitivity of each layer, the mixtures chosen. failed: by a trial's digest, why."""
-    folder, layers = trials_folder(call), layers_of(call)
+    folder, layers = trials_folder(call), read_layers(call)
     order, shares = [layer.name for layer in layers], {layer.name: layer.mac_share for layer in layers}
-    labels = dataset_of(call).validation_labels
+    labels = read_dataset(call).validation_labels
     baseline = np.load(folder / LOGITS, allow_pickle=False).argmax(1) == labels
     trials: list[Results] = []
     for config in configs:
@@ -207,7 +207,7 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
         if record is None:
             trials.append({"config": config, "error": failed.get(digest(config), "")})
             continue
-        drop, interval = paired_drop(baseline, predicted_by(_path(call, config)) == labels)
+        drop, interval = paired_drop(baseline, read_predictions(_path(call, config)) == labels)
         off = [name for name, on in zip(order, quantized(config, order), strict=True) if not on]
         trials.append(
             {
@@ -226,7 +226,7 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
         if t is not everything and t["config"][MODE] == WITHOUT
     ]
     asked = call.settings["sweep"]
-    chosen, why = choose_mixtures(mixtures, everything, call.settings["max_drop"], asked["candidates"])
+    chosen, why = choose_configurations(mixtures, everything, call.settings["max_drop"], asked["candidates"])
     if len(chosen) < asked["candidates"]:
         raise StageError(
             f"{len(chosen)} mixtures were found, and sweep.layers.candidates asks for {asked['candidates']}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from raq.artifact.runtimes import RUNTIMES, in_parts
 from raq.lazy import resolve
 from raq.stages.call import LOGITS, PROGRAM, Call, Progress, Results, refuse_other_machine
-from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
+from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
 from raq.store.files import file_digest, read_json
 
 
@@ -25,16 +25,16 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     path = Path(call.folder) / runtime.file_name
     if runtime.is_native:
         refuse_other_machine(settings["machine"])
-    chain = parity_chain(call, dataset_of(call))
+    chain = parity_chain(call, read_dataset(call))
     if "program" in call.inputs:
         program = load_program(Path(call.inputs["program"]) / PROGRAM)
         made = read_json(Path(call.inputs["program"]) / "record.json")["results"]
         counted, chosen = NetworkMacs(made["macs"], made["unknown_operators"]), made.get("float_layers", [])
         chain.go_on_from("converted", Path(call.inputs["program"]) / LOGITS)
     else:
-        network = trained_network(call)
-        program = export_network(network, example_of(call))
-        counted, chosen = network_macs(network, example_of(call)), []
+        network = read_trained_network(call)
+        program = export_network(network, example_input(call))
+        counted, chosen = network_macs(network, example_input(call)), []
         chain.step("fp32", network)
     data = settings["data"]
     metadata = {

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raq.stages.call import LOGITS, PROGRAM, Call, Results
-from raq.stages.inputs import example_of
+from raq.stages.inputs import example_input
 
 if TYPE_CHECKING:
     from raq.model.parity import Chain
 
 
-def macs_of(call: Call, network: Any) -> Results:
+def count_macs(call: Call, network: Any) -> Results:
     """What the FP32 network computes for an image, of which the int8 share will be taken."""
     from raq.quantize.arithmetic import network_macs
 
-    counted = network_macs(network, example_of(call))
+    counted = network_macs(network, example_input(call))
     return {"macs": counted.total, "unknown_operators": counted.unknown}
 
 

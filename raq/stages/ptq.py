@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from raq.stages.call import Call, Progress, Results
 from raq.stages.chosen import chosen_calibration, chosen_floats
-from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
-from raq.stages.programs import keep_program, macs_of
+from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
+from raq.stages.programs import count_macs, keep_program
 
 if TYPE_CHECKING:
     pass
@@ -20,9 +20,9 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     from raq.quantize.ptq import calibrate, prepare, simulated
 
     settings, seed, reduce_range = chosen_calibration(call)
-    dataset = dataset_of(call)
-    network = trained_network(call)
-    example = example_of(call)
+    dataset = read_dataset(call)
+    network = read_trained_network(call)
+    example = example_input(call)
     floats = chosen_floats(call) if "layers" in call.inputs else []
     prepared = prepare(
         network,
@@ -48,4 +48,4 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     program = convert(prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
     how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}
-    return {**how, "float_layers": floats, **macs_of(call, network), **keep_program(call, program, chain)}
+    return {**how, "float_layers": floats, **count_macs(call, network), **keep_program(call, program, chain)}

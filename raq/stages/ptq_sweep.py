@@ -17,8 +17,16 @@ from raq.experiment.schema import Calibration, Ptq
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 from raq.stages.call import Call, Progress, Results
 from raq.stages.chosen import with_config
-from raq.stages.inputs import dataset_of, example_of, trained_network
-from raq.stages.trials import BASELINE, alone, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
+from raq.stages.inputs import example_input, read_dataset, read_trained_network
+from raq.stages.trials import (
+    BASELINE,
+    atomic_write,
+    evaluate_baseline,
+    exclusive_lock,
+    read_predictions,
+    trials_folder,
+    write_table,
+)
 from raq.store.files import read_json, short_digest, write_json
 from raq.sweep.ptq import choose, curve, grid
 
@@ -51,11 +59,11 @@ def prepare_ptq_sweep(call: Call, progress: Progress) -> None:
     folder = trials_folder(call)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(min(call.cpus * call.workers, len(available_cpus())))  # no trial runs yet
-    network = trained_network(call)
+    network = read_trained_network(call)
     if not (folder / NETWORK).is_file():
         progress({"text": "exporting the network"})
-        with in_place(folder / NETWORK) as scratch:
-            save_program(export_network(network, example_of(call)), scratch)
+        with atomic_write(folder / NETWORK) as scratch:
+            save_program(export_network(network, example_input(call)), scratch)
     graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in grid(call.settings)}.values())
     progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) > 1)} for all calibrations"})
     for config in graphs:
@@ -73,7 +81,7 @@ def _compiled(call: Call, config: Config) -> Path:
     folder, here = trials_folder(call), machine()
     graph = {PER_CHANNEL: config[PER_CHANNEL], REDUCE_RANGE: config[REDUCE_RANGE]}
     path = folder / f"simulated-{short_digest({**graph, 'cpu': here['cpu'], 'features': here['features']})}.pt2"
-    with alone(folder / "compiling"):
+    with exclusive_lock(folder / "compiling"):
         if not path.is_file():
             ptq = Ptq.model_validate(call.settings["ptq"])
             prepared = prepared_from(
@@ -83,8 +91,8 @@ def _compiled(call: Call, config: Config) -> Path:
                 reduce_range=config[REDUCE_RANGE],
                 per_channel=config[PER_CHANNEL],
             )
-            with in_place(path) as scratch:
-                compile_for_all_ranges(prepared, example_of(call), scratch)
+            with atomic_write(path) as scratch:
+                compile_for_all_ranges(prepared, example_input(call), scratch)
     return path
 
 
@@ -94,7 +102,7 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
     The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
     """
     record = trials_folder(call) / f"{short_digest(config)}.json"
-    if record.is_file() and predicted_by(record) is not None:
+    if record.is_file() and read_predictions(record) is not None:
         return read_json(record)
     import torch
 
@@ -106,13 +114,13 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
     path = _compiled(call, config)
     if _loaded.get("path") != path:
         _loaded.clear()
-        _loaded.update(path=path, dataset=dataset_of(call), program=load(path))
+        _loaded.update(path=path, dataset=read_dataset(call), program=load(path))
     dataset = _loaded["dataset"]
     network = with_ranges(_loaded["program"], _ranges(call, config, dataset))
     started = time.perf_counter()
     predicted = predict(network, dataset, split="validation")
     took_s = round(time.perf_counter() - started, 3)
-    with in_place(record.with_suffix(".npy")) as scratch:
+    with atomic_write(record.with_suffix(".npy")) as scratch:
         np.save(scratch, predicted.astype(np.int32))
     correct = int((predicted == dataset.validation_labels).sum())
     found = {"config": config, "correct": correct, "images": len(predicted), "top1": correct / len(predicted)}
@@ -134,13 +142,13 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
     sizes = sorted({c[SIZE] for c in configs if _pass_folder(folder, c) == pass_folder})
     wanted = pass_folder / f"{config[SIZE]}.npz"
     pass_folder.mkdir(exist_ok=True)
-    with alone(pass_folder / "lock"):
+    with exclusive_lock(pass_folder / "lock"):
         missing = [size for size in sizes if not (pass_folder / f"{size}.npz").is_file()]
         if config[SIZE] in missing:
             kept = [0]
 
             def keep(size: int, found: "Ranges") -> None:
-                with in_place(pass_folder / f"{size}.npz") as scratch:
+                with atomic_write(pass_folder / f"{size}.npz") as scratch:
                     np.savez(scratch, scales=found[0], zero_points=found[1])
                 _count(pass_folder, size - kept[-1])
                 kept.append(size)
@@ -172,10 +180,10 @@ def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str,
     Raises StageError if no trial finished.
     """
     folder = trials_folder(call)
-    dataset = dataset_of(call)
+    dataset = read_dataset(call)
     labels = dataset.validation_labels
     records = {short_digest(c): folder / f"{short_digest(c)}.json" for c in configs}
-    answers = {name: predicted_by(path) if path.is_file() else None for name, path in records.items()}
+    answers = {name: read_predictions(path) if path.is_file() else None for name, path in records.items()}
     done = [{"digest": name, **read_json(records[name])} for name, found in answers.items() if found is not None]
     evaluation_s = sum(trial.pop(EVALUATION) for trial in done)
     if not done:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from raq.experiment.training import Qat
 from raq.stages.call import WEIGHTS, Call, Progress, Results
-from raq.stages.inputs import dataset_of, example_of, parity_chain, trained_network
-from raq.stages.programs import keep_program, macs_of
+from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
+from raq.stages.programs import count_macs, keep_program
 from raq.stages.transfer import local_context
 from raq.store.files import digest, file_digest
 
@@ -37,11 +37,11 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     from raq.model.training import seed_everything, train
     from raq.quantize.qat import qat_hooks
 
-    dataset, seed = dataset_of(call), call.settings["seed"]
+    dataset, seed = read_dataset(call), call.settings["seed"]
     seed_everything(seed)
     settings = Qat.model_validate(call.settings["qat"])
     prepared = prepared_for_qat(call, settings)
-    teacher = trained_network(call).to(context.device) if settings.distillation else None
+    teacher = read_trained_network(call).to(context.device) if settings.distillation else None
     return train(prepared, dataset, settings, seed, context, qat_hooks(prepared, settings, teacher))
 
 
@@ -72,14 +72,14 @@ def finish(call: Call, result: "TrainingResult") -> Results:
     """Convert the best epoch of a finished quantization-aware training."""
     from raq.quantize.convert import convert
 
-    chain = parity_chain(call, dataset_of(call))
-    network = trained_network(call)
+    chain = parity_chain(call, read_dataset(call))
+    network = read_trained_network(call)
     chain.step("fp32", network)
     _step_prepared(call, chain)
     chain.begin_anew()  # training lies between
     prepared = trained_graph(call, result)
     chain.step("simulated", prepared)
-    results = {**macs_of(call, network), **keep_program(call, convert(prepared, example_of(call)), chain)}
+    results = {**count_macs(call, network), **keep_program(call, convert(prepared, example_input(call)), chain)}
     return {"history": result.history, "best_epoch": result.best_epoch, **results}
 
 
@@ -103,7 +103,7 @@ def prepared_for_qat(call: Call, settings: Qat) -> Any:
     weights, reduce_range = Path(call.inputs["weights"]), call.settings["reduce_range"]
     key = digest([file_digest(weights / WEIGHTS), settings.backend, reduce_range, call.settings["model"]])
     if key not in _prepared:
-        made = prepare_qat(trained_network(call), example_of(call), settings.backend, reduce_range=reduce_range)
+        made = prepare_qat(read_trained_network(call), example_input(call), settings.backend, reduce_range=reduce_range)
         _prepared.clear()
         _prepared[key] = made
     return copy.deepcopy(_prepared[key])

@@ -18,13 +18,13 @@ from raq.errors import StageError
 from raq.experiment.sweep import Config
 from raq.experiment.training import Qat
 from raq.stages.call import Call, Progress, Results
-from raq.stages.inputs import dataset_of, trained_network
+from raq.stages.inputs import read_dataset, read_trained_network
 from raq.stages.qat import train_in, trained_graph
 from raq.stages.transfer import fetch_checkpoint, forget_work, send_checkpoint
-from raq.stages.trials import BASELINE, evaluate_baseline, in_place, predicted_by, trials_folder, write_table
+from raq.stages.trials import BASELINE, atomic_write, evaluate_baseline, read_predictions, trials_folder, write_table
 from raq.statistics import paired_drop, proportion_interval, together
 from raq.store.files import read_json, short_digest, write_json
-from raq.sweep.qat import Search, front, importance
+from raq.sweep.qat import Search, importance, pareto_front
 
 if TYPE_CHECKING:
     from raq.model.checkpoints import TrainingResult
@@ -40,12 +40,12 @@ class _EndedEarly(Exception):
 def qat_sweep_stage(call: Call, progress: Progress) -> Results:
     """All trials in this process, one after the other."""
     prepare_qat_sweep(call, progress)
-    search = search_of(call)
-    while (number := search.start()) is not None:
+    search = new_search(call)
+    while (number := search.ask()) is not None:
         progress({"share": number / search.asked, "text": f"trial {number + 1} of {search.asked}"})
 
         def report(row: dict[str, Any], number: int = number) -> None:
-            if not search.take(number, row["epoch"], row["validation_top1"]):
+            if not search.tell(number, row["epoch"], row["validation_top1"]):
                 raise _EndedEarly
 
         try:
@@ -57,7 +57,7 @@ def qat_sweep_stage(call: Call, progress: Progress) -> Results:
     return finish_qat_sweep(call, search)
 
 
-def search_of(call: Call) -> Search:
+def new_search(call: Call) -> Search:
     """The search of this stage, nothing tried yet."""
     return Search(call.settings["sweep"], call.settings["qat"], call.settings["seed"])
 
@@ -78,7 +78,7 @@ def record_of(trial: Call) -> Path:
 def prepare_qat_sweep(call: Call, progress: Progress) -> None:
     """Evaluate FP32 on the validation images, to compare with."""
     trials_folder(call).mkdir(parents=True, exist_ok=True)
-    evaluate_baseline(call, trained_network(call), progress)
+    evaluate_baseline(call, read_trained_network(call), progress)
 
 
 def run_qat_trial(call: Call, config: Config, report: Report) -> None:
@@ -123,7 +123,7 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
 def finished(trial: Call) -> dict[str, Any] | None:
     """The record of a trial that was trained to its end; None if it was not, or if a file of it is damaged."""
     record = record_of(trial)
-    return read_json(record) if record.is_file() and predicted_by(record) is not None else None
+    return read_json(record) if record.is_file() and read_predictions(record) is not None else None
 
 
 def finish_trial(trial: Call, result: "TrainingResult") -> None:
@@ -131,11 +131,11 @@ def finish_trial(trial: Call, result: "TrainingResult") -> None:
     from raq.model.checkpoints import keep_result
     from raq.model.evaluation import predict
 
-    record, dataset = record_of(trial), dataset_of(trial)
+    record, dataset = record_of(trial), read_dataset(trial)
     predicted = predict(trained_graph(trial, result), dataset, split="validation")
-    with in_place(record.with_suffix(".npy")) as scratch:
+    with atomic_write(record.with_suffix(".npy")) as scratch:
         np.save(scratch, predicted.astype(np.int32))
-    with in_place(record.with_suffix(".pt")) as scratch:
+    with atomic_write(record.with_suffix(".pt")) as scratch:
         keep_result(result, scratch)
     correct = int((predicted == dataset.validation_labels).sum())
     found = {"qat": trial.settings["qat"], "history": result.history, "best_epoch": result.best_epoch}
@@ -151,7 +151,7 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
     """
     from raq.model.checkpoints import CHECKPOINT
 
-    labels = dataset_of(call).validation_labels
+    labels = read_dataset(call).validation_labels
     baseline = np.load(trials_folder(call) / BASELINE, allow_pickle=False) == labels
     stops, scores, epochs = search.stops(), search.scores(), search.epochs
     trials: list[Results] = []
@@ -172,14 +172,14 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
         elif stops[number] is not None or known is None:
             row |= {"state": "stopped"}
         else:
-            right[number] = predicted_by(record_of(trial)) == labels
+            right[number] = read_predictions(record_of(trial)) == labels
             row |= {"state": "finished", "correct": known["correct"], "images": known["images"]}
             row |= {"top1_interval": list(proportion_interval(known["correct"], known["images"]))}
         trials.append(row)
     if not right:
         reason = next(iter(search.failed.values()), "")
         raise StageError(f"none of the {len(trials)} trials finished: {reason}", "see the log")
-    for row, on_front in zip(trials, front(scores, [t["epochs"] for t in trials]), strict=True):
+    for row, on_front in zip(trials, pareto_front(scores, [t["epochs"] for t in trials]), strict=True):
         row["front"] = on_front
     best = max(right, key=lambda number: (int(right[number].sum()), -number))
     results: Results = {

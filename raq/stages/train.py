@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raq.errors import UserError
 from raq.experiment.training import Train
 from raq.stages.call import WEIGHTS, Call, Progress, Results
-from raq.stages.inputs import dataset_of, network_of
+from raq.stages.inputs import build_network, read_dataset
 from raq.stages.transfer import local_context
 from raq.store.files import file_digest
 
@@ -29,7 +29,7 @@ def load_weights_stage(call: Call, progress: Progress) -> Results:
 
     assert call.weights_file is not None
     path = Path(call.weights_file)
-    model = network_of(call, load_weights(path), str(path))
+    model = build_network(call, load_weights(path), str(path))
     if file_digest(path) != call.settings["weights"]:
         raise UserError(f"model.weights: {path} has changed since the plan was made", "run again")
     torch.save(model.state_dict(), Path(call.folder) / WEIGHTS)
@@ -46,10 +46,10 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     """FP32 training in the context given: a worker's part of it."""
     from raq.model.training import seed_everything, train
 
-    dataset, seed = dataset_of(call), call.settings["seed"]
+    dataset, seed = read_dataset(call), call.settings["seed"]
     seed_everything(seed)
     settings = Train.model_validate(call.settings["train"])
-    network = network_of(call)
+    network = build_network(call)
     _check_sides(call, network, settings)
     return train(network, dataset, settings, seed, context)
 
@@ -79,7 +79,7 @@ def finish(call: Call, result: "TrainingResult") -> Results:
     """What a finished FP32 training leaves: the weights of its best epoch, and its history."""
     import torch
 
-    model = network_of(call, result.state, "the checkpoint")
+    model = build_network(call, result.state, "the checkpoint")
     torch.save(model.state_dict(), Path(call.folder) / WEIGHTS)
     return {"history": result.history, "best_epoch": result.best_epoch, **_size_of_weights(model)}
 

@@ -1,6 +1,6 @@
 """Results at an address, brought to the node that a stage runs on, and what it leaves sent there.
 
-Where the results are in a folder that all nodes share, all of this is nothing. Neither torch nor ray.
+With a shared folder these functions do nothing. Neither torch nor ray.
 """
 
 from pathlib import Path
@@ -97,8 +97,8 @@ def log_sent(call: Call, log: Path) -> Iterator[None]:
                 store.send_log(log)
 
 
-def note(call: Call, name: str, text: str) -> None:
-    """Leave a word for the other processes of a stage, on whatever node."""
+def write_marker(call: Call, name: str, text: str) -> None:
+    """Write a marker file for the stage's other processes, on whatever node."""
     store = remote_store(call)
     if store is None:
         scratch = Path(call.folder) / f".{name}"
@@ -108,8 +108,8 @@ def note(call: Call, name: str, text: str) -> None:
         store.storage.write(f"{work_name(call)}/{name}", text.encode())
 
 
-def noted(call: Call, name: str) -> str | None:
-    """The word that a process of this stage has left; None if none has."""
+def read_marker(call: Call, name: str) -> str | None:
+    """The content of a marker file of this stage; None if there is none."""
     store = remote_store(call)
     if store is None:
         path = Path(call.folder) / name
@@ -118,8 +118,8 @@ def noted(call: Call, name: str) -> str | None:
     return None if content is None else content.decode()
 
 
-def forget(call: Call, name: str) -> None:
-    """Take such a word away."""
+def delete_marker(call: Call, name: str) -> None:
+    """Delete a marker file of this stage."""
     store = remote_store(call)
     if store is None:
         (Path(call.folder) / name).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from raq.errors import UserError
 from raq.stages.call import Call, Progress
-from raq.stages.inputs import dataset_of
+from raq.stages.inputs import read_dataset
 from raq.store.files import read_json
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def evaluate_baseline(call: Call, network: "nn.Module", progress: Progress) -> N
     path = trials_folder(call) / BASELINE
     if not path.is_file():
         progress({"text": "evaluating FP32"})
-        with in_place(path) as scratch:
-            np.save(scratch, predict(network, dataset_of(call), split="validation").astype(np.int32))
+        with atomic_write(path) as scratch:
+            np.save(scratch, predict(network, read_dataset(call), split="validation").astype(np.int32))
 
 
-def predicted_by(record: Path) -> Any:
+def read_predictions(record: Path) -> Any:
     """The classes that a trial has predicted; None if they are not there or damaged: then it is done again."""
     try:
         found = np.load(record.with_suffix(".npy"), allow_pickle=False)
@@ -65,7 +65,7 @@ def write_table(folder: Path, trials: Sequence[Mapping[str, Any]], columns: Sequ
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path) -> Iterator[None]:
     """One process at a time, by this file; the others wait."""
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -73,7 +73,7 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 @contextmanager
-def in_place(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A scratch path beside `path`, of the same suffix, synced and renamed to it at the end: whole or not at all."""
     scratch = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:

@@ -213,7 +213,7 @@ class Store:
             shutil.rmtree(final / checkpoints, ignore_errors=True)
         return final
 
-    def refuse_if_taken(self) -> None:
+    def check_lease(self) -> None:
         """Nothing: a folder's lock is held for as long as its process lives."""
 
     def write_run(self, folder: Path, run: Record) -> None:

@@ -3,7 +3,7 @@
 An object store shows a file when it is complete; where a file system would show half of one, it is written beside its
 place and moved. But pyarrow completes a file whose writing an exception interrupts: what must be whole is named, with
 its size, by a record that is put after it. What does not answer is asked again for ANSWER_TIMEOUT_S, and every time is
-said on standard error, and to those who asked to be `told`.
+said on standard error, and to those who asked to be `subscribed`.
 
 Imports neither torch nor ray; pyarrow inside the functions.
 """
@@ -32,7 +32,7 @@ RENEW_S, SETTLE_S = 10.0, 3.0
 LEASE_S = ANSWER_TIMEOUT_S + 3 * RENEW_S  # one that waits out a silence still renews in time
 REQUEST_TIMEOUT_S, S3_ATTEMPTS = 5.0, 2  # a silent S3 is told after 10 s; by default after 99
 LOCK = ".lock"
-WHOLE_OR_NOT = ("s3", "gcs", "abfs")  # the file systems where a file appears whole
+ATOMIC_PUT = ("s3", "gcs", "abfs")  # the file systems where a file appears whole
 GOOGLE = ("gs://", "gcs://")
 REFUSALS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE")
 OPTIONS = {"region", "scheme", "endpoint_override"}
@@ -45,7 +45,7 @@ Answer = TypeVar("Answer")
 _listeners: list[Callable[[str], None]] = []
 
 
-def say(text: str) -> None:
+def notify(text: str) -> None:
     """Say what happens to the storage."""
     with suppress(OSError):  # a log's full disk
         sys.stderr.write(f"raq: {text}\n")
@@ -55,7 +55,7 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def told(listener: Callable[[str], None]) -> Iterator[None]:
+def subscribed(listener: Callable[[str], None]) -> Iterator[None]:
     """Tell this function too, from any thread of this process, while the context lasts."""
     _listeners.append(listener)
     try:
@@ -214,7 +214,7 @@ class Storage:
 
         Clocks of several machines are not compared: a lock that is there is watched for LEASE_S. Of two that start at
         the same moment the one stays whose lock is there SETTLE_S later. One whose lock was taken nevertheless, as it
-        could not renew it in time, publishes nothing more: see `refuse_if_taken`.
+        could not renew it in time, publishes nothing more: see `check_lease`.
         """
         own = uuid.uuid4().hex
         in_use = UserError(
@@ -222,7 +222,7 @@ class Storage:
         )
         before = self.read(LOCK)
         if before is not None:
-            say(f"{self.uri} is locked: watching for {LEASE_S:.0f} s whether its writer lives")
+            notify(f"{self.uri} is locked: watching for {LEASE_S:.0f} s whether its writer lives")
             time.sleep(LEASE_S)
             if self.read(LOCK) not in (None, before):
                 raise in_use
@@ -256,14 +256,14 @@ class Storage:
             with suppress(RaqError):
                 if ours():
                     self.delete(LOCK)
-        self.refuse_if_taken()
+        self.check_lease()
 
     @cached_property
     def _taken(self) -> threading.Event:
         """Whether another run has taken the lock that this process holds."""
         return threading.Event()
 
-    def refuse_if_taken(self) -> None:
+    def check_lease(self) -> None:
         """StorageError if another run has taken the folder from this one."""
         if self._taken.is_set():
             raise StorageError(
@@ -275,7 +275,7 @@ class Storage:
         path = self.path(name)
 
         def put() -> None:
-            if self.filesystem.type_name in WHOLE_OR_NOT:
+            if self.filesystem.type_name in ATOMIC_PUT:
                 write(path)
                 return
             self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -307,7 +307,7 @@ class Storage:
                         f"{self.uri} {how}: {_first_line(error)}",
                         "finished stages are kept; the same command goes on once the storage answers",
                     ) from error
-                say(f"{self.uri.partition('?')[0]} does not answer, trying again: {_first_line(error)}")
+                notify(f"{self.uri.partition('?')[0]} does not answer, trying again: {_first_line(error)}")
             time.sleep(WAITS_S[min(number, len(WAITS_S) - 1)])
             number += 1
 

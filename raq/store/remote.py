@@ -22,7 +22,7 @@ from raq.errors import RaqError, UserError
 from raq.store.files import Record, file_digest, read_json, write_json
 from raq.store.local import Store, check_record, refuse_unsealed, sealed, stage_files
 from raq.store.migration import earlier_folder, migrated_stage
-from raq.store.object_storage import Storage, StorageError, check_address, is_address, say
+from raq.store.object_storage import Storage, StorageError, check_address, is_address, notify
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
 MAX_LOOKS = 3  # for a checkpoint that goes away while it is read
@@ -162,7 +162,7 @@ class RemoteStore(Store):
             with suppress(FileNotFoundError):  # an attempt given up that still lives has just sent another one
                 self._fetch_named(work, pointer, folder)
                 return
-        say(f"{self.address}: the checkpoint that {work}/{CURRENT} names is gone: beginning anew")
+        notify(f"{self.address}: the checkpoint that {work}/{CURRENT} names is gone: beginning anew")
         shutil.rmtree(folder, ignore_errors=True)
 
     def _fetch_named(self, work: str, pointer: bytes, folder: Path) -> None:
@@ -237,7 +237,7 @@ class RemoteStore(Store):
 
         Raises StorageError if they are not there as they were sent.
         """
-        self.refuse_if_taken()
+        self.check_lease()
         folder = self._name_of(kind, fingerprint)
         there = self.storage.sizes(f"{folder}/{record['id']}")
         if any(there.get(name) != size for name, size in record["files"].items()):
@@ -254,9 +254,9 @@ class RemoteStore(Store):
                 self.storage.delete_folder(f"{folder}/{earlier}")
         return self.stage_folder(kind, fingerprint)
 
-    def refuse_if_taken(self) -> None:
+    def check_lease(self) -> None:
         """StorageError if another run has taken the lock that this one holds."""
-        self.storage.refuse_if_taken()
+        self.storage.check_lease()
 
     def forget_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
@@ -267,7 +267,7 @@ class RemoteStore(Store):
 
     def write_run(self, folder: Path, run: Record) -> None:
         """Write a run's record."""
-        self.refuse_if_taken()
+        self.check_lease()
         content = json.dumps(sealed(run), indent=1, allow_nan=False)
         self.storage.write(f"runs/{folder.name}/{RUN}", content.encode())
         super().write_run(folder, run)

@@ -49,7 +49,7 @@ def quantized(config: Config, order: Sequence[str]) -> list[bool]:
     return [(name in named) == (config[MODE] == ONLY) for name in order]
 
 
-def ladders(
+def greedy_orderings(
     layers: Sequence[LayerCost], all_quantized: float, left_out: Noise, alone: Noise, most: int
 ) -> list[list[str]]:
     """The mixtures to try: layers left in float one after the other, in four orders, at most `most` of them.
@@ -77,7 +77,7 @@ def ladders(
     return list(found.values())
 
 
-def choose_mixtures(
+def choose_configurations(
     tried: Sequence[Mapping[str, Any]], everything: Mapping[str, Any], max_drop: float, count: int
 ) -> tuple[list[Mapping[str, Any]], str]:
     """The mixtures to lower and measure, the cheapest first, and why these.

@@ -20,7 +20,9 @@ Space = Mapping[str, Any]
 Curve = Sequence[float]
 REDUCTION = 3  # of the trainings that reach a rung, one in so many goes on
 DRAWN_FIRST = 10  # trials that Optuna's sampler draws at random before it models anything
-LAG = 4  # a suggestion of Optuna knows the trials that lie at least so many before it, finished or not by the clock
+SUGGESTION_LAG = (
+    4  # a suggestion of Optuna knows the trials that lie at least so many before it, finished or not by the clock
+)
 
 
 def default_config(space: Space, base: Mapping[str, Any]) -> Config:
@@ -74,7 +76,9 @@ def suggestion(space: Space, tried: Sequence[Config], scores: Sequence[float | N
     tried, scores: at least those, in order; a score is a trial's best top-1, None if it failed.
     Tree-structured Parzen estimator: Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization.
     """
-    study, distributions = _study(space, tried[: number - LAG + 1], scores[: number - LAG + 1], seed + number)
+    study, distributions = _study(
+        space, tried[: number - SUGGESTION_LAG + 1], scores[: number - SUGGESTION_LAG + 1], seed + number
+    )
     asked = study.ask(distributions).params
     return {key: asked[key] if isinstance(space[key], list) else float(f"{asked[key]:.4g}") for key in sorted(space)}
 
@@ -201,7 +205,7 @@ class Search:
             for n, stop in enumerate(self.stops())
         ]
 
-    def start(self) -> int | None:
+    def ask(self) -> int | None:
         """Hand out the next trial, by its number; None if there is none, or if it waits for those before it."""
         number = len(self.configs)
         if self.exhausted:
@@ -210,14 +214,14 @@ class Search:
             config = self.known[number]
         else:
             stops, epochs = self.stops(), self.epochs
-            if any(stops[n] is None and len(self.curves[n]) < epochs[n] for n in range(number - LAG + 1)):
+            if any(stops[n] is None and len(self.curves[n]) < epochs[n] for n in range(number - SUGGESTION_LAG + 1)):
                 return None
             config = suggestion(self.space, self.configs, self.scores(), number, self.seed)
         self.configs.append(config)
         self.curves.append([])
         return number
 
-    def take(self, number: int, epoch: int, top1: float) -> bool:
+    def tell(self, number: int, epoch: int, top1: float) -> bool:
         """Take in a trial's top-1 after an epoch (from 0); whether it goes on."""
         curve = self.curves[number]
         if epoch < len(curve):  # a trial that is tried again tells what it has told
@@ -231,7 +235,7 @@ class Search:
         self.failed[number] = error
 
 
-def front(scores: Sequence[float | None], costs: Sequence[float]) -> list[bool]:
+def pareto_front(scores: Sequence[float | None], costs: Sequence[float]) -> list[bool]:
     """Which trials are on the Pareto front: none has both a higher score and no more cost, or the same for less."""
     return [
         own is not None

@@ -410,4 +410,4 @@ def test_a_strangers_artifact_is_read_and_not_run(network, tmp_path: Path) -> No
 def test_layers_are_dataclasses_of_plain_values(program, package: Path) -> None:
     json.dumps(audit.audit(program, read_package(package)).as_record())
     json.dumps(sizes.ledger(read_package(package)).as_record())
-    assert dataclasses.is_dataclass(audit.Between)
+    assert dataclasses.is_dataclass(audit.ElementwiseAudit)

@@ -16,7 +16,7 @@ from torch._inductor.runtime import cache_dir_utils
 from raq.bench import nearest
 from raq.bench.latency import Measurement, measure
 from raq.bench.launcher import ContenderSettings, fork_server
-from raq.bench.noise import Slot
+from raq.bench.noise import Sample
 from raq.bench.rows import Round, contender_row, ratios, with_turns
 from raq.environment import available_cpus, inductor_cache
 from raq.errors import StageError
@@ -147,8 +147,8 @@ def test_published_fills_in_what_is_not_written() -> None:
     assert Bench().repetitions == 1
 
 
-def slot(milliseconds: float, disturbed: bool = False) -> Slot:
-    return Slot([milliseconds] * 2, 0.0, 0.0, 0.0, 0, disturbed)
+def slot(milliseconds: float, disturbed: bool = False) -> Sample:
+    return Sample([milliseconds] * 2, 0.0, 0.0, 0.0, 0, disturbed)
 
 
 def measured(contender: ContenderSettings, times: list[tuple[float, float, bool]]) -> Measurement:

@@ -9,7 +9,7 @@ import pytest
 
 from raq.bench import nearest
 from raq.bench.clocks import CpuTimes, cpu_times, own_times, pinned
-from raq.bench.noise import is_far, judged, summary
+from raq.bench.noise import classify, is_far, summary
 from raq.bench.rows import Round, mark_far
 from raq.environment import available_cpus, machine
 
@@ -33,11 +33,11 @@ def reply(waited_s: float | None = 0.0, cpu_s: float = 0.2):
 )
 def test_judged(given, busy_s, stolen_s, disturbed) -> None:
     before = CpuTimes(0.0, None if busy_s is None else 0.0, None if stolen_s is None else 0.0)
-    assert judged(given, before, CpuTimes(0.1, busy_s, stolen_s), 0).disturbed is disturbed
+    assert classify(given, before, CpuTimes(0.1, busy_s, stolen_s), 0).disturbed is disturbed
 
 
 def test_what_is_not_known_is_none() -> None:
-    slot = judged(reply(waited_s=None), CpuTimes(0.0, None, None), CpuTimes(0.1, None, None), 0)
+    slot = classify(reply(waited_s=None), CpuTimes(0.0, None, None), CpuTimes(0.1, None, None), 0)
     assert (slot.waited, slot.foreign_cpus, slot.stolen_cpus, slot.known) == (None, None, None, False)
     found = summary([slot])
     assert (found["waited"], found["foreign_cpus"], found["slots"]) == (None, None, 1)
@@ -49,7 +49,7 @@ def test_threads_that_ran_far_apart_are_seen_against_the_nearest() -> None:
     before, after = CpuTimes(0.0, 0.0, 0.0), CpuTimes(0.1, 0.2, 0.0)
     times = (20.0, 21.0, 6.0, 6.5, 10.0, 12.0, None)
     rounds = [
-        Round(0, {"one": [judged({**reply(), "handover_us": us}, before, after, 0)]}, n) for n, us in enumerate(times)
+        Round(0, {"one": [classify({**reply(), "handover_us": us}, before, after, 0)]}, n) for n, us in enumerate(times)
     ]
     assert not any(r.slot("one").spoilt for r in rounds)
     mark_far(rounds[:2])
@@ -77,15 +77,15 @@ def test_threads_that_ran_far_apart_are_seen_against_the_nearest() -> None:
 def test_a_disturbed_turn_is_not_far() -> None:
     """A thread that waits for its CPU hands over late wherever it is."""
     before, after = CpuTimes(0.0, 0.0, 0.0), CpuTimes(0.1, 0.2, 0.0)
-    late = judged({**reply(waited_s=0.04), "handover_us": 3.5}, before, after, 0)
+    late = classify({**reply(waited_s=0.04), "handover_us": 3.5}, before, after, 0)
     assert late.disturbed and not is_far(late, 1.0)
-    assert is_far(judged({**reply(), "handover_us": 3.5}, before, after, 0), 1.0)
-    assert not is_far(judged({**reply(), "handover_us": 8000.0}, before, after, 0), 1.0), "a slice of the scheduler"
+    assert is_far(classify({**reply(), "handover_us": 3.5}, before, after, 0), 1.0)
+    assert not is_far(classify({**reply(), "handover_us": 8000.0}, before, after, 0), 1.0), "a slice of the scheduler"
 
 
 def slots_of(*handovers: float):
     before, after = CpuTimes(0.0, 0.0, 0.0), CpuTimes(0.1, 0.2, 0.0)
-    return [judged({**reply(), "handover_us": us}, before, after, 0) for us in handovers]
+    return [classify({**reply(), "handover_us": us}, before, after, 0) for us in handovers]
 
 
 def test_the_shortest_handover_is_remembered(tmp_path, monkeypatch) -> None:
@@ -125,7 +125,7 @@ def burning(cpus: list[int]):
     before, own = cpu_times(cpus), own_times()
     busy(0.33)
     timed = own_times().since(own)
-    return judged({"samples_ms": [], "timed": timed, "cpu_s": timed["cpu_s"]}, before, cpu_times(cpus), 0)
+    return classify({"samples_ms": [], "timed": timed, "cpu_s": timed["cpu_s"]}, before, cpu_times(cpus), 0)
 
 
 def test_a_real_neighbour_on_the_same_cpu_is_noticed() -> None:

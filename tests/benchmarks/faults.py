@@ -77,7 +77,13 @@ resources:
 WORKER = ("--num-cpus=1", '--resources={"bench": 1}')
 COUNT = 2
 AT_WORK = (b"ray::StageActor.run", b"ray::RayTrainWorker", b"ray::_RayTrainWorker")
-OURS = (b"ray::StageActor", b"ray::Board", b"ray::RayTrainWorker", b"ray::_RayTrainWorker", b"ray::TrainController")
+OURS = (
+    b"ray::StageActor",
+    b"ray::EventQueue",
+    b"ray::RayTrainWorker",
+    b"ray::_RayTrainWorker",
+    b"ray::TrainController",
+)
 RUN_TIMEOUT_S, LEFT_TIMEOUT_S = 420.0, 30.0
 WAIT_S = 60.0  # for nodes, where some come and go
 OUTAGE_S, NOTICE_S, SLOW_S, REPLACED_S = 30.0, 10.0, 30.0, 5.0

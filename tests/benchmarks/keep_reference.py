@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from raq.report.console import print_summary
-from raq.report.summary import predictions_of, summarise
+from raq.report.summary import read_predictions_of_run, summarise
 from raq.store.files import read_json, write_json
 from raq.store.local import Store
 
@@ -42,7 +42,7 @@ def short(value: Any) -> Any:
 
 def pairs(run_folder: Path) -> list[dict[str, Any]]:
     """Of each two candidates, how many test images only the first has right (lost) and only the second (won)."""
-    predicted = predictions_of(run_folder)
+    predicted = read_predictions_of_run(run_folder)
     right = {name: found[0] == found[1] for name, found in predicted.items() if found is not None}
     return [
         {"first": one, "second": other, "lost": int((right[one] & ~right[other]).sum()),

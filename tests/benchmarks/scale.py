@@ -48,12 +48,12 @@ RESULTS: dict[str, dict[str, Any]] = {
 class Simulated:
     """Answers for all stage actors."""
 
-    def __init__(self, board: Any) -> None:
-        self.board, self.rng = board, random.Random(0)
+    def __init__(self, queue: Any) -> None:
+        self.queue, self.rng = queue, random.Random(0)
 
     async def run(self, call: Any, log: str, attempt: int) -> dict[str, Any]:
         """A stage that takes some milliseconds and leaves a file."""
-        self.board.post.remote({"stage": call.name, "attempt": attempt, "node": "node-0"})
+        self.queue.send.remote({"stage": call.name, "attempt": attempt, "node": "node-0"})
         await asyncio.sleep(self.rng.uniform(0.01, 0.1))
         Path(call.folder).mkdir(parents=True, exist_ok=True)
         (Path(call.folder) / "file").write_text(call.name)
@@ -97,9 +97,9 @@ def resident_mb() -> float:
 def simulate(candidates: int) -> dict[str, Any]:
     shared: list[Any] = []
 
-    def start(board: Any, *ignored: Any) -> Handle:
+    def start(queue: Any, *ignored: Any) -> Handle:
         if not shared:
-            shared.append(Simulated.remote(board))  # type: ignore[attr-defined]
+            shared.append(Simulated.remote(queue))  # type: ignore[attr-defined]
         return Handle(shared[0])
 
     actors.start_actor = start

@@ -153,11 +153,11 @@ def trivial(count: int) -> dict[str, Any]:
 
     seen: list[tuple[float, int, int]] = []  # seconds, resident bytes of this process, processes below it
 
-    class Board:
+    class EventQueue:
         """Notes what there is whenever a trial has ended."""
 
         def __init__(self) -> None:
-            self.post = self
+            self.send = self
 
         def remote(self, event: dict[str, Any]) -> None:
             seen.append((time.monotonic(), resident_bytes(os.getpid()), processes_below(os.getpid())))
@@ -169,7 +169,7 @@ def trivial(count: int) -> dict[str, Any]:
         call = Call("sweep/qat", "qat_sweep", {"qat": qat}, {}, scratch, None, None, None, 1, 0, places)
         search = Search(sweep, qat, 0)
         started = time.monotonic()
-        tune_search(call, Board(), search, tune.with_resources(free_trial, {"cpu": 1}), places)
+        tune_search(call, EventQueue(), search, tune.with_resources(free_trial, {"cpu": 1}), places)
         lasts_s = time.monotonic() - started
     early, late = seen[count // 10 : count // 5], seen[-count // 10 :]
     found = {

@@ -82,20 +82,20 @@ def in_an_actor(call: Call) -> float:
     import ray
 
     from raq.cluster.actors import start_actor
-    from raq.cluster.events import start_board
+    from raq.cluster.events import start_event_queue
     from raq.cluster.resources import Demand
 
-    actor = start_actor(start_board(), "train", Demand(call.cpus, 0, 1), {})
+    actor = start_actor(start_event_queue(), "train", Demand(call.cpus, 0, 1), {})
     answer = ray.get(actor.run.remote(call, f"{call.folder}.log", 1), timeout=600)
     ray.kill(actor)
     return speed(answer["results"]["history"])
 
 
 def in_ray_train(call: Call) -> float:
-    from raq.cluster.events import Post, start_board
+    from raq.cluster.events import EventSender, start_event_queue
     from raq.cluster.ray_train import distributed_stage
 
-    return speed(distributed_stage(call, Post(start_board(), call.name))["history"])
+    return speed(distributed_stage(call, EventSender(start_event_queue(), call.name))["history"])
 
 
 CONTENDERS: dict[str, tuple[Callable[[Call], float], int, str | None]] = {

@@ -296,7 +296,7 @@ def share(count: int, total: int) -> Found:
     return {"count": count, "of": total, "interval": [low, high]}
 
 
-def judged(found: dict[str, list[Found]]) -> Found:
+def classify(found: dict[str, list[Found]]) -> Found:
     """The figures of the table."""
     truth = 1 / (1 + SHARE)
     table: Found = {"true_ratio": truth}
@@ -447,7 +447,7 @@ def main() -> None:
             found["bias"] = kept(options.work, "bias", 1, lambda n: bias(own, results), options.lock)
     if "simulated" in phases:
         found["simulated"] = [simulated(*drift, runs=10 * runs) for drift in SIMULATED]
-    table = judged(found)
+    table = classify(found)
     REFERENCE.mkdir(parents=True, exist_ok=True)
     about, runs_kept = kept_reference("trust.json"), kept_reference("runs.json")
     protocols = {"quiet": QUIET.model_dump(mode="json"), "neighbour": NEIGHBOUR.model_dump(mode="json")}

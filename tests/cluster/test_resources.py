@@ -9,7 +9,7 @@ import pytest
 
 from raq.cluster import resources as placement
 from raq.cluster.nodes import Node
-from raq.cluster.resources import Demand, Room, demand_of, least_workers, nodes_in_time, room_for
+from raq.cluster.resources import Demand, ResourcePool, demand_of, least_workers, nodes_in_time, slots_for
 from raq.errors import UserError
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Resources
@@ -22,9 +22,9 @@ QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
     ("pool", "resources", "workers", "machines", "expected"),
     [
         ("train", {}, 1, [Node(4, 0, True)], Demand(4, 0, 1)),
-        ("train", {}, 2, [Node(4, 0, True)], Demand(2, 0, 2, waits=True)),
-        ("train", {"cpus": 3}, 2, [Node(4, 0, False), Node(4, 0, True)], Demand(3, 0, 2, waits=True)),
-        ("train", {"gpus": 1}, 2, [Node(8, 2, False), Node(64, 0, True)], Demand(4, 1, 2, waits=True)),
+        ("train", {}, 2, [Node(4, 0, True)], Demand(2, 0, 2, is_coordinator=True)),
+        ("train", {"cpus": 3}, 2, [Node(4, 0, False), Node(4, 0, True)], Demand(3, 0, 2, is_coordinator=True)),
+        ("train", {"gpus": 1}, 2, [Node(8, 2, False), Node(64, 0, True)], Demand(4, 1, 2, is_coordinator=True)),
         ("bench", {}, 1, [Node(64, 0, False), Node(8, 0, True)], Demand(8, 0, 1)),
         (
             "train",
@@ -54,8 +54,8 @@ def test_demands_of_elastic_training() -> None:
     """As many workers as there is room for; its actor only waits, even for a single one."""
     small = Node(1, 0, True)
     stage = Stage("train", "train", "train", {}, {}, "f", Resources(), workers=4, least_workers=2)
-    assert demand_of(stage, [small] * 3) == Demand(1, 0, 3, waits=True)
-    assert demand_of(replace(stage, workers=1, least_workers=1), [small]) == Demand(1, 0, 1, waits=True)
+    assert demand_of(stage, [small] * 3) == Demand(1, 0, 3, is_coordinator=True)
+    assert demand_of(replace(stage, workers=1, least_workers=1), [small]) == Demand(1, 0, 1, is_coordinator=True)
     with pytest.raises(UserError, match="asks for 2 workers of 1 CPUs and 0 GPUs, and the cluster has room for 1"):
         demand_of(stage, [small])
 
@@ -66,25 +66,25 @@ def test_room_after_a_node_was_lost_is_that_of_the_others() -> None:
     fixed = Stage("train", "train", "train", {}, {}, "f", Resources(cpus=4), workers=2)
     elastic = replace(fixed, workers=4, least_workers=1)
     demand = demand_of(fixed, two)
-    assert (room_for(fixed, two, demand), room_for(fixed, one, demand), least_workers(fixed)) == (2, 1, 2)
+    assert (slots_for(fixed, two, demand), slots_for(fixed, one, demand), least_workers(fixed)) == (2, 1, 2)
     assert least_workers(elastic) == 1
 
 
 def test_room_is_that_of_nodes_not_of_all_together() -> None:
     """Two nodes of eight CPUs have room for four actors of three, not for five; labels choose the node."""
     nodes = [Node(8, 0, True, "a", {"role": "a"}), Node(8, 1, False, "b", {"role": "b"})]
-    room, stage = Room(nodes), Stage("ptq", "ptq", "quantize", {}, {}, "f", Resources(cpus=3))
+    pool, stage = ResourcePool(nodes), Stage("ptq", "ptq", "quantize", {}, {}, "f", Resources(cpus=3))
     three = Demand(3, 0, 1)
-    taken = [room.take(stage, three) for _ in range(5)]
+    taken = [pool.acquire(stage, three) for _ in range(5)]
     assert taken == [[0], [0], [1], [1], None]
-    room.give_back([1], three)
+    pool.release([1], three)
     on_a = replace(stage, resources=Resources(labels={"role": "a"}))
-    assert room.take(on_a, three) is None
-    assert room.take(stage, Demand(3, 0, 2)) is None, "all workers or none"
-    assert room.take(stage, Demand(3, 1, 1)) == [1]
+    assert pool.acquire(on_a, three) is None
+    assert pool.acquire(stage, Demand(3, 0, 2)) is None, "all workers or none"
+    assert pool.acquire(stage, Demand(3, 1, 1)) == [1]
     bench = Stage("bench", "bench", "bench", {}, {}, "f", Resources())
-    assert Room(nodes).take(bench, Demand(8, 0, 1)) == [0]
-    assert Room(nodes[1:]).take(bench, Demand(8, 0, 1)) is None
+    assert ResourcePool(nodes).acquire(bench, Demand(8, 0, 1)) == [0]
+    assert ResourcePool(nodes[1:]).acquire(bench, Demand(8, 0, 1)) is None
 
 
 def test_nodes_that_are_just_coming_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import ray
 from workplace import own_stage_processes
 
 from raq.cluster.driver import Driver
-from raq.cluster.events import Post, start_board
+from raq.cluster.events import EventSender, start_event_queue
 from raq.cluster.ray_train import distributed_stage
 from raq.cluster.session import cluster
 from raq.errors import StageError, UserError
@@ -76,7 +76,7 @@ def test_two_workers_come_to_the_losses_of_one(nodes, workplace, monkeypatch: py
     """Two workers in Ray Train against one bare process."""
     prepared = prepared_in(workplace, monkeypatch, "train.workers=2")
     found = distributed_stage(
-        call_of(prepared.plan[0], workplace, "together", workers=2), Post(start_board(), "train")
+        call_of(prepared.plan[0], workplace, "together", workers=2), EventSender(start_event_queue(), "train")
     )["history"]
     bare = run_stage(call_of(prepared.plan[0], workplace, "bare", workers=1), lambda metrics: None)["history"]
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in bare], rel=0.01)
@@ -114,10 +114,10 @@ def test_a_stage_that_hangs_is_ended_and_tried_again(nodes, workplace, monkeypat
 @pytest.mark.slow
 def test_an_error_of_ours_in_a_worker_is_not_tried_again(nodes, workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = prepared_in(workplace, monkeypatch, "train.lr=100").plan[0]
-    board = start_board()
+    queue = start_event_queue()
     with pytest.raises(StageError, match=r"(epoch 1 is (nan|inf)|after epoch 1, .* is not finite)"):
-        distributed_stage(call_of(stage, workplace, "diverged", workers=2), Post(board, "train"))
-    events = ray.get(board.take.remote(5.0), timeout=20)
+        distributed_stage(call_of(stage, workplace, "diverged", workers=2), EventSender(queue, "train"))
+    events = ray.get(queue.drain.remote(5.0), timeout=20)
     assert len([e for e in events if "share" in e.get("progress", {})]) == 1, "the first step, once"
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from raq.model.augmentation import Draws, crop_and_flip, draw, normalise
+from raq.model.augmentation import AugmentationParams, crop_and_flip, draw, normalise
 
 
 def test_crop_and_flip_is_what_one_image_at_a_time_gives() -> None:
@@ -26,7 +26,7 @@ def test_parts_of_the_draws_make_the_whole() -> None:
     parts = [draws.part(rank, 2) for rank in range(2)]
     assert torch.equal(parts[0].offsets, draws.offsets[::2])
     assert torch.equal(parts[1].flips, draws.flips[1::2])
-    assert isinstance(parts[0], Draws)
+    assert isinstance(parts[0], AugmentationParams)
 
 
 def test_normalise() -> None:

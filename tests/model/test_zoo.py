@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raq.errors import UserError
-from raq.model.zoo import build_model, check_output, load_weights, put_weights
+from raq.model.zoo import build_model, check_output, load_state, load_weights
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet18-cifar", 11_173_962), ("resnet20-cifar", 272_474)])
@@ -44,7 +44,7 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     source, target = build_model("resnet20-cifar", 10), build_model("resnet20-cifar", 10)
     wrapped = {"state_dict": {f"module.{name}": tensor for name, tensor in source.state_dict().items()}}
     torch.save(wrapped, tmp_path / "w.pt")
-    put_weights(target, load_weights(tmp_path / "w.pt"), "resnet20-cifar", "w.pt")
+    load_state(target, load_weights(tmp_path / "w.pt"), "resnet20-cifar", "w.pt")
     assert all(
         torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
     )
@@ -74,13 +74,13 @@ def test_weights_that_are_refused(tmp_path: Path) -> None:
 def test_weights_of_another_network() -> None:
     model = build_model("resnet20-cifar", 10)
     with pytest.raises(UserError, match=r"fc\.weight is \[3, 64\], the network's \[10, 64\]"):
-        put_weights(model, build_model("resnet20-cifar", 3).state_dict(), "resnet20-cifar", "w.pt")
+        load_state(model, build_model("resnet20-cifar", 3).state_dict(), "resnet20-cifar", "w.pt")
     with pytest.raises(UserError, match="lacks"):
-        put_weights(model, build_model("resnet18-cifar", 10).state_dict(), "resnet20-cifar", "w.pt")
+        load_state(model, build_model("resnet18-cifar", 10).state_dict(), "resnet20-cifar", "w.pt")
     broken = dict(model.state_dict())
     broken["fc.bias"] = torch.full((10,), float("nan"))
     with pytest.raises(UserError, match="NaN"):
-        put_weights(model, broken, "resnet20-cifar", "w.pt")
+        load_state(model, broken, "resnet20-cifar", "w.pt")
 
 
 def test_outputs_that_are_no_logits() -> None:
@@ -96,4 +96,4 @@ def test_a_network_whose_state_dict_has_a_version(tmp_path: Path) -> None:
     """torchvision's mnasnet refuses a state dict without its module versions."""
     model = build_model("torchvision:mnasnet0_5", 10)
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    put_weights(model, load_weights(tmp_path / "w.pt"), "mnasnet0_5", "w.pt")
+    load_state(model, load_weights(tmp_path / "w.pt"), "mnasnet0_5", "w.pt")

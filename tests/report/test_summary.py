@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 from rich.console import Console
 
-from raq.report.bench import not_calm, print_bench
+from raq.report.bench import disturbed_warning, print_bench
 from raq.report.console import print_summary
 from raq.report.ratios import SharedRounds
 from raq.report.summary import set_against_best_fp32
@@ -69,7 +69,9 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
     assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
     assert "5 turns were done again" in shown
     assert "NOT CALM: ptq/inductor over fp32/inductor at batch 128: 5 of 6 rounds were disturbed" in shown
-    apart = not_calm([("ptq over fp32", SharedRounds(6, 6, 5, 5)), ("qat over fp32", SharedRounds(60, 7, 53, 0))])
+    apart = disturbed_warning(
+        [("ptq over fp32", SharedRounds(6, 6, 5, 5)), ("qat over fp32", SharedRounds(60, 7, 53, 0))]
+    )
     assert apart and "NOT CALM: ptq over fp32: in 5 of 6 rounds the CPUs were far apart" in apart
 
 

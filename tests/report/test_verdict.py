@@ -51,7 +51,7 @@ def fp32(*rows: dict[str, Any]) -> dict[str, Any]:
     return candidate("fp32", *(rows or (row(1200, runtime="eager"), row(800))), weight_mb=44.7)
 
 
-def judged(candidates: list[dict[str, Any]], rules: Rules = RULES, **lost: Any) -> dict[str, Any]:
+def classify(candidates: list[dict[str, Any]], rules: Rules = RULES, **lost: Any) -> dict[str, Any]:
     """The verdict, where each candidate loses (and wins) so many images; its size is that of the last one's."""
     gone = {name: given if isinstance(given, tuple) else (given,) for name, given in lost.items()}
     images = next((given[2] for given in gone.values() if len(given) > 2), IMAGES)
@@ -68,7 +68,7 @@ def claim(found: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def test_one_that_is_shown_to_be_fast_and_accurate_is_shipped() -> None:
-    found = judged([fp32(), candidate("ptq", row(200))], ptq=10)
+    found = classify([fp32(), candidate("ptq", row(200))], ptq=10)
     assert found["choice"] == "ptq"
     assert "75% smaller in weights, 4.00 times (3.99 to 4.02) as fast as the best FP32 (fp32/inductor)" in found["why"]
     assert "6.00 times (5.95 to 6.05) as fast as fp32/eager, at batch 128 on cpu" in found["why"]
@@ -82,18 +82,18 @@ def test_one_that_is_shown_to_be_fast_and_accurate_is_shipped() -> None:
 def test_few_launches_give_no_bolder_verdict(launches: int) -> None:
     """A thousandth faster, a point of accuracy lost, too few launches for an interval."""
     rows = [row(ms, launches=launches) for ms in (800, 200, 199.8)]
-    found = judged([fp32(rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])], ptq=0, qat=60)
+    found = classify([fp32(rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])], ptq=0, qat=60)
     assert found["choice"] is None
     assert f"has no interval, as {launches} launch" in found["why"]
 
 
 def test_a_drop_that_may_be_too_large_is_not_shipped() -> None:
     """0.95 points lost, of at most 1, on 400 images: the interval goes far beyond."""
-    found = judged([fp32(), candidate("ptq", row(200))], ptq=(4, 0, 400))
+    found = classify([fp32(), candidate("ptq", row(200))], ptq=(4, 0, 400))
     assert found["choice"] is None
     assert claim(found, "ptq loses at most")["holds"] is None
     assert "ptq is faster, and whether it loses at most 1 points of top-1 is not known (1.00 points" in found["why"]
-    near = judged([fp32(), candidate("ptq", row(200))], ptq=(3, 0, 400))["why"]
+    near = classify([fp32(), candidate("ptq", row(200))], ptq=(3, 0, 400))["why"]
     assert "it takes about 6100 test images, and 400 are there" in near
 
 
@@ -103,7 +103,7 @@ def test_what_it_takes_is_enough() -> None:
 
 
 def test_one_that_loses_too_much_is_not_shipped() -> None:
-    found = judged([fp32(), candidate("ptq", row(200))], ptq=200)
+    found = classify([fp32(), candidate("ptq", row(200))], ptq=200)
     assert found["choice"] == "fp32"
     assert "no quantized candidate may be shipped" in found["why"]
     assert "ptq loses more than 1 points (2.00 points, 1.7" in found["why"]
@@ -111,12 +111,14 @@ def test_one_that_loses_too_much_is_not_shipped() -> None:
 
 def test_a_candidate_slower_at_another_batch_size_is_not_chosen_there() -> None:
     ones = (row(20, 1, "eager"), row(18, 1))
-    found = judged([fp32(*ones, row(1200, runtime="eager"), row(800)), candidate("ptq", row(34, 1), row(200))], ptq=10)
+    found = classify(
+        [fp32(*ones, row(1200, runtime="eager"), row(800)), candidate("ptq", row(34, 1), row(200))], ptq=10
+    )
     assert [c["choice"] for c in found["choices"]] == ["fp32", "ptq"]
     assert found["choice"] == "ptq", "of the largest batch size"
     assert "At batch 1 on cpu, ship fp32." in found["why"]
     assert "ptq is slower than the best FP32, fp32/inductor, at batch 1 on cpu: 0.53 times" in found["why"]
-    small = judged(
+    small = classify(
         [fp32(*ones, row(1200, runtime="eager"), row(800)), candidate("ptq", row(34, 1), row(200))],
         Rules(1.0, batch_size=1), ptq=10,
     )  # fmt: skip
@@ -124,25 +126,25 @@ def test_a_candidate_slower_at_another_batch_size_is_not_chosen_there() -> None:
 
 
 def test_the_best_fp32_may_be_eager_mode() -> None:
-    found = judged([fp32(row(20, 1, "eager"), row(25, 1)), candidate("ptq", row(22, 1))], ptq=0)
+    found = classify([fp32(row(20, 1, "eager"), row(25, 1)), candidate("ptq", row(22, 1))], ptq=0)
     assert found["choice"] == "fp32"
     assert claim(found, "is faster than the best FP32, fp32/eager")["holds"] is False
 
 
 def test_of_two_equivalent_ones_the_cheaper_is_shipped() -> None:
-    found = judged([fp32(), candidate("qat", row(200.2)), candidate("ptq", row(200))], ptq=10, qat=12)
+    found = classify([fp32(), candidate("qat", row(200.2)), candidate("ptq", row(200))], ptq=10, qat=12)
     assert found["choice"] == "ptq"
     assert "equivalent to qat within 2% in speed and 0.3 points, and ptq takes less to make" in found["why"]
 
 
 def test_of_two_as_fast_the_one_shown_to_be_more_accurate_is_shipped() -> None:
-    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))], ptq=60, qat=(5, 5))
+    found = classify([fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))], ptq=60, qat=(5, 5))
     assert found["choice"] == "qat"
     assert "as fast as ptq, and not less accurate" in found["why"]
 
 
 def test_of_two_as_fast_whose_accuracy_is_not_known_none_is() -> None:
-    found = judged(
+    found = classify(
         [fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))], ptq=(8, 8, 2000), qat=(0, 0, 2000)
     )
     assert found["choice"] is None
@@ -150,13 +152,13 @@ def test_of_two_as_fast_whose_accuracy_is_not_known_none_is() -> None:
     assert "test images, and 2000 are there; or accept a larger select.margin.accuracy" in found["why"]
     wide = Rules(1.0, accuracy_margin=2.0)
     pair = [fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))]
-    assert judged(pair, wide, ptq=(8, 8, 2000), qat=(0, 0, 2000))["choice"] == "ptq"
+    assert classify(pair, wide, ptq=(8, 8, 2000), qat=(0, 0, 2000))["choice"] == "ptq"
 
 
 def test_a_wide_interval_of_speed_is_not_no_difference() -> None:
     noisy = {"noise": 0.15, "launches": 12}
     pair = [fp32(row(800, **noisy)), candidate("ptq", row(200, **noisy)), candidate("qat", row(199, **noisy))]
-    found = judged(pair, ptq=0, qat=0)
+    found = classify(pair, ptq=0, qat=0)
     assert found["choice"] is None
     assert "times its speed" in found["why"]
     assert " min of measuring (bench.budget_s: " in found["why"] or "too near the margin" in found["why"]
@@ -164,14 +166,14 @@ def test_a_wide_interval_of_speed_is_not_no_difference() -> None:
 
 def test_more_candidates_need_more_evidence() -> None:
     """One candidate's drop is shown; beside five others that lose as much it is not."""
-    alone = judged([fp32(), candidate("ptq", row(200))], ptq=78)
+    alone = classify([fp32(), candidate("ptq", row(200))], ptq=78)
     assert claim(alone, "ptq loses at most")["holds"] is True
     others = [candidate(f"mixed-{n}", row(300 + n)) for n in range(1, 6)]
     lost = {f"mixed_{n}": 78 for n in range(1, 6)}
-    together = judged([fp32(), candidate("ptq", row(200)), *others], ptq=78, **lost)
+    together = classify([fp32(), candidate("ptq", row(200)), *others], ptq=78, **lost)
     assert claim(together, "ptq loses at most")["holds"] is None
     assert together["choice"] is None
-    clear = judged([fp32(), candidate("ptq", row(200)), *others], ptq=78, **dict.fromkeys(lost, 0))
+    clear = classify([fp32(), candidate("ptq", row(200)), *others], ptq=78, **dict.fromkeys(lost, 0))
     assert claim(clear, "ptq loses at most")["holds"] is True, "what is clear costs the others nothing"
 
 
@@ -180,33 +182,35 @@ def test_more_launches_do_not_take_a_choice_back(launches: int) -> None:
     """ptq is the fastest by less than the margin; whether qat is equivalent in speed, few launches cannot tell."""
     rows = [row(ms, launches=launches, noise=0.012) for ms in (800, 200, 201.5)]
     three = [fp32(rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])]
-    unknown = judged(three, Rules(3.0), ptq=(18, 16, 2000), qat=(0, 0, 2000))
+    unknown = classify(three, Rules(3.0), ptq=(18, 16, 2000), qat=(0, 0, 2000))
     assert unknown["choice"] is None
     assert "more accurate is not known within 0.3 points" in unknown["why"] or "not known" in unknown["why"]
-    worse = judged(three, ptq=60, qat=0)
+    worse = classify(three, ptq=60, qat=0)
     assert worse["choice"] in (None, "qat"), "never the one that is shown to be less accurate"
     if launches >= 60:
         assert worse["choice"] == "qat"
 
 
 def test_one_that_is_shown_to_be_slower_than_fp32_is_not_chosen() -> None:
-    found = judged([fp32(row(800, noise=0.001)), candidate("ptq", row(808, noise=0.001))], ptq=0)
+    found = classify([fp32(row(800, noise=0.001)), candidate("ptq", row(808, noise=0.001))], ptq=0)
     assert claim(found, "ptq is faster than the best FP32")["holds"] is False
     assert found["choice"] == "fp32"
-    assert judged([fp32(row(800)), candidate("ptq", row(860))], Rules(1.0, speed_margin=0.1), ptq=0)["choice"] == "fp32"
-    assert judged([fp32(row(800)), candidate("ptq", row(900))], Rules(1.0, then="size"), ptq=0)["choice"] == "fp32"
+    assert (
+        classify([fp32(row(800)), candidate("ptq", row(860))], Rules(1.0, speed_margin=0.1), ptq=0)["choice"] == "fp32"
+    )
+    assert classify([fp32(row(800)), candidate("ptq", row(900))], Rules(1.0, then="size"), ptq=0)["choice"] == "fp32"
 
 
 def test_every_fp32_counts_not_the_one_that_looks_faster() -> None:
     """Eager mode has too few launches to be known: that the compiled one is beaten is not enough."""
     eager = row(20.5, 1, "eager", noise=0.2, launches=3)
-    found = judged([fp32(eager, row(20, 1)), candidate("ptq", row(19.4, 1))], ptq=0)
+    found = classify([fp32(eager, row(20, 1)), candidate("ptq", row(19.4, 1))], ptq=0)
     assert found["choice"] is None
     assert "the speed of fp32/eager and ptq/inductor has no interval, as 3 launches are too few" in found["why"]
 
 
 def test_a_candidate_whose_accuracy_is_not_known_at_all_is_in_the_way() -> None:
-    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], ptq=0)
+    found = classify([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], ptq=0)
     assert found["choice"] is None
     assert (
         "qat is faster, and whether it loses at most 1 points of top-1 is not known (nothing is known of it)"
@@ -216,7 +220,7 @@ def test_a_candidate_whose_accuracy_is_not_known_at_all_is_in_the_way() -> None:
 
 def test_everything_that_is_open_is_told() -> None:
     lost = {"ptq": (4, 0, 400), "qat": (4, 0, 400)}
-    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], **lost)
+    found = classify([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], **lost)
     assert "ptq is faster, and" in found["why"]
     assert "qat is faster, and" in found["why"]
 
@@ -233,22 +237,22 @@ def test_what_it_takes_when_precision_ended_it() -> None:
 
 
 def test_one_that_is_as_fast_as_fp32_and_smaller_is_shipped() -> None:
-    found = judged([fp32(row(800)), candidate("ptq", row(800.1))], ptq=(3, 3))
+    found = classify([fp32(row(800)), candidate("ptq", row(800.1))], ptq=(3, 3))
     assert found["choice"] == "ptq"
     assert "equivalent to fp32 within 2% in speed and 0.3 points, and ptq is the smaller" in found["why"]
 
 
 def test_the_smallest_where_size_decides() -> None:
     pair = [fp32(), candidate("ptq", row(700), weight_mb=11), candidate("mixed-1", row(100), weight_mb=20)]
-    found = judged(pair, Rules(1.0, then="size"), ptq=0, mixed_1=0)
+    found = classify(pair, Rules(1.0, then="size"), ptq=0, mixed_1=0)
     assert found["choice"] == "ptq"
-    unknown = judged(pair, Rules(1.0, then="size"), ptq=(4, 0, 400), mixed_1=(0, 0, 400))
+    unknown = classify(pair, Rules(1.0, then="size"), ptq=(4, 0, 400), mixed_1=(0, 0, 400))
     assert unknown["choice"] is None
     assert "ptq is smaller, and whether it loses at most 1 points" in unknown["why"]
 
 
 def test_an_unproven_candidate_does_not_hinder_a_faster_proven_one() -> None:
-    found = judged([fp32(), candidate("ptq", row(200)), candidate("qat", row(300))], ptq=0, qat=(95, 0))
+    found = classify([fp32(), candidate("ptq", row(200)), candidate("qat", row(300))], ptq=0, qat=(95, 0))
     assert found["choice"] == "ptq"
     assert "qat may lose more than 1 points" in found["why"]
 
@@ -258,7 +262,7 @@ def test_devices_have_choices_of_their_own() -> None:
         fp32(row(800), row(8, device="cuda", seed=1)),
         candidate("ptq", row(200), row(9, device="cuda", seed=2)),
     ]
-    found = judged(pair, ptq=0)
+    found = classify(pair, ptq=0)
     assert {(c["device"], c["choice"]) for c in found["choices"]} == {("cpu", "ptq"), ("cuda", "fp32")}
     assert found["choice"] == "ptq"
 
@@ -267,16 +271,16 @@ def test_what_was_not_measured_and_what_was_not_calm_is_said() -> None:
     ptq, far = candidate("ptq", row(200)), candidate("qat", drop=0.1)
     ptq["latency"][0]["round_disturbed"] = [n >= 10 for n in range(40)]  # 5 launches of 20 are undisturbed
     far |= {"artifacts": [], "not_lowered": "no Arm here"}
-    found = judged([fp32(), ptq, far], ptq=0, qat=0)
+    found = classify([fp32(), ptq, far], ptq=0, qat=0)
     assert found["why"].count("(30 of 40 rounds were disturbed)") == 2, "of either ratio"
     assert "qat: not lowered here, so not measured." in found["why"]
     for one in (ptq, plain := fp32()):
         for one_row in one["latency"]:
             one_row["round_far"] = [n >= 12 for n in range(40)]
-    found = judged([plain, ptq, far], ptq=0, qat=0)
+    found = classify([plain, ptq, far], ptq=0, qat=0)
     assert found["why"].count("(in 28 of 40 rounds the CPUs were far apart)") == 2
     ptq["latency"][0]["round_disturbed"] = [n >= 12 for n in range(40)]  # 6 launches are enough, and alone count
-    assert "rounds" not in judged([plain, ptq, far], ptq=0, qat=0)["why"]
+    assert "rounds" not in classify([plain, ptq, far], ptq=0, qat=0)["why"]
 
 
 def test_eager_modes_few_rounds_decide_nothing_between_artifacts() -> None:
@@ -287,13 +291,13 @@ def test_eager_modes_few_rounds_decide_nothing_between_artifacts() -> None:
         one["round_number"] = list(range(40))
     rows[2]["round_p50_ms"][:2] = [220.0, 220.0]
     three = [fp32(eager, rows[0]), candidate("ptq", rows[1]), candidate("qat", rows[2])]
-    found = judged(three, ptq=0, qat=0)
+    found = classify(three, ptq=0, qat=0)
     assert "qat/inductor is at most 2% faster than ptq/inductor" not in str(found["claims"])
     assert found["choice"] in (None, "qat")
 
 
 def test_fp32_is_not_shipped_because_little_is_known_of_one_as_fast_and_smaller() -> None:
-    found = judged([fp32(row(800)), candidate("ptq", row(800.1))], ptq=(0, 0, 200))
+    found = classify([fp32(row(800)), candidate("ptq", row(800.1))], ptq=(0, 0, 200))
     assert found["choice"] is None
     assert "ptq may be as fast and is smaller, and whether it loses at most 1 points" in found["why"]
 
@@ -304,21 +308,21 @@ def test_no_claim_stands_twice() -> None:
         fp32(row(20, 1), row(800)), candidate("ptq", row(5, 1), row(200)), candidate("qat", row(5, 1), row(200.1)),
         candidate("mixed-1", row(9, 1), row(200.2)),
     ]  # fmt: skip
-    found = judged(candidates, ptq=18, qat=0, mixed_1=0)
+    found = classify(candidates, ptq=18, qat=0, mixed_1=0)
     texts = [made["claim"] for made in found["claims"]]
     assert len(set(texts)) == len(texts)
     assert any("as fast as qat at batch 1 on cpu, loses at most" in text for text in texts)
 
 
 def test_fp32_alone_is_what_there_is() -> None:
-    assert judged([fp32()])["choice"] == "fp32"
+    assert classify([fp32()])["choice"] == "fp32"
     bare = fp32() | {"artifacts": [], "latency": []}
-    assert judged([bare])["choice"] is None
+    assert classify([bare])["choice"] is None
 
 
 def test_a_claim_and_its_interval_cannot_disagree() -> None:
     for lost in range(0, 200, 7):
-        found = judged([fp32(), candidate("ptq", row(200))], ptq=lost)
+        found = classify([fp32(), candidate("ptq", row(200))], ptq=lost)
         for made in found["claims"]:
             low, high = made["interval"]
             inside = low <= made["margin"] <= high

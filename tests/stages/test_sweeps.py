@@ -21,7 +21,7 @@ from raq.report.sweep import print_layers, print_search
 from raq.run import prepare
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
-from raq.stages.inputs import dataset_of
+from raq.stages.inputs import read_dataset
 from raq.stages.qat import trained_graph
 from raq.stages.qat_sweep import call_of, record_of
 from raq.stages.trials import trials_folder
@@ -210,7 +210,7 @@ def test_what_a_trial_predicted_is_what_its_kept_weights_predict(machine: Machin
     call = machine.call(machine.plan(), "sweep/qat")
     trial = call_of(call, found["trials"][found["choice"]["number"]]["config"])
     kept = read_result(machine.folder(machine.plan()["sweep/qat"]))
-    dataset = dataset_of(trial)
+    dataset = read_dataset(trial)
     predicted = predict(trained_graph(trial, kept), dataset, split="validation")
     assert np.array_equal(np.load(record_of(trial).with_suffix(".npy")), predicted)
     assert (predicted == dataset.validation_labels).mean() == found["choice"]["top1"]

@@ -1,6 +1,6 @@
 """Which layers stay in float: trials, ladders, the choice."""
 
-from raq.sweep.layers import LayerCost, choose_mixtures, first_trials, ladders, quantized, without
+from raq.sweep.layers import LayerCost, choose_configurations, first_trials, greedy_orderings, quantized, without
 
 ORDER = ["stem", "a.0", "a.1", "head"]
 
@@ -19,15 +19,18 @@ QUIET = {layer.name: 0.01 for layer in LAYERS}
 
 def test_ladders_go_by_what_is_gained_and_by_what_it_costs() -> None:
     """The head is cheap, a.0 gains most and costs nearly all; a.1 is no gain and stays in int8."""
-    found = ladders(LAYERS, 1.0, {"stem": 0.7, "a.0": 0.5, "a.1": 1.1, "head": 0.6}, QUIET, most=3)
+    found = greedy_orderings(LAYERS, 1.0, {"stem": 0.7, "a.0": 0.5, "a.1": 1.1, "head": 0.6}, QUIET, most=3)
     assert found == [["head"], ["head", "stem"], ["head", "stem", "a.0"], ["a.0"], ["a.0", "head"]]
-    assert ladders(LAYERS, 1.0, {layer.name: 1.2 for layer in LAYERS}, QUIET, most=3) == []
+    assert greedy_orderings(LAYERS, 1.0, {layer.name: 1.2 for layer in LAYERS}, QUIET, most=3) == []
 
 
 def test_a_layer_whose_noise_the_others_hide_is_left_out_too() -> None:
     """Leaving a.1 out takes nothing away while the others are noisy; alone it is the worst."""
     nothing = {layer.name: 1.0 for layer in LAYERS}
-    assert ladders(LAYERS, 1.0, nothing, {**QUIET, "a.1": 0.5, "stem": 0.1}, most=2) == [["a.1"], ["a.1", "stem"]]
+    assert greedy_orderings(LAYERS, 1.0, nothing, {**QUIET, "a.1": 0.5, "stem": 0.1}, most=2) == [
+        ["a.1"],
+        ["a.1", "stem"],
+    ]
 
 
 def test_the_cheapest_that_lose_little_are_chosen() -> None:
@@ -37,12 +40,12 @@ def test_the_cheapest_that_lose_little_are_chosen() -> None:
         {"layers": "stem head", "drop_points": 0.4, "noise": 0.2, "float_mac_share": 0.06},
     ]
     everything = {"drop_points": 2.0}
-    chosen, why = choose_mixtures(tried, everything, 0.5, 2)
+    chosen, why = choose_configurations(tried, everything, 0.5, 2)
     assert [t["layers"] for t in chosen] == ["stem head", "a.0"]
     assert why.startswith("2 of 3 mixtures lose at most 0.5 points")
-    chosen, why = choose_mixtures(tried, everything, 0.05, 2)
+    chosen, why = choose_configurations(tried, everything, 0.05, 2)
     assert [t["layers"] for t in chosen] == ["a.0", "stem head"]
     assert "no mixture loses at most 0.05" in why
-    assert choose_mixtures(tried, {"drop_points": 0.2}, 0.5, 2)[1].startswith(
+    assert choose_configurations(tried, {"drop_points": 0.2}, 0.5, 2)[1].startswith(
         "no layer need stay in float: all in int8"
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raq.sweep.qat import Search, front, importance, planned, stopped_after, suggestion
+from raq.sweep.qat import Search, importance, pareto_front, planned, stopped_after, suggestion
 
 SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "epochs": [1, 3]}
 BASE = {"lr": 0.001, "epochs": 3, "momentum": 0.9}
@@ -49,12 +49,12 @@ def test_the_table_is_the_same_however_trials_are_scheduled(kind: str, places: i
         search = Search({"space": SPACE, "search": kind, "scheduler": "asha", "trials": 18}, {**BASE, "epochs": 10}, 3)
         running: dict[int, int] = {}
         while True:
-            while len(running) < places and (number := search.start()) is not None:
+            while len(running) < places and (number := search.ask()) is not None:
                 running[number] = 0
             if not running:
                 break
             number = int(rng.choice(list(running)))
-            goes_on = search.take(number, running[number], top1(search.configs[number], running[number]))
+            goes_on = search.tell(number, running[number], top1(search.configs[number], running[number]))
             running[number] += 1
             if not goes_on or running[number] >= search.epochs[number]:
                 del running[number]
@@ -68,15 +68,15 @@ def test_the_table_is_the_same_however_trials_are_scheduled(kind: str, places: i
 
 def test_a_trial_that_is_tried_again_or_fails() -> None:
     search = Search({"space": SPACE, "search": "random", "scheduler": "asha", "trials": 3}, {**BASE, "epochs": 3}, 0)
-    first, second = search.start(), search.start()
+    first, second = search.ask(), search.ask()
     assert (first, second) == (0, 1)
-    assert search.take(0, 0, 0.5)
-    assert search.take(0, 0, 0.5), "told again"
+    assert search.tell(0, 0, 0.5)
+    assert search.tell(0, 0, 0.5), "told again"
     assert search.curves[0] == [0.5]
     search.fail(0, "broken")
     assert search.scores()[0] is None
-    assert search.start() == 2
-    assert search.start() is None
+    assert search.ask() == 2
+    assert search.ask() is None
 
 
 def test_optuna_learns_and_tells_what_mattered() -> None:
@@ -95,4 +95,4 @@ def test_optuna_learns_and_tells_what_mattered() -> None:
 
 
 def test_the_front() -> None:
-    assert front([0.9, 0.8, 0.9, None, 0.7], [3, 1, 3, 1, 2]) == [True, True, True, False, False]
+    assert pareto_front([0.9, 0.8, 0.9, None, 0.7], [3, 1, 3, 1, 2]) == [True, True, True, False, False]
