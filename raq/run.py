@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.doctor import before_run
-from raq.environment import EXECUTORCH_HINT, environment, environment_kept, has_vnni, machine, versions
+from raq.environment import EXECUTORCH_HINT, environment, versions
 from raq.errors import RaqError, UserError
 from raq.experiment.load import load_experiment
-from raq.experiment.schema import Experiment
 from raq.plan.kinds import KINDS
+from raq.plan.prepare import Prepared, prepare
 from raq.plan.requirements import check_results
-from raq.plan.stages import Facts, Stage, make_plan
+from raq.plan.stages import Stage
 from raq.plan.stale import stale_stages
-from raq.store.files import Record, file_digest, now, read_json
+from raq.store.files import Record, now, read_json
 from raq.store.local import Store, read_run
 from raq.store.object_storage import StorageError, subscribed
-from raq.store.remote import open_store
+from raq.store.opening import open_store
 
 if TYPE_CHECKING:
     from raq.cluster.nodes import Node
-
-
-MIN_VALIDATION_IMAGES = 10
 
 
 class Listener(Protocol):
@@ -48,62 +45,11 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An experiment with its data found and its stages planned."""
-
-    experiment: Experiment
-    data: dict[str, Any]
-    plan: list[Stage]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a run left: its folder, and the stages that it had to do."""
 
     folder: Path
     ran: list[str]
-
-
-def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | None = None) -> Prepared:
-    """Read the experiment, find its data, plan its stages; `where`: the machine of the stages, default this one.
-
-    Raises UserError for whatever is wrong with the experiment, its data or its weights.
-    """
-    from raq.model.dataset import load_dataset
-
-    here = dict(where or machine())  # before libraries that reading data imports set variables of their own
-    experiment = load_experiment(path, overrides)
-    with environment_kept():
-        dataset = load_dataset(experiment.data, str(Path.cwd()))
-    described = dataset.describe()
-    available = described["train_images"]
-    if experiment.ptq is not None and experiment.ptq.calibration.size > available:
-        raise UserError(
-            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} training images",
-            f"lower it to at most {available}",
-        )
-    tried = experiment.sweep.ptq if experiment.sweep is not None else None
-    largest = max(tried.sizes, default=0) if tried is not None else 0
-    if largest > available:
-        raise UserError(
-            f"sweep.ptq.calibration.size has {largest}, and there are {available} training images",
-            f"lower it to at most {available}",
-        )
-    if tried is not None and described["validation_images"] < MIN_VALIDATION_IMAGES:
-        raise UserError(
-            f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
-            f"raise data.validation or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",
-        )
-    swept = tried.reduce_range if tried is not None else ()
-    x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"
-    if x86 and False in swept and not has_vnni(here):
-        raise UserError(
-            "sweep.ptq.reduce_range has false, and this CPU has no VNNI: its int8 kernels could saturate, which "
-            "trials, that compute in float, would not show",
-            "leave it out here",
-        )
-    facts = Facts(described, here, _weights_digest(experiment), _sources(experiment))
-    return Prepared(experiment, described, make_plan(experiment, facts))
 
 
 def run(
@@ -313,25 +259,3 @@ def _same_run(store: Store, prepared: Prepared) -> Path | None:
         if record["complete"] and found == wanted and record["settings"] == settings:
             return folder
     return None
-
-
-def _weights_digest(experiment: Experiment) -> str | None:
-    if experiment.model.weights is None:
-        return None
-    path = Path(experiment.model.weights)
-    if path.exists() and not path.is_file():
-        raise UserError(f"model.weights: {path} is not a file", "give the path of a state dict")
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise UserError(
-            f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict"
-        ) from None
-
-
-def _sources(experiment: Experiment) -> dict[str, Any]:
-    """What the code of the user's own model is made of: a change there makes stages stale."""
-    from raq.model.user_code import sources_of
-
-    name = experiment.model.name  # the data's function is covered by what it returns: the data's digest
-    return {name: sources_of(name, str(Path.cwd()))} if ":" in name and not name.startswith("torchvision:") else {}

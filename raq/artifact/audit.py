@@ -14,7 +14,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from raq.artifact.generated_code import GeneratedCode, KernelCall
+from raq.artifact.generated_code import GeneratedCode
+from raq.artifact.wrapper_code import KernelCall
 from raq.quantize.arithmetic import NetworkMacs, Operation, operations
 from raq.quantize.export import layer_name, layers
 

@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.artifact.generated_code import FLOAT, METADATA_KEY, GeneratedCode, input_shape
+from raq.artifact.generated_code import METADATA_KEY, GeneratedCode, input_shape
 from raq.artifact.judgement import Evidence, evidence_of, why_not_int8
 from raq.artifact.runtimes import in_parts, read, runtime_of_file
 from raq.artifact.sizes import FLOATS, ledger
+from raq.artifact.wrapper_code import FLOAT
 from raq.environment import gpus, machine, versions
 from raq.errors import StageError, UserError
 from raq.model.parity import sqnr_db

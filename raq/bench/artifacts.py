@@ -16,7 +16,7 @@ from raq.bench.latency import measure
 from raq.bench.launcher import ContenderSettings
 from raq.environment import available_cpus
 from raq.errors import UserError
-from raq.experiment.schema import Bench
+from raq.experiment.measurement import Bench
 
 BENCH_OPTIONS = {
     "protocol": "--protocol", "batch_sizes": "--batch-size", "precision": "--precision", "budget_s": "--budget",

@@ -24,7 +24,8 @@ from raq.bench.clocks import cpu_state, cpu_times, pinned
 from raq.bench.launcher import ContenderProcess, ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import Sample, classify, summary
 from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
-from raq.experiment.schema import BASELINE, Bench
+from raq.experiment.measurement import Bench
+from raq.experiment.schema import BASELINE
 from raq.statistics import MIN_UNDISTURBED_LAUNCHES, paired_ratio, relative_half_width
 
 MIN_ROUNDS_A_LAUNCH, MAX_ROUNDS_A_LAUNCH = 2, 20

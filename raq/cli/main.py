@@ -117,7 +117,7 @@ def show(
     """The table of a run, from its records."""
     from raq.report.console import print_summary
     from raq.report.summary import summarise
-    from raq.store.remote import open_store
+    from raq.store.opening import open_store
 
     summary = summarise(open_store(results).find_run(run))
     if as_json:
@@ -134,7 +134,7 @@ def runs(
 ) -> None:
     """The runs in the results folder, newest first, each with its verdict."""
     from raq.report.runs import print_runs, run_lines
-    from raq.store.remote import open_store
+    from raq.store.opening import open_store
 
     folders = open_store(results).run_folders()
     found = run_lines(folders[: -limit - 1 : -1])
@@ -220,7 +220,7 @@ def compare(
     from raq.errors import UserError
     from raq.report.bench import print_comparison
     from raq.report.comparison import compare as compare_runs
-    from raq.store.remote import open_store
+    from raq.store.opening import open_store
 
     if len(runs) < 2:
         raise UserError("compare takes two runs or more", "see their ids in the results folder, under runs")

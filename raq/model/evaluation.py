@@ -10,7 +10,7 @@ from torch import Tensor
 from raq.model.augmentation import normalise
 from raq.model.cache import Array
 from raq.model.dataset import Dataset
-from raq.model.training import normalisation_tensors, take_batch
+from raq.model.loop_parts import normalisation_tensors, take_batch
 
 Network = Callable[[Tensor], Tensor]
 

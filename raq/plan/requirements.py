@@ -4,7 +4,8 @@ import math
 
 from raq.artifact.judgement import Evidence, evidence_of, why_not_int8
 from raq.errors import StageError
-from raq.experiment.schema import Require, kind_of
+from raq.experiment.measurement import Require
+from raq.experiment.schema import kind_of
 from raq.plan.stages import Stage
 from raq.statistics import proportion_interval
 from raq.store.files import Record

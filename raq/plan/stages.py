@@ -7,11 +7,10 @@ machine. Imports neither torch nor ray.
 """
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from raq.artifact.runtimes import RUNTIMES, runtime_of_backend
+from raq.artifact.runtimes import runtime_of_backend
 from raq.environment import (
     COMPILER_SETTINGS,
     NUMERIC_SETTINGS,
@@ -20,14 +19,22 @@ from raq.environment import (
     has_vnni,
     versions,
 )
-from raq.experiment.schema import ARM_ARCHITECTURES, Experiment, Ptq, Resources
+from raq.experiment.schema import Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
 from raq.plan.fingerprints import code_of_kind, code_of_trial, depends_on
 from raq.plan.kinds import KINDS, Pool
+from raq.plan.placement import (
+    Facts,
+    Settings,
+    _data_settings,
+    _lowered,
+    _pool,
+    _runtime_libraries,
+    devices,
+    why_not_lowered,
+)
 from raq.store.files import digest
-
-Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,29 +52,6 @@ class Stage:
     least_workers: int | None = None
     depends: dict[str, str] = field(default_factory=dict)
     """What the fingerprint covers, by name, each as a short text: to say what has changed."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a plan depends on besides the experiment.
-
-    data: `Dataset.describe()`; machine: `environment.machine()` of where stages run; weights: SHA-256 of the weights
-    file, if there is one; sources: what the code of the user's own functions is made of (`user_code.sources_of`), by
-    name.
-    """
-
-    data: Settings
-    machine: Settings
-    weights: str | None = None
-    sources: dict[str, Any] = field(default_factory=dict)
-
-
-def devices(experiment: Experiment, gpu_count: int) -> tuple[str, ...]:
-    """The devices to deploy to: those asked for, or, for auto, the CPU and a GPU where there is one."""
-    asked = experiment.bench.devices
-    if asked == "auto":
-        return ("cpu", "cuda") if gpu_count else ("cpu",)
-    return tuple(dict.fromkeys(asked))
 
 
 def make_plan(experiment: Experiment, facts: Facts) -> list[Stage]:
@@ -276,37 +260,3 @@ class _Plan:
         }
         inputs = {"weights": "train", **{c: _lowered(c, device) for c in candidates}}
         self.add(f"bench/{device}", "bench", "bench", settings, inputs)
-
-
-def why_not_lowered(backend: str | None, machine: Settings, asked: str | Sequence[str]) -> str | None:
-    """Why a candidate of this backend is not lowered on this machine for the devices asked for (auto, or a list).
-
-    None if it is; fp32 has no backend.
-    """
-    if backend in ("arm", "xnnpack") and asked != "auto" and "cpu" not in asked:
-        return f"its int8 kernels are a CPU's, and bench.devices has {', '.join(asked)} alone"
-    if backend == "arm" and machine["architecture"] not in ARM_ARCHITECTURES:
-        return f"its int8 kernels are compiled on an Arm machine, and this one is {machine['architecture']}"
-    return None
-
-
-def _runtime_libraries(settings: Settings) -> tuple[str, ...]:
-    """The libraries of the runtimes that a stage uses, or whose backend's quantizer it uses."""
-    names = {settings.get("runtime"), *settings.get("runtimes", {}).values()}
-    names |= {runtime_of_backend(settings[part].get("backend")).name for part in ("ptq", "qat") if part in settings}
-    return tuple(library for name in RUNTIMES if name in names for library in RUNTIMES[name].libraries)
-
-
-def _lowered(candidate: str, device: str) -> str:
-    return f"lower/{candidate}" + ("" if device == "cpu" else f"/{device}")
-
-
-def _pool(device: str) -> Pool:
-    return "quantize" if device == "cpu" else "bench"
-
-
-def _data_settings(experiment: Experiment, facts: Facts) -> Settings:
-    """What of the data a stage depends on: contents and choices, not where files lie; the test split is evaluate's."""
-    ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
-    chosen = experiment.data.model_dump(mode="json", exclude=ignored)
-    return {**chosen, **{key: facts.data[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}

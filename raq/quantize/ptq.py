@@ -14,7 +14,7 @@ from raq.experiment.schema import Calibration
 from raq.model.augmentation import normalise
 from raq.model.cache import Array
 from raq.model.dataset import Dataset, calibration_indices
-from raq.model.training import normalisation_tensors, take_batch
+from raq.model.loop_parts import normalisation_tensors, take_batch
 from raq.quantize.export import graph_of
 from raq.quantize.quantizers import QUANTIZERS, SkipLayersQuantizer, refuse_unannotated
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from raq.experiment.schema import Margin
+from raq.experiment.measurement import Margin
 from raq.report.ratios import SharedRounds, shared_rounds
 from raq.report.terminal import clean, plain_console, printable, say
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raq.experiment.schema import Margin
+from raq.experiment.measurement import Margin
 from raq.statistics import (
     CONFIDENCE,
     Interval,

@@ -1,11 +1,8 @@
 """The terminal: the plan of a run, and the table and the verdict at its end. Neither torch nor ray."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,9 +11,8 @@ from raq.report.bench import disagreement_in_words, disturbed_warning, measureme
 from raq.report.checks import parity_in_words
 from raq.report.ratios import Summary, compared
 from raq.report.sweep import print_layers, print_search, print_sweep
+from raq.report.table import _fits, _table
 from raq.report.terminal import clean, printable, say
-
-MAX_WIDTH = 10_000  # that no table has
 
 
 def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str], where: Mapping[str, str]) -> None:
@@ -139,80 +135,3 @@ def _say_what_ran(console: Console, candidates: Sequence[Summary]) -> None:
                 counts = ", ".join(f"{count} at batch {size}" for size, count in repacked.items())
                 said = f"{candidate['name']}: weights are packed anew at every call, which is time lost: {counts}"
                 say(console, said, "yellow")
-
-
-def _fits(console: Console, summary: Summary, keys: Sequence[tuple[str, int]]) -> bool:
-    """Whether the table with these latencies is no wider than the terminal."""
-    table = _table(summary, keys)
-    return Measurement.get(console, console.options.update(width=MAX_WIDTH), table).maximum <= console.width
-
-
-def _table(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:
-    """Candidates by runtime, with the latencies of these devices and batch sizes."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name, justify in (
-        ("candidate", "left"),
-        ("MB", "right"),
-        ("top-1 %", "right"),
-        ("drop", "right"),
-        ("int8", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for device, size in keys:
-        table.add_column(f"{device}, batch {size}\nms, speedup", justify="right", no_wrap=True)
-    for candidate in summary["candidates"]:
-        for runtime in dict.fromkeys(row["runtime"] for row in candidate["latency"]) or [""]:
-            table.add_row(*_row(candidate, runtime, keys))
-    return table
-
-
-def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> list[str]:
-    """One candidate in one runtime. Size, accuracy and drop are the artifact's, so eager has none of its own."""
-    eager = runtime == "eager"
-    artifact = candidate["artifacts"][0] if candidate["artifacts"] and not eager else None
-    cells = [f"{candidate['name']}\n{runtime}"]
-    cells.append(f"{artifact['weight_bytes'] / 1e6:.2f}\n{artifact['size_bytes'] / 1e6:.2f}" if artifact else "")
-    known = not eager and candidate["top1"] is not None
-    cells.append(f"{100 * candidate['top1']:.2f}\n{_interval(candidate['top1_interval'], 100, 1)}" if known else "")
-    drops = known and candidate["kind"] != "fp32" and candidate["drop_points"] is not None
-    cells.append(f"{candidate['drop_points']:.2f}\n{_drop_interval(candidate['drop_interval'])}" if drops else "")
-    cells.append(_share(artifact) if artifact and candidate["kind"] != "fp32" else "")
-    for device, size in keys:
-        rows = [
-            r for r in candidate["latency"] if (r["runtime"], r["device"], r["batch_size"]) == (runtime, device, size)
-        ]
-        cells.append(_latency(rows[0], candidate["kind"] != "fp32") if rows else "")
-    return cells
-
-
-def _share(artifact: Mapping[str, Any]) -> str:
-    share = artifact["int8_mac_share"]
-    return "?" if share is None else f"{100 * share:.0f}%"
-
-
-def _latency(row: Mapping[str, Any], quantized: bool) -> str:
-    """Milliseconds, the speedup over the baseline and, of a quantized candidate, that over the best FP32."""
-    digits = 1 if row["mean_ms"] >= 100 else 2
-    spread = "" if row["std_ms"] is None else f" ± {row['std_ms']:.{digits}f}"
-    lines = [f"{row['mean_ms']:.{digits}f}{spread}", _speedup(row["speedup"], row["speedup_interval"])]
-    if quantized and row.get("best_fp32"):
-        lines.append(_speedup(row["speedup_over_best_fp32"], row["speedup_over_best_fp32_interval"]))
-    return "\n".join(lines)
-
-
-def _drop_interval(interval: Sequence[float]) -> str:
-    """In points, as many digits as tell its bounds apart."""
-    return _interval(interval, 1, 2 if interval[1] - interval[0] < 1 else 1)
-
-
-def _speedup(value: float | None, interval: Sequence[float] | None) -> str:
-    """A ratio with its interval, as many digits as a column has room for."""
-    if value is None:
-        return ""
-    digits = 2 if max(value, *(interval or [value])) < 10 else 1
-    bounds = f" {_interval(interval, 1, digits)}" if interval and interval[0] != interval[1] else ""
-    return f"{value:.{digits}f}{bounds}"
-
-
-def _interval(interval: Sequence[float], scale: float, digits: int) -> str:
-    return f"{scale * interval[0]:.{digits}f}..{scale * interval[1]:.{digits}f}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raq.errors import UserError
 from raq.store.local import read_run
 from raq.store.object_storage import is_address
-from raq.store.remote import open_store, store_of
+from raq.store.opening import open_store, store_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ import numpy as np
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.errors import UserError
 from raq.experiment.schema import kind_of
-from raq.plan.stages import why_not_lowered
+from raq.plan.placement import why_not_lowered
 from raq.report.claims import Counts, Measured, Rules
 from raq.report.ratios import Summary, best_fp32, row_ratios
 from raq.report.verdict import verdict
@@ -24,7 +24,7 @@ from raq.statistics import (
 )
 from raq.store.files import Record
 from raq.store.local import Store, read_run
-from raq.store.remote import store_of
+from raq.store.opening import store_of
 
 PREDICTIONS = "predictions.npy"
 MAX_PREDICTIONS_BYTES = 4_000_000_000

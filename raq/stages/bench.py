@@ -6,7 +6,7 @@ Plain torch, never ray; torch is imported inside the functions.
 from pathlib import Path
 
 from raq.artifact.runtimes import RUNTIMES
-from raq.experiment.schema import Bench
+from raq.experiment.measurement import Bench
 from raq.stages.call import SAMPLES, WEIGHTS, Call, Progress, Results, refuse_other_machine
 
 

@@ -166,7 +166,8 @@ def remote_store(call: Call) -> "RemoteStore | None":
     """The store of this call, if its results lie at an address."""
     if call.address is None:
         return None
-    from raq.store.remote import RemoteStore, open_store
+    from raq.store.opening import open_store
+    from raq.store.remote import RemoteStore
 
     store = open_store(call.address)
     assert isinstance(store, RemoteStore)

@@ -9,7 +9,6 @@ that: a stage is there whole or not at all, and an execution that was given up h
 """
 
 import fcntl
-import hashlib
 import json
 import shutil
 import uuid
@@ -22,36 +21,10 @@ from raq.errors import RaqError, UserError
 from raq.store.files import Record, file_digest, read_json, write_json
 from raq.store.local import Store, check_record, refuse_unsealed, sealed, stage_files
 from raq.store.migration import earlier_folder, migrated_stage
-from raq.store.object_storage import Storage, StorageError, check_address, is_address, notify
+from raq.store.object_storage import Storage, StorageError, notify
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
 MAX_LOOKS = 3  # for a checkpoint that goes away while it is read
-
-
-def open_store(results: "str | Path") -> Store:
-    """The store in a folder, or at an address (`s3://bucket/folder`); UserError for an address that is none."""
-    if not is_address(str(results)):
-        return Store(Path(results).expanduser().resolve())
-    from raq.environment import cache_folder
-
-    address = str(results).rstrip("/")
-    check_address(address)
-    root = cache_folder() / "stores" / hashlib.sha256(address.encode()).hexdigest()[:24]
-    root.mkdir(parents=True, exist_ok=True)
-    if not (root / ADDRESS).is_file():
-        scratch = root / f".{uuid.uuid4().hex}"
-        scratch.write_text(address)
-        scratch.replace(root / ADDRESS)
-    return RemoteStore(root, Storage(address))
-
-
-def store_of(run_folder: Path) -> Store:
-    """The store that a run's folder is in."""
-    from raq.environment import cache_folder
-
-    root = run_folder.parent.parent
-    ours = root.resolve().parent == (cache_folder() / "stores").resolve()  # in a stranger's folder it says nothing
-    return open_store((root / ADDRESS).read_text()) if ours and (root / ADDRESS).is_file() else Store(root)
 
 
 def _stage_record(content: bytes, place: str) -> Record:

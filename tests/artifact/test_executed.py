@@ -11,7 +11,8 @@ from raq.artifact.audit import audit
 from raq.artifact.generated_code import read_package
 from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError
-from raq.experiment.schema import Require, Resources
+from raq.experiment.measurement import Require
+from raq.experiment.schema import Resources
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 

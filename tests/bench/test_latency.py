@@ -20,7 +20,7 @@ from raq.bench.noise import Sample
 from raq.bench.rows import Round, contender_row, ratios, with_turns
 from raq.environment import available_cpus, inductor_cache
 from raq.errors import StageError
-from raq.experiment.schema import Bench
+from raq.experiment.measurement import Bench
 from raq.model.zoo import build_model
 from raq.report.ratios import row_ratios, shared_rounds
 from raq.statistics import paired_ratio, relative_half_width

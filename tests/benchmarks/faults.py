@@ -47,7 +47,7 @@ from raq.errors import UserError  # noqa: E402
 from raq.signals import stop_on_sigterm  # noqa: E402
 from raq.store.files import now, write_json  # noqa: E402
 from raq.store.local import read_run  # noqa: E402
-from raq.store.remote import open_store  # noqa: E402
+from raq.store.opening import open_store  # noqa: E402
 
 MODULE = '''
 """A small network for the digits."""

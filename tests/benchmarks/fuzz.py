@@ -168,9 +168,9 @@ def records(count: int, place: Any) -> Found:
             Path(name).write_text(contents[name])
 
     def run_if_nothing_is_stale() -> str:
+        from raq.plan.prepare import prepare
         from raq.plan.stale import stale_stages
-        from raq.run import prepare
-        from raq.store.remote import open_store
+        from raq.store.opening import open_store
 
         if stale_stages(prepare(Path("tiny.yaml"), []).plan, open_store("results")):
             return "run: would do the damaged stage again"

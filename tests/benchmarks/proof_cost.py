@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from raq.environment import environment
-from raq.run import prepare
+from raq.plan.prepare import prepare
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.store.files import now, write_json

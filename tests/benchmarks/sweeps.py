@@ -38,7 +38,7 @@ def sweep_here(folder: Path) -> None:
     """Train and search in this folder, as `raq run` does; what is finished is not done again."""
     from raq.cluster.driver import Driver
     from raq.cluster.session import cluster
-    from raq.run import prepare
+    from raq.plan.prepare import prepare
     from raq.store.local import Store
 
     os.chdir(folder)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from raq.environment import environment
+from raq.plan.prepare import prepare
 from raq.plan.stages import Stage
-from raq.run import prepare
 from raq.stages.call import Call
 from raq.store.files import now, write_json
 

@@ -42,7 +42,7 @@ from raq.bench.launcher import ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import is_long
 from raq.environment import available_cpus, commit, environment
 from raq.experiment.load import load_experiment
-from raq.experiment.schema import Bench
+from raq.experiment.measurement import Bench
 from raq.report.ratios import SharedRounds, row_ratios, shared_rounds
 from raq.signals import stop_on_sigterm
 from raq.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width

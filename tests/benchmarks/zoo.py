@@ -122,7 +122,7 @@ def measured(name: str, folder: Path) -> list[dict[str, Any]]:
     from raq.bench.latency import measure
     from raq.bench.launcher import ContenderSettings
     from raq.environment import available_cpus
-    from raq.experiment.schema import Bench
+    from raq.experiment.measurement import Bench
 
     cpus = available_cpus()
     shared: dict[str, Any] = {

@@ -8,7 +8,8 @@ from s3_server import BUCKET, CREDENTIALS, s3_server
 from workplace import Workplace
 
 import raq
-from raq.store.remote import RemoteStore, open_store
+from raq.store.opening import open_store
+from raq.store.remote import RemoteStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 WORKER = ["--num-cpus=1", '--resources={"bench": 1}']

@@ -6,7 +6,7 @@ import pytest
 from ray_nodes import ray_cluster
 from workplace import Workplace
 
-from raq.run import prepare
+from raq.plan.prepare import prepare
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.store.files import read_json

@@ -13,8 +13,8 @@ from raq.cluster.events import EventSender, start_event_queue
 from raq.cluster.ray_train import distributed_stage
 from raq.cluster.session import cluster
 from raq.errors import StageError, UserError
+from raq.plan.prepare import Prepared, prepare
 from raq.plan.stages import Stage
-from raq.run import Prepared, prepare
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.store.local import Store

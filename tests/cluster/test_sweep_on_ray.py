@@ -20,7 +20,7 @@ from raq.cluster.resources import demand_of
 from raq.cluster.session import cluster
 from raq.errors import UserError
 from raq.experiment.schema import Experiment
-from raq.run import prepare
+from raq.plan.prepare import prepare
 from raq.stages.call import Call
 from raq.store.files import short_digest, write_json
 from raq.store.local import Store, sealed

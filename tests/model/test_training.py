@@ -19,7 +19,8 @@ from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.checkpoints import LocalContext, read_result
 from raq.model.dataset import load_dataset
 from raq.model.evaluation import predict, top1
-from raq.model.training import Hooks, _schedule, image_side, seed_everything, train
+from raq.model.loop_parts import _schedule, image_side
+from raq.model.training import Hooks, seed_everything, train
 
 
 def network() -> nn.Module:
@@ -138,7 +139,7 @@ def test_schedules_and_sides() -> None:
 
 
 def test_weight_decay_spares_biases_and_normalisation() -> None:
-    from raq.model.training import _optimizer
+    from raq.model.loop_parts import _optimizer
 
     groups = _optimizer(network(), settings(weight_decay=0.1)).param_groups
     assert {p.ndim for p in groups[0]["params"]} == {2, 4}

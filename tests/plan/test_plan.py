@@ -7,7 +7,8 @@ import pytest
 from raq.environment import settings_of
 from raq.experiment.schema import Experiment
 from raq.plan import stages as planning
-from raq.plan.stages import Facts, Stage, make_plan
+from raq.plan.placement import Facts
+from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import stale_stages
 from raq.run import forget_work_on_old_inputs
 from raq.store.files import read_json

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from raq.artifact import audit, inductor
 from raq.artifact.generated_code import read_package
 from raq.errors import StageError
-from raq.experiment.schema import Calibration, Require
+from raq.experiment.measurement import Require
+from raq.experiment.schema import Calibration
 from raq.plan.requirements import check_results
 from raq.quantize import convert, ptq
 from raq.quantize.arithmetic import network_macs, operations

@@ -15,10 +15,10 @@ from raq.cluster.resources import trials_of
 from raq.errors import StageError, UserError
 from raq.model.checkpoints import read_result
 from raq.model.evaluation import predict
+from raq.plan.prepare import prepare
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 from raq.report.sweep import print_layers, print_search
-from raq.run import prepare
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.stages.inputs import read_dataset

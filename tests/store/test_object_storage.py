@@ -19,7 +19,8 @@ from raq.stages.call import Call
 from raq.stages.transfer import work_name
 from raq.store.local import Store
 from raq.store.object_storage import Storage, StorageError, told
-from raq.store.remote import RemoteStore, open_store, store_of
+from raq.store.opening import open_store, store_of
+from raq.store.remote import RemoteStore
 
 FINGERPRINT = "f" * 64
 

@@ -1,0 +1,102 @@
+"""The schema of what is proved and measured: lower, parity, bench, require, select."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raq.experiment.fields import BatchSize, Natural, Positive, Section, Share
+
+# What `bench.protocol: published` sets, where it is not written.
+PUBLISHED_PROTOCOL: dict[str, Any] = {"warmup": 5, "repetitions": 50, "round_ms": 0.0, "rounds": 1, "precision": None}
+
+
+class Lower(Section):
+    """Compilation into what is deployed."""
+
+    runtimes: Annotated[tuple[Literal["inductor"], ...], Field(strict=False, min_length=1)] = ("inductor",)
+    """inductor: an AOTInductor package that runs with torch alone."""
+    max_batch: BatchSize = 128
+    """xnnpack: the largest batch that the .pte takes, as its memory is planned for it; packages take any."""
+
+
+class Bench(Section):
+    """How latency is measured."""
+
+    protocol: Literal["interleaved", "published"] = "interleaved"
+    """interleaved: contenders take turns, round by round, in fresh processes, until the speedups are known to
+    `precision`. published: one contender after the other, `warmup` calls, then `repetitions` (50), mean and standard
+    deviation; no intervals."""
+    devices: Literal["auto"] | Annotated[tuple[Literal["cpu", "cuda"], ...], Field(strict=False, min_length=1)] = "auto"
+    """auto: those that the cluster has."""
+    batch_sizes: Annotated[tuple[BatchSize, ...], Field(strict=False, min_length=1)] = (1, 128)
+    """Images a call, each size once; artifacts take at most 65,536."""
+    threads: Positive | None = None
+    """Intra-op threads; null: the CPUs of the bench actor."""
+    precision: Annotated[float, Field(gt=0, le=1)] | None = 0.02
+    """Half width, relative to it, of the 95% interval of each ratio that decides (an artifact's time to that of the
+    fastest FP32 artifact, and of the fastest of all) at which rounds end; null: after `rounds`."""
+    budget_s: Annotated[float, Field(gt=0, le=86_400)] = 180.0
+    """Seconds over which launches are spread: rounds end then in any case, and by precision not before a third of it;
+    the record says which of the two it was."""
+    rounds: Positive = 12
+    """Rounds, at least; in each, every contender is timed once, in alternating order."""
+    warmup: Natural = 2
+    """Calls before the first timed one, at least; more until times are stable. The very first is reported apart."""
+    repetitions: Positive = 1
+    """Timed calls a contender and round, at least; published: in all."""
+    round_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
+    """Milliseconds of timed calls a contender and round, at least."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_protocol(cls, given: Any) -> Any:
+        published = isinstance(given, dict) and given.get("protocol") == "published"
+        return {**PUBLISHED_PROTOCOL, **given} if published else given
+
+    @model_validator(mode="after")
+    def _check(self) -> "Bench":
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise ValueError(f"batch_sizes: {list(self.batch_sizes)} names a size twice")
+        if self.protocol == "published" and (self.precision, self.rounds, self.round_ms) != (None, 1, 0.0):
+            raise ValueError("protocol published takes no precision, rounds or round_ms: it is repetitions in one go")
+        return self
+
+
+class Parity(Section):
+    """The proof that each step from FP32 to the saved artifact computes what the step before it computed."""
+
+    images: Positive | None = 100
+    """Test images on which the steps are compared (a fixed random sample); null: all of them."""
+
+
+class Require(Section):
+    """What a candidate must reach."""
+
+    sqnr_db: Annotated[float, Field(ge=-100, le=200)] = 5.0
+    """Signal-to-quantization-noise ratio of the logits, in dB, that PTQ must leave; below it, ptq fails."""
+
+    int8_mac_share: Share = 0.95
+    """Share in int8 of all multiply-accumulates of the FP32 network, layers left in float on purpose aside; below it,
+    lowering a quantized candidate fails, by its code, and evaluating it, by the kernels that ran."""
+    float_weight_share: Share = 0.5
+    """Share of a quantized candidate's weights that may be stored as floats; above it, lowering fails."""
+    max_drop: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Points of top-1 that a candidate may lose and still be chosen: the upper end of the drop's 95% interval, of all
+    candidates at once, has to be within it."""
+
+
+class Margin(Section):
+    """What counts as equivalent."""
+
+    accuracy: Annotated[float, Field(ge=0, le=100)] = 0.3
+    """Points of top-1 within which two candidates are equivalent."""
+    speed: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of the time of a call within which two candidates are equivalent."""
+
+
+class Select(Section):
+    """What decides between candidates that lose no more than `require.max_drop`."""
+
+    margin: Margin = Margin()
+    batch_size: BatchSize | None = None
+    """The one of bench.batch_sizes whose choice is the run's, where they do not agree; null: the largest."""

@@ -1,0 +1,65 @@
+"""What a training loop is made of: batches, steps, image sizes, optimizer, schedule."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raq.errors import UserError
+from raq.experiment.training import Optimisation
+from raq.model.cache import Array
+from raq.model.dataset import Dataset, Images
+
+
+def normalisation_tensors(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std as float32 [3, 1, 1]."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (dataset.mean, dataset.std))
+    return mean, std
+
+
+def take_batch(images: Images, labels: Array, indices: Array, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The images (uint8 [n, 3, H, W]) and labels (int64 [n]) at `indices`, on the device."""
+    batch = torch.from_numpy(np.ascontiguousarray(images[indices]))
+    return batch.to(device, non_blocking=True), torch.from_numpy(labels[indices]).to(device, non_blocking=True)
+
+
+def _steps_per_epoch(images: int, batch_size: int, world_size: int) -> int:
+    """Optimiser steps an epoch; a last batch that cannot give every worker two images is left out."""
+    whole, rest = divmod(images, batch_size)
+    steps = whole + (rest >= 2 * world_size)
+    if steps == 0 or batch_size < 2 * world_size:
+        raise UserError(
+            f"batch_size {batch_size} of {images} training images is too little for {world_size} workers",
+            "every worker needs at least two images a step",
+        )
+    return steps
+
+
+def image_side(progressive: tuple[float, ...], epoch: int, epochs: int, full: int) -> int:
+    """The image side of an epoch in pixels: the shares go through the epochs in equal parts; multiples of 8 pixels."""
+    if not progressive:
+        return full
+    share = progressive[min(len(progressive) - 1, epoch * len(progressive) // epochs)]
+    if share == 1:
+        return full
+    return min(full, max(8, round(full * share / 8) * 8))
+
+
+def _optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
+    """SGD; weight decay on matrices and kernels only."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+
+
+def _schedule(kind: str, total: int) -> Callable[[int], float]:
+    """The learning rate's share of its peak, by step."""
+    if kind == "one-cycle":
+        peak = max(1, total // 5)
+        return lambda step: (step + 1) / peak if step < peak else max(0.0, (total - step) / max(1, total - peak))
+    if kind == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+    return lambda step: 1.0

@@ -1,0 +1,96 @@
+"""An experiment with its data found and its stages planned.
+
+Imports neither torch nor ray at its top.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raq.environment import environment_kept, has_vnni, machine
+from raq.errors import UserError
+from raq.experiment.load import load_experiment
+from raq.experiment.schema import Experiment
+from raq.plan.placement import Facts
+from raq.plan.stages import Stage, make_plan
+from raq.store.files import file_digest
+
+if TYPE_CHECKING:
+    pass
+
+
+MIN_VALIDATION_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment with its data found and its stages planned."""
+
+    experiment: Experiment
+    data: dict[str, Any]
+    plan: list[Stage]
+
+
+def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | None = None) -> Prepared:
+    """Read the experiment, find its data, plan its stages; `where`: the machine of the stages, default this one.
+
+    Raises UserError for whatever is wrong with the experiment, its data or its weights.
+    """
+    from raq.model.dataset import load_dataset
+
+    here = dict(where or machine())  # before libraries that reading data imports set variables of their own
+    experiment = load_experiment(path, overrides)
+    with environment_kept():
+        dataset = load_dataset(experiment.data, str(Path.cwd()))
+    described = dataset.describe()
+    available = described["train_images"]
+    if experiment.ptq is not None and experiment.ptq.calibration.size > available:
+        raise UserError(
+            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} training images",
+            f"lower it to at most {available}",
+        )
+    tried = experiment.sweep.ptq if experiment.sweep is not None else None
+    largest = max(tried.sizes, default=0) if tried is not None else 0
+    if largest > available:
+        raise UserError(
+            f"sweep.ptq.calibration.size has {largest}, and there are {available} training images",
+            f"lower it to at most {available}",
+        )
+    if tried is not None and described["validation_images"] < MIN_VALIDATION_IMAGES:
+        raise UserError(
+            f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
+            f"raise data.validation or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",
+        )
+    swept = tried.reduce_range if tried is not None else ()
+    x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"
+    if x86 and False in swept and not has_vnni(here):
+        raise UserError(
+            "sweep.ptq.reduce_range has false, and this CPU has no VNNI: its int8 kernels could saturate, which "
+            "trials, that compute in float, would not show",
+            "leave it out here",
+        )
+    facts = Facts(described, here, _weights_digest(experiment), _sources(experiment))
+    return Prepared(experiment, described, make_plan(experiment, facts))
+
+
+def _weights_digest(experiment: Experiment) -> str | None:
+    if experiment.model.weights is None:
+        return None
+    path = Path(experiment.model.weights)
+    if path.exists() and not path.is_file():
+        raise UserError(f"model.weights: {path} is not a file", "give the path of a state dict")
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(
+            f"model.weights: {path} cannot be read: {error.strerror}", "give the path of a state dict"
+        ) from None
+
+
+def _sources(experiment: Experiment) -> dict[str, Any]:
+    """What the code of the user's own model is made of: a change there makes stages stale."""
+    from raq.model.user_code import sources_of
+
+    name = experiment.model.name  # the data's function is covered by what it returns: the data's digest
+    return {name: sources_of(name, str(Path.cwd()))} if ":" in name and not name.startswith("torchvision:") else {}

@@ -1,0 +1,235 @@
+"""What each kind of stage leaves in its record as results: keys, types and bounds. Neither torch nor ray."""
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
+from raq.store.types import Count, Name, Number, Pair, Positive, Share, Text, Values, strict
+
+
+@strict
+class ParityRow(TypedDict):
+    """A step of the parity chain."""
+
+    step: Name
+    images: Count
+    top1: Share
+    against: Name | None
+    sqnr_db: Number | None
+    equal: bool | None
+    changed: Count | None
+
+
+@strict
+class AuditedLayer(TypedDict):
+    """A layer, and the kernel that the artifact calls for it."""
+
+    name: Text
+    macs: Count
+    int8: bool
+    reason: NotRequired[Text]
+
+
+@strict
+class OtherOperation(TypedDict):
+    """What multiplies and is no layer."""
+
+    name: Text
+    operator: Text
+    macs: Count | None
+
+
+@strict
+class Audit(TypedDict):
+    """`audit.Audit` as a record."""
+
+    layers: list[AuditedLayer]
+    int8_mac_share: Share | None
+    problem: Text
+    others: NotRequired[list[OtherOperation]]
+    total_macs: NotRequired[Count | None]
+
+
+@strict
+class ExecutedLayer(TypedDict):
+    """A layer, and the kernel that ran for it."""
+
+    name: Text
+    macs: Count
+    kernel: Text | None
+    int8: bool
+
+
+@strict
+class FloatLayer(TypedDict):
+    """A layer that a program leaves in float."""
+
+    name: Text
+    reason: Text
+
+
+@strict
+class Evaluation(TypedDict):
+    """What an evaluate stage found."""
+
+    classes: NotRequired[Annotated[int, Field(ge=1, le=2**31)]]
+    train_correct: NotRequired[Count]
+    train_images: NotRequired[Annotated[int, Field(ge=1, le=2**40)]]
+    float_layers: NotRequired[list[FloatLayer]]
+    executed_layers: NotRequired[list[ExecutedLayer]]
+    float_by_choice_share: NotRequired[Share]
+    top1: Share
+    correct: Count
+    test_images: Annotated[int, Field(ge=1, le=2**40)]
+    parity: NotRequired[list[ParityRow]]
+    resident_bytes: NotRequired[Count | None]
+    graph_int8_mac_share: NotRequired[Share | None]
+    executed_int8_mac_share: NotRequired[Share | None]
+    reorders_per_call: NotRequired[dict[Name, Count]]
+
+
+@strict
+class Lowering(TypedDict):
+    """What a lower stage found."""
+
+    target: Name
+    size_bytes: Annotated[int, Field(ge=1, le=2**62)]
+    weight_bytes: Annotated[int, Field(ge=1, le=2**62)]
+    int8_mac_share: Share | None
+    runtime: NotRequired[Name]
+    sha256: NotRequired[Name]
+    note: NotRequired[Text]
+    ledger: NotRequired[Values]
+    audit: NotRequired[Audit]
+    float_by_choice: NotRequired[list[Text]]
+    float_copies: NotRequired[list[Text]]
+    float_weight_share: NotRequired[Share | None]
+    macs: NotRequired[Count | None]
+    parity: NotRequired[list[ParityRow]]
+
+
+@strict
+class Quantizing(TypedDict):
+    """What a ptq or qat stage found."""
+
+    weight_bytes: NotRequired[Count]
+    calibration: NotRequired[Values]
+    config: NotRequired[Values]
+    float_layers: NotRequired[list[Text]]
+    reduce_range: NotRequired[bool]
+    parity: NotRequired[list[ParityRow]]
+
+
+@strict
+class Agreement(TypedDict):
+    """How far the launches of a measurement agree."""
+
+    between: Number | None
+    within: Number | None
+    p: Number | None
+    correlation: Number
+    drift_p: Number
+
+
+@strict
+class BenchRow(TypedDict):
+    """One contender at one batch size."""
+
+    candidate: Name
+    runtime: Name
+    device: Name
+    batch_size: Annotated[int, Field(ge=1, le=2**32)]
+    threads: NotRequired[Count]
+    rounds: Annotated[int, Field(ge=1, le=2**40)]
+    disturbed_rounds: NotRequired[Count]
+    round_far: NotRequired[list[bool]]
+    calm: NotRequired[bool | None]
+    mean_ms: Positive
+    std_ms: Number | None
+    p50_ms: Positive
+    p90_ms: Number | None
+    p99_ms: NotRequired[Number | None]
+    speedup: Positive
+    speedup_interval: Pair | None
+    baseline: Name
+    round_p50_ms: list[Positive]
+    round_launch: NotRequired[list[Count]]
+    round_disturbed: NotRequired[list[bool]]
+    round_number: NotRequired[list[Count]]
+    launch_agreement: NotRequired[Agreement | None]
+
+
+@strict
+class Extent(TypedDict):
+    """Mean and most of a disturbance."""
+
+    mean: NotRequired[Number]
+    max: Number
+
+
+@strict
+class Handover(TypedDict):
+    """Microseconds that threads took to hand over."""
+
+    near: Number
+    median: Number
+    most: Number
+    remembered: NotRequired[Number | None]
+
+
+@strict
+class Noise(TypedDict, total=False):
+    """How a measurement was disturbed."""
+
+    waited: Extent | None
+    foreign_cpus: Extent | None
+    stolen_cpus: Extent | None
+    handover_us: Handover | None
+    far_apart_slots: Count
+    slots: Count
+    disturbed_slots: Count | None
+    repeated_slots: Count
+
+
+@strict
+class Measurement(TypedDict):
+    """What a bench stage found."""
+
+    rows: Annotated[list[BenchRow], Field(min_length=1)]
+    protocol: NotRequired[Name | None]
+    stopped_by: NotRequired[Literal["precision", "budget", "rounds", "repetitions"] | None]
+    elapsed_s: NotRequired[Number]
+    launches: NotRequired[Count]
+    noise: NotRequired[Noise]
+
+
+@strict
+class Training(TypedDict):
+    """What a train or weights stage found."""
+
+    history: NotRequired[list[Values]]
+    weight_bytes: NotRequired[Count]
+    parity: NotRequired[list[ParityRow]]
+
+
+RESULTS: dict[str, Any] = {
+    "train": Training,
+    "weights": Training,
+    "evaluate": Evaluation,
+    "lower": Lowering,
+    "ptq": Quantizing,
+    "qat": Quantizing,
+    "bench": Measurement,
+    "ptq_sweep": PtqSweepResults,
+    "qat_sweep": QatSweepResults,
+    "layer_sweep": LayerSweepResults,
+}
+
+
+@strict
+class SettingsOfBenchStage(TypedDict):
+    """Of a bench stage's settings, what a report reads."""
+
+    device: Name
