@@ -7,11 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from raq.bench.ratio_statistics import paired_ratio
 from raq.report.claims import Counts, Measured, Rules
 from raq.report.ratios import row_ratios
 from raq.report.summary import set_against_best_fp32
 from raq.report.verdict import verdict
-from raq.statistics import drop_interval, paired_ratio, proportion_interval
+from raq.statistics import drop_interval, proportion_interval
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 RUNS = ("cifar10", "cifar10-avx2", "calibration-sweep", "qat-as-written", "qat-sweep", "mixed-precision")

@@ -20,9 +20,9 @@ from pathlib import Path
 from kept_records import REFERENCE, RUNS, Found, judged_now, read
 from rich.console import Console
 
+from raq.bench.ratio_statistics import relative_half_width
 from raq.experiment import json_schema
 from raq.report.console import print_summary
-from raq.statistics import relative_half_width
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,21 +4,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raq.statistics import (
+from raq.bench.ratio_statistics import (
     _drifts,
     calm_ratios,
     counted_rounds,
-    drop_interval,
     launch_agreement,
-    paired_drop,
     paired_ratio,
-    proportion_interval,
     quantile,
     ratio_of_ratios,
     relative_half_width,
-    same_accuracy_p,
     samples_needed,
 )
+from raq.statistics import drop_interval, paired_drop, proportion_interval, same_accuracy_p
 
 
 def test_wilson() -> None:

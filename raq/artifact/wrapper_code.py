@@ -9,14 +9,8 @@ from raq.artifact.cpp import CodeLine, Deadline
 
 MAX_SIZE, MAX_DIMENSIONS, MAX_CONSTANTS = 2**48, 16, 200_000
 KERNEL = re.compile(r"\baoti_torch_(?:cpu|cuda|mkldnn)_\w+\(")
-
-
 OPAQUE = "aoti_torch_proxy_executor_call_function("
-
-
 INTEGER = re.compile(r"_q(conv|linear)")
-
-
 FLOAT = re.compile(r"_(convolution|conv[123]d|linear|addmm|baddbmm|bmm|mm)(_|$)|scaled_dot_product")
 
 
@@ -29,26 +23,12 @@ PLAIN = re.compile(
     r"|rand\w*|bernoulli\w*|embedding\w*|_embedding_bag\w*|upsample_\w+|_upsample_\w+|grid_sampler_\w+|histc|masked_\w+"
     r"|fill\w*|narrow|repeat_interleave\w*|roll|flip|kthvalue|median|mode|searchsorted\w*|bucketize\w*|device_type|wrapper_fp32)$"
 )
-
-
 CONSTANT = re.compile(r"constants_info_\[(\d{1,7})\]\.(name|dtype|data_size|shape|original_fqn) = (.*);")
-
-
 SIZES = re.compile(r'assert_size_stride\((\w+), \{([^}]*)\}, \{[^}]*\}, ("(?:[^"\\]|\\.)*")')
-
-
 ARRAY = re.compile(r"int64_t (int_array_\d+)\[\] = \{([^}]*)\}")
-
-
 ALLOCATION = re.compile(r"aoti_torch_empty_strided\(\d+, (int_array_\d+), .*&(\w+)_handle\)")
-
-
 WEIGHT_SCALE = re.compile(r"'w_scale': (\w+)")
-
-
 WORD = re.compile(r"\b[A-Za-z_]\w*\b")
-
-
 ITEM_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 
 

@@ -13,31 +13,17 @@ from raq.artifact.generated_code import MAX_METADATA_BYTES
 from raq.artifact.wrapper_code import Constant, KernelCall
 
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none
-
-
 MAX_TIMES_PAYLOAD = 100  # what no honest graph exceeds, written as JSON
-
-
 DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
 ITEM_TYPES = {"qint8": "int8", "qcint8": "int8", "quint8": "uint8", "qint32": "int32", "qcint32": "int32",
               "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "qcint4": "int4"}  # fmt: skip
-
-
 INTEGERS = ("qint8", "qcint8", "quint8")
 
 
 # XNNPACK's nodes that multiply, and where ExecuTorch's own operators that do have their weight
 CONVOLUTIONS, TRANSPOSED = ("XNNConv2d", "XNNDepthwiseConv2d"), "XNNConvTranspose2d"
-
-
 MULTIPLYING = (*CONVOLUTIONS, TRANSPOSED, "XNNFullyConnected", "XNNBatchMatrixMultiply", "XNNScaledDotProductAttention")
-
-
 OPERATORS = {"aten::convolution": 1, "aten::linear": 1, "aten::addmm": 2, "aten::mm": 1, "aten::bmm": None}
-
-
 Graph = dict[str, Any]
 
 

@@ -23,10 +23,10 @@ from raq.bench import nearest
 from raq.bench.clocks import cpu_state, cpu_times, pinned
 from raq.bench.launcher import ContenderProcess, ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import Sample, classify, summary
+from raq.bench.ratio_statistics import MIN_UNDISTURBED_LAUNCHES, paired_ratio, relative_half_width
 from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
 from raq.experiment.measurement import Bench
 from raq.experiment.schema import BASELINE
-from raq.statistics import MIN_UNDISTURBED_LAUNCHES, paired_ratio, relative_half_width
 
 MIN_ROUNDS_A_LAUNCH, MAX_ROUNDS_A_LAUNCH = 2, 20
 TIMING_OVER_LAUNCHING = 1.0  # how long the rounds of a launch may take, over what starting its processes took

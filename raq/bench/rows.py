@@ -8,7 +8,7 @@ import numpy as np
 
 from raq.bench.launcher import ContenderSettings
 from raq.bench.noise import Sample, is_far, near_handover
-from raq.statistics import (
+from raq.bench.ratio_statistics import (
     Ratios,
     calm_ratios,
     counted_rounds,

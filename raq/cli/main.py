@@ -4,19 +4,28 @@ Imports stay inside the verbs: `raq --help` starts at once.
 """
 
 import io
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from raq.cli.artifacts import bench, check, compare
 from raq.cli.failures import INTERRUPTED, interrupted, say_error, system_error, unforeseen
+from raq.cli.options import (
+    DEFAULT_RESULTS,
+    Address,
+    ExperimentFile,
+    Overrides,
+    ResultsFolder,
+    ResultsPlace,
+    Wait,
+    new_console,
+    print_json,
+    results_folder,
+)
 from raq.errors import RaqError
 from raq.signals import stop_on_sigterm
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(
     name="raq",
@@ -25,20 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Decide which quantized version of a model to ship, and prove it.",
 )
-
-ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The experiment's YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=1.")
-]
-ResultsFolder = Annotated[str, typer.Option("--results", metavar="DIR", help="The folder of records and artifacts.")]
-ResultsPlace = Annotated[
-    str, typer.Option("--results", metavar="DIR", help="Where records and artifacts are: a folder, or s3://...")
-]
-Wait = Annotated[
-    float, typer.Option("--wait", min=0, max=86_400, metavar="SECONDS", help="How long to wait for nodes; default: 0.")
-]
-Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster; default: this machine.")]
-DEFAULT_RESULTS = "results"
 
 
 def _print_version(asked: bool) -> None:
@@ -68,7 +63,7 @@ def init(name: Annotated[str, typer.Argument(metavar="NAME", help="Of the experi
     from raq.cli.starter import write_starter
 
     path = write_starter(name, Path())
-    _console().print(f"{path} is written; see what it would do with: raq plan {path}", soft_wrap=True)
+    new_console().print(f"{path} is written; see what it would do with: raq plan {path}", soft_wrap=True)
 
 
 @app.command(short_help="Do the stages that are out of date; show table and verdict.")
@@ -87,7 +82,7 @@ def run(
     from raq.run import run as run_experiment
 
     outcome = run_experiment(experiment, overrides or [], results, RunDisplay(), address, fresh, wait)
-    console = _console()
+    console = new_console()
     if not outcome.ran:
         console.print("Nothing to do: every stage is there already.", highlight=False)
     print_summary(console, summarise(outcome.folder))
@@ -105,7 +100,7 @@ def plan(
     from raq.run import placements
 
     prepared, stale, where = placements(experiment, overrides or [], results, address)
-    print_plan(_console(), prepared.plan, stale, where)
+    print_plan(new_console(), prepared.plan, stale, where)
 
 
 @app.command(short_help="Show a run: its table and verdict.")
@@ -121,9 +116,9 @@ def show(
 
     summary = summarise(open_store(results).find_run(run))
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        print_summary(_console(), summary)
+        print_summary(new_console(), summary)
 
 
 @app.command(short_help="List the runs, newest first, each with its verdict.")
@@ -139,101 +134,14 @@ def runs(
     folders = open_store(results).run_folders()
     found = run_lines(folders[: -limit - 1 : -1])
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_runs(_console(), found, len(folders))
+        print_runs(new_console(), found, len(folders))
 
 
-@app.command(short_help="Inspect an artifact: is it quantized, and where not?")
-def check(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), or .pte.")],
-    run: Annotated[bool, typer.Option("--run", help="Load it, in a process of its own, whoever made it.")] = False,
-    require: Annotated[
-        float, typer.Option(min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8.")
-    ] = 0.95,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsFolder = DEFAULT_RESULTS,
-) -> None:
-    """Is it quantized, is it whole, is it the one that was evaluated? Reads the generated code, layer by layer.
-
-    An artifact is native code: it is loaded only with --run, or if a record in the results folder vouches for it.
-    """
-    from raq.artifact.check import check as check_artifact
-    from raq.report.checks import print_check
-
-    folder = _folder(results)
-    found = [check_artifact(path, folder, run=run, require=require) for path in artifacts]
-    if as_json:
-        _print_json(found)
-    else:
-        for one in found:
-            print_check(_console(), one)
-    if any(one["problems"] for one in found):
-        raise typer.Exit(1)
-
-
-@app.command(short_help="Measure the latency of artifacts side by side.")
-def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), or .pte.")],
-    batch_sizes: Annotated[
-        list[int] | None,
-        typer.Option("--batch-size", min=1, max=65_536, metavar="N", help="Images a call; repeatable."),
-    ] = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="Half width of a speedup's interval to reach, relative; default: 0.02."),
-    ] = None,
-    budget: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Time after which it ends in any case; default: 180.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: all CPUs.")] = None,
-    shape: Annotated[
-        str | None, typer.Option("--input", metavar="3,H,W", help="Shape of an image, where no metadata tells it.")
-    ] = None,
-    protocol: Annotated[str, typer.Option(metavar="NAME", help="interleaved, or published.")] = "interleaved",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """The latency of artifacts side by side, against the first of them. It loads and runs them: native code."""
-    from raq.bench.artifacts import bench_artifacts, bench_settings, image_shape
-    from raq.environment import environment
-    from raq.report.bench import BenchDisplay, print_bench
-
-    settings = bench_settings(
-        protocol=protocol, batch_sizes=batch_sizes, precision=precision, budget_s=budget, threads=threads
-    )
-    with BenchDisplay(quiet=as_json) as display:
-        found = bench_artifacts(artifacts, settings, image_shape(shape), display.progress)
-    found["environment"] = environment()
-    if as_json:
-        _print_json(found)
-    else:
-        print_bench(_console(), found)
-
-
-@app.command(short_help="Compare runs: what differs, and is it real?")
-def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs' folders or ids, or 'latest'.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    results: ResultsPlace = DEFAULT_RESULTS,
-) -> None:
-    """What differs between runs and is real: each against the first, by speedups over the same baseline."""
-    from raq.errors import UserError
-    from raq.report.bench import print_comparison
-    from raq.report.comparison import compare as compare_runs
-    from raq.store.opening import open_store
-
-    if len(runs) < 2:
-        raise UserError("compare takes two runs or more", "see their ids in the results folder, under runs")
-    store = open_store(results)
-    folders = [store.find_run(run) for run in runs]
-    for run, folder in zip(runs[1:], folders[1:], strict=True):
-        if folder.resolve() == folders[0].resolve():
-            raise UserError(f"{run} is the same run as {runs[0]}", "compare takes two runs; see them with 'raq runs'")
-    found = compare_runs(folders)
-    if as_json:
-        _print_json(found)
-    else:
-        print_comparison(_console(), found)
+app.command(short_help="Inspect an artifact: is it quantized, and where not?")(check)
+app.command(short_help="Measure the latency of artifacts side by side.")(bench)
+app.command(short_help="Compare runs: what differs, and is it real?")(compare)
 
 
 @app.command(short_help="Run an experiment as a job of a Ray cluster.")
@@ -264,7 +172,7 @@ def submit(
     from raq.submit.job import ask_on_terminal, show_package
     from raq.submit.job import submit as submit_experiment
 
-    console = _console()
+    console = new_console()
 
     def say(line: str) -> None:
         say_on(console, line)
@@ -298,7 +206,7 @@ def schema() -> None:
     """
     from raq.experiment.json_schema import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @app.command(short_help="Inspect this machine: what would go wrong in a run?")
@@ -311,43 +219,13 @@ def doctor(
     from raq.doctor import examine
     from raq.report.checks import print_findings
 
-    findings = examine(_folder(results))
+    findings = examine(results_folder(results))
     if as_json:
-        _print_json({"findings": plain(findings)})
+        print_json({"findings": plain(findings)})
     else:
-        print_findings(_console(), findings)
+        print_findings(new_console(), findings)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
-
-
-def _folder(results: str) -> Path:
-    """The folder given by --results to a verb that reads no other place."""
-    from raq.errors import UserError
-    from raq.store.object_storage import is_address
-
-    if is_address(results):
-        raise UserError(
-            f"--results {results}: this verb reads a folder of this machine", "give a folder, or leave it out"
-        )
-    return Path(results)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    _console().print(json.dumps(value, indent=1, allow_nan=False), markup=False, highlight=False, soft_wrap=True)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    class OurConsole(Console):
-        def on_broken_pipe(self) -> None:
-            """The reader has what it wanted: not an error."""
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise SystemExit(0)
-
-    return OurConsole(markup=False, emoji=False, highlight=False)
 
 
 def main() -> None:

@@ -31,8 +31,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "progressive": (0.5, 0.75, 1.0),
     },
 }
-
-
 WorkerCount = Annotated[int, Field(ge=1, le=1024)]
 Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
 

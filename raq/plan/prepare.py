@@ -6,7 +6,7 @@ Imports neither torch nor ray at its top.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raq.environment import environment_kept, has_vnni, machine
 from raq.errors import UserError
@@ -15,10 +15,6 @@ from raq.experiment.schema import Experiment
 from raq.plan.placement import Facts
 from raq.plan.stages import Stage, make_plan
 from raq.store.files import file_digest
-
-if TYPE_CHECKING:
-    pass
-
 
 MIN_VALIDATION_IMAGES = 10
 

@@ -10,16 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raq.bench.ratio_statistics import Ratios, launches_factor, paired_ratio
 from raq.experiment.measurement import Margin
-from raq.statistics import (
-    CONFIDENCE,
-    Interval,
-    Ratios,
-    drop_interval,
-    launches_factor,
-    paired_ratio,
-    together,
-)
+from raq.statistics import CONFIDENCE, Interval, drop_interval, together
 
 MAX_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
 Counts = Callable[[str, str], tuple[int, int, int] | None]

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from raq.bench.ratio_statistics import ratio_of_ratios
 from raq.report.claims import Rules
 from raq.report.ratios import Summary, compared, row_ratios
 from raq.report.summary import read_predictions_of_run, summarise
-from raq.statistics import paired_drop, ratio_of_ratios, same_accuracy_p
+from raq.statistics import paired_drop, same_accuracy_p
 from raq.store.local import read_run
 
 PLACE = ("device", "runtime", "batch_size")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raq.bench.ratio_statistics import Ratios, calm_ratios, counted_rounds, paired_ratio
 from raq.experiment.schema import BASELINE
-from raq.statistics import Ratios, calm_ratios, counted_rounds, paired_ratio
 
 Summary = dict[str, Any]
 Place = tuple[str, int]

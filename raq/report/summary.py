@@ -8,20 +8,14 @@ from typing import Any
 import numpy as np
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
+from raq.bench.ratio_statistics import launch_agreement, paired_ratio
 from raq.errors import UserError
 from raq.experiment.schema import kind_of
 from raq.plan.placement import why_not_lowered
 from raq.report.claims import Counts, Measured, Rules
 from raq.report.ratios import Summary, best_fp32, row_ratios
 from raq.report.verdict import verdict
-from raq.statistics import (
-    discordant,
-    launch_agreement,
-    paired_drop,
-    paired_ratio,
-    proportion_interval,
-    same_accuracy_p,
-)
+from raq.statistics import discordant, paired_drop, proportion_interval, same_accuracy_p
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of

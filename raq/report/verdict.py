@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from raq.bench.ratio_statistics import paired_ratio
 from raq.experiment.schema import BASELINE
 from raq.report.claims import (
     Claim,
@@ -25,7 +26,7 @@ from raq.report.claims import (
 from raq.report.options import Option, options_at
 from raq.report.ratios import Place, Summary, best_fp32, fastest, row_ratios
 from raq.report.verdict_words import Sentences, at, times
-from raq.statistics import paired_ratio, together
+from raq.statistics import together
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ Neither torch nor ray.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from raq.bench.ratio_statistics import MIN_LAUNCHES, paired_ratio
 from raq.experiment.schema import BASELINE
 from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_needed, rounded_up
 from raq.report.options import Option
 from raq.report.ratios import Place, Summary, baseline_row, best_fp32, row_ratios, shared_rounds
-from raq.statistics import MIN_LAUNCHES, paired_ratio
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,11 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
-from typing import TYPE_CHECKING
 
 from raq.stages.call import Call, Progress, Results
 from raq.stages.chosen import chosen_calibration, chosen_floats
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
 from raq.stages.programs import count_macs, keep_program
-
-if TYPE_CHECKING:
-    pass
 
 
 def ptq_stage(call: Call, progress: Progress) -> Results:

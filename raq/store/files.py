@@ -23,8 +23,6 @@ def short_digest(content: Any) -> str:
 
 
 MAX_RECORD_BYTES = 200_000_000
-
-
 Record = dict[str, Any]
 
 

@@ -13,7 +13,6 @@ import math
 import re
 import shutil
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -28,10 +27,7 @@ from raq.errors import RaqError, UserError
 
 ANSWER_TIMEOUT_S = 45.0
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
-RENEW_S, SETTLE_S = 10.0, 3.0
-LEASE_S = ANSWER_TIMEOUT_S + 3 * RENEW_S  # one that waits out a silence still renews in time
 REQUEST_TIMEOUT_S, S3_ATTEMPTS = 5.0, 2  # a silent S3 is told after 10 s; by default after 99
-LOCK = ".lock"
 ATOMIC_PUT = ("s3", "gcs", "abfs")  # the file systems where a file appears whole
 GOOGLE = ("gs://", "gcs://")
 REFUSALS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE")
@@ -40,8 +36,6 @@ NAMED = re.compile(r"(abfss?://[a-z0-9-]+|gs://anonymous)@[^@]*$")  # an @ that 
 EXAMPLE = "give for example s3://BUCKET/FOLDER, or a folder's path"
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # faults of this machine's disk
 Answer = TypeVar("Answer")
-
-
 _listeners: list[Callable[[str], None]] = []
 
 
@@ -207,69 +201,6 @@ class Storage:
         """Put copies of these files of a local folder there, one after the other."""
         for name in names:
             self.send(local / name, f"{folder}/{name}")
-
-    @contextmanager
-    def leased(self) -> Iterator[None]:
-        """Hold the folder for one writer. UserError if another one lives: it renews its lock, a dead one does not.
-
-        Clocks of several machines are not compared: a lock that is there is watched for LEASE_S. Of two that start at
-        the same moment the one stays whose lock is there SETTLE_S later. One whose lock was taken nevertheless, as it
-        could not renew it in time, publishes nothing more: see `check_lease`.
-        """
-        own = uuid.uuid4().hex
-        in_use = UserError(
-            f"{self.uri}: another raq run is writing here", "wait for it, or give another place with --results"
-        )
-        before = self.read(LOCK)
-        if before is not None:
-            notify(f"{self.uri} is locked: watching for {LEASE_S:.0f} s whether its writer lives")
-            time.sleep(LEASE_S)
-            if self.read(LOCK) not in (None, before):
-                raise in_use
-        self.write(LOCK, f"{own} 0".encode())
-        time.sleep(SETTLE_S)
-        if not (self.read(LOCK) or b"").startswith(own.encode()):
-            raise in_use
-        ended = threading.Event()
-        self._taken.clear()
-
-        def ours() -> bool:
-            return (self.read(LOCK) or own.encode()).startswith(own.encode())
-
-        def renew() -> None:
-            count = 0
-            while not ended.wait(RENEW_S):
-                count += 1
-                with suppress(RaqError):  # the run's own reads and writes say that the storage is lost
-                    if not ours():
-                        self._taken.set()
-                        return
-                    self.write(LOCK, f"{own} {count}".encode())
-
-        thread = threading.Thread(target=renew, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(2 * ANSWER_TIMEOUT_S)
-            with suppress(RaqError):
-                if ours():
-                    self.delete(LOCK)
-        self.check_lease()
-
-    @cached_property
-    def _taken(self) -> threading.Event:
-        """Whether another run has taken the lock that this process holds."""
-        return threading.Event()
-
-    def check_lease(self) -> None:
-        """StorageError if another run has taken the folder from this one."""
-        if self._taken.is_set():
-            raise StorageError(
-                f"{self.uri}: another raq run has taken over, as this one could not renew its lock in time",
-                "run again: finished stages are kept",
-            )
 
     def _put(self, name: str, write: Callable[[str], None]) -> None:
         path = self.path(name)

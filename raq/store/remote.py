@@ -15,10 +15,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from raq.errors import RaqError, UserError
 from raq.store.files import Record, file_digest, read_json, write_json
+from raq.store.lease import Lease
 from raq.store.local import Store, check_record, refuse_unsealed, sealed, stage_files
 from raq.store.migration import earlier_folder, migrated_stage
 from raq.store.object_storage import Storage, StorageError, notify
@@ -66,6 +68,11 @@ class RemoteStore(Store):
     """A store at an address; `root` is this machine's copy of what it needed of it."""
 
     storage: Storage
+
+    @cached_property
+    def lease(self) -> Lease:
+        """The lease of the address, held while a run writes there."""
+        return Lease(self.storage)
 
     @property
     def address(self) -> str:
@@ -229,7 +236,7 @@ class RemoteStore(Store):
 
     def check_lease(self) -> None:
         """StorageError if another run has taken the lock that this one holds."""
-        self.storage.check_lease()
+        self.lease.check()
 
     def forget_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
@@ -270,7 +277,7 @@ class RemoteStore(Store):
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the store for one writer; UserError if another run holds it, StorageError if it cannot be reached."""
-        with super().locked(), self.storage.leased():
+        with super().locked(), self.lease.held():
             yield
 
     def _name_of(self, kind: str, fingerprint: str) -> str:

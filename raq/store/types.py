@@ -10,32 +10,14 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, with_
 from typing_extensions import TypedDict
 
 MAX_TEXT = 20_000
-
-
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
-
-
 Name = Annotated[str, StringConstraints(max_length=200)]
-
-
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
-
-
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16,64}$")]
-
-
 Count = Annotated[int, Field(ge=0, le=2**62, strict=True)]
-
-
 Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
-
-
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
 Positive = Annotated[float, Field(ge=1e-9, le=1e15, allow_inf_nan=False)]
-
-
 Pair = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
@@ -47,14 +29,8 @@ def _file_name(name: str) -> str:
 
 
 FileName = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_file_name)]
-
-
 Values = dict[str, Any]
-
-
 STRICT = ConfigDict(strict=True, extra="allow")
-
-
 strict = with_config(STRICT)
 
 

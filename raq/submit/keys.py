@@ -11,11 +11,7 @@ KEY_NAMES = re.compile(
     r"|^(aws|kaggle)\.|^\.(env|s3cfg|boto|dockercfg|dockerconfigjson|git-credentials)",
     re.IGNORECASE,
 )
-
-
 KEY_FOLDERS = re.compile(r"^(secrets?|credentials?|private|\.ssh|\.aws|\.gnupg)$", re.IGNORECASE)
-
-
 KEY_CONTENTS = re.compile(
     rb"-----BEGIN [A-Z ]{0,40}PRIVATE KEY|\bA[KS]IA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}|\bnpm_[A-Za-z0-9]{36}"
     rb"|aws_secret_access_key['\"]?\s{0,9}[=:]\s{0,9}['\"]?[A-Za-z0-9/+]{40}|\b[sr]k_live_[A-Za-z0-9]{16}"
@@ -25,8 +21,6 @@ KEY_CONTENTS = re.compile(
     rb"|\bsk-[A-Za-z0-9_-]{20}|\bglpat-[A-Za-z0-9_-]{20}|\bya29\.[A-Za-z0-9_-]{20}"
     rb"|\beyJ[A-Za-z0-9_-]{10,200}\.eyJ[A-Za-z0-9_-]{10,2000}\."
 )
-
-
 CONTENT_LOOKED_AT = 4_000_000  # bytes of a file that is to be sent
 
 

@@ -17,13 +17,13 @@ from raq.bench import nearest
 from raq.bench.latency import Measurement, measure
 from raq.bench.launcher import ContenderSettings, fork_server
 from raq.bench.noise import Sample
+from raq.bench.ratio_statistics import paired_ratio, relative_half_width
 from raq.bench.rows import Round, contender_row, ratios, with_turns
 from raq.environment import available_cpus, inductor_cache
 from raq.errors import StageError
 from raq.experiment.measurement import Bench
 from raq.model.zoo import build_model
 from raq.report.ratios import row_ratios, shared_rounds
-from raq.statistics import paired_ratio, relative_half_width
 
 PROTOCOL = Bench(batch_sizes=(1, 4), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
 ONE_CPU = available_cpus()[:1]

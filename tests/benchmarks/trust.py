@@ -40,12 +40,13 @@ from trust_contenders import SHARE
 from raq.bench.latency import measure
 from raq.bench.launcher import ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import is_long
+from raq.bench.ratio_statistics import launch_agreement, paired_ratio, relative_half_width
 from raq.environment import available_cpus, commit, environment
 from raq.experiment.load import load_experiment
 from raq.experiment.measurement import Bench
 from raq.report.ratios import SharedRounds, row_ratios, shared_rounds
 from raq.signals import stop_on_sigterm
-from raq.statistics import launch_agreement, paired_ratio, proportion_interval, relative_half_width
+from raq.statistics import proportion_interval
 from raq.store.files import now, read_json, write_json
 from raq.store.local import Store, read_run
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from s3_server import CREDENTIALS, Line, s3_server
 
+import raq.store.lease
 import raq.store.object_storage
 from raq.errors import RaqError, UserError
 from raq.experiment.schema import Experiment
@@ -335,9 +336,9 @@ def test_a_line_that_stays_cut_is_one_error(
 def test_one_writer_at_a_time(
     store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(raq.store.object_storage, "LEASE_S", 1.0)
-    monkeypatch.setattr(raq.store.object_storage, "RENEW_S", 0.2)
-    monkeypatch.setattr(raq.store.object_storage, "SETTLE_S", 0.1)
+    monkeypatch.setattr(raq.store.lease, "LEASE_S", 1.0)
+    monkeypatch.setattr(raq.store.lease, "RENEW_S", 0.2)
+    monkeypatch.setattr(raq.store.lease, "SETTLE_S", 0.1)
     other = elsewhere(store, tmp_path, monkeypatch)
     with store.locked(), pytest.raises(UserError, match="another raq run is writing here"), other.locked():
         pass
@@ -359,12 +360,12 @@ def test_of_two_that_start_together_one_stays(store: RemoteStore, monkeypatch: p
 
 
 def test_a_run_whose_lock_was_taken_publishes_nothing_more(store: RemoteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raq.store.object_storage, "RENEW_S", 0.1)
-    monkeypatch.setattr(raq.store.object_storage, "SETTLE_S", 0.1)
+    monkeypatch.setattr(raq.store.lease, "RENEW_S", 0.1)
+    monkeypatch.setattr(raq.store.lease, "SETTLE_S", 0.1)
     leave(store, "one", b"weights")
     with pytest.raises(StorageError, match="another raq run has taken over"), store.locked():
         store.storage.write(".lock", b"other 0")
-        assert store.storage._taken.wait(10)
+        assert store.lease.lost.wait(10)
         store.publish("train", FINGERPRINT, record("one"))
     assert store.find("train", FINGERPRINT) is None
     assert store.storage.read(".lock") == b"other 0"
