@@ -45,7 +45,7 @@ def print_json(value: Any) -> None:
 
 
 def new_console() -> "Console":
-    """A console of standard output, at least as wide as tables need off a terminal."""
+    """A console of standard output; a reader that stops early, as `head` does, ends the command without an error."""
     from rich.console import Console
 
     class OurConsole(Console):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raq.cluster.attempts import Attempt, Patience, refuse_another_attempt
 from raq.cluster.calls import Handover
 from raq.cluster.nodes import (
     ENDING_TIMEOUT_S,
@@ -17,38 +18,25 @@ from raq.cluster.nodes import (
     draining_nodes,
     node_is_gone,
 )
-from raq.cluster.resources import Demand, ResourcePool, demand_of, least_workers, slots_for
+from raq.cluster.resources import Demand
+from raq.cluster.scheduling import Scheduler, Start
 from raq.errors import StageError, UserError
 from raq.experiment.schema import Experiment
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 from raq.store.local import Store
 
-START_TIMEOUT_S = 180.0
-LOST_TIMEOUT_S = 45.0  # how long a stage may wait with no eligible node, without --wait
-TAKE_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
-MAX_ATTEMPTS, MAX_NODES_LOST = 3, 10
-FULL_BYTES = 20_000_000  # with less free, a disk counts as full
 Listener = Callable[[str, dict[str, Any]], None]  # (stage, what of it)
 
 
 @dataclass
-class _Running:
-    stage: Stage
-    actor: Any
-    node_slots: list[int]
-    attempt: int
-    submitted: float
-    nodes_lost: int = 0  # how many of the attempts before ended with their node: those count apart
-    started: float | None = None  # when its process told that it is at work
-    node: str | None = None  # where
-    able: float = field(default_factory=time.monotonic)  # when there was a node that can do it, the last time
-
-
-@dataclass
 class Driver:
-    """One run's stages on a cluster that is already there."""
+    """One run's stages on a cluster that is already there: their actors, their answers, their records.
+
+    scheduling.py says what may start, attempts.py what is tried again or waited for, nodes.py which nodes there are.
+    """
 
     experiment: Experiment
     plan: list[Stage]
@@ -58,21 +46,20 @@ class Driver:
     listener: Listener
     working_directory: str
     wait_s: float = 0.0  # how long to wait for nodes in place of those that are lost
-    running: dict[Any, _Running] = field(default_factory=dict)
-    idle: list[tuple[Any, tuple[Any, ...]]] = field(default_factory=list)
-    postponed: list[_Running] = field(default_factory=list)  # to be tried again when no other distributed stage runs
+    running: dict[Any, Attempt] = field(default_factory=dict)  # by the reference of the actor's answer
+    idle: list[tuple[Any, tuple[str, Demand]]] = field(default_factory=list)  # actors, and for which stages
+    postponed: list[Attempt] = field(default_factory=list)  # to be tried again when no other distributed stage runs
     handover: Handover = field(init=False)
-    demands: dict[str, Demand] = field(init=False)  # of the stale stages
-    queue: Any = field(init=False)
-    pool: ResourcePool = field(init=False)
-    last_end: float = 0.0  # when a stage ended, the last time
+    scheduler: Scheduler = field(init=False)
+    patience: Patience = field(init=False)
     watch: NodeWatch = field(init=False)
+    queue: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.handover = Handover(
             self.experiment, self.plan, self.store, self.run_folder, self.working_directory, self.wait_s
         )
-        self.pool = ResourcePool(self.nodes)
+        self.patience = Patience(self.wait_s)
         self.watch = NodeWatch(self.nodes)
 
     def run(self, stale: Mapping[str, str]) -> None:
@@ -81,67 +68,42 @@ class Driver:
 
         from raq.cluster.events import start_event_queue
 
-        self.demands = {stage.name: demand_of(stage, self.nodes) for stage in self.plan if stage.name in stale}
-        waiting = {stage.name: stage for stage in self.plan if stage.name in stale}
+        self.scheduler = Scheduler([stage for stage in self.plan if stage.name in stale], self.nodes)
         self.queue = start_event_queue()
-        events = self.queue.drain.remote(TAKE_TIMEOUT_S)
+        events = self.queue.drain.remote(DRAIN_TIMEOUT_S)
         try:
-            while waiting or self.running or self.postponed:
+            while self.scheduler.waiting or self.running or self.postponed:
                 self._resume_postponed()
-                for stage, node_slots in self._startable(waiting):
-                    self._start(waiting.pop(stage.name), node_slots, attempt=1)
-                finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * TAKE_TIMEOUT_S)
-                if events not in finished:  # what a stage posted before it ended is shown before its end
+                running = {attempt.stage.name: attempt.stage for attempt in self.running.values()}
+                for start in self.scheduler.take_startable(running, {each.stage.name for each in self.postponed}):
+                    self._start(start)
+                finished, _ = ray.wait([*self.running, events], num_returns=1, timeout=2 * DRAIN_TIMEOUT_S)
+                if events not in finished:  # events of a stage are shown before its end
                     ray.wait([events], timeout=LAST_EVENTS_S)
-                everything = [
-                    *self.running,
-                    events,
-                ]  # every finished one, so that a queued result is not taken for a time-out
+                # take every finished one, so that a queued result is not mistaken for a time-out
+                everything = [*self.running, events]
                 finished, _ = ray.wait(everything, num_returns=len(everything), timeout=0)
                 if events in finished:
                     self._show(_drained(events))
-                    events = self.queue.drain.remote(TAKE_TIMEOUT_S)
-                for reference in [entry for entry in finished if entry in self.running]:
+                    events = self.queue.drain.remote(DRAIN_TIMEOUT_S)
+                for reference in [each for each in finished if each in self.running]:
                     self._finish(reference)
                 self._leave_nodes()
                 self.store.check_lease()
-                self._refuse_to_wait_for_ever()
+                self._end_overdue()
         finally:
-            for entry in self.running.values():
-                ray.kill(entry.actor)
+            for attempt in self.running.values():
+                ray.kill(attempt.actor)
             self._end_idle()
             ray.kill(self.queue)
 
-    def _startable(self, waiting: Mapping[str, Stage]) -> list[tuple[Stage, list[int]]]:
-        """The stages whose inputs are there, with the node slots they now have; a measurement runs alone."""
-        unfinished = {*waiting, *(entry.stage.name for entry in [*self.running.values(), *self.postponed])}
-        chosen: list[tuple[Stage, list[int]]] = []
-        if any(entry.stage.pool == "bench" for entry in self.running.values()):
-            return chosen
-        full: set[tuple[str, Demand]] = set()  # what there is no room for now: the same for all stages of a kind
-        for stage in waiting.values():
-            alone = stage.pool != "bench" or not (self.running or chosen)
-            demand = self.demands[stage.name]
-            kind = (stage.pool, demand)
-            if self.postponed and demand.is_coordinator:  # else those would wait on
-                continue
-            if not alone or kind in full or unfinished & set(stage.inputs.values()):
-                continue
-            node_slots = self.pool.acquire(stage, demand)
-            if node_slots is None:
-                full.add(kind)
-                continue
-            chosen.append((stage, node_slots))
-            if stage.pool == "bench":
-                break
-        return chosen
-
-    def _start(self, stage: Stage, node_slots: list[int], attempt: int, nodes_lost: int = 0) -> None:
+    def _start(self, start: Start, number: int = 1, nodes_lost: int = 0) -> None:
         from raq.cluster.actors import start_actor
 
-        demand = self.demands[stage.name]
+        stage = start.stage
+        demand = self.scheduler.demands[stage.name]
         key = (stage.pool, demand)
-        actor = next((a for a, k in self.idle if k == key), None) if attempt == 1 else None
+        actor = next((a for a, k in self.idle if k == key), None) if number == 1 else None
         if actor is None:  # a new one: what the idle ones hold it may need, and a node that was lost has theirs too
             self._end_idle()
             labels = {**stage.resources.labels, **(self._not_on_heads() if demand.is_coordinator else {})}
@@ -149,8 +111,9 @@ class Driver:
         else:
             self.idle.remove((actor, key))
         log = self.handover.log_of(stage)
-        reference = actor.run.remote(self.handover.call(stage, demand), str(log), attempt)
-        self.running[reference] = _Running(stage, actor, node_slots, attempt, time.monotonic(), nodes_lost)
+        reference = actor.run.remote(self.handover.call(stage, demand), str(log), number)
+        now = time.monotonic()
+        self.running[reference] = Attempt(start, actor, number, now, now, nodes_lost)
         self.listener(stage.name, {"state": "starting"})
 
     def _end_idle(self) -> None:
@@ -169,116 +132,95 @@ class Driver:
         """Publish what a stage left, or try again if its process died, or raise what went wrong."""
         import ray
 
-        entry = self.running.pop(reference)
-        stage = entry.stage
+        attempt = self.running.pop(reference)
+        stage = attempt.stage
         try:
             answer = ray.get(reference, timeout=60)
-        except ray.exceptions.RayTaskError as error:  # stage errors are returned, so this is from its log
-            ray.kill(entry.actor)
+        except ray.exceptions.RayTaskError as error:  # stage errors are returned: this one came from writing the log
+            ray.kill(attempt.actor)
             raise StageError(f"{stage.name}: {error.cause}", "free some space there, or see its node") from error
         except ray.exceptions.RayError as error:
             unknown = isinstance(error, ray.exceptions.ActorUnavailableError)
-            lost = entry.node is not None and node_is_gone(entry.node, NOTICED_TIMEOUT_S if unknown else 0.0)
-            entry.nodes_lost += lost
+            lost = attempt.node is not None and node_is_gone(attempt.node, NOTICED_TIMEOUT_S if unknown else 0.0)
+            attempt.nodes_lost += lost
             what = "its node was lost" if lost else "its process died"
-            self._try_again(entry, what, type(error).__name__)
+            self._try_again(attempt, what, type(error).__name__)
             return
         if "lost" in answer:
-            if entry.node is not None:
-                leaves = entry.node in draining_nodes() or node_is_gone(entry.node, ENDING_TIMEOUT_S)
-                entry.nodes_lost += leaves
-            self._try_again(entry, answer["lost"], answer["error"])
+            if attempt.node is not None:
+                leaves = attempt.node in draining_nodes() or node_is_gone(attempt.node, ENDING_TIMEOUT_S)
+                attempt.nodes_lost += leaves
+            self._try_again(attempt, answer["lost"], answer["error"])
             return
         if "error" in answer:
-            ray.kill(entry.actor)
+            ray.kill(attempt.actor)
             kind = UserError if answer["user"] else StageError
             hint = answer["hint"] or "see the log"
             raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {self.handover.where_log_is(stage)}")
-        self.pool.release(entry.node_slots, self.demands[stage.name])
-        self.last_end = time.monotonic()
-        wanted = any(other.started is None for other in self.running.values())  # what it holds they may wait for
-        if wanted or entry.node in self.watch.leaving:
-            ray.kill(entry.actor)
+        self._publish(attempt, answer)
+
+    def _publish(self, attempt: Attempt, answer: dict[str, Any]) -> None:
+        """Keep what a finished stage left, and its actor for the next one, if nothing waits for what that holds."""
+        import ray
+
+        stage = attempt.stage
+        self.scheduler.release(attempt.start)
+        self.patience.last_end = time.monotonic()
+        others_wait = any(other.started is None for other in self.running.values())
+        if others_wait or attempt.node in self.watch.leaving:
+            ray.kill(attempt.actor)
         else:
-            self.idle.append((entry.actor, (stage.pool, self.demands[stage.name])))
-        record = self.handover.record(stage, answer, entry.attempt)
+            self.idle.append((attempt.actor, (stage.pool, self.scheduler.demands[stage.name])))
+        record = self.handover.record(stage, answer, attempt.number)
         self.store.publish(stage.kind, stage.fingerprint, record)
         check_results(stage, answer["results"], self.experiment.require)
         self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
 
-    def _try_again(self, entry: _Running, what: str, reason: str) -> None:
-        """Start a stage anew whose actor is dead or hangs; StageError after MAX_ATTEMPTS."""
+    def _try_again(self, attempt: Attempt, what: str, reason: str) -> None:
+        """Start a stage anew whose actor is dead or hangs; StageError if it has been tried often enough."""
         import ray
 
-        stage = entry.stage
-        ray.kill(entry.actor)
-        if shutil.disk_usage(self.store.root).free < FULL_BYTES:  # then a process may die of what it cannot write
-            raise StageError(
-                f"{stage.name}: {what} ({reason}), and no space is left in {self.store.root}",
-                "free some space there; finished stages are kept",
-            )
-        if entry.attempt - entry.nodes_lost >= MAX_ATTEMPTS or entry.nodes_lost > MAX_NODES_LOST:
-            raise StageError(
-                f"{stage.name}: {what}, at attempt {entry.attempt} ({reason})",
-                f"see {self.handover.where_log_is(stage)}",
-            )
-        self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {entry.attempt + 1}"})
-        if self.demands[stage.name].is_coordinator:  # its placement group may have leaked: removed when no other runs
-            self.postponed.append(entry)
+        stage = attempt.stage
+        ray.kill(attempt.actor)
+        free_bytes = shutil.disk_usage(self.store.root).free
+        log = self.handover.where_log_is(stage)
+        refuse_another_attempt(attempt, what, reason, free_bytes, str(self.store.root), log)
+        self.listener(stage.name, {"state": "retry", "text": f"{what} ({reason}), attempt {attempt.number + 1}"})
+        if self.scheduler.is_coordinator(stage):  # its placement group may have leaked: removed when no other one runs
+            self.postponed.append(attempt)
             self._resume_postponed()
         else:
-            self._start(stage, entry.node_slots, entry.attempt + 1, entry.nodes_lost)
+            self._start(attempt.start, attempt.number + 1, attempt.nodes_lost)
 
     def _resume_postponed(self) -> None:
         """Try distributed stages again whose actor died, once no other runs whose placement group might be removed."""
-        coordinating = any(self.demands[other.stage.name].is_coordinator for other in self.running.values())
+        coordinating = any(self.scheduler.is_coordinator(other.stage) for other in self.running.values())
         if not self.postponed or coordinating:
             return
         from raq.cluster.ray_train import remove_leaked_groups
 
         remove_leaked_groups()
-        for entry in self.postponed:
-            stage = entry.stage
-            self._start(stage, entry.node_slots, entry.attempt + 1, entry.nodes_lost)
+        for attempt in self.postponed:
+            self._start(attempt.start, attempt.number + 1, attempt.nodes_lost)
         self.postponed.clear()
 
     def _show(self, events: list[dict[str, Any]]) -> None:
-        running = {entry.stage.name: entry for entry in self.running.values()}
+        running = {attempt.stage.name: attempt for attempt in self.running.values()}
         for event in events:
-            entry = running.get(event["stage"])
-            if entry is not None and event["attempt"] == entry.attempt:  # else it is late: that attempt has ended
-                entry.started = entry.started or time.monotonic()
-                entry.node = event.get("node", entry.node)
+            attempt = running.get(event["stage"])
+            if attempt is not None and event["attempt"] == attempt.number:  # else it is late: that attempt has ended
+                attempt.started = attempt.started or time.monotonic()
+                attempt.node = event.get("node", attempt.node)
                 self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
 
-    def _refuse_to_wait_for_ever(self) -> None:
-        """End what hangs; StageError if a stage does not start though none of ours is at work that it may wait for."""
-        idle = all(entry.started is None for entry in self.running.values())
-        for reference, entry in list(self.running.items()):
-            limit = entry.stage.resources.timeout_s
-            if entry.started is not None and limit is not None and time.monotonic() - entry.started > limit:
+    def _end_overdue(self) -> None:
+        """Try again what has taken longer than it may; StageError if waiting for another has no end."""
+        for reference, attempt in list(self.running.items()):
+            demand = self.scheduler.demands[attempt.stage.name]
+            others = self.running.values()
+            if self.patience.judge(attempt, demand, self.watch.there, self.watch.alive, others) == "overdue":
                 del self.running[reference]
-                self._try_again(entry, "it did not end in time", f"{limit:g} s")
-                continue
-            waited = time.monotonic() - max(entry.submitted, self.last_end)
-            demand = self.demands[entry.stage.name]
-            patience = max(LOST_TIMEOUT_S, self.wait_s)
-            if entry.started is not None and not demand.is_coordinator:
-                continue
-            nodes = self.watch.there if entry.started is None else self.watch.alive
-            if slots_for(entry.stage, nodes, demand) >= least_workers(entry.stage):
-                entry.able = time.monotonic()
-            if time.monotonic() - entry.able > patience:
-                raise StageError(
-                    f"{entry.stage.name}: nodes that it needs are gone, and none have come for {patience:.0f} s",
-                    "finished stages are kept; bring them back, or wait for them with --wait",
-                )
-            longest = max(START_TIMEOUT_S, self.wait_s)
-            if idle and entry.started is None and waited > longest:
-                raise StageError(
-                    f"{entry.stage.name}: no node started it within {longest:.0f} s",
-                    "the cluster is busy, or its nodes are not well; see 'ray status'",
-                )
+                self._try_again(attempt, "it did not end in time", f"{attempt.stage.resources.timeout_s:g} s")
 
     def _leave_nodes(self) -> None:
         """On a node that a notice says will be taken away nothing more starts.
@@ -287,7 +229,7 @@ class Driver:
         """
         leaving = self.watch.look()
         for node, when in leaving.items():
-            for name in [entry.stage.name for entry in self.running.values() if entry.node == node]:
+            for name in [attempt.stage.name for attempt in self.running.values() if attempt.node == node]:
                 self.listener(name, {"text": f"its node will be taken away{when}", "notice": True})
         if leaving:
             self._end_idle()
@@ -298,7 +240,7 @@ def _drained(events: Any) -> list[dict[str, Any]]:
     import ray
 
     try:
-        taken: list[dict[str, Any]] = ray.get(events, timeout=TAKE_TIMEOUT_S)
+        taken: list[dict[str, Any]] = ray.get(events, timeout=DRAIN_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         raise StageError(
             f"the process that stages report to died ({type(error).__name__})", "run again: finished stages are kept"

@@ -3,7 +3,6 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
-
 from raq.stages.call import Call, Progress, Results
 from raq.stages.chosen import chosen_calibration, chosen_floats
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
