@@ -55,7 +55,7 @@ def test_a_measurement_runs_alone() -> None:
 
 
 def test_no_distributed_stage_starts_while_one_waits_for_its_next_attempt() -> None:
-    wide, narrow = stage("wide", "train", workers=2), stage("narrow", cpus=1)
+    wide, narrow = stage("wide", "train", workers=2, cpus=2), stage("narrow", cpus=1)
     scheduler = Scheduler([wide, narrow], [NODE, NODE])
     assert names(scheduler.take_startable({}, {"another"})) == ["narrow"]
     (started,) = scheduler.take_startable({"narrow": narrow}, ())
