@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from raq.artifact.executed import TRACED_BATCHES, TRACED_CALLS, Traced, read_trace
-from raq.artifact.runtimes import runtime_of_file
+from raq.artifact.runtimes import Runtime, runtime_of_file
 from raq.environment import inductor_cache
 from raq.errors import StageError
 
@@ -43,9 +43,10 @@ class IsolatedProcess:
     there, or does not answer in time.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, path: Path, device: str = "cpu", threads: int = 1, runtime: Runtime | None = None) -> None:
+        """runtime: which one; by default the one that the file's content says."""
         self.path, self.device, self.threads = path, device, threads
-        self.runtime = runtime_of_file(path)
+        self.runtime = runtime or runtime_of_file(path)
         self.mark = f"raq-call-{secrets.token_hex(8)} "
         self.told: dict[str, Any] = {}
 

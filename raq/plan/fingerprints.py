@@ -6,6 +6,7 @@ that they import, wherever in them the import stands. Imports neither torch nor 
 
 import ast
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -165,7 +166,11 @@ def _executed(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _tree(module: str) -> ast.Module:
     file = _file_of(module)
-    assert file is not None, f"there is no module {module}"
+    if file is None:  # a kind of stage that is done outside of raq
+        found = importlib.util.find_spec(module)
+        assert found is not None, f"there is no module {module}"
+        assert found.origin is not None, f"{module} has no file"
+        file = Path(found.origin)
     return ast.parse(file.read_text())
 
 

@@ -3,9 +3,17 @@
 torch is imported inside the functions: the driver reads this module's types without paying for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raq.store.files import read_json
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from raq.errors import StageError
 
@@ -63,3 +71,9 @@ def refuse_other_machine(planned: Mapping[str, Any]) -> None:
             f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
             "give labels that only nodes of that kind have: resources.quantize.labels, resources.bench.labels",
         )
+
+
+def trials_folder(call: Call) -> Path:
+    """Where the trials are kept that depend on the same weights (as trained by one execution), data and code."""
+    execution = read_json(Path(call.inputs["weights"]) / "record.json")["id"]
+    return Path(call.folder).parents[1] / "trials" / f"{call.settings['trials'][:16]}-{execution[:8]}"

@@ -48,7 +48,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     if runtime.refuse is not None:
         resolve(runtime.refuse)(path)
     started = time.perf_counter()
-    with IsolatedProcess(path, device, call.cpus) as process:
+    with IsolatedProcess(path, device, call.cpus, runtime) as process:
         chain.seconds += time.perf_counter() - started - process.told["load_s"]
         network = in_parts(process, call.settings["max_batch"]) if runtime.has_max_batch else process
         chain.step("reloaded", network)

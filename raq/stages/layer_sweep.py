@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from raq.errors import StageError
-from raq.stages.call import Call, Progress, Results
+from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import chosen_calibration
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import atomic_write, exclusive_lock, read_predictions, trials_folder, write_table
+from raq.stages.trials import atomic_write, exclusive_lock, read_predictions, write_table
 from raq.statistics import paired_drop
 from raq.store.files import digest, read_json, short_digest, write_json
 from raq.sweep.layers import (

@@ -15,18 +15,10 @@ import numpy as np
 from raq.errors import StageError
 from raq.experiment.schema import Calibration, Ptq
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
-from raq.stages.call import Call, Progress, Results
+from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import with_config
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import (
-    BASELINE,
-    atomic_write,
-    evaluate_baseline,
-    exclusive_lock,
-    read_predictions,
-    trials_folder,
-    write_table,
-)
+from raq.stages.trials import BASELINE, atomic_write, evaluate_baseline, exclusive_lock, read_predictions, write_table
 from raq.store.files import read_json, short_digest, write_json
 from raq.sweep.ptq import choose, curve, grid
 

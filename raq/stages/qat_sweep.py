@@ -17,11 +17,11 @@ import numpy as np
 from raq.errors import StageError
 from raq.experiment.sweep import Config
 from raq.experiment.training import Qat
-from raq.stages.call import Call, Progress, Results
+from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.inputs import read_dataset, read_trained_network
 from raq.stages.qat import train_in, trained_graph
 from raq.stages.transfer import fetch_checkpoint, forget_work, send_checkpoint
-from raq.stages.trials import BASELINE, atomic_write, evaluate_baseline, read_predictions, trials_folder, write_table
+from raq.stages.trials import BASELINE, atomic_write, evaluate_baseline, read_predictions, write_table
 from raq.statistics import paired_drop, proportion_interval, together
 from raq.store.files import read_json, short_digest, write_json
 from raq.sweep.qat import Search, importance, pareto_front

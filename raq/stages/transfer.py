@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raq.errors import RaqError
-from raq.stages.call import Call, Progress
-from raq.stages.trials import trials_folder
+from raq.stages.call import Call, Progress, trials_folder
 from raq.store.files import file_digest
 from raq.store.local import refuse_changed, stage_files
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raq.errors import UserError
-from raq.stages.call import Call, Progress
+from raq.stages.call import Call, Progress, trials_folder
 from raq.stages.inputs import read_dataset
 from raq.store.files import read_json
 
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline.npy"
 TABLE = "trials"
-
-
-def trials_folder(call: Call) -> Path:
-    """Where the trials are kept that depend on the same weights (as trained by one execution), data and code."""
-    execution = read_json(Path(call.inputs["weights"]) / "record.json")["id"]
-    return Path(call.folder).parents[1] / "trials" / f"{call.settings['trials'][:16]}-{execution[:8]}"
 
 
 def evaluate_baseline(call: Call, network: "nn.Module", progress: Progress) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from one_machine import Machine
 from rich.console import Console
-from workplace import Workplace, make_workplace
+from workplace import make_workplace
 
 from raq.cluster.resources import trials_of
 from raq.errors import StageError, UserError
@@ -17,16 +18,12 @@ from raq.model.checkpoints import read_result
 from raq.model.evaluation import predict
 from raq.plan.prepare import prepare
 from raq.plan.requirements import check_results
-from raq.plan.stages import Stage
 from raq.report.sweep import print_layers, print_search
-from raq.stages.call import Call
-from raq.stages.dispatch import run_stage
+from raq.stages.call import trials_folder
 from raq.stages.inputs import read_dataset
 from raq.stages.qat import trained_graph
 from raq.stages.qat_sweep import call_of, record_of
-from raq.stages.trials import trials_folder
-from raq.store.files import Record, now
-from raq.store.local import Store
+from raq.store.files import Record
 
 SWEEP = """
 sweep:
@@ -36,45 +33,13 @@ sweep:
 """
 
 
-class Machine:
-    """Does stages of an experiment one by one, and keeps their records."""
-
-    def __init__(self, place: Workplace) -> None:
-        self.place = place
-        self.store = Store(place.folder / "results")
-
-    def plan(self, *overrides: str) -> dict[str, Stage]:
-        wanted = ["data.validation=0.2", "train.epochs=2", "qat.epochs=2", *overrides]
-        return {stage.name: stage for stage in prepare(self.place.experiment, wanted).plan}
-
-    def call(self, plan: dict[str, Stage], name: str) -> Call:
-        stage = plan[name]
-        inputs = {role: str(self.folder(plan[source])) for role, source in stage.inputs.items()}
-        work = str(self.store.work_folder(stage.kind, stage.fingerprint))
-        return Call(name, stage.kind, stage.settings, inputs, work, None, None, str(self.place.folder), 1, 0, 1)
-
-    def folder(self, stage: Stage) -> Path:
-        return self.store.stage_folder(stage.kind, stage.fingerprint)
-
-    def do(self, name: str, *overrides: str) -> Record:
-        plan = self.plan(*overrides)
-        stage = plan[name]
-        if self.store.find(stage.kind, stage.fingerprint) is None:
-            results = run_stage(self.call(plan, name), lambda metrics: None)
-            kept = {"stage": name, "kind": stage.kind, "fingerprint": stage.fingerprint, "settings": stage.settings}
-            self.store.publish(stage.kind, stage.fingerprint, {**kept, "results": results, "started_at": now()})
-        record = self.store.find(stage.kind, stage.fingerprint)
-        assert record is not None
-        return record["results"]
-
-
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
     place = make_workplace(tmp_path_factory.mktemp("alone"), own_cache)
     place.experiment.write_text(place.experiment.read_text() + SWEEP)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place.folder)
-        found = Machine(place)
+        found = Machine(place, "data.validation=0.2", "train.epochs=2", "qat.epochs=2")
         found.do("train")
         yield found
 

@@ -1,0 +1,52 @@
+"""An experiment's stages done one by one in this process, without Ray."""
+
+from pathlib import Path
+
+from workplace import Workplace
+
+from raq.environment import environment
+from raq.plan.prepare import prepare
+from raq.plan.stages import Stage
+from raq.stages.call import Call
+from raq.stages.dispatch import run_stage
+from raq.store.files import Record, now
+from raq.store.local import Store
+
+
+class Machine:
+    """Does stages of an experiment one by one, and keeps their records."""
+
+    def __init__(self, place: Workplace, *overrides: str) -> None:
+        self.place = place
+        self.overrides = overrides
+        self.store = Store(place.folder / "results")
+
+    def plan(self, *overrides: str) -> dict[str, Stage]:
+        wanted = [*self.overrides, *overrides]
+        return {stage.name: stage for stage in prepare(self.place.experiment, wanted).plan}
+
+    def call(self, plan: dict[str, Stage], name: str) -> Call:
+        stage = plan[name]
+        inputs = {role: str(self.folder(plan[source])) for role, source in stage.inputs.items()}
+        work = str(self.store.work_folder(stage.kind, stage.fingerprint))
+        return Call(name, stage.kind, stage.settings, inputs, work, None, None, str(self.place.folder), 1, 0, 1)
+
+    def folder(self, stage: Stage) -> Path:
+        return self.store.stage_folder(stage.kind, stage.fingerprint)
+
+    def do(self, name: str, *overrides: str) -> Record:
+        plan = self.plan(*overrides)
+        stage = plan[name]
+        if self.store.find(stage.kind, stage.fingerprint) is None:
+            self.keep(stage, run_stage(self.call(plan, name), lambda metrics: None))
+        record = self.store.find(stage.kind, stage.fingerprint)
+        assert record is not None
+        return record["results"]
+
+    def keep(self, stage: Stage, results: Record) -> None:
+        kept = {"stage": stage.name, "kind": stage.kind, "fingerprint": stage.fingerprint, "settings": stage.settings}
+        self.store.publish(
+            stage.kind,
+            stage.fingerprint,
+            {**kept, "results": results, "environment": environment(), "started_at": now()},
+        )
