@@ -388,7 +388,7 @@ TABLES: dict[str, Callable[[], str]] = {
 def table_text(name: str) -> str:
     """table.txt of a kept run: its table and its verdict by today's rules, 100 columns wide."""
     text = io.StringIO()
-    print_summary(Console(file=text, width=100), judged_now(name))
+    print_summary(Console(file=text, width=100), judged_now(name), details=True)
     return "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines()) + "\n"
 
 

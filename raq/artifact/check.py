@@ -188,7 +188,7 @@ def _judge(found: Found, require: float, max_float_weights: float) -> None:
             )  # fmt: skip
     if not found["vouched"] and ours.get("float_by_choice"):
         found["notes"].append(
-            "it says that layers are in float by choice: no record vouches for that; --require says how much is wanted"
+            "it says that layers are in float by choice: no record vouches for it; --min-int8-share sets the limit"
         )
     if not found["vouched"] and not found["ran"]:
         found["notes"].append(

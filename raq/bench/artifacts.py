@@ -45,7 +45,7 @@ def image_shape(text: str | None) -> tuple[int, ...] | None:
     parts = [part.strip() for part in text.split(",")]
     sizes = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6)
     if len(parts) != 3 or len(sizes) != 3 or not all(0 < size <= LONGEST_SIDE for size in sizes):
-        raise UserError(f"--input {text!r}: not the shape of an image", "write it like --input 3,224,224")
+        raise UserError(f"--input-shape {text!r}: not the shape of an image", "write it like --input-shape 3,224,224")
     return sizes
 
 
@@ -99,11 +99,13 @@ def _shape(path: Path, metadata: dict[str, Any], asked: tuple[int, ...] | None) 
     told = input_shape(metadata)
     if told is not None:
         if asked not in (None, told):
-            raise UserError(f"--input {asked}, and {path} says that its input is {told}", "leave --input out")
+            raise UserError(
+                f"--input-shape {asked}, and {path} says that its input is {told}", "leave --input-shape out"
+            )
         return told
     if asked is None:
         raise UserError(
-            f"{path}: the size of its input is not known (raq did not make it)", "give it with --input 3,H,W"
+            f"{path}: the size of its input is not known (raq did not make it)", "give it with --input-shape 3,H,W"
         )
     return asked
 

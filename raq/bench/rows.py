@@ -79,17 +79,10 @@ def contender_row(
     batch size it had a turn in. launch_agreement: of the speedup (statistics.py).
     """
     name = contender.name
-    shared = ratios(rounds, baseline, name)
-    both = with_turns(rounds, baseline, name)
+    shared, both = ratios(rounds, baseline, name), with_turns(rounds, baseline, name)
     rounds = with_turns(rounds, name)
-    launch = [r.launch for r in rounds]
-    spoilt = [r.slot(name).spoilt or (baseline in r.attempts and r.slot(baseline).spoilt) for r in rounds]
-    spoilt_both = [r.slot(name).spoilt or r.slot(baseline).spoilt for r in both]
-    own = counted_rounds(launch, [r.slot(name).spoilt for r in rounds])
+    own = counted_rounds([r.launch for r in rounds], [r.slot(name).spoilt for r in rounds])
     speedup, interval = paired_ratio(shared)
-    told = [one[name] for one in launches if str(size) in one.get(name, {})]
-    warmed = [one[str(size)] for one in told]
-    known = all(r.slot(name).known for r in rounds)
     candidate, _, runtime = name.partition("/")
     return {
         "candidate": candidate,
@@ -98,25 +91,42 @@ def contender_row(
         "batch_size": size,
         "threads": contender.threads,
         "rounds": len(rounds),
-        "disturbed_rounds": sum(spoilt),
-        "calm": not any(spoilt_both[n] for n in counted_rounds([r.launch for r in both], spoilt_both))
-        if known
-        else None,
+        **_disturbance(rounds, both, name, baseline),
         **_times([value for n in own for value in rounds[n].slot(name).samples_ms]),
-        "first_ms": warmed[0]["first_ms"],
-        "load_ms": float(np.median([one["load_ms"] for one in told])),
-        "peak_bytes": max(one["peak_bytes"] for one in warmed),
-        "warmup_calls": max(one["calls"] for one in warmed),
-        "warmup_stable": all(one["stable"] for one in warmed),
+        **_warm_up([one[name] for one in launches if str(size) in one.get(name, {})], size),
         "speedup": speedup,
         "speedup_interval": list(interval) if interval else None,
         "baseline": baseline,
         "launch_agreement": launch_agreement(shared) if name != baseline else None,
         "round_number": [r.number for r in rounds],
         "round_p50_ms": [r.median_ms(name) for r in rounds],
-        "round_launch": launch,
+        "round_launch": [r.launch for r in rounds],
         "round_disturbed": [r.slot(name).spoilt for r in rounds],
         "round_far": [r.slot(name).far for r in rounds],
+    }
+
+
+def _disturbance(rounds: Sequence[Round], both: Sequence[Round], name: str, baseline: str) -> dict[str, Any]:
+    """How many of a contender's rounds were disturbed, for it or the baseline, and whether those that count were not.
+
+    both: the rounds in which the two had a turn.
+    """
+    disturbed = [r.slot(name).spoilt or (baseline in r.attempts and r.slot(baseline).spoilt) for r in rounds]
+    of_both = [r.slot(name).spoilt or r.slot(baseline).spoilt for r in both]
+    calm = not any(of_both[n] for n in counted_rounds([r.launch for r in both], of_both))
+    known = all(r.slot(name).known for r in rounds)
+    return {"disturbed_rounds": sum(disturbed), "calm": calm if known else None}
+
+
+def _warm_up(launches: Sequence[dict[str, Any]], size: int) -> dict[str, Any]:
+    """Loading and warming up, from what the contender's process told at each launch that had this batch size."""
+    warmed = [one[str(size)] for one in launches]
+    return {
+        "first_ms": warmed[0]["first_ms"],
+        "load_ms": float(np.median([one["load_ms"] for one in launches])),
+        "peak_bytes": max(one["peak_bytes"] for one in warmed),
+        "warmup_calls": max(one["calls"] for one in warmed),
+        "warmup_stable": all(one["stable"] for one in warmed),
     }
 
 

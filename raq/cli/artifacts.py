@@ -12,7 +12,10 @@ def check(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), or .pte.")],
     run: Annotated[bool, typer.Option("--run", help="Load it, in a process of its own, whoever made it.")] = False,
     require: Annotated[
-        float, typer.Option(min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8.")
+        float,
+        typer.Option(
+            "--min-int8-share", "--require", min=0, max=1, metavar="SHARE", help="Least share of the MACs in int8."
+        ),
     ] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     results: ResultsFolder = DEFAULT_RESULTS,
@@ -50,7 +53,10 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: all CPUs.")] = None,
     shape: Annotated[
-        str | None, typer.Option("--input", metavar="3,H,W", help="Shape of an image, where no metadata tells it.")
+        str | None,
+        typer.Option(
+            "--input-shape", "--input", metavar="3,H,W", help="Shape of an image, where no metadata tells it."
+        ),
     ] = None,
     protocol: Annotated[str, typer.Option(metavar="NAME", help="interleaved, or published.")] = "interleaved",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -106,6 +106,9 @@ def plan(
 @app.command(short_help="Show a run: its table and verdict.")
 def show(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or id, or 'latest'.")] = "latest",
+    details: Annotated[
+        bool, typer.Option("--details", help="Also how it was measured, files, the parity chain.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     results: ResultsPlace = DEFAULT_RESULTS,
 ) -> None:
@@ -118,7 +121,7 @@ def show(
     if as_json:
         print_json(summary)
     else:
-        print_summary(new_console(), summary)
+        print_summary(new_console(), summary, details)
 
 
 @app.command(short_help="List the runs, newest first, each with its verdict.")

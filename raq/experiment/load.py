@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from raq.errors import UserError
 from raq.experiment.schema import Experiment
+from raq.experiment.spelling import rename_keys, spelled_as_today
 from raq.experiment.yaml_text import MAX_DEPTH, Location, read_yaml_text, read_yaml_value
 
 MAX_SHOWN = 600
@@ -40,8 +41,10 @@ def _loaded(path: Path, overrides: Sequence[str]) -> Experiment:
             f"{path}: an experiment is a mapping of keys, this is {_kind(tree)}",
             "start with 'name: my-experiment'; see experiments/quickstart.yaml",
         )
+    rename_keys(tree, lines)
     for override in overrides:
         _apply_override(tree, lines, override)
+    rename_keys(tree, lines)
     try:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
@@ -72,6 +75,7 @@ def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: 
     parts = tuple(key.strip().split("."))
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise UserError(f"--set {_short(override)} is not KEY=VALUE", "write it like --set train.epochs=1")
+    parts = spelled_as_today(parts)
     at = tree
     for part in parts[:-1]:
         if at.get(part) is None:

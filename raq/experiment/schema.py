@@ -32,7 +32,7 @@ class Data(Section):
     """Use a fixed random sample of this many training images; null: all."""
     test_limit: Positive | None = None
     """Use a fixed random sample of this many test images; null: all."""
-    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the training split held out to choose the best epoch; 0 keeps the last epoch."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 224
     """Side in pixels to which imagefolder's images are scaled and cropped."""
@@ -170,8 +170,8 @@ class Experiment(Section):
             raise ValueError(
                 "sweep.layers leaves layers in float, which the backend xnnpack does not do yet; leave it out"
             )
-        if self.data.validation == 0:
-            raise ValueError("data.validation is 0, and sweep compares its trials on validation images")
+        if self.data.validation_fraction == 0:
+            raise ValueError("data.validation_fraction is 0, and sweep compares its trials on validation images")
         if sweep.ptq is not None and self.ptq is not None:
             observers = sweep.ptq.observers or (self.ptq.calibration.observer,)
             if sweep.ptq.percentiles and "percentile" not in observers:

@@ -133,7 +133,7 @@ class QatSweep(Section):
         return self
 
 
-class Select(Section):
+class SweepSelect(Section):
     """What of the trials goes on."""
 
     max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
@@ -148,8 +148,8 @@ class LayerSweep(Section):
 
     candidates: Annotated[int, Field(ge=1, le=8)] = 2
     """How many mixtures are lowered, evaluated and measured."""
-    most: Annotated[int, Field(ge=1, le=1000)] = 16
-    """The most layers that a mixture leaves in float."""
+    max_float_layers: Annotated[int, Field(ge=1, le=1000)] = 16
+    """The most layers that a mixed-precision configuration leaves in float."""
 
 
 class Sweep(Section):
@@ -168,7 +168,7 @@ class Sweep(Section):
     """How trainings are found. grid: every combination; random: draws; optuna: its TPE sampler, after ten draws."""
     scheduler: Literal["asha", "none"] = "asha"
     """asha: trainings that are not among the better ones after 1, 3, 9, ... epochs end; none: all go to their end."""
-    select: Select = Select()
+    select: SweepSelect = SweepSelect()
 
     @model_validator(mode="after")
     def _check_search(self) -> "Sweep":

@@ -92,9 +92,11 @@ def load_dataset(data: Data, working_directory: str | None = None, expect_digest
     classes = int(arrays["train_labels"].max()) + 1
     train = _sample(len(arrays["train_labels"]), data.train_limit, "data.train_limit", source)
     test = _sample(len(arrays["test_labels"]), data.test_limit, "data.test_limit", source)
-    held_out = round(len(train) * data.validation)
+    held_out = round(len(train) * data.validation_fraction)
     if held_out >= len(train):
-        raise UserError(f"data.validation holds out all {len(train)} training images", "lower data.validation")
+        raise UserError(
+            f"data.validation_fraction holds out all {len(train)} training images", "lower data.validation_fraction"
+        )
     validation = np.sort(np.random.default_rng(LIMIT_SEED + 1).permutation(train)[:held_out])
     train = np.setdiff1d(train, validation, assume_unique=True)
     mean, std = _normalisation(data, arrays["train_images"])

@@ -56,7 +56,7 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
     if tried is not None and described["validation_images"] < MIN_VALIDATION_IMAGES:
         raise UserError(
             f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
-            f"raise data.validation or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",
+            f"raise data.validation_fraction or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",
         )
     swept = tried.reduce_range if tried is not None else ()
     x86 = experiment.ptq is not None and experiment.ptq.backend == "x86"

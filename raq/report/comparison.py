@@ -13,6 +13,7 @@ from raq.bench.ratio_statistics import ratio_of_ratios
 from raq.report.claims import Rules
 from raq.report.ratios import Summary, compared, row_ratios
 from raq.report.summary import read_predictions_of_run, summarise
+from raq.report.verdict_words import plain_ratio
 from raq.statistics import paired_drop, same_accuracy_p
 from raq.store.local import read_run
 
@@ -146,7 +147,8 @@ def _latency(first: Summary, second: Summary, name: str, margin: float) -> list[
                 "speedups": [row["speedup"], other["speedup"]],
                 "ratio": ratio,
                 "interval": list(interval) if interval else None,
-                "said": f"{row['speedup']:.2f}x and {other['speedup']:.2f}x: {ratio:.3f} times{bounds}: {doubt}",
+                "said": f"{plain_ratio(row['speedup'])}x and {plain_ratio(other['speedup'])}x: {ratio:.3f} times"
+                f"{bounds}: {doubt}",
             }
         )
     return found

@@ -11,8 +11,14 @@ from raq.report.bench import disagreement_in_words, disturbed_warning, measureme
 from raq.report.checks import parity_in_words
 from raq.report.ratios import Summary, compared
 from raq.report.sweep import print_layers, print_search, print_sweep
-from raq.report.table import _fits, _table
-from raq.report.terminal import clean, printable, say
+from raq.report.table import fits, table_of_candidates
+from raq.report.terminal import clean, paragraph, printable, say
+
+LEGEND = (
+    "MB: weights above, file below. top-1 and drop (points): 95% intervals below. int8: share of the MACs. "
+    "ms: mean ± standard deviation; below, times as fast as fp32/eager, then as the fastest FP32 there is at that "
+    "batch size (95% intervals)."
+)
 
 
 def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str], where: Mapping[str, str]) -> None:
@@ -45,15 +51,36 @@ def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str]
     )
 
 
-def print_summary(console: Console, summary: Summary) -> None:
-    """The table of a run, where its artifacts are, and the verdict.
+def print_summary(console: Console, summary: Summary, details: bool = False) -> None:
+    """The table of a run and the verdict, last; with details also how it was measured, files, and the parity chain.
 
     On a terminal too narrow for all latencies in one table, each batch size has a table of its own.
     """
     summary = clean(summary)
-    keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
-    groups = [keys] if _fits(console, summary, keys) else [[key] for key in keys]
     console.print(f"\n{summary['experiment']}, run {summary['run']}", markup=False, highlight=False, style="bold")
+    _print_sweeps(console, summary)
+    keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
+    for group in [keys] if fits(console, summary, keys) else [[key] for key in keys]:
+        console.print(table_of_candidates(summary, group))
+    if details:
+        paragraph(console, LEGEND, "dim")
+    _say_what_is_special(console, summary["candidates"])
+    if details:
+        _print_details(console, summary)
+    warning = disturbed_warning(compared(summary["candidates"]))
+    if warning:
+        say(console, warning, "bold yellow")
+    machine = summary["environment"]["machine"]
+    more = "" if details else "; what columns mean, files, parity: raq show --details"
+    gpus = "".join(f", {gpu}" for gpu in machine["gpus"])
+    say(console, f"measured on {machine['cpu']}, {machine['cpus']} CPUs{gpus}{more}", "dim")
+    _print_chosen_file(console, summary)
+    console.print()
+    paragraph(console, summary["verdict"]["why"], "bold")
+
+
+def _print_sweeps(console: Console, summary: Summary) -> None:
+    """What was tried before the candidates were made."""
     if summary.get("sweep"):
         print_sweep(console, summary["sweep"])
     if summary.get("qat_sweep"):
@@ -61,45 +88,31 @@ def print_summary(console: Console, summary: Summary) -> None:
     if summary.get("layer_sweep"):
         print_layers(console, summary["layer_sweep"])
         console.print()
-    for group in groups:
-        console.print(_table(summary, group))
-        console.print()
-    console.print(
-        "MB: weights, then the file. top-1 and drop (points): 95% intervals below. int8: share of the MACs.\n"
-        "ms: mean ± standard deviation; below, times as fast as fp32/eager, then as the\n"
-        "fastest FP32 there is at that batch size (95% intervals).",
-        style="dim",
-        highlight=False,
-    )
-    _say_what_is_special(console, summary["candidates"])
+
+
+def _print_chosen_file(console: Console, summary: Summary) -> None:
+    """Where the artifacts of the candidate are that the verdict ships."""
+    for candidate in summary["candidates"]:
+        if candidate["name"] == summary["verdict"]["choice"]:
+            for artifact in candidate["artifacts"]:
+                say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}")
+
+
+def _print_details(console: Console, summary: Summary) -> None:
+    """How it was measured, how far launches agree, where the artifacts are, and the parity chain of each candidate."""
     for measurement in summary["measurement"]:
         for line in measurement_in_words(measurement):
-            console.print(
-                f"{measurement['device']}: {line}", markup=False, highlight=False, style="dim", soft_wrap=True
-            )
+            say(console, f"{measurement['device']}: {line}", "dim")
     rows = [row | {"candidate": c["name"]} for c in summary["candidates"] for row in c["latency"]]
     disagreement = disagreement_in_words(rows)
     if disagreement:
         say(console, disagreement, "dim")
-    warning = disturbed_warning(compared(summary["candidates"]))
-    if warning:
-        console.print(warning, markup=False, highlight=False, style="bold yellow", soft_wrap=True)
-    machine = summary["environment"]["machine"]
-    console.print(
-        f"measured on {machine['cpu']}, {machine['cpus']} CPUs{''.join(', ' + gpu for gpu in machine['gpus'])}",
-        markup=False,
-        highlight=False,
-        style="dim",
-    )
     for candidate in summary["candidates"]:
-        for artifact in candidate["artifacts"]:
-            line = f"{candidate['name']}, {artifact['target']}: {artifact['path']}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for artifact in candidate["artifacts"] if candidate["name"] != summary["verdict"]["choice"] else []:
+            say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}")
     for candidate in summary["candidates"]:
         if candidate["parity"]:
-            line = f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}"
-            console.print(line, markup=False, highlight=False, style="dim")
-    console.print("\n" + summary["verdict"]["why"], markup=False, highlight=False, style="bold")
+            paragraph(console, f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}", "dim")
 
 
 def _say_what_is_special(console: Console, candidates: Sequence[Summary]) -> None:

@@ -78,72 +78,79 @@ def _candidate(
     store: Store,
     machine: Record,
 ) -> Summary:
-    evaluation, mine, baseline = stages.get(f"evaluate/{name}"), right[name], right.get("fp32")
-    found: Summary = {
+    """What the records of a run say of one candidate."""
+    evaluation, program = stages.get(f"evaluate/{name}"), stages.get(name)
+    made: Record = program["results"] if program is not None else {}
+    written = settings["train" if name == "fp32" else kind_of(name)]
+    backend, lowered = written.get("backend"), f"lower/{name}" in stages
+    return {
         "name": name,
         "kind": kind_of(name),
-        "config": settings["train" if name == "fp32" else kind_of(name)],
-        "top1": None,
-        "top1_interval": None,
-        "drop_points": None,
-        "drop_interval": None,
-        "same_accuracy_p": None,
-        "test_images": None,
+        "config": _config(written, made),
+        **_accuracy(name, evaluation, right),
+        "artifacts": _artifacts(name, stages, evaluation, store),
+        "float_layers": made.get("float_layers"),
+        "backend": backend,
+        "not_lowered": None if lowered else why_not_lowered(backend, machine, settings["bench"]["devices"]),
+        "graph_int8_mac_share": evaluation["results"].get("graph_int8_mac_share") if evaluation else None,
+        "reduce_range": {**(program.get("settings") or {}), **made}.get("reduce_range") if program else None,
+        "parity": [
+            row
+            for stage, record in stages.items()
+            if record is not None and stage in (name, f"lower/{name}", f"evaluate/{name}")
+            for row in record["results"].get("parity", [])
+        ],
+        "latency": [
+            {key: value for key, value in row.items() if key != "candidate"}
+            for stage, record in stages.items()
+            if record is not None and stage.startswith("bench/")
+            for row in record["results"]["rows"]
+            if row["candidate"] == name
+        ],
     }
-    if evaluation is not None and mine is not None:
-        results = evaluation["results"]
-        found.update(
-            top1=results["top1"],
-            test_images=results["test_images"],
-            top1_interval=list(proportion_interval(results["correct"], results["test_images"])),
-        )
-        if baseline is not None:
-            drop, interval = (0.0, (0.0, 0.0)) if name == "fp32" else paired_drop(baseline, mine)
-            found.update(
-                drop_points=drop, drop_interval=list(interval), same_accuracy_p=same_accuracy_p(baseline, mine)
-            )
-    found["artifacts"] = [
-        {
-            key: record["results"].get(key)
-            for key in ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
-        }
-        | {"resident_bytes": evaluation["results"].get("resident_bytes") if evaluation is not None else None}
+
+
+def _config(written: Record, made: Record) -> Record:
+    """How a candidate was made: as written, or as a sweep has chosen it."""
+    if "config" in made:
+        chosen: Record = made["config"]
+        return chosen
+    return {**written, "calibration": made["calibration"]} if "calibration" in made else written
+
+
+def _accuracy(name: str, evaluation: Record | None, right: dict[str, Any]) -> Summary:
+    """Top-1 with its interval, and the drop against FP32 on the same images; None of what is not known."""
+    found: Summary = dict.fromkeys(
+        ("top1", "top1_interval", "drop_points", "drop_interval", "same_accuracy_p", "test_images")
+    )
+    mine, baseline = right[name], right.get("fp32")
+    if evaluation is None or mine is None:
+        return found
+    results = evaluation["results"]
+    found |= {
+        "top1": results["top1"],
+        "test_images": results["test_images"],
+        "top1_interval": list(proportion_interval(results["correct"], results["test_images"])),
+    }
+    if baseline is not None:
+        drop, interval = (0.0, (0.0, 0.0)) if name == "fp32" else paired_drop(baseline, mine)
+        same = same_accuracy_p(baseline, mine)
+        found |= {"drop_points": drop, "drop_interval": list(interval), "same_accuracy_p": same}
+    return found
+
+
+def _artifacts(name: str, stages: dict[str, Record | None], evaluation: Record | None, store: Store) -> list[Summary]:
+    """The candidate's artifacts, one a device."""
+    keys = ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
+    resident = evaluation["results"].get("resident_bytes") if evaluation is not None else None
+    return [
+        {key: record["results"].get(key) for key in keys}
+        | {"resident_bytes": resident}
         | _executed(record, evaluation)
         | {"path": store.place(record, _file_of(record))}
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
     ]
-    backend = found["config"].get("backend")
-    if stages.get(name) is not None and "calibration" in (stages[name] or {})["results"]:
-        found["config"] = {**found["config"], "calibration": (stages[name] or {})["results"]["calibration"]}
-    found["float_layers"] = (
-        (stages[name] or {})["results"].get("float_layers") if stages.get(name) is not None else None
-    )
-    if stages.get(name) is not None and "config" in (stages[name] or {})["results"]:
-        found["config"] = (stages[name] or {})["results"]["config"]  # as a sweep has chosen it
-    found["backend"] = backend
-    found["not_lowered"] = (
-        why_not_lowered(backend, machine, settings["bench"]["devices"]) if f"lower/{name}" not in stages else None
-    )
-    found["graph_int8_mac_share"] = evaluation["results"].get("graph_int8_mac_share") if evaluation else None
-    program = stages.get(name)
-    found["reduce_range"] = (
-        {**(program.get("settings") or {}), **program["results"]}.get("reduce_range") if program else None
-    )
-    found["parity"] = [
-        row
-        for stage, record in stages.items()
-        if record is not None and stage in (name, f"lower/{name}", f"evaluate/{name}")
-        for row in record["results"].get("parity", [])
-    ]
-    found["latency"] = [
-        {key: value for key, value in row.items() if key != "candidate"}
-        for stage, record in stages.items()
-        if record is not None and stage.startswith("bench/")
-        for row in record["results"]["rows"]
-        if row["candidate"] == name
-    ]
-    return found
 
 
 def counts_by(right: Mapping[str, Any]) -> Counts:

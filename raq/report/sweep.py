@@ -68,6 +68,25 @@ def _lost(points: float | None, interval: Sequence[float] | None) -> str:
 MAX_TRIALS = 20  # on the terminal; the table of all is in trials.csv
 
 
+def _table_of_trainings(ranked: Sequence[Mapping[str, Any]], keys: Sequence[str], chosen: int, mark: str) -> Table:
+    """The trials in this order, with the keys that were tried; the chosen one is marked."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("trial", "top-1 %", "epochs", *keys):
+        table.add_column(_heading(name), justify="right", no_wrap=True)
+    for trial in ranked:
+        interval = trial.get("top1_interval")
+        table.add_row(
+            mark if trial["number"] == chosen else "",
+            f"{trial['number'] + 1}{'†' if trial['front'] else ''}",
+            f"{100 * trial['top1']:.2f}",
+            f"{trial['epochs']}{' ended' if interval is None else ''}",
+            *("unset" if trial["config"][key] is None else _short(trial["config"][key]) for key in keys),
+            style="bold" if trial["number"] == chosen else "dim" if interval is None else None,
+        )
+    return table
+
+
 def print_search(console: Console, found: Mapping[str, Any]) -> None:
     """What a search for a training came to: the trials ranked, early stops, the Pareto front, which keys mattered."""
     trials, choice = found["trials"], found["choice"]
@@ -82,23 +101,8 @@ def print_search(console: Console, found: Mapping[str, Any]) -> None:
     ranked = sorted(
         (t for t in trials if t["state"] != "failed"), key=lambda t: (t["state"] != "finished", -(t["top1"] or 0))
     )
-    keys = list(trials[0]["config"])
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for name in ("trial", "top-1 %", "epochs", *keys):
-        table.add_column(_heading(name), justify="right", no_wrap=True)
     mark = "▸" if console.encoding.startswith("utf") else "*"
-    for trial in ranked[:MAX_TRIALS]:
-        interval = trial.get("top1_interval")
-        table.add_row(
-            mark if trial["number"] == choice["number"] else "",
-            f"{trial['number'] + 1}{'†' if trial['front'] else ''}",
-            f"{100 * trial['top1']:.2f}",
-            f"{trial['epochs']}{' ended' if interval is None else ''}",
-            *("unset" if trial["config"][key] is None else _short(trial["config"][key]) for key in keys),
-            style="bold" if trial["number"] == choice["number"] else "dim" if interval is None else None,
-        )
-    console.print(table)
+    console.print(_table_of_trainings(ranked[:MAX_TRIALS], list(trials[0]["config"]), choice["number"], mark))
     if len(ranked) > MAX_TRIALS:
         console.print(f"and {len(ranked) - MAX_TRIALS} more: see trials.csv", style="dim", highlight=False)
     mattered = found["importance"]

@@ -9,17 +9,18 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from raq.report.ratios import Summary
+from raq.report.verdict_words import SMALL_RATIO
 
 MAX_WIDTH = 10_000  # that no table has
 
 
-def _fits(console: Console, summary: Summary, keys: Sequence[tuple[str, int]]) -> bool:
+def fits(console: Console, summary: Summary, keys: Sequence[tuple[str, int]]) -> bool:
     """Whether the table with these latencies is no wider than the terminal."""
-    table = _table(summary, keys)
+    table = table_of_candidates(summary, keys)
     return Measurement.get(console, console.options.update(width=MAX_WIDTH), table).maximum <= console.width
 
 
-def _table(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:
+def table_of_candidates(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:
     """Candidates by runtime, with the latencies of these devices and batch sizes."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name, justify in (
@@ -81,6 +82,8 @@ def _speedup(value: float | None, interval: Sequence[float] | None) -> str:
     """A ratio with its interval, as many digits as a column has room for."""
     if value is None:
         return ""
+    if value < SMALL_RATIO:  # as a ratio it would be 0.00
+        return f"{1 / value:.0f} times slower"
     digits = 2 if max(value, *(interval or [value])) < 10 else 1
     bounds = f" {_interval(interval, 1, digits)}" if interval and interval[0] != interval[1] else ""
     return f"{value:.{digits}f}{bounds}"

@@ -37,3 +37,8 @@ def clean(value: Value) -> Value:
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a line, made printable, broken by the terminal alone."""
     console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def paragraph(console: Console, text: str, style: str | None = None) -> None:
+    """Print text, made printable, broken between words at the width of the console."""
+    console.print(printable(text), style=style, markup=False, highlight=False)

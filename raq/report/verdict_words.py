@@ -12,6 +12,8 @@ from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_n
 from raq.report.options import Option
 from raq.report.ratios import Place, Summary, baseline_row, best_fp32, row_ratios, shared_rounds
 
+SMALL_RATIO = 0.1
+
 
 @dataclass(frozen=True)
 class Sentences:
@@ -139,10 +141,17 @@ def at(place: Place) -> str:
     return f"at batch {place[1]} on {place[0]}"
 
 
+def plain_ratio(value: float) -> str:
+    """A ratio with two decimals, or two digits that count where those would be zeros."""
+    return f"{value:.2g}" if value < SMALL_RATIO else f"{value:.2f}"
+
+
 def times(value: float, interval: Sequence[float] | None) -> str:
     """A ratio with its interval; a digit more where it is near 1."""
     if interval is None:
-        return f"{value:.2f} times (no interval)"
+        return f"{plain_ratio(value)} times (no interval)"
+    if interval[1] < SMALL_RATIO:
+        return f"{value:.2g} times ({interval[0]:.2g} to {interval[1]:.2g})"
     digits = 3 if 0.95 < interval[0] < 1.05 else 2 if interval[1] < 10 else 1
     return f"{value:.{digits}f} times ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 

@@ -66,7 +66,7 @@ def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
         for config in (lambda name: without([name], order), only)
     )
     layers = [layer for layer in read_layers(call) if layer.name in left_out and layer.name in alone]
-    most = call.settings["sweep"]["most"]
+    most = call.settings["sweep"]["max_float_layers"]
     mixtures = [without(names, order) for names in greedy_orderings(layers, everything["noise"], left_out, alone, most)]
     failed |= {digest(mixtures[n]): error for n, error in (run_all(mixtures) if mixtures else {}).items()}
     return finish_layer_sweep(call, [*first, *(m for m in mixtures if m not in first)], failed)
@@ -196,63 +196,76 @@ def _record(call: Call, config: Config) -> Results | None:
 
 
 def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
-    """The table of all trials, the sensitivity of each layer, the mixtures chosen. failed: by a trial's digest, why."""
-    folder, layers = trials_folder(call), read_layers(call)
-    order, shares = [layer.name for layer in layers], {layer.name: layer.mac_share for layer in layers}
-    labels = read_dataset(call).validation_labels
-    baseline = np.load(folder / LOGITS, allow_pickle=False).argmax(1) == labels
-    trials: list[Results] = []
-    for config in configs:
-        record = _record(call, config)
-        if record is None:
-            trials.append({"config": config, "error": failed.get(digest(config), "")})
-            continue
-        drop, interval = paired_drop(baseline, read_predictions(_path(call, config)) == labels)
-        off = [name for name, on in zip(order, quantized(config, order), strict=True) if not on]
-        trials.append(
-            {
-                **record,
-                "drop_points": drop,
-                "drop_interval": list(interval),
-                "sqnr_db": -10 * float(np.log10(record["noise"])) if record["noise"] > 0 else None,
-                "float_mac_share": sum(shares[name] for name in off),
-            }
-        )
+    """The table of all trials, the sensitivity of each layer, the configurations chosen.
+
+    failed: by a trial's digest, why. Raises StageError if fewer were found than are asked for.
+    """
+    layers, labels = read_layers(call), read_dataset(call).validation_labels
+    order = [layer.name for layer in layers]
+    baseline = np.load(trials_folder(call) / LOGITS, allow_pickle=False).argmax(1) == labels
+    trials = [_row_of_trial(call, config, layers, labels, baseline, failed) for config in configs]
     done = {digest(t["config"]): t for t in trials if "error" not in t}
     everything = done[digest(without([], order))]
-    mixtures = [
+    tried = [
         {**t, "layers": t["config"][LAYERS]}
         for t in done.values()
         if t is not everything and t["config"][MODE] == WITHOUT
     ]
-    asked = call.settings["sweep"]
-    chosen, why = choose_configurations(mixtures, everything, call.settings["max_drop"], asked["candidates"])
-    if len(chosen) < asked["candidates"]:
+    count = call.settings["sweep"]["candidates"]
+    chosen, why = choose_configurations(tried, everything, call.settings["max_drop"], count)
+    if len(chosen) < count:
         raise StageError(
-            f"{len(chosen)} mixtures were found, and sweep.layers.candidates asks for {asked['candidates']}",
-            "lower it",
+            f"{len(chosen)} configurations were found, and sweep.layers.candidates asks for {count}", "lower it"
         )
-    by_itself = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == ONLY}
-    alone_out = {t["config"][LAYERS]: t for t in done.values() if t["config"][MODE] == WITHOUT}
-    results: Results = {
+    write_table(Path(call.folder), trials, COLUMNS)
+    return {
         "trials": trials,
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
         "all_quantized": everything,
-        "sensitivity": [
-            {
-                "layer": name,
-                "mac_share": shares[name],
-                "only": {key: by_itself[name][key] for key in ("drop_points", "sqnr_db")}
-                if name in by_itself
-                else None,
-                "without": {key: alone_out[name][key] for key in ("drop_points", "sqnr_db")}
-                if name in alone_out
-                else None,
-            }
-            for name in order
-        ],
+        "sensitivity": _sensitivity(layers, list(done.values())),
         "choice": {"mixtures": chosen, "why": why},
     }
-    write_table(Path(call.folder), trials, COLUMNS)
-    return results
+
+
+def _row_of_trial(
+    call: Call,
+    config: Config,
+    layers: Sequence[LayerCost],
+    labels: Any,
+    baseline: Any,
+    failed: Mapping[str, str],
+) -> Results:
+    """A trial's record with what it loses against FP32, and its share of MACs in float; or why it failed.
+
+    labels: int [N], of the validation images; baseline: bool [N], which of them FP32 classifies rightly.
+    """
+    record = _record(call, config)
+    if record is None:
+        return {"config": config, "error": failed.get(digest(config), "")}
+    drop, interval = paired_drop(baseline, read_predictions(_path(call, config)) == labels)
+    is_quantized = quantized(config, [layer.name for layer in layers])
+    return {
+        **record,
+        "drop_points": drop,
+        "drop_interval": list(interval),
+        "sqnr_db": -10 * float(np.log10(record["noise"])) if record["noise"] > 0 else None,
+        "float_mac_share": sum(layer.mac_share for layer, on in zip(layers, is_quantized, strict=True) if not on),
+    }
+
+
+def _sensitivity(layers: Sequence[LayerCost], done: Sequence[Results]) -> list[Results]:
+    """By layer, what quantizing it alone, and leaving it alone in float, came to; None where that trial failed."""
+    found = {
+        mode: {t["config"][LAYERS]: {key: t[key] for key in ("drop_points", "sqnr_db")} for t in of_mode}
+        for mode, of_mode in ((m, [t for t in done if t["config"][MODE] == m]) for m in (ONLY, WITHOUT))
+    }
+    return [
+        {
+            "layer": layer.name,
+            "mac_share": layer.mac_share,
+            "only": found[ONLY].get(layer.name),
+            "without": found[WITHOUT].get(layer.name),
+        }
+        for layer in layers
+    ]

@@ -1,78 +1,112 @@
-"""The stages after quantization: compile and audit, evaluate the saved file, measure it.
+"""The stage that compiles a candidate's program into an artifact, and audits what came out.
 
 Plain torch, never ray; torch is imported inside the functions.
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from raq.artifact.runtimes import RUNTIMES, in_parts
+from raq.artifact.runtimes import RUNTIMES, Runtime, in_parts
 from raq.lazy import resolve
 from raq.stages.call import LOGITS, PROGRAM, Call, Progress, Results, refuse_other_machine
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
 from raq.store.files import file_digest, read_json
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from raq.artifact.generated_code import GeneratedCode
+    from raq.model.parity import Chain
+    from raq.quantize.arithmetic import NetworkMacs
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is lowered: the program, what the FP32 network computes for an image, the layers in float by choice."""
+
+    program: "ExportedProgram"
+    macs: "NetworkMacs"
+    float_by_choice: list[str]
+
 
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
-    from raq.artifact.audit import audit, float_weight_share
-    from raq.artifact.sizes import float_copies, ledger
-    from raq.quantize.arithmetic import NetworkMacs, network_macs
-    from raq.quantize.convert import load_program, tensor_bytes
-    from raq.quantize.export import export_network
-
     settings, runtime = call.settings, RUNTIMES[call.settings["runtime"]]
     path = Path(call.folder) / runtime.file_name
     if runtime.is_native:
         refuse_other_machine(settings["machine"])
     chain = parity_chain(call, read_dataset(call))
+    given = _given(call, chain)
+    progress({"text": f"compiling for {settings['device']}"})
+    most = settings["max_batch"] if runtime.has_max_batch else None
+    resolve(runtime.lower)(given.program, path, _metadata(settings, given), settings["device"], most)
+    lowered = resolve(runtime.load)(path, call.cpus)
+    chain.step("lowered", lowered if most is None else in_parts(lowered, most), settings["device"])
+    started = time.perf_counter()
+    results = _audited(settings, given, path, runtime)
+    chain.seconds += time.perf_counter() - started
+    return results | chain.finish(Path(call.folder) / LOGITS)
+
+
+def _given(call: Call, chain: "Chain") -> _Given:
+    """The quantized program that a stage before has left, or the FP32 network exported; the chain goes on from it."""
+    from raq.quantize.arithmetic import NetworkMacs, network_macs
+    from raq.quantize.convert import load_program
+    from raq.quantize.export import export_network
+
     if "program" in call.inputs:
-        program = load_program(Path(call.inputs["program"]) / PROGRAM)
-        made = read_json(Path(call.inputs["program"]) / "record.json")["results"]
-        counted, chosen = NetworkMacs(made["macs"], made["unknown_operators"]), made.get("float_layers", [])
-        chain.go_on_from("converted", Path(call.inputs["program"]) / LOGITS)
-    else:
-        network = read_trained_network(call)
-        program = export_network(network, example_input(call))
-        counted, chosen = network_macs(network, example_input(call)), []
-        chain.step("fp32", network)
+        folder = Path(call.inputs["program"])
+        made = read_json(folder / "record.json")["results"]
+        chain.go_on_from("converted", folder / LOGITS)
+        macs = NetworkMacs(made["macs"], made["unknown_operators"])
+        return _Given(load_program(folder / PROGRAM), macs, made.get("float_layers", []))
+    network, example = read_trained_network(call), example_input(call)
+    chain.step("fp32", network)
+    return _Given(export_network(network, example), network_macs(network, example), [])
+
+
+def _metadata(settings: dict[str, Any], given: _Given) -> dict[str, Any]:
+    """What travels in the artifact, so that it can be used without a record."""
     data = settings["data"]
-    metadata = {
+    return {
         "candidate": settings["candidate"],
         "model": settings["model"],
         "input": data["image_shape"],
         "mean": data["mean"],
         "std": data["std"],
         "classes": data["classes"],
-        "macs": counted.total,
-        "float_by_choice": chosen,
+        "macs": given.macs.total,
+        "float_by_choice": given.float_by_choice,
     }
-    progress({"text": f"compiling for {settings['device']}"})
-    most = settings["max_batch"] if runtime.has_max_batch else None
-    resolve(runtime.lower)(program, path, metadata, settings["device"], most)
-    lowered = resolve(runtime.load)(path, call.cpus)
-    chain.step("lowered", lowered if most is None else in_parts(lowered, most), settings["device"])
-    started = time.perf_counter()
-    code = resolve(runtime.read)(path)
+
+
+def _audited(settings: dict[str, Any], given: _Given, path: Path, runtime: Runtime) -> Results:
+    """What the artifact is, read from the file: sizes, digest, the share of its arithmetic that is int8."""
+    from raq.artifact.audit import audit, float_weight_share
+    from raq.artifact.sizes import float_copies, ledger
+    from raq.quantize.convert import tensor_bytes
+
+    code: GeneratedCode = resolve(runtime.read)(path)
     if runtime.name_scales is not None:
-        code = resolve(runtime.name_scales)(code, program)
+        code = resolve(runtime.name_scales)(code, given.program)
+    is_fp32 = settings["candidate"] == "fp32"
     results: Results = {
-        "runtime": settings["runtime"],
+        "runtime": runtime.name,
         "target": settings["device"],
         "size_bytes": path.stat().st_size,
-        "weight_bytes": tensor_bytes(program),
+        "weight_bytes": tensor_bytes(given.program),
         "sha256": file_digest(path),
         "ledger": ledger(code).as_record(),
-        "float_copies": [] if settings["candidate"] == "fp32" else float_copies(program),
-        "float_weight_share": float_weight_share(program, chosen),
-        "macs": counted.total,
+        "float_copies": [] if is_fp32 else float_copies(given.program),
+        "float_weight_share": float_weight_share(given.program, given.float_by_choice),
+        "macs": given.macs.total,
     }
-    if settings["candidate"] == "fp32":
-        results["int8_mac_share"] = 0.0
-    elif settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
-        results |= {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
-    else:
-        found = audit(program, code, counted)
-        results |= {"int8_mac_share": found.int8_mac_share, "audit": found.as_record(), "float_by_choice": chosen}
-    chain.seconds += time.perf_counter() - started
-    return results | chain.finish(Path(call.folder) / LOGITS)
+    if is_fp32:
+        return results | {"int8_mac_share": 0.0}
+    if settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
+        return results | {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
+    found = audit(given.program, code, given.macs)
+    shares = {"int8_mac_share": found.int8_mac_share, "float_by_choice": given.float_by_choice}
+    return results | shares | {"audit": found.as_record()}

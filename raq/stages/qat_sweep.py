@@ -153,7 +153,38 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
 
     labels = read_dataset(call).validation_labels
     baseline = np.load(trials_folder(call) / BASELINE, allow_pickle=False) == labels
-    stops, scores, epochs = search.stops(), search.scores(), search.epochs
+    trials, right = _rows_of_trials(call, search, labels)
+    if not right:
+        reason = next(iter(search.failed.values()), "")
+        raise StageError(f"none of the {len(trials)} trials finished: {reason}", "see the log")
+    scores = search.scores()
+    for row, on_front in zip(trials, pareto_front(scores, [t["epochs"] for t in trials]), strict=True):
+        row["front"] = on_front
+    best = max(right, key=lambda number: (int(right[number].sum()), -number))
+    results: Results = {
+        "candidate": "qat",
+        "trials": trials,
+        "validation_images": len(labels),
+        "baseline_top1": float(baseline.mean()),
+        "importance": importance(search.space, search.configs, scores),
+        "epochs_trained": sum(t["epochs"] for t in trials),
+        "epochs_asked": sum(search.epochs),
+        "search": search.kind,
+        "choice": _choice(search, right, best),
+    }
+    folder = Path(call.folder)
+    shutil.copyfile(_weights_of(call, search.configs[best]), folder / CHECKPOINT)
+    write_table(folder, trials, COLUMNS)
+    _delete_all_weights_but(call, search, best)
+    return results
+
+
+def _rows_of_trials(call: Call, search: Search, labels: Any) -> tuple[list[Results], dict[int, Any]]:
+    """A row a trial, with its state, and of each finished one which validation images it classifies rightly, bool [N].
+
+    labels: int [N].
+    """
+    stops, scores = search.stops(), search.scores()
     trials: list[Results] = []
     right: dict[int, Any] = {}
     for number, config in enumerate(search.configs):
@@ -176,32 +207,16 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
             row |= {"state": "finished", "correct": known["correct"], "images": known["images"]}
             row |= {"top1_interval": list(proportion_interval(known["correct"], known["images"]))}
         trials.append(row)
-    if not right:
-        reason = next(iter(search.failed.values()), "")
-        raise StageError(f"none of the {len(trials)} trials finished: {reason}", "see the log")
-    for row, on_front in zip(trials, pareto_front(scores, [t["epochs"] for t in trials]), strict=True):
-        row["front"] = on_front
-    best = max(right, key=lambda number: (int(right[number].sum()), -number))
-    results: Results = {
-        "candidate": "qat",
-        "trials": trials,
-        "validation_images": len(labels),
-        "baseline_top1": float(baseline.mean()),
-        "importance": importance(search.space, search.configs, scores),
-        "epochs_trained": sum(t["epochs"] for t in trials),
-        "epochs_asked": sum(epochs),
-        "search": search.kind,
-        "choice": _choice(search, right, best),
-    }
-    folder = Path(call.folder)
-    shutil.copyfile(_weights_of(call, search.configs[best]), folder / CHECKPOINT)
-    write_table(folder, trials, COLUMNS)
+    return trials, right
+
+
+def _delete_all_weights_but(call: Call, search: Search, best: int) -> None:
+    """Delete the checkpoints of all trials, and the weights of all but the chosen one."""
     for number, config in enumerate(search.configs):
         trial = call_of(call, config)
         shutil.rmtree(trial.folder, ignore_errors=True)
         if number != best:
             record_of(trial).with_suffix(".pt").unlink(missing_ok=True)
-    return results
 
 
 def _weights_of(call: Call, config: Config) -> Path:

@@ -83,7 +83,7 @@ def main() -> None:
         records[name] = without_paths(record)
     write_json(target / "records.json", records)
     text = io.StringIO()
-    print_summary(Console(file=text, width=100), without_paths(summary))
+    print_summary(Console(file=text, width=100), without_paths(summary), details=True)
     (target / "table.txt").write_text("\n".join(line.rstrip() for line in text.getvalue().strip().splitlines()) + "\n")
 
 

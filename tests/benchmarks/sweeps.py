@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "sweeps"
 SEARCH = """
 name: kills
-data: {name: digits, validation: 0.2}
+data: {name: digits, validation_fraction: 0.2}
 model: {name: resnet20-cifar}
 train: {epochs: 2, augment: false, progressive: []}
 qat: {epochs: 3, augment: false, batch_size: 64}

@@ -204,7 +204,7 @@ def test_the_parity_chain_is_shown(finished: Workplace) -> None:
         "qat": ["fp32", "prepared", "simulated", "converted", "lowered", "reloaded"],
     }
     assert all(c["parity"][-1]["equal"] for c in shown["candidates"]), "a saved file computes what was compiled"
-    assert "parity: fp32" in finished.raq("show").stdout
+    assert "parity: fp32" in finished.raq("show", "--details").stdout
     ledger = shown["candidates"][1]["artifacts"][0]["ledger"]
     assert ledger["by_dtype"]["int8"] == 432 + 4608 + 512
     assert ledger["duplicates"] == []
@@ -222,8 +222,8 @@ def test_bench_of_artifacts(finished: Workplace, tmp_path: Path) -> None:
     assert len(found["samples"]["ptq/inductor/2"][0]["samples_ms"]) == 50
     assert "there is no such file" in clear_error(finished.raq_here("bench", "none.pt2"), 2)
     assert "--precision" in clear_error(finished.raq_here("bench", *ours, "--precision", "0"), 2)
-    assert "not the shape of an image" in clear_error(finished.raq_here("bench", *ours, "--input", "3,²,3"), 2)
-    assert "says that its input is" in clear_error(finished.raq_here("bench", *ours, "--input", "3,64,64"), 2)
+    assert "not the shape of an image" in clear_error(finished.raq_here("bench", *ours, "--input-shape", "3,²,3"), 2)
+    assert "says that its input is" in clear_error(finished.raq_here("bench", *ours, "--input-shape", "3,64,64"), 2)
     assert "names a size twice" in clear_error(
         finished.raq_here("bench", *ours, "--batch-size", "1", "--batch-size", "1"), 2
     )

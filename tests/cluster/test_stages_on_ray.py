@@ -29,7 +29,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory):
         yield found
 
 
-SETTINGS = ["train.lr=0.02", "train.epochs=4", "train.batch_size=64", "data.validation=0.0"]
+SETTINGS = ["train.lr=0.02", "train.epochs=4", "train.batch_size=64", "data.validation_fraction=0.0"]
 
 
 def prepared_in(workplace, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Prepared:

@@ -210,12 +210,12 @@ def test_a_run_without_a_sweep_has_no_trials(tmp_path: Path) -> None:
 def test_what_cannot_be_swept(sweeper: Sweeper) -> None:
     for given, said in (
         ("ptq=null", "sweep.ptq is of the candidate ptq, and ptq is null"),
-        ("data.validation=0.0", "data.validation is 0, and sweep compares"),
+        ("data.validation_fraction=0.0", "data.validation_fraction is 0, and sweep compares"),
         ("sweep.ptq.calibration.size=[16, 16]", "names a value twice"),
         ("sweep.ptq.calibration.size=[100000]", "sweep.ptq.calibration.size has 100000, and there are"),
         ("sweep.ptq.calibration.sizes=[16]", "unknown key"),
         ("sweep.ptq.calibration.percentile=[99.0]", "is of the percentile observer, which is not tried"),
-        ("data.validation=0.002", "1 validation images, which tell nothing"),
+        ("data.validation_fraction=0.002", "1 validation images, which tell nothing"),
     ):
         with pytest.raises(UserError) as raised:
             prepare(sweeper.place.experiment, [given])

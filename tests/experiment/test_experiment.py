@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from raq.errors import UserError
+from raq.experiment import spelling
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
 
@@ -34,7 +35,7 @@ def test_published_is_the_published_recipe() -> None:
     assert (e.train.epochs, e.train.lr, e.train.momentum, e.train.batch_size) == (15, 0.01, 0.9, 128)
     assert (e.train.schedule, e.train.augment, e.train.progressive, e.train.weight_decay) == ("constant", False, (), 0)
     assert e.data.mean == e.data.std == (0.5, 0.5, 0.5)
-    assert e.data.validation == 0
+    assert e.data.validation_fraction == 0
     assert e.ptq is not None
     assert e.ptq.calibration.size == 256
     assert e.qat is not None
@@ -138,3 +139,19 @@ def test_paths_on_the_command_line_are_relative_to_the_working_directory(
 def test_bad_overrides(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match="--set"):
         load(tmp_path, "name: a\n", override)
+
+
+def test_names_of_older_versions_are_read_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text("name: e\ndata: {name: digits, validation: 0.3}\n")
+    spelling._said.clear()
+    assert load_experiment(file).data.validation_fraction == 0.3
+    assert load_experiment(file, ["data.validation=0.2"]).data.validation_fraction == 0.2
+    said = capsys.readouterr().err
+    assert said == "raq: data.validation is now called data.validation_fraction; the old name is still read\n"
+    with pytest.raises(UserError, match=r"e\.yaml:2: data\.validation_fraction is 3"):
+        file.write_text("name: e\ndata: {name: digits, validation: 3}\n")
+        load_experiment(file)
+    with pytest.raises(UserError, match=r"data\.validation and data\.validation_fraction are both given"):
+        file.write_text("name: e\ndata: {name: digits, validation: 0.1, validation_fraction: 0.1}\n")
+        load_experiment(file)

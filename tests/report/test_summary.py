@@ -47,7 +47,7 @@ def test_seven_bits_are_said() -> None:
     for narrow, said in ((True, True), (False, False), (None, False)):
         ptq["reduce_range"] = narrow
         text = io.StringIO()
-        print_summary(Console(file=text, width=120), summary)
+        print_summary(Console(file=text, width=120), summary, details=True)
         assert ("ptq: activations have 7 bits (reduce_range)" in text.getvalue()) is said
 
 
@@ -63,7 +63,7 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
         "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}}, "measurement": [measurement],
     }  # fmt: skip
     text = io.StringIO()
-    print_summary(Console(file=text, width=100), summary)
+    print_summary(Console(file=text, width=100), summary, details=True)
     shown = " ".join(text.getvalue().split())
     assert "cpu: 6 launches, 61 s: the time was up (budget) before all asked for was reached" in shown
     assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
@@ -108,7 +108,7 @@ def test_no_cell_is_cut_off(width: int) -> None:
         "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}}, "measurement": [],
     }  # fmt: skip
     text = io.StringIO()
-    print_summary(Console(file=text, width=width), summary)
+    print_summary(Console(file=text, width=width), summary, details=True)
     assert "…" not in text.getvalue()
     assert max(len(line) for line in text.getvalue().splitlines()) <= width
     for cell in ("44.70", "89.90", "-0.10..0.30", "100%", "cpu, batch 128", "100.0 ± 1.0", "7.03 6.92..7.05"):

@@ -9,6 +9,7 @@ from kept_records import RUNS, judged_now
 from raq.report.claims import Measured, Rules
 from raq.report.summary import counts_by
 from raq.report.verdict import verdict
+from raq.report.verdict_words import plain_ratio, times
 from raq.statistics import drop_interval
 
 IMAGES = 10_000
@@ -349,3 +350,10 @@ def test_what_is_said_of_kept_records(name: str) -> None:
     for made in found["claims"]:
         assert set(made) == {"claim", "value", "interval", "margin", "holds"}
         assert made["holds"] in (True, False, None)
+
+
+def test_no_ratio_is_told_as_zero() -> None:
+    assert plain_ratio(0.00215) == "0.0022"
+    assert times(0.00215, (0.0021, 0.0022)) == "0.0022 times (0.0021 to 0.0022)"
+    assert times(0.5, (0.4, 0.6)) == "0.50 times (0.40 to 0.60)"
+    assert plain_ratio(2.0) == "2.00"

@@ -39,7 +39,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
     place.experiment.write_text(place.experiment.read_text() + SWEEP)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place.folder)
-        found = Machine(place, "data.validation=0.2", "train.epochs=2", "qat.epochs=2")
+        found = Machine(place, "data.validation_fraction=0.2", "train.epochs=2", "qat.epochs=2")
         found.do("train")
         yield found
 

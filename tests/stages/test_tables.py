@@ -119,7 +119,7 @@ def test_what_a_stage_imports_while_it_runs_is_what_its_fingerprint_covers(tmp_p
     place = make_workplace(tmp_path, own_cache)
     sweep = "sweep: {ptq: {calibration.size: [16, 32]}, qat: {lr: [0.001]}, trials: 2, layers: {candidates: 1}}"
     place.experiment.write_text(f"{place.experiment.read_text()}\n{sweep}\n")
-    given = ["data.validation=0.2", "train.epochs=1", "qat.epochs=1", *BENCH]
+    given = ["data.validation_fraction=0.2", "train.epochs=1", "qat.epochs=1", *BENCH]
     done = subprocess.run(
         [sys.executable, "-c", SEEN, str(place.folder), str(own_cache), *given],
         cwd=place.folder, capture_output=True, text=True, check=False,

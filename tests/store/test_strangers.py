@@ -186,7 +186,7 @@ def shown_or_refused(root: Path) -> None:
     run = next(root.glob("runs/*"))
     console = plain_console(io.StringIO())
     try:
-        print_summary(console, summarise(run))
+        print_summary(console, summarise(run), details=True)
         print_comparison(console, compare([run, run]))
     except UserError:
         pass
