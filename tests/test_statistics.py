@@ -6,7 +6,6 @@ from scipy import stats
 
 from raq.bench.ratio_statistics import (
     _drifts,
-    calm_ratios,
     counted_rounds,
     launch_agreement,
     paired_ratio,
@@ -14,6 +13,7 @@ from raq.bench.ratio_statistics import (
     ratio_of_ratios,
     relative_half_width,
     samples_needed,
+    undisturbed_ratios,
 )
 from raq.statistics import drop_interval, paired_drop, proportion_interval, same_accuracy_p
 
@@ -191,10 +191,10 @@ def test_a_rare_calm_moment_does_not_stand_for_a_run() -> None:
 
 
 def test_disturbed_rounds_are_left_out_if_enough_remain() -> None:
-    spoilt = [False, True] * 6
-    kept = calm_ratios([0, 0, 1, 1] * 3, [2.0, 9.0] * 6, [1.0] * 12, spoilt)
+    excluded = [False, True] * 6
+    kept = undisturbed_ratios([0, 0, 1, 1] * 3, [2.0, 9.0] * 6, [1.0] * 12, excluded)
     assert kept == [[2.0] * 3, [2.0] * 3]
-    few = calm_ratios([0] * 8, [2.0, 9.0] * 4, [1.0] * 8, [False, True] * 4)
+    few = undisturbed_ratios([0] * 8, [2.0, 9.0] * 4, [1.0] * 8, [False, True] * 4)
     assert few == [[2.0, 9.0] * 4]
 
 

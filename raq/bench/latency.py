@@ -24,7 +24,7 @@ from raq.bench.clocks import cpu_state, cpu_times, pinned
 from raq.bench.launcher import ContenderProcess, ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import Sample, classify, summary
 from raq.bench.ratio_statistics import MIN_UNDISTURBED_LAUNCHES, paired_ratio, relative_half_width
-from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_turns
+from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_samples
 from raq.experiment.measurement import Bench
 from raq.experiment.schema import BASELINE
 
@@ -35,7 +35,7 @@ SPREAD = 1 / 3  # of the budget must have passed before precision ends a measure
 MIN_EAGER_LAUNCHES = 8  # of eager mode, over the budget
 EAGER_SHARE, MAX_EAGER_SHARE = 0.2, 0.35  # of the time: usually, and while it has not had its launches
 WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.2  # of the first launch, and of the others
-MAX_ATTEMPTS = 6  # times a slot, while the time that all repetitions took is within their share of all time
+MAX_ATTEMPTS = 6  # times a sample, while the time that all repetitions took is within their share of all time
 REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
 PAUSE_S = 0.05  # before a second attempt; doubled before each one after it
 
@@ -84,9 +84,9 @@ class Measurement:
         """
         rounds = self.rounds[size]
         deciding = [c.name for c in self.contenders if c.name != self.eager]
-        typical = {name: float(np.median([r.median_ms(name) for r in with_turns(rounds, name)])) for name in deciding}
+        typical = {name: float(np.median([r.median_ms(name) for r in with_samples(rounds, name)])) for name in deciding}
         if self.eager is not None:
-            eager_ms = float(np.median([r.median_ms(self.eager) for r in with_turns(rounds, self.eager)]))
+            eager_ms = float(np.median([r.median_ms(self.eager) for r in with_samples(rounds, self.eager)]))
             artifacts = [typical[name] for name in deciding if name.partition("/")[0] == BASELINE]
             if not artifacts or eager_ms < min(artifacts):  # the fastest FP32 is eager mode, so it decides
                 deciding.insert(0, self.eager)
@@ -200,12 +200,12 @@ class Measurement:
         names = list(processes)
         for name in reversed(names) if backwards else names:
             with self._spending(name, "timing"):
-                found.attempts[name] = self._slot(processes[name], size)
+                found.attempts[name] = self._sample(processes[name], size)
         return found
 
-    def _slot(self, process: ContenderProcess, size: int) -> list[Sample]:
+    def _sample(self, process: ContenderProcess, size: int) -> list[Sample]:
         """Time one contender, again while it is disturbed and repetitions are within their share of the time."""
-        slots: list[Sample] = []
+        taken: list[Sample] = []
         for attempt in range(MAX_ATTEMPTS):
             began = time.perf_counter()
             if attempt:
@@ -217,12 +217,12 @@ class Measurement:
                 repetitions=self.protocol.repetitions,
                 round_ms=self.protocol.round_ms,
             )
-            slots.append(classify(reply, before, cpu_times(self.cpus), attempt))
+            taken.append(classify(reply, before, cpu_times(self.cpus), attempt))
             if attempt:
                 self.repeating_s += time.perf_counter() - began
-            if not slots[-1].disturbed or self.repeating_s > REPEATING_SHARE * max(self.elapsed_s(), AT_FIRST_S):
+            if not taken[-1].disturbed or self.repeating_s > REPEATING_SHARE * max(self.elapsed_s(), AT_FIRST_S):
                 break
-        return slots
+        return taken
 
     def _tell(self) -> None:
         done = min(len(rounds) for rounds in self.rounds.values())
@@ -240,7 +240,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure all contenders on these CPUs, against the first of them; times in milliseconds, all samples kept.
 
-    Returns plain values: rows (one a contender and batch size); samples (by contender and batch size, every slot, the
+    Returns plain values: rows (one a contender and batch size); samples (by contender and batch size, every sample, the
     disturbed ones too); why the rounds ended; what is known of the noise. Raises StageError if a contender fails, or
     does not answer within ten minutes. started: the process to fork contenders from, if one on these CPUs is there.
     """
@@ -254,8 +254,8 @@ def measure(
             found.run(own)
     keys = [(c, size) for size in protocol.batch_sizes for c in contenders]
     every_round = [r for rounds in found.rounds.values() for r in rounds]
-    slots = [slot for r in every_round for tries in r.attempts.values() for slot in tries]
-    nearest.remember(cpus, threads, slots)
+    taken = [sample for r in every_round for tries in r.attempts.values() for sample in tries]
+    nearest.remember(cpus, threads, taken)
     return {
         "rows": [
             contender_row(contender, found.baseline, size, found.rounds[size], found.launches)
@@ -271,7 +271,7 @@ def measure(
             for name, spent in sorted(found.spent_s.items())
         },
         "noise": {
-            **summary(slots, found.near_us),
+            **summary(taken, found.near_us),
             "repeating_s": round(found.repeating_s, 3),
             "clocks": found.clocks,
         },
@@ -294,8 +294,8 @@ def _published(found: Measurement, own: ForkServer) -> None:
                 found.clocks.append(cpu_state(found.cpus, contender.device))
                 before = cpu_times(found.cpus)
                 reply = process.ask(do="round", batch_size=size, repetitions=protocol.repetitions, round_ms=0.0)
-                slot = classify(reply, before, cpu_times(found.cpus), 0)
-                found.rounds[size][0].attempts[contender.name] = [slot]
+                sample = classify(reply, before, cpu_times(found.cpus), 0)
+                found.rounds[size][0].attempts[contender.name] = [sample]
         found.progress((number + 1) / len(found.contenders), f"{contender.name} done")
     mark_far((r for rounds in found.rounds.values() for r in rounds), found.near_us)
     found.stopped_by = "repetitions"

@@ -20,7 +20,7 @@ from raq.store.files import write_json
 
 KEPT = timedelta(days=7)
 ALIKE = 1.25  # a handover within this factor of the one that is kept is the same one, seen again
-MIN_SLOTS = 20  # of fewer, the near ones may be a single wrong reading
+MIN_SAMPLES = 20  # of fewer, the near ones may be a single wrong reading
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 """What a cache that is not there or damaged raises; RuntimeError is that of a user without a home."""
@@ -51,13 +51,13 @@ def remembered(cpus: Sequence[int], threads: int) -> float | None:
     return None
 
 
-def remember(cpus: Sequence[int], threads: int, slots: Sequence[Sample]) -> None:
+def remember(cpus: Sequence[int], threads: int, taken: Sequence[Sample]) -> None:
     """Keep what a measurement found near, if it is shorter than what is kept, or the same again.
 
     A cache that cannot be written is left: the next measurement then knows what it sees itself.
     """
-    near_us = near_handover(slots)
-    if near_us is None or near_us <= 0 or sum(slot.handover_us is not None for slot in slots) < MIN_SLOTS:
+    near_us = near_handover(taken)
+    if near_us is None or near_us <= 0 or sum(sample.handover_us is not None for sample in taken) < MIN_SAMPLES:
         return
     before = remembered(cpus, threads)
     if before is not None and near_us > ALIKE * before:

@@ -1,6 +1,6 @@
 """Who else was at work while a contender was timed, and whether that spoils the times.
 
-A slot is one contender's timed calls in one round. Four signs: how long the thread that waited longest could have run
+A sample is one contender's timed calls in one round. Four signs: how long the thread that waited longest could have run
 and did not; how many CPUs others kept busy; how many the hypervisor gave to others (of the whole CPUs they are no
 shares: one slow thread delays all, however many there are); and how long threads take to hand over to one another,
 which tells where a hypervisor runs them. On a virtual machine of 2 CPUs that changes every minute or so, from 1.1 to
@@ -15,10 +15,10 @@ from typing import Any
 
 from raq.bench.clocks import CpuTimes
 
-# Above these a slot is disturbed. On an idle machine threads of a pool wait for some percent of the time (they wake one
+# Above these a sample is disturbed. On an idle machine threads of a pool wait some percent of the time (they wake one
 # another); beside a process that burns a CPU of theirs, for a quarter to a half.
 MAX_WAITED, MAX_FOREIGN_CPUS, MAX_STOLEN_CPUS = 0.15, 0.3, 0.1
-NEAR_QUANTILE, MAX_OVER_NEAR, MAX_BEYOND_NEAR_US = 0.05, 1.8, 1.0  # of the handovers of all slots of a measurement
+NEAR_QUANTILE, MAX_OVER_NEAR, MAX_BEYOND_NEAR_US = 0.05, 1.8, 1.0  # of the handovers of all samples of a measurement
 # CPUs of one machine are not further apart than this: what takes longer is a thread that waited for its CPU.
 MAX_FAR_US, MAX_FAR_OVER_NEAR = 20.0, 10.0
 TICKS_OF_DOUBT = 3  # /proc/stat counts in ticks: so many may be the count's own error, not somebody's work
@@ -31,7 +31,7 @@ class Sample:
 
     waited: share of the time that the thread that waited longest waited; foreign_cpus, stolen_cpus: CPU seconds a
     second; None where the system does not tell. disturbed: by these. handover_us: microseconds, None where it was not
-    measured; far: whether it is long, which is known when other slots are.
+    measured; far: whether it is long, which is known when other samples are.
     """
 
     samples_ms: list[float]
@@ -44,7 +44,7 @@ class Sample:
     far: bool = False
 
     @property
-    def spoilt(self) -> bool:
+    def excluded(self) -> bool:
         """Whether it does not count, while there are enough others."""
         return self.disturbed or self.far
 
@@ -55,7 +55,7 @@ class Sample:
 
 
 def classify(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: int) -> Sample:
-    """A slot from what its process told and the clocks of its CPUs around it."""
+    """A sample from what its process told and the clocks of its CPUs around it."""
     timed, wall_s = reply["timed"], after.wall_s - before.wall_s
     waited = None if timed["waited_s"] is None else timed["waited_s"] / timed["wall_s"]
     foreign = stolen = None
@@ -72,26 +72,26 @@ def classify(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: 
     return Sample(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, reply.get("handover_us"))
 
 
-def near_handover(slots: Iterable[Sample], remembered_us: float | None = None) -> float | None:
+def near_handover(taken: Iterable[Sample], remembered_us: float | None = None) -> float | None:
     """How long a handover takes when threads are near, in microseconds; None where none was measured.
 
     remembered_us: what an earlier measurement on this machine found, if one did; the shorter of both.
     """
-    known = sorted(slot.handover_us for slot in slots if slot.handover_us is not None)
+    known = sorted(sample.handover_us for sample in taken if sample.handover_us is not None)
     if not known:
         return None
     near_us = known[int(NEAR_QUANTILE * len(known))]
     return near_us if remembered_us is None else min(near_us, remembered_us)
 
 
-def is_far(slot: Sample, near_us: float | None) -> bool:
+def is_far(sample: Sample, near_us: float | None) -> bool:
     """Whether its threads ran far from one another, against those that were near.
 
     Not where others disturbed it: a thread that waits for a CPU hands over late wherever it is.
     """
-    if near_us is None or slot.handover_us is None or slot.disturbed:
+    if near_us is None or sample.handover_us is None or sample.disturbed:
         return False
-    return is_long(slot.handover_us, near_us) and slot.handover_us <= max(MAX_FAR_US, MAX_FAR_OVER_NEAR * near_us)
+    return is_long(sample.handover_us, near_us) and sample.handover_us <= max(MAX_FAR_US, MAX_FAR_OVER_NEAR * near_us)
 
 
 def is_long(handover_us: float, near_us: float) -> bool:
@@ -99,28 +99,28 @@ def is_long(handover_us: float, near_us: float) -> bool:
     return handover_us > max(MAX_OVER_NEAR * near_us, near_us + MAX_BEYOND_NEAR_US)
 
 
-def summary(slots: list[Sample], remembered_us: float | None = None) -> dict[str, Any]:
-    """The mean and largest of each sign over these slots (None where nothing is known), and how many were disturbed.
+def summary(taken: list[Sample], remembered_us: float | None = None) -> dict[str, Any]:
+    """The mean and largest of each sign over these samples (None where nothing is known), and how many were disturbed.
 
-    remembered_us: the shortest handover of earlier measurements. handover_us.near is that of these slots alone.
+    remembered_us: the shortest handover of earlier measurements. handover_us.near is that of these samples alone.
     """
     found: dict[str, Any] = {}
     for sign in SIGNS:
-        known = [value for slot in slots if (value := getattr(slot, sign)) is not None]
+        known = [value for sample in taken if (value := getattr(sample, sign)) is not None]
         found[sign] = {"mean": sum(known) / len(known), "max": max(known)} if known else None
-    handovers = sorted(slot.handover_us for slot in slots if slot.handover_us is not None)
-    near_us = near_handover(slots, remembered_us)
+    handovers = sorted(sample.handover_us for sample in taken if sample.handover_us is not None)
+    near_us = near_handover(taken, remembered_us)
     handover = None
     if handovers:
         handover = {
-            "near": near_handover(slots), "median": handovers[len(handovers) // 2], "most": handovers[-1],
+            "near": near_handover(taken), "median": handovers[len(handovers) // 2], "most": handovers[-1],
             "remembered": remembered_us,
         }  # fmt: skip
     return {
         **found,
         "handover_us": handover,
-        "far_apart_slots": sum(is_far(slot, near_us) for slot in slots),
-        "slots": len(slots),
-        "disturbed_slots": sum(slot.disturbed for slot in slots),
-        "repeated_slots": sum(slot.attempt > 0 for slot in slots),
+        "far_apart_slots": sum(is_far(sample, near_us) for sample in taken),
+        "slots": len(taken),
+        "disturbed_slots": sum(sample.disturbed for sample in taken),
+        "repeated_slots": sum(sample.attempt > 0 for sample in taken),
     }

@@ -11,7 +11,7 @@ from raq.statistics import CONFIDENCE, Interval
 
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
-MIN_LAUNCHES, MIN_UNDISTURBED_LAUNCHES, MIN_CALM_ROUNDS, MIN_CALM_SHARE = 4, 6, 6, 0.25
+MIN_LAUNCHES, MIN_UNDISTURBED_LAUNCHES, MIN_UNDISTURBED_ROUNDS, MIN_UNDISTURBED_SHARE = 4, 6, 6, 0.25
 MAX_VALUES = 100  # more launches than these count in pairs, fours, ...
 TINY = 1e-24
 # Models of how launches drift: the correlation of a launch's drift with that of the next one, each equally likely
@@ -170,14 +170,14 @@ def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int
     launch: of each round, whose processes it used; disturbed: whether something spoilt it. Too few are also those of
     less than a quarter of the launches: what such a run mostly saw is not to be thrown away for a rare moment.
     """
-    calm = [n for n, spoilt in enumerate(disturbed) if not spoilt]
-    launches, calm_launches = len(set(launch)), len({launch[n] for n in calm})
-    wanted = max(min(launches, MIN_UNDISTURBED_LAUNCHES), MIN_CALM_SHARE * launches)
-    enough = len(calm) >= MIN_CALM_ROUNDS and calm_launches >= wanted
-    return calm if enough else list(range(len(launch)))
+    undisturbed = [n for n, excluded in enumerate(disturbed) if not excluded]
+    launches, undisturbed_launches = len(set(launch)), len({launch[n] for n in undisturbed})
+    wanted = max(min(launches, MIN_UNDISTURBED_LAUNCHES), MIN_UNDISTURBED_SHARE * launches)
+    enough = len(undisturbed) >= MIN_UNDISTURBED_ROUNDS and undisturbed_launches >= wanted
+    return undisturbed if enough else list(range(len(launch)))
 
 
-def calm_ratios(
+def undisturbed_ratios(
     launch: Sequence[int], one_ms: Sequence[float], other_ms: Sequence[float], disturbed: Sequence[bool]
 ) -> Ratios:
     """The time of one contender over that of another in every round that counts, a list a launch.

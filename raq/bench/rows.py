@@ -10,18 +10,18 @@ from raq.bench.launcher import ContenderSettings
 from raq.bench.noise import Sample, is_far, near_handover
 from raq.bench.ratio_statistics import (
     Ratios,
-    calm_ratios,
     counted_rounds,
     launch_agreement,
     paired_ratio,
     quantile,
     samples_needed,
+    undisturbed_ratios,
 )
 
 
 @dataclass
 class Round:
-    """One turn of contenders at one batch size. attempts: every slot by contender, the accepted one last.
+    """One turn of contenders at one batch size. attempts: every sample by contender, the accepted one last.
 
     number: of the round, at this batch size. Not every contender has a turn in every round.
     """
@@ -30,36 +30,38 @@ class Round:
     attempts: dict[str, list[Sample]] = field(default_factory=dict)
     number: int = 0
 
-    def slot(self, name: str) -> Sample:
-        """The slot that counts."""
+    def sample(self, name: str) -> Sample:
+        """The sample that counts."""
         return self.attempts[name][-1]
 
     def median_ms(self, name: str) -> float:
-        """Of the slot that counts."""
-        return float(np.median(self.slot(name).samples_ms))
+        """Of the sample that counts."""
+        return float(np.median(self.sample(name).samples_ms))
 
 
 def mark_far(rounds: Iterable[Round], remembered_us: float | None = None) -> None:
-    """Mark the slots whose threads ran far apart, by all rounds of a measurement so far and what is remembered.
+    """Mark the samples whose threads ran far apart, by all rounds of a measurement so far and what is remembered.
 
-    What is near is known from all slots, whichever contender's: it is the same small operation.
+    What is near is known from all samples, whichever contender's: it is the same small operation.
     """
     rounds = list(rounds)
-    near_us = near_handover((slot for r in rounds for tries in r.attempts.values() for slot in tries), remembered_us)
+    near_us = near_handover(
+        (sample for r in rounds for tries in r.attempts.values() for sample in tries), remembered_us
+    )
     for r in rounds:
         for name, tries in r.attempts.items():
-            r.attempts[name] = [replace(slot, far=is_far(slot, near_us)) for slot in tries]
+            r.attempts[name] = [replace(sample, far=is_far(sample, near_us)) for sample in tries]
 
 
 def ratios(rounds: Sequence[Round], one: str, other: str) -> Ratios:
     """The time of `one` over that of `other` in every round that counts, a list a launch."""
-    both = with_turns(rounds, one, other)
-    spoilt = [r.slot(one).spoilt or r.slot(other).spoilt for r in both]
+    both = with_samples(rounds, one, other)
+    excluded = [r.sample(one).excluded or r.sample(other).excluded for r in both]
     one_ms, other_ms = ([r.median_ms(name) for r in both] for name in (one, other))
-    return calm_ratios([r.launch for r in both], one_ms, other_ms, spoilt)
+    return undisturbed_ratios([r.launch for r in both], one_ms, other_ms, excluded)
 
 
-def with_turns(rounds: Sequence[Round], *names: str) -> list[Round]:
+def with_samples(rounds: Sequence[Round], *names: str) -> list[Round]:
     """The rounds in which all of these contenders had a turn."""
     return [r for r in rounds if all(name in r.attempts for name in names)]
 
@@ -76,12 +78,12 @@ def contender_row(
     launches: by contender, what its process told when it was loaded and warmed up. calm: whether all rounds that count
     for the speedup were undisturbed; None where the system does not tell. round_far: of each of
     its rounds, whether threads ran far apart in its turn. round_number: which of the rounds at this
-    batch size it had a turn in. launch_agreement: of the speedup (statistics.py).
+    batch size it had a turn in. launch_agreement: of the speedup (ratio_statistics.py).
     """
     name = contender.name
-    shared, both = ratios(rounds, baseline, name), with_turns(rounds, baseline, name)
-    rounds = with_turns(rounds, name)
-    own = counted_rounds([r.launch for r in rounds], [r.slot(name).spoilt for r in rounds])
+    shared, both = ratios(rounds, baseline, name), with_samples(rounds, baseline, name)
+    rounds = with_samples(rounds, name)
+    own = counted_rounds([r.launch for r in rounds], [r.sample(name).excluded for r in rounds])
     speedup, interval = paired_ratio(shared)
     candidate, _, runtime = name.partition("/")
     return {
@@ -92,7 +94,7 @@ def contender_row(
         "threads": contender.threads,
         "rounds": len(rounds),
         **_disturbance(rounds, both, name, baseline),
-        **_times([value for n in own for value in rounds[n].slot(name).samples_ms]),
+        **_times([value for n in own for value in rounds[n].sample(name).samples_ms]),
         **_warm_up([one[name] for one in launches if str(size) in one.get(name, {})], size),
         "speedup": speedup,
         "speedup_interval": list(interval) if interval else None,
@@ -101,8 +103,8 @@ def contender_row(
         "round_number": [r.number for r in rounds],
         "round_p50_ms": [r.median_ms(name) for r in rounds],
         "round_launch": [r.launch for r in rounds],
-        "round_disturbed": [r.slot(name).spoilt for r in rounds],
-        "round_far": [r.slot(name).far for r in rounds],
+        "round_disturbed": [r.sample(name).excluded for r in rounds],
+        "round_far": [r.sample(name).far for r in rounds],
     }
 
 
@@ -111,10 +113,10 @@ def _disturbance(rounds: Sequence[Round], both: Sequence[Round], name: str, base
 
     both: the rounds in which the two had a turn.
     """
-    disturbed = [r.slot(name).spoilt or (baseline in r.attempts and r.slot(baseline).spoilt) for r in rounds]
-    of_both = [r.slot(name).spoilt or r.slot(baseline).spoilt for r in both]
+    disturbed = [r.sample(name).excluded or (baseline in r.attempts and r.sample(baseline).excluded) for r in rounds]
+    of_both = [r.sample(name).excluded or r.sample(baseline).excluded for r in both]
     calm = not any(of_both[n] for n in counted_rounds([r.launch for r in both], of_both))
-    known = all(r.slot(name).known for r in rounds)
+    known = all(r.sample(name).known for r in rounds)
     return {"disturbed_rounds": sum(disturbed), "calm": calm if known else None}
 
 
@@ -144,10 +146,10 @@ def _times(values: list[float]) -> dict[str, Any]:
 
 
 def samples(rounds: Sequence[Round], name: str) -> list[dict[str, Any]]:
-    """Every slot of one contender, in order, the disturbed ones too."""
+    """Every sample of one contender, in order, the disturbed ones too."""
     return [
-        {"round": number, "launch": r.launch, **asdict(slot)}
+        {"round": number, "launch": r.launch, **asdict(sample)}
         for number, r in enumerate(rounds)
         if name in r.attempts
-        for slot in r.attempts[name]
+        for sample in r.attempts[name]
     ]

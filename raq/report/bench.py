@@ -1,4 +1,4 @@
-"""The terminal, for what is measured: `raq bench`, `raq compare`, how calm the machine was. Neither torch nor ray."""
+"""The terminal, for what is measured: `raq bench`, `raq compare`, how disturbed the machine was. Neither torch nor ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -102,7 +102,7 @@ def disturbed_warning(compared: Sequence[tuple[str, SharedRounds]]) -> str | Non
         return None
     name, rounds = max(doubtful, key=lambda one: one[1].disturbed / one[1].shared)
     when = "later, when the CPUs are near" if rounds.mostly_far else "on a quiet machine"
-    return f"NOT CALM: {name}: {rounds.doubt}, too many to leave them out; measure again {when}"
+    return f"DISTURBED: {name}: {rounds.doubt}, too many to leave them out; measure again {when}"
 
 
 COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  # heading, also on 80 columns, cell

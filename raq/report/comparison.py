@@ -94,7 +94,7 @@ def _conditions(first: Summary, second: Summary) -> list[str]:
         if any(rounds.mostly_far for rounds in doubtful):
             lines.append(f"{summary['run']} was measured where the CPUs were far apart")
         if not all(rounds.mostly_far for rounds in doubtful):
-            lines.append(f"{summary['run']} was measured on a machine that was not calm")
+            lines.append(f"{summary['run']} was measured on a machine that was disturbed")
     return lines
 
 

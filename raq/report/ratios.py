@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raq.bench.ratio_statistics import Ratios, calm_ratios, counted_rounds, paired_ratio
+from raq.bench.ratio_statistics import Ratios, counted_rounds, paired_ratio, undisturbed_ratios
 from raq.experiment.schema import BASELINE
 
 Summary = dict[str, Any]
@@ -19,9 +19,9 @@ def row_ratios(one: Summary, other: Summary) -> Ratios:
     """The time of one row over that of another of the same measurement, by round; a list a launch."""
     if "round_launch" not in one or "round_launch" not in other:  # older records: nothing tells launches apart
         return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
-    both, spoilt = _paired(one, other)
+    both, excluded = _paired(one, other)
     one_ms, other_ms = [one["round_p50_ms"][n] for n, _ in both], [other["round_p50_ms"][m] for _, m in both]
-    return calm_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, spoilt)
+    return undisturbed_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, excluded)
 
 
 def _paired(one: Summary, other: Summary) -> tuple[list[tuple[int, int]], list[bool]]:
@@ -63,12 +63,12 @@ def shared_rounds(one: Summary, other: Summary) -> SharedRounds | None:
     """The rounds that a ratio of two rows of a measurement is of; None for older records, which tell too little."""
     if "round_launch" not in one or "round_launch" not in other:
         return None
-    both, spoilt = _paired(one, other)
+    both, excluded = _paired(one, other)
     far = [False] * len(both)  # as in records that do not tell
     if "round_far" in one and "round_far" in other:
         far = [one["round_far"][n] or other["round_far"][m] for n, m in both]
-    counted = counted_rounds([one["round_launch"][n] for n, _ in both], spoilt)
-    return SharedRounds(len(both), len(counted), sum(spoilt), sum(far))
+    counted = counted_rounds([one["round_launch"][n] for n, _ in both], excluded)
+    return SharedRounds(len(both), len(counted), sum(excluded), sum(far))
 
 
 def baseline_row(candidates: Sequence[Summary], row: Summary) -> Summary | None:

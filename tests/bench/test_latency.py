@@ -18,7 +18,7 @@ from raq.bench.latency import Measurement, measure
 from raq.bench.launcher import ContenderSettings, fork_server
 from raq.bench.noise import Sample
 from raq.bench.ratio_statistics import paired_ratio, relative_half_width
-from raq.bench.rows import Round, contender_row, ratios, with_turns
+from raq.bench.rows import Round, contender_row, ratios, with_samples
 from raq.environment import available_cpus, inductor_cache
 from raq.errors import StageError
 from raq.experiment.measurement import Bench
@@ -74,9 +74,9 @@ def test_two_contenders_measured(contender: ContenderSettings, started) -> None:
         assert row["baseline"] == "fp32/eager"
     assert found["rows"][0]["speedup"] == 1.0
     assert set(found["samples"]) == {"fp32/eager/1", "ptq/eager/1", "fp32/eager/4", "ptq/eager/4"}
-    for slots in found["samples"].values():
-        assert [slot["round"] for slot in slots if slot["attempt"] == 0] == list(range(6))
-        assert all(len(slot["samples_ms"]) == 2 for slot in slots)
+    for taken in found["samples"].values():
+        assert [sample["round"] for sample in taken if sample["attempt"] == 0] == list(range(6))
+        assert all(len(sample["samples_ms"]) == 2 for sample in taken)
 
 
 @pytest.mark.skipif(len(available_cpus()) < 2, reason="one CPU hands nothing over")
@@ -147,7 +147,7 @@ def test_published_fills_in_what_is_not_written() -> None:
     assert Bench().repetitions == 1
 
 
-def slot(milliseconds: float, disturbed: bool = False) -> Sample:
+def sample(milliseconds: float, disturbed: bool = False) -> Sample:
     return Sample([milliseconds] * 2, 0.0, 0.0, 0.0, 0, disturbed)
 
 
@@ -158,7 +158,10 @@ def measured(contender: ContenderSettings, times: list[tuple[float, float, bool]
     found = Measurement([replace(contender, name=n) for n in names], PROTOCOL, ONE_CPU, lambda share, text: None)
     found.launches = [dict.fromkeys(names, warmed) for _ in times]
     found.rounds = {
-        1: [Round(n, {names[0]: [slot(a)], names[1]: [slot(b, spoilt)]}) for n, (a, b, spoilt) in enumerate(times)]
+        1: [
+            Round(n, {names[0]: [sample(a)], names[1]: [sample(b, excluded)]})
+            for n, (a, b, excluded) in enumerate(times)
+        ]
     }
     return found
 
@@ -204,20 +207,20 @@ def test_few_rounds_are_not_a_noisy_machine(contender: ContenderSettings) -> Non
 def test_a_system_that_tells_nothing_is_not_called_calm(contender: ContenderSettings) -> None:
     found = measured(contender, [(10.0, 5.0, False)] * 8)
     for entry in found.rounds[1]:
-        entry.attempts["ptq/eager"] = [replace(slot(5.0), waited=None, foreign_cpus=None, stolen_cpus=None)]
+        entry.attempts["ptq/eager"] = [replace(sample(5.0), waited=None, foreign_cpus=None, stolen_cpus=None)]
     assert row_of(found)["calm"] is None
 
 
 class Scripted:
-    """A contender's process that is disturbed the first `spoilt` times, and remembers whose turn it was."""
+    """A contender's process that is disturbed the first `excluded` times, and remembers whose turn it was."""
 
-    def __init__(self, name: str, turns: list[str], spoilt: int = 0) -> None:
-        self.name, self.turns, self.spoilt = name, turns, spoilt
+    def __init__(self, name: str, turns: list[str], excluded: int = 0) -> None:
+        self.name, self.turns, self.excluded = name, turns, excluded
 
     def ask(self, **command):
         self.turns.append(self.name)
-        self.spoilt -= 1
-        waited = 0.5 if self.spoilt >= 0 else 0.0
+        self.excluded -= 1
+        waited = 0.5 if self.excluded >= 0 else 0.0
         return {"samples_ms": [1.0], "timed": {"wall_s": 1.0, "cpu_s": 1.0, "waited_s": waited}, "cpu_s": 10.0}
 
 
@@ -225,7 +228,7 @@ def test_turns_alternate_and_disturbed_ones_are_done_again(contender: ContenderS
     found = measured(contender, [])
     found.started = time.perf_counter()
     turns: list[str] = []
-    processes = {"fp32/eager": Scripted("fp32", turns), "ptq/eager": Scripted("ptq", turns, spoilt=2)}
+    processes = {"fp32/eager": Scripted("fp32", turns), "ptq/eager": Scripted("ptq", turns, excluded=2)}
     for n in range(3):
         found.rounds[1].append(found._round(0, 1, processes, backwards=n % 2 == 1))
     assert turns == ["fp32", "ptq", "ptq", "ptq", "ptq", "fp32", "fp32", "ptq"]
@@ -258,8 +261,8 @@ def test_eager_mode_has_fewer_turns_and_both_have_what_decides(contender: Conten
     found.contenders = [contender, *(replace(a, runtime="eager") for a in artifacts)]  # as no package is at hand
     found.__class__ = EagerFirst
     found.run(started)
-    turns = {c.name: len(with_turns(found.rounds[1], c.name)) for c in found.contenders}
-    launches = {c.name: {r.launch for r in with_turns(found.rounds[1], c.name)} for c in found.contenders}
+    turns = {c.name: len(with_samples(found.rounds[1], c.name)) for c in found.contenders}
+    launches = {c.name: {r.launch for r in with_samples(found.rounds[1], c.name)} for c in found.contenders}
     assert turns["fp32/eager"] == len(launches["fp32/eager"]) >= 6, "one a launch, in as many as an interval needs"
     assert turns["fp32/inductor"] == turns["ptq/inductor"] >= 2 * len(found.launches) - 1
     assert launches["fp32/eager"] <= launches["ptq/inductor"]
@@ -290,7 +293,7 @@ def test_precision_is_of_what_decides(contender: ContenderSettings) -> None:
     found = Measurement(entrants, Bench(batch_sizes=(1,)), ONE_CPU, lambda share, text: None)
     found.rounds = {
         1: [
-            Round(n // 2, {name: [slot(float(ms))] for name, ms in zip(names, times, strict=True)}, n)
+            Round(n // 2, {name: [sample(float(ms))] for name, ms in zip(names, times, strict=True)}, n)
             for n, times in enumerate(np.exp(rng.normal(0, [0.5, 0.005, 0.005], (40, 3))) * [20, 10, 5])
         ]
     }

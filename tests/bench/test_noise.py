@@ -37,9 +37,9 @@ def test_judged(given, busy_s, stolen_s, disturbed) -> None:
 
 
 def test_what_is_not_known_is_none() -> None:
-    slot = classify(reply(waited_s=None), CpuTimes(0.0, None, None), CpuTimes(0.1, None, None), 0)
-    assert (slot.waited, slot.foreign_cpus, slot.stolen_cpus, slot.known) == (None, None, None, False)
-    found = summary([slot])
+    sample = classify(reply(waited_s=None), CpuTimes(0.0, None, None), CpuTimes(0.1, None, None), 0)
+    assert (sample.waited, sample.foreign_cpus, sample.stolen_cpus, sample.known) == (None, None, None, False)
+    found = summary([sample])
     assert (found["waited"], found["foreign_cpus"], found["slots"]) == (None, None, 1)
     assert cpu_times([10_000]).busy_s is None, "a CPU that the system does not list"
 
@@ -51,27 +51,27 @@ def test_threads_that_ran_far_apart_are_seen_against_the_nearest() -> None:
     rounds = [
         Round(0, {"one": [classify({**reply(), "handover_us": us}, before, after, 0)]}, n) for n, us in enumerate(times)
     ]
-    assert not any(r.slot("one").spoilt for r in rounds)
+    assert not any(r.sample("one").excluded for r in rounds)
     mark_far(rounds[:2])
-    assert not any(r.slot("one").spoilt for r in rounds), "of two alike neither is far"
+    assert not any(r.sample("one").excluded for r in rounds), "of two alike neither is far"
     mark_far(rounds)
-    assert [r.slot("one").spoilt for r in rounds] == [True, True, False, False, False, True, False]
-    found = summary([r.slot("one") for r in rounds])
+    assert [r.sample("one").excluded for r in rounds] == [True, True, False, False, False, True, False]
+    found = summary([r.sample("one") for r in rounds])
     assert found["far_apart_slots"] == 3
     assert found["handover_us"] == {"near": 6.0, "median": 12.0, "most": 21.0, "remembered": None}
     assert summary([])["handover_us"] is None
     mark_far(rounds, 2.0)
-    assert [r.slot("one").spoilt for r in rounds] == [True, False, True, True, True, True, False], (
+    assert [r.sample("one").excluded for r in rounds] == [True, False, True, True, True, True, False], (
         "all are far from what was seen before, but for one that is longer than any distance"
     )
-    found = summary([r.slot("one") for r in rounds], 2.0)
+    found = summary([r.sample("one") for r in rounds], 2.0)
     assert (found["far_apart_slots"], found["handover_us"]["near"], found["handover_us"]["remembered"]) == (
         5,
         6.0,
         2.0,
     )
     mark_far(rounds, 8.0)
-    assert [r.slot("one").spoilt for r in rounds][2:4] == [False, False], "what is seen now may be nearer"
+    assert [r.sample("one").excluded for r in rounds][2:4] == [False, False], "what is seen now may be nearer"
 
 
 def test_a_disturbed_turn_is_not_far() -> None:

@@ -49,7 +49,7 @@ def test_what_is_not_the_same_besides_is_told() -> None:
         "the data are not the same",
         "protocols: interleaved and published",
         "numbers of threads: 2 and 1",
-        "b was measured on a machine that was not calm",
+        "b was measured on a machine that was disturbed",
     ]
     assert _conditions(run_of("a"), run_of("b", candidates=fp32(disturbed=9, far=8))) == [
         "b was measured where the CPUs were far apart"

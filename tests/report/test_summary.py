@@ -68,11 +68,11 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
     assert "cpu: 6 launches, 61 s: the time was up (budget) before all asked for was reached" in shown
     assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
     assert "5 turns were done again" in shown
-    assert "NOT CALM: ptq/inductor over fp32/inductor at batch 128: 5 of 6 rounds were disturbed" in shown
+    assert "DISTURBED: ptq/inductor over fp32/inductor at batch 128: 5 of 6 rounds were disturbed" in shown
     apart = disturbed_warning(
         [("ptq over fp32", SharedRounds(6, 6, 5, 5)), ("qat over fp32", SharedRounds(60, 7, 53, 0))]
     )
-    assert apart and "NOT CALM: ptq over fp32: in 5 of 6 rounds the CPUs were far apart" in apart
+    assert apart and "DISTURBED: ptq over fp32: in 5 of 6 rounds the CPUs were far apart" in apart
 
 
 @pytest.mark.parametrize("width", [80, 160])
