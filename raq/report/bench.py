@@ -1,4 +1,4 @@
-"""The terminal, for what is measured: `raq bench`, `raq compare`, how disturbed the machine was. Neither torch nor ray."""
+"""The terminal, for what is measured: `raq bench`, `raq compare`, how disturbed it was. Neither torch nor ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
