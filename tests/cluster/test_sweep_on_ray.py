@@ -190,7 +190,7 @@ def test_trials_trained_by_two_workers_each_give_their_places_back(sweeper: Swee
 
 
 def test_trials_share_the_cpus_that_there_are(sweeper: Sweeper) -> None:
-    stage = next(s for s in prepare(sweeper.place.experiment, []).plan if s.kind == "sweep")
+    stage = next(s for s in prepare(sweeper.place.experiment, []).plan if s.kind == "ptq_sweep")
     demand = demand_of(stage, [Node(3, 0, True), Node(2, 0, False)])
     assert (demand.cpus, demand.workers, demand.is_coordinator) == (1, 4, True), "four trials, five CPUs"
     assert demand_of(stage, [Node(1, 0, True)]).workers == 1

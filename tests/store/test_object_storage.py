@@ -19,7 +19,7 @@ from raq.experiment.schema import Experiment
 from raq.stages.call import Call
 from raq.stages.transfer import work_name
 from raq.store.local import Store
-from raq.store.object_storage import Storage, StorageError, told
+from raq.store.object_storage import Storage, StorageError, subscribed
 from raq.store.opening import open_store, store_of
 from raq.store.remote import RemoteStore
 
@@ -288,7 +288,7 @@ def test_a_line_that_is_silent_is_told(
     line.hold()
     threading.Timer(4.0, line.mend).start()
     heard: list[str] = []
-    with told(heard.append):
+    with subscribed(heard.append):
         assert store.storage.read("x") == b"there"
     assert "does not answer, trying again" in heard[0]
     assert heard[0] in capfd.readouterr().err

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from kept_records import REFERENCE
 
 from raq.errors import UserError
 from raq.store.files import read_json, write_json
-from raq.store.local import Store, read_run, refuse_changed
+from raq.store.local import Store, read_run, refuse_changed, sealed
 from raq.store.schema import _check_rounds
 
 FINGERPRINT = "a" * 64
@@ -190,3 +191,26 @@ def test_rounds_that_do_not_go_together_are_damage(other: dict, complaint: str |
     else:
         with pytest.raises(UserError, match=complaint):
             _check_rounds(rows, "record.json")
+
+
+def test_a_sweep_of_an_older_version_is_read_as_one_of_today(tmp_path: Path) -> None:
+    """raq 0.2 called its kind, and its folder, `sweep`; the record that is kept here is such a one."""
+    kept = REFERENCE / "calibration-sweep"
+    store = Store(tmp_path)
+    record = json.loads((kept / "records.json").read_text())["sweep/ptq"]
+    fingerprint = record["fingerprint"]
+    folder = tmp_path / "stages" / f"sweep-{fingerprint[:16]}"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(sealed({**record, "kind": "sweep", "files": {}, "digests": {}})))
+    found = store.read("ptq_sweep", fingerprint)
+    assert found is not None
+    assert found["kind"] == "ptq_sweep"
+    assert found["results"] == record["results"]
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(sealed(json.loads((kept / "run.json").read_text()))))
+    assert read_run(run)["stages"]["sweep/ptq"]["kind"] == "ptq_sweep"
+    text = (folder / "record.json").read_text().replace('"curve"', '"curve "')
+    (folder / "record.json").write_text(text)
+    with pytest.raises(UserError, match="not as it was written"):
+        store.read("ptq_sweep", fingerprint)
