@@ -37,7 +37,7 @@ def write_parquet(folder: Path, train: int = 12, test: int = 5) -> list[tuple[in
 
 
 def test_digits_are_scikit_learns(digits) -> None:
-    whole = load_dataset(Data(name="digits", validation=0.0))
+    whole = load_dataset(Data(name="digits", validation_fraction=0.0))
     assert whole.train_images.shape == (1438, 3, 32, 32)
     assert whole.test_images.shape == (359, 3, 32, 32)
     grey = load_digits().images
@@ -64,7 +64,7 @@ def test_calibration_images_are_seeded_nested_and_from_the_training_split() -> N
 @pytest.mark.parametrize("below", ["", "cifar10", "plain_text"])
 def test_cifar10_from_parquet(tmp_path: Path, below: str) -> None:
     colours = write_parquet(tmp_path / below)
-    found = load_dataset(Data(name="cifar10", root=str(tmp_path), validation=0.0))
+    found = load_dataset(Data(name="cifar10", root=str(tmp_path), validation_fraction=0.0))
     assert found.train_images.shape == (12, 3, 32, 32)
     assert found.test_labels.tolist() == [0, 1, 2, 0, 1]
     assert tuple(found.train_images[np.array([7])][0, :, 5, 5]) == colours[7]
@@ -134,7 +134,7 @@ def test_official_cifar10_is_verified(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
     monkeypatch.setattr(CIFAR10, "meta", meta)
-    found = load_dataset(Data(name="cifar10", root=str(tmp_path), validation=0.0))
+    found = load_dataset(Data(name="cifar10", root=str(tmp_path), validation_fraction=0.0))
     assert np.array_equal(found.train_images[np.arange(4)], batches["data_batch_1"].reshape(4, 3, 32, 32))
 
     class Harmful:
@@ -182,7 +182,7 @@ def write_images(root: Path) -> None:
 
 def test_imagefolder(tmp_path: Path) -> None:
     write_images(tmp_path)
-    found = load_dataset(Data(name="imagefolder", root=str(tmp_path), image_size=24, validation=0.0))
+    found = load_dataset(Data(name="imagefolder", root=str(tmp_path), image_size=24, validation_fraction=0.0))
     assert found.train_images.shape == (6, 3, 24, 24)
     assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert tuple(found.test_images[np.array([3])][0, :, 0, 0]) == (100, 10, 0)
@@ -196,7 +196,7 @@ def test_imagefolder(tmp_path: Path) -> None:
 
 def test_users_own_function(workplace) -> None:
     sys.modules.pop("tiny_user", None)
-    found = load_dataset(Data(name="tiny_user:data", validation=0.0), str(workplace.folder))
+    found = load_dataset(Data(name="tiny_user:data", validation_fraction=0.0), str(workplace.folder))
     assert (found.classes, found.test_images.shape) == (4, (203, 3, 16, 16))
     pixels = found.train_images[np.arange(512)].astype(float) / 255
     assert np.allclose(found.mean, pixels.mean(axis=(0, 2, 3)), atol=1e-3)
@@ -216,4 +216,4 @@ def test_values_beyond_the_data() -> None:
     with pytest.raises(UserError, match="train_limit is 5000"):
         load_dataset(Data(name="digits", train_limit=5000))
     with pytest.raises(UserError, match=r"holds out all"):
-        load_dataset(Data(name="digits", train_limit=3, validation=0.9))
+        load_dataset(Data(name="digits", train_limit=3, validation_fraction=0.9))

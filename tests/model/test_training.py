@@ -116,7 +116,7 @@ def test_the_best_epoch_is_kept(digits, tmp_path: Path) -> None:
 
 
 def test_without_hold_out_the_last_epoch_is_kept(tmp_path: Path) -> None:
-    data = load_dataset(Data(name="digits", train_limit=128, validation=0.0))
+    data = load_dataset(Data(name="digits", train_limit=128, validation_fraction=0.0))
     _, result = fit(data, tmp_path, epochs=2)
     assert result.history[0]["validation_top1"] is None
     assert result.best_epoch == 1
