@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from raq.model.augmentation import normalise
+from raq.model.batches import normalisation_tensors, take_batch
 from raq.model.cache import Array
 from raq.model.dataset import Dataset
-from raq.model.loop_parts import normalisation_tensors, take_batch
 
 Network = Callable[[Tensor], Tensor]
 

@@ -23,9 +23,10 @@ from raq.errors import StageError
 from raq.experiment.training import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
 from raq.model.batch_norm import synchronise_batch_norm
+from raq.model.batches import normalisation_tensors, take_batch
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingContext, TrainingResult
 from raq.model.dataset import Dataset
-from raq.model.loop_parts import _optimizer, _schedule, _steps_per_epoch, image_side, normalisation_tensors, take_batch
+from raq.model.schedules import image_side, learning_rate_factor, new_optimizer, steps_per_epoch
 
 PROGRESS_EVERY_S = 1.0
 
@@ -67,9 +68,11 @@ def train(
     An interrupted training continues after its last finished epoch. Raises StageError if the loss is no longer finite.
     """
     model.to(context.device)
-    optimizer = _optimizer(model, settings)
-    steps = _steps_per_epoch(len(dataset.train_labels), settings.batch_size, context.world_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(settings.schedule, steps * settings.epochs))
+    optimizer = new_optimizer(model, settings)
+    steps = steps_per_epoch(len(dataset.train_labels), settings.batch_size, context.world_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, learning_rate_factor(settings.schedule, steps * settings.epochs)
+    )
     set_mode = hooks.set_mode or model.train
     loop = _Loop(
         model, _distributed(model, context), optimizer, schedule, dataset, settings, seed, context, hooks, steps

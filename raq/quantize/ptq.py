@@ -12,9 +12,9 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from raq.errors import UserError
 from raq.experiment.schema import Calibration
 from raq.model.augmentation import normalise
+from raq.model.batches import normalisation_tensors, take_batch
 from raq.model.cache import Array
 from raq.model.dataset import Dataset, calibration_indices
-from raq.model.loop_parts import normalisation_tensors, take_batch
 from raq.quantize.export import graph_of
 from raq.quantize.quantizers import QUANTIZERS, SkipLayersQuantizer, refuse_unannotated
 

@@ -58,7 +58,7 @@ def _check_sides(call: Call, network: "nn.Module", settings: Train) -> None:
     """UserError if the network does not take the smaller images of a progressive recipe."""
     import torch
 
-    from raq.model.loop_parts import image_side
+    from raq.model.schedules import image_side
     from raq.model.zoo import check_output
 
     channels, height, width = call.settings["data"]["image_shape"]

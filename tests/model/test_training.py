@@ -19,7 +19,7 @@ from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.checkpoints import LocalContext, read_result
 from raq.model.dataset import load_dataset
 from raq.model.evaluation import predict, top1
-from raq.model.loop_parts import _schedule, image_side
+from raq.model.schedules import image_side, learning_rate_factor
 from raq.model.training import Hooks, seed_everything, train
 
 
@@ -129,19 +129,19 @@ def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path: Path) -> 
 
 
 def test_schedules_and_sides() -> None:
-    one_cycle = [_schedule("one-cycle", 100)(step) for step in range(100)]
+    one_cycle = [learning_rate_factor("one-cycle", 100)(step) for step in range(100)]
     assert max(one_cycle) == one_cycle[19] == 1.0
     assert one_cycle[-1] == pytest.approx(1 / 80)
-    assert _schedule("constant", 100)(57) == 1.0
-    assert _schedule("cosine", 100)(50) == pytest.approx(0.5)
+    assert learning_rate_factor("constant", 100)(57) == 1.0
+    assert learning_rate_factor("cosine", 100)(50) == pytest.approx(0.5)
     assert [image_side((0.5, 0.75, 1.0), epoch, 6, 32) for epoch in range(6)] == [16, 16, 24, 24, 32, 32]
     assert image_side((), 0, 6, 32) == 32
 
 
 def test_weight_decay_spares_biases_and_normalisation() -> None:
-    from raq.model.loop_parts import _optimizer
+    from raq.model.schedules import new_optimizer
 
-    groups = _optimizer(network(), settings(weight_decay=0.1)).param_groups
+    groups = new_optimizer(network(), settings(weight_decay=0.1)).param_groups
     assert {p.ndim for p in groups[0]["params"]} == {2, 4}
     assert groups[1]["weight_decay"] == 0
 

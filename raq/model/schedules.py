@@ -1,31 +1,16 @@
-"""What a training loop is made of: batches, steps, image sizes, optimizer, schedule."""
+"""How a training goes on: steps in an epoch, image sizes, the optimizer, the learning rate's schedule."""
 
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raq.errors import UserError
 from raq.experiment.training import Optimisation
-from raq.model.cache import Array
-from raq.model.dataset import Dataset, Images
 
 
-def normalisation_tensors(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and std as float32 [3, 1, 1]."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (dataset.mean, dataset.std))
-    return mean, std
-
-
-def take_batch(images: Images, labels: Array, indices: Array, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The images (uint8 [n, 3, H, W]) and labels (int64 [n]) at `indices`, on the device."""
-    batch = torch.from_numpy(np.ascontiguousarray(images[indices]))
-    return batch.to(device, non_blocking=True), torch.from_numpy(labels[indices]).to(device, non_blocking=True)
-
-
-def _steps_per_epoch(images: int, batch_size: int, world_size: int) -> int:
+def steps_per_epoch(images: int, batch_size: int, world_size: int) -> int:
     """Optimiser steps an epoch; a last batch that cannot give every worker two images is left out."""
     whole, rest = divmod(images, batch_size)
     steps = whole + (rest >= 2 * world_size)
@@ -47,7 +32,7 @@ def image_side(progressive: tuple[float, ...], epoch: int, epochs: int, full: in
     return min(full, max(8, round(full * share / 8) * 8))
 
 
-def _optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
+def new_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
     """SGD; weight decay on matrices and kernels only."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -55,7 +40,7 @@ def _optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimize
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
-def _schedule(kind: str, total: int) -> Callable[[int], float]:
+def learning_rate_factor(kind: str, total: int) -> Callable[[int], float]:
     """The learning rate's share of its peak, by step."""
     if kind == "one-cycle":
         peak = max(1, total // 5)
