@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES, METADATA_KEY, GeneratedCode
-from raq.artifact.xnnpack import _digest, _Reader, _refuse_constant
+from raq.artifact.xnnpack import ProgramReader, bytes_digest
 from raq.environment import require_executorch
 from raq.errors import StageError
 from raq.quantize.export import export_program
+from raq.store.files import refuse_constant
 
 MAGIC, MAGIC_AT = b"ET", 4
 
@@ -111,7 +112,7 @@ def read(path: Path) -> GeneratedCode:
         file = deserialize_pte_binary(content)
         plans = {plan.name: plan for plan in file.program.execution_plan}
         metadata = _metadata(plans)
-        reader = _Reader(file)
+        reader = ProgramReader(file)
         reader.read(plans["forward"])
     except Exception as error:  # a damaged flatbuffer raises many kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -133,7 +134,7 @@ def name_scales(code: GeneratedCode, program: ExportedProgram) -> GeneratedCode:
     names: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor) and tensor.ndim == 1 and tensor.is_floating_point():
-            names.setdefault(_digest(tensor.detach().float().contiguous().numpy().tobytes()), []).append(name)
+            names.setdefault(bytes_digest(tensor.detach().float().contiguous().numpy().tobytes()), []).append(name)
     found = [names.get(call.weight_scale or "", []) for call in code.calls]
     calls = [
         replace(call, weight_scale=known[0] if len(known) == 1 else None)
@@ -150,7 +151,7 @@ def _metadata(plans: dict[str, Any]) -> dict[str, Any]:
     text = plan.values[plan.outputs[0]].val.string_val
     if len(text) > MAX_METADATA_BYTES:
         raise ValueError("its metadata is too large")
-    told = json.loads(text, parse_constant=_refuse_constant)
+    told = json.loads(text, parse_constant=refuse_constant)
     if not isinstance(told, dict):
         raise ValueError("its metadata is no mapping")
     return {METADATA_KEY: told}

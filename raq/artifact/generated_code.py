@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from raq.artifact.cpp import MAX_SOURCE_BYTES, Deadline, code_lines
 from raq.artifact.elf import imported_symbols
-from raq.artifact.wrapper_code import FLOAT, INTEGER, KERNEL, Constant, KernelCall, _calls, _constants
+from raq.artifact.wrapper_code import FLOAT, INTEGER, KERNEL, Constant, KernelCall, read_calls, read_constants
 from raq.errors import StageError
+from raq.store.files import refuse_constant
 
 ZIP_MAGIC = b"PK\x03\x04"
 METADATA_KEY = "raq"
@@ -75,8 +76,8 @@ def read_package(path: Path) -> GeneratedCode:
                 if entry.file_size > MAX_SOURCE_BYTES:
                     raise ValueError(f"{entry.file_size / 1e6:.0f} MB of C++")
                 lines = list(code_lines(package.read(entry), deadline))
-                own = _constants(lines)
-                called = _calls(lines, {constant.name: constant for constant in own}, deadline)
+                own = read_constants(lines)
+                called = read_calls(lines, {constant.name: constant for constant in own}, deadline)
                 with tempfile.TemporaryFile() as library:
                     _unpack(package, binaries[name], library, deadline)
                     _match_binary(called, imported_symbols(library, deadline))
@@ -143,19 +144,16 @@ def _is_metadata(name: str) -> bool:
 
 
 def _metadata(package: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> dict[str, Any]:
-    def refuse(text: str) -> Any:
-        raise ValueError(f"{text} in its metadata")
-
     found: dict[str, Any] = {}
     for name, entry in entries.items():
         if _is_metadata(name):
             if entry.file_size > MAX_METADATA_BYTES:
                 raise ValueError("its metadata is too large")
-            found = json.loads(package.read(entry), parse_constant=refuse)
+            found = json.loads(package.read(entry), parse_constant=refuse_constant)
     if not isinstance(found, dict):
         raise ValueError("its metadata is no mapping")
     if METADATA_KEY in found:
-        found[METADATA_KEY] = json.loads(found[METADATA_KEY], parse_constant=refuse)
+        found[METADATA_KEY] = json.loads(found[METADATA_KEY], parse_constant=refuse_constant)
         if not isinstance(found[METADATA_KEY], dict):
             raise ValueError("its metadata is no mapping")
     return found

@@ -67,7 +67,8 @@ class KernelCall:
     macs: int | None
 
 
-def _constants(lines: list[CodeLine]) -> list[Constant]:
+def read_constants(lines: list[CodeLine]) -> list[Constant]:
+    """The constants that the C++ declares; ValueError if one is not whole."""
     fields: dict[int, dict[str, str]] = {}
     last = 0
     for number, line in enumerate(lines):
@@ -99,7 +100,11 @@ def _match_at(pattern: re.Pattern[str], line: str, begin: str) -> re.Match[str] 
     return pattern.match(line, at) if at >= 0 else None
 
 
-def _calls(lines: list[CodeLine], constants: dict[str, Constant], deadline: Deadline) -> list[KernelCall]:
+def read_calls(lines: list[CodeLine], constants: dict[str, Constant], deadline: Deadline) -> list[KernelCall]:
+    """The calls of library kernels in the C++, in its order.
+
+    constants: by the name of their variable. Raises ValueError if it takes longer than `deadline`.
+    """
     arrays, allocated, written, origins = _buffers(lines)
     shapes = {name: _without_batch(sizes) for name, sizes in {**arrays, **allocated, **written}.items()}
     weights = {name: constant.shape for name, constant in constants.items() if len(constant.shape) > 1}

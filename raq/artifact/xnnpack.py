@@ -27,15 +27,12 @@ OPERATORS = {"aten::convolution": 1, "aten::linear": 1, "aten::addmm": 2, "aten:
 Graph = dict[str, Any]
 
 
-def _digest(content: bytes) -> str:
+def bytes_digest(content: bytes) -> str:
+    """SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} in its metadata")
-
-
-class _Reader:
+class ProgramReader:
     """Collects constants and calls of a plan and its delegates."""
 
     def __init__(self, file: Any) -> None:
@@ -110,7 +107,7 @@ class _Reader:
         scale = None
         if weight is not None and weight["scales"] is not None:
             content = self.named.get(buffers[weight["scales"]].get("named_key", ""))
-            scale = None if content is None else _digest(bytes(content))
+            scale = None if content is None else bytes_digest(bytes(content))
         index = weight["constant_buffer_idx"] if weight is not None else 0
         self.calls.append(
             KernelCall(

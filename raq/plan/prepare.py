@@ -12,7 +12,7 @@ from raq.environment import environment_kept, has_vnni, machine
 from raq.errors import UserError
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
-from raq.plan.placement import Facts
+from raq.plan.facts import Facts
 from raq.plan.stages import Stage, make_plan
 from raq.store.files import file_digest
 

@@ -22,18 +22,18 @@ from raq.environment import (
 from raq.experiment.schema import Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
-from raq.plan.fingerprints import code_of_kind, code_of_trial, depends_on
-from raq.plan.kinds import KINDS, Pool
-from raq.plan.placement import (
+from raq.plan.facts import (
     Facts,
     Settings,
-    _data_settings,
-    _lowered,
-    _pool,
-    _runtime_libraries,
+    data_settings,
     devices,
+    lower_stage_name,
+    pool_of_device,
+    runtime_libraries,
     why_not_lowered,
 )
+from raq.plan.fingerprints import code_of_kind, code_of_trial, depends_on
+from raq.plan.kinds import KINDS, Pool
 from raq.store.files import digest
 
 
@@ -76,7 +76,7 @@ class _Plan:
         self.facts = facts
         self.stages: dict[str, Stage] = {}
         self.training_device = "cuda" if experiment.resources.train.gpus else "cpu"
-        data = _data_settings(experiment, facts)
+        data = data_settings(experiment, facts)
         self.common: Settings = {
             "model": experiment.model.name,
             "seed": experiment.seed,
@@ -104,7 +104,7 @@ class _Plan:
             "code": code_of_kind(kind),
             "libraries": {
                 "python": platform.python_version(),
-                **versions((*KINDS[kind].libraries, *_runtime_libraries(settings))),
+                **versions((*KINDS[kind].libraries, *runtime_libraries(settings))),
             },
         }
         fingerprint = digest(content)
@@ -186,7 +186,7 @@ class _Plan:
                 **fixed,
                 "weights": self.stages["train"].fingerprint,
                 "code": code_of_trial(kind),
-                "libraries": versions((*KINDS[kind].libraries, *_runtime_libraries(settings))),
+                "libraries": versions((*KINDS[kind].libraries, *runtime_libraries(settings))),
             }
         )
 
@@ -227,8 +227,8 @@ class _Plan:
             **(self._runtime(candidate) if targets else {}),
             "machine": {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")},
         }
-        source = {"artifact": _lowered(candidate, device)} if targets else {"program": candidate}
-        self.add(f"evaluate/{candidate}", "evaluate", _pool(device), settings, source)
+        source = {"artifact": lower_stage_name(candidate, device)} if targets else {"program": candidate}
+        self.add(f"evaluate/{candidate}", "evaluate", pool_of_device(device), settings, source)
 
     def _add_lower(self, candidate: str, device: str) -> None:
         machine = {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")}
@@ -243,7 +243,7 @@ class _Plan:
             "compiler": {"version": self.facts.machine.get("compiler"), **compiled_by},
         }
         source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
-        self.add(_lowered(candidate, device), "lower", _pool(device), settings, source)
+        self.add(lower_stage_name(candidate, device), "lower", pool_of_device(device), settings, source)
 
     def _add_bench(self, device: str, candidates: list[str]) -> None:
         settings = {
@@ -258,5 +258,5 @@ class _Plan:
             "sources": self.facts.sources,
             "runtimes": {c: self._runtime(c)["runtime"] for c in candidates},
         }
-        inputs = {"weights": "train", **{c: _lowered(c, device) for c in candidates}}
+        inputs = {"weights": "train", **{c: lower_stage_name(c, device) for c in candidates}}
         self.add(f"bench/{device}", "bench", "bench", settings, inputs)

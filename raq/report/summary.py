@@ -11,7 +11,7 @@ from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio
 from raq.errors import UserError
 from raq.experiment.schema import kind_of
-from raq.plan.placement import why_not_lowered
+from raq.plan.facts import why_not_lowered
 from raq.report.claims import Counts, Measured, Rules
 from raq.report.ratios import Summary, best_fp32, row_ratios
 from raq.report.verdict import verdict

@@ -11,6 +11,9 @@ from typing import Any
 from raq.errors import UserError
 from raq.store.schema import check_depth
 
+MAX_RECORD_BYTES = 200_000_000
+Record = dict[str, Any]
+
 
 def digest(content: Any) -> str:
     """SHA-256 of plain values, whatever the order of their keys."""
@@ -20,10 +23,6 @@ def digest(content: Any) -> str:
 def short_digest(content: Any) -> str:
     """The first 16 hexadecimal digits of `digest`: a name for files."""
     return digest(content)[:16]
-
-
-MAX_RECORD_BYTES = 200_000_000
-Record = dict[str, Any]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,7 +39,8 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def _refuse_constant(text: str) -> Any:
+def refuse_constant(text: str) -> Any:
+    """ValueError for NaN and infinities, which Python's reader takes and JSON has not: a `parse_constant`."""
     raise ValueError(f"{text} is no number of JSON")
 
 
@@ -51,7 +51,7 @@ def read_json(path: Path) -> Record:
             raise ValueError("it is no file")
         if path.is_file() and path.stat().st_size > MAX_RECORD_BYTES:
             raise ValueError(f"it is larger than {MAX_RECORD_BYTES / 1e6:.0f} MB")
-        loaded = json.loads(path.read_text(), parse_constant=_refuse_constant)
+        loaded = json.loads(path.read_text(), parse_constant=refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable record: {error}", "delete its folder and run again") from None
     if not isinstance(loaded, dict):

@@ -24,7 +24,7 @@ KEY_CONTENTS = re.compile(
 CONTENT_LOOKED_AT = 4_000_000  # bytes of a file that is to be sent
 
 
-def _named_as_a_key(name: str) -> str | None:
+def named_as_a_key(name: str) -> str | None:
     """Why a file looks like a key by its name; None if it does not. Names of Python files say nothing."""
     path = Path(name)
     if any(KEY_FOLDERS.match(part) for part in path.parts[:-1]):
@@ -32,7 +32,8 @@ def _named_as_a_key(name: str) -> str | None:
     return "its name is that of a key" if path.suffix != ".py" and KEY_NAMES.search(path.name) else None
 
 
-def _holds_a_key(file: Path) -> bool:
+def holds_a_key(file: Path) -> bool:
+    """Whether the beginning of a file looks like a key or a password; False if it cannot be read."""
     with suppress(OSError), file.open("rb") as content:
         text = content.read(CONTENT_LOOKED_AT)
         return bool(KEY_CONTENTS.search(text) or KEY_CONTENTS.search(text.replace(b"\0", b"")))  # UTF-16 too

@@ -19,7 +19,7 @@ from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
 from raq.experiment.yaml_text import read_yaml_text, read_yaml_value
 from raq.model.user_code import sources_of
-from raq.submit.keys import _holds_a_key, _named_as_a_key
+from raq.submit.keys import holds_a_key, named_as_a_key
 
 MAX_BYTES = 100 * 1024 * 1024
 """Ray keeps packages in the head's memory, and takes no larger ones."""
@@ -186,10 +186,10 @@ def _refuse_key_or_link(name: str, file: Path, allowed: Path, root: Path) -> Non
     """UserError for a file that is needed and must not be sent, by its own name or by that of the file it leads to."""
     target = _resolved(file)
     why = None if target.is_relative_to(allowed) else "a link that leads out of the folder"
-    why = why or ("no plain file" if not target.is_file() else None) or _named_as_a_key(name)
+    why = why or ("no plain file" if not target.is_file() else None) or named_as_a_key(name)
     if why is None and target.is_relative_to(root):
-        why = _named_as_a_key(str(target.relative_to(root)))
-    if why or _holds_a_key(target):
+        why = named_as_a_key(str(target.relative_to(root)))
+    if why or holds_a_key(target):
         raise UserError(
             f"{name} is needed by the experiment, and is not sent: {why or 'a key stands in it'}",
             "keep keys out of the code's files, and put files where the cluster's nodes can read them",
@@ -247,7 +247,7 @@ def _left_out(folder: Path, root: Path, chosen: set[str], ignored: _Ignored) -> 
             else:
                 yield from _left_out(entry, root, chosen, ignored)
             continue
-        why = why or _named_as_a_key(name) or (None if entry.is_file() or entry.is_dir() else "no plain file")
+        why = why or named_as_a_key(name) or (None if entry.is_file() or entry.is_dir() else "no plain file")
         if why is not None:
             yield name + ("/" if entry.is_dir() else ""), why
         else:

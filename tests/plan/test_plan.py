@@ -7,7 +7,7 @@ import pytest
 from raq.environment import settings_of
 from raq.experiment.schema import Experiment
 from raq.plan import stages as planning
-from raq.plan.placement import Facts
+from raq.plan.facts import Facts
 from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import stale_stages
 from raq.run import forget_work_on_old_inputs

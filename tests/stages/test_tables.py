@@ -17,9 +17,9 @@ from workplace import make_workplace
 from raq import environment
 from raq.artifact import runtimes
 from raq.artifact.runtimes import Runtime
+from raq.plan.facts import Facts
 from raq.plan.fingerprints import EXEMPT, ROOT, modules_of_kind
 from raq.plan.kinds import KINDS, StageKind
-from raq.plan.placement import Facts
 from raq.plan.prepare import prepare
 from raq.plan.requirements import check_results
 from raq.plan.stages import _Plan

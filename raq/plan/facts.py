@@ -1,4 +1,4 @@
-"""What a plan depends on beside the experiment, and where its stages may run."""
+"""Facts that a plan depends on beside the experiment: data, machine, devices, runtimes. Neither torch nor ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,22 +46,24 @@ def why_not_lowered(backend: str | None, machine: Settings, asked: str | Sequenc
     return None
 
 
-def _runtime_libraries(settings: Settings) -> tuple[str, ...]:
+def runtime_libraries(settings: Settings) -> tuple[str, ...]:
     """The libraries of the runtimes that a stage uses, or whose backend's quantizer it uses."""
     names = {settings.get("runtime"), *settings.get("runtimes", {}).values()}
     names |= {runtime_of_backend(settings[part].get("backend")).name for part in ("ptq", "qat") if part in settings}
     return tuple(library for name in RUNTIMES if name in names for library in RUNTIMES[name].libraries)
 
 
-def _lowered(candidate: str, device: str) -> str:
+def lower_stage_name(candidate: str, device: str) -> str:
+    """The name of the stage that lowers a candidate for a device."""
     return f"lower/{candidate}" + ("" if device == "cpu" else f"/{device}")
 
 
-def _pool(device: str) -> Pool:
+def pool_of_device(device: str) -> Pool:
+    """Which resources a stage takes that works on this device."""
     return "quantize" if device == "cpu" else "bench"
 
 
-def _data_settings(experiment: Experiment, facts: Facts) -> Settings:
+def data_settings(experiment: Experiment, facts: Facts) -> Settings:
     """What of the data a stage depends on: contents and choices, not where files lie; the test split is evaluate's."""
     ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
     chosen = experiment.data.model_dump(mode="json", exclude=ignored)
