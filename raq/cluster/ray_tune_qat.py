@@ -1,6 +1,6 @@
 """The search for a quantization-aware training, by Ray Tune: trials in its actors, or each of them Ray Train's.
 
-Which trials there are, and which end early, is decided by `searches.Search` alone; Tune is asked to do just that, so
+Which trials there are, and which end early, is decided by `sweep.qat.Search` alone; Tune is asked to do just that, so
 that a search comes to the same table however many trials run at a time, and after any interruption.
 """
 

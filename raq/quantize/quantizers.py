@@ -148,7 +148,7 @@ def _weights(*, qat: bool, per_channel: bool, lowest: int) -> QuantizationSpec:
 
 
 class SkipLayersQuantizer(Quantizer):
-    """A quantizer that leaves the layers and operators of these names (`capture.switch_name`) in float."""
+    """A quantizer that leaves the layers and operators of these names (`export.switch_name`) in float."""
 
     def __init__(self, quantizer: Quantizer, names: Collection[str]) -> None:
         super().__init__()

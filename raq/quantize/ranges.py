@@ -1,9 +1,9 @@
-"""Many calibrations of one network: each image read once for all sizes, one compiled program for all ranges.
+"""Many calibrations of one network: each image read once for all sizes. See artifact/parametric.py for the program.
 
 What differs between two calibrations are the ranges of the activations, and nothing else of the graph. So the graph
 that stands for them all takes the scales and zero points as inputs, with the weights as their integers hold them, and
 is compiled once: fake quantization in float, which is what `convert` comes to (the parity chain of the chosen candidate
-shows by how much). Runs through plain torch; sweeps over a cluster are cluster/sweep.py's.
+shows by how much). Runs through plain torch; sweeps over a cluster are cluster/ray_tune_ptq.py's.
 """
 
 import copy
@@ -102,7 +102,7 @@ def activation_observers(prepared: fx.GraphModule) -> list[Any]:
 
 
 def switchable(prepared: fx.GraphModule) -> list[str]:
-    """What is quantized and could stay in float, by `capture.switch_name`, each once, in the graph's order.
+    """What is quantized and could stay in float, by `export.switch_name`, each once, in the graph's order.
 
     Layers whose weights are observed, and other operators that read or make what is observed: additions, products,
     pooling.

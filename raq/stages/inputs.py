@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.stages.call import WEIGHTS, Call
-
-if TYPE_CHECKING:
-    from raq.model.dataset import Dataset
-    from raq.model.parity import Chain
-
-from typing import TYPE_CHECKING
-
 from raq.experiment.schema import Data
+from raq.stages.call import WEIGHTS, Call
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -3,15 +3,11 @@
 With a shared folder these functions do nothing. Neither torch nor ray.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from raq.model.checkpoints import TrainingContext
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import RaqError
@@ -20,6 +16,7 @@ from raq.store.files import file_digest
 from raq.store.local import refuse_changed, stage_files
 
 if TYPE_CHECKING:
+    from raq.model.checkpoints import TrainingContext
     from raq.store.remote import RemoteStore
 
 
