@@ -13,16 +13,15 @@ import struct
 import sys
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
 
 def resident_bytes() -> int | None:
     """The resident memory of this process; None where the system does not tell."""
-    if not os.path.exists("/proc/self/statm"):  # noqa: PTH110
-        return None
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
 
 
 def main() -> None:

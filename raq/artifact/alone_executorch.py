@@ -1,5 +1,7 @@
 """How a process without raq loads an ExecuTorch program: with ExecuTorch alone. Run by alone.py; imports no raq."""
 
+from typing import Any
+
 FOREIGN: set[str] = set()  # ExecuTorch itself imports torchao
 
 
@@ -10,8 +12,8 @@ def prepare(threads: int) -> None:
     portable_lib._unsafe_reset_threadpool(threads)
 
 
-def load(path: str):  # type: ignore[no-untyped-def]
-    """The program as a function of images."""
+def load(path: str) -> Any:
+    """The program as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method("forward")

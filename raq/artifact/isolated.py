@@ -127,7 +127,11 @@ class IsolatedProcess:
                 self.connection.send_bytes(request)
             return self.connection.recv_bytes(MAX_ANSWER_BYTES)
         except (OSError, EOFError) as error:
-            what = "its process ended" if isinstance(error, EOFError | ConnectionError) else f"its answer: {error}"
+            what = (
+                "its process ended"
+                if isinstance(error, EOFError | ConnectionError)
+                else f"its answer cannot be read: {error}"
+            )
             raise self._failure(f"no answer within {timeout_s:.0f} s" if late.is_set() else what) from None
         finally:
             timer.cancel()

@@ -95,8 +95,12 @@ FP32_RUNTIME = "inductor"
 
 
 def runtime_of_backend(backend: str | None) -> Runtime:
-    """The runtime that executes what this backend quantizes; without one, what executes FP32 programs."""
-    return next((each for each in RUNTIMES.values() if backend in each.backends), RUNTIMES[FP32_RUNTIME])
+    """The runtime that executes what this backend quantizes; None: the one that executes FP32 programs."""
+    if backend is None:
+        return RUNTIMES[FP32_RUNTIME]
+    found = next((each for each in RUNTIMES.values() if backend in each.backends), None)
+    assert found is not None, f"no runtime executes what the backend {backend} quantizes"
+    return found
 
 
 def runtime_of_file(path: Path) -> Runtime:
