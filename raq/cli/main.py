@@ -85,6 +85,7 @@ def run(
     console = new_console()
     if not outcome.ran:
         console.print("Nothing to do: every stage is there already.", highlight=False)
+    console.print()
     print_summary(console, summarise(outcome.folder))
 
 

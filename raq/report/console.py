@@ -57,7 +57,7 @@ def print_summary(console: Console, summary: Summary, details: bool = False) -> 
     On a terminal too narrow for all latencies in one table, each batch size has a table of its own.
     """
     summary = clean(summary)
-    console.print(f"\n{summary['experiment']}, run {summary['run']}", markup=False, highlight=False, style="bold")
+    say(console, f"{summary['experiment']}, run {summary['run']}", "bold")
     _print_sweeps(console, summary)
     keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
     for group in [keys] if fits(console, summary, keys) else [[key] for key in keys]:
