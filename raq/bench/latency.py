@@ -1,13 +1,13 @@
 """Latency of several contenders, side by side: each in a process of its own, rounds interleaved, one at a time.
 
-Two runtimes in one process disturb one another by up to 40% (spinning thread pools), a shared machine drifts by tens
-of percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies):
-so contenders take turns round by round, every two rounds or so in fresh processes, and a speedup comes from the ratios
+Two runtimes in one process disturb one another by up to 40% (spinning thread pools), a shared machine drifts by tens of
+percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies): so
+contenders take turns round by round, every two rounds or so in fresh processes, and a speedup comes from the ratios
 within rounds, a value a launch (ratio_statistics.py). The order in which a launch's processes start, are warmed up and
 take their first turns is drawn for every other launch, and turned round for the next one; so is that of turns from
-round to round. So each contender comes before each other one as often as after it: the one that always came first was 0.1%
-faster than its twin. FP32 in eager mode, the slowest to start and to run, has fewer turns: what is shipped is decided
-between artifacts.
+round to round. So each contender comes before each other one as often as after it: the one that always came first was
+0.1% faster than its twin. FP32 in eager mode, the slowest to start and to run, has fewer turns: what is shipped is
+decided between artifacts.
 """
 
 import random
