@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from raq.artifact.runtimes import runtime_of_backend
 from raq.doctor import before_run
-from raq.environment import EXECUTORCH_HINT, environment, versions
+from raq.environment import environment, versions
 from raq.errors import RaqError, UserError
 from raq.experiment.load import load_experiment
 from raq.plan.kinds import KINDS
@@ -180,8 +181,13 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
         if stage.name in stale:
             demand_of(stage, nodes)
     for name in prepared.experiment.candidates:
-        if prepared.experiment.backend(name) == "xnnpack" and versions(("executorch",))["executorch"] is None:
-            raise UserError(f"{name}.backend: xnnpack needs ExecuTorch, which is not installed", EXECUTORCH_HINT)
+        backend = prepared.experiment.backend(name)
+        missing = [library for library, found in versions(runtime_of_backend(backend).libraries).items() if not found]
+        if missing:
+            raise UserError(
+                f"{name}.backend: {backend} needs {' and '.join(missing)}, not installed here",
+                f"install the extra: uv sync --extra {missing[0]} (or pip install 'raq[{missing[0]}]')",
+            )
     compiles = any(KINDS[stage.kind].needs_compiler and stage.name in stale for stage in prepared.plan)
     wrong = before_run(store.root, compiles=compiles)
     if wrong:

@@ -1,4 +1,10 @@
-"""One compiled program for every calibration of a network: scales and zero points are its inputs."""
+"""One compiled program for every calibration of a network: scales and zero points are its inputs.
+
+What differs between two calibrations are the ranges of the activations, and nothing else of the graph. So the graph
+that stands for them all takes the scales and zero points as inputs, with the weights as their integers hold them, and
+is compiled once: fake quantization in float, which is what `convert` comes to (the parity chain of the chosen candidate
+shows by how much).
+"""
 
 import copy
 from collections.abc import Callable, Sequence

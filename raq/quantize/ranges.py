@@ -1,9 +1,6 @@
-"""Many calibrations of one network: each image read once for all sizes. See artifact/parametric.py for the program.
+"""Many calibrations of one network, each image read once for all sizes; and what of a graph has ranges.
 
-What differs between two calibrations are the ranges of the activations, and nothing else of the graph. So the graph
-that stands for them all takes the scales and zero points as inputs, with the weights as their integers hold them, and
-is compiled once: fake quantization in float, which is what `convert` comes to (the parity chain of the chosen candidate
-shows by how much). Runs through plain torch; sweeps over a cluster are cluster/ray_tune_ptq.py's.
+The program that stands for all calibrations is artifact/parametric.py's. Plain torch, never ray.
 """
 
 import copy
@@ -24,9 +21,8 @@ from raq.model.dataset import Dataset
 from raq.quantize.export import switch_name
 from raq.quantize.ptq import QuantizationOptions, calibration_sample, observe, prepare_graph
 
-Ranges = tuple[
-    NDArray[np.float32], NDArray[np.int32]
-]  # scales [K], zero points [K], in the order of `activation_observers`
+Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]
+"""Scales [K] and zero points [K], in the order of `activation_observers`."""
 
 
 def prepared_from(
