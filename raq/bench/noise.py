@@ -69,7 +69,9 @@ def classify(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: 
         or (foreign is not None and foreign > max(MAX_FOREIGN_CPUS, doubt))
         or (stolen is not None and stolen > max(MAX_STOLEN_CPUS, doubt))
     )
-    return Sample(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, reply.get("handover_us"))
+    handover_us = reply.get("handover_us")  # a difference of two times: of one that is not positive nothing is known
+    known_us = handover_us if handover_us is not None and handover_us > 0 else None
+    return Sample(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, known_us)
 
 
 def near_handover(taken: Iterable[Sample], remembered_us: float | None = None) -> float | None:

@@ -141,3 +141,13 @@ def test_a_real_neighbour_on_the_same_cpu_is_noticed() -> None:
     assert beside.disturbed
     assert beside.waited > 0.3, "the scheduler gives each of the two about half"
     assert beside.foreign_cpus > 0.3
+
+
+def test_a_handover_that_is_not_positive_is_not_known() -> None:
+    """It is a difference of two medians, which a disturbance of the smaller one makes negative: then nothing is near."""
+    quiet = CpuTimes(0.0, None, None), CpuTimes(0.1, None, None)
+    samples = [classify({**reply(), "handover_us": us}, *quiet, 0) for us in (-12.0, 0.0, None, 1.0, 1.1)]
+    assert [sample.handover_us for sample in samples] == [None, None, None, 1.0, 1.1]
+    found = summary(samples)
+    assert found["handover_us"]["near"] == 1.0
+    assert found["far_apart_slots"] == 0
