@@ -144,7 +144,7 @@ def test_a_real_neighbour_on_the_same_cpu_is_noticed() -> None:
 
 
 def test_a_handover_that_is_not_positive_is_not_known() -> None:
-    """It is a difference of two medians, which a disturbance of the smaller one makes negative: then nothing is near."""
+    """A difference of two medians, negative where the smaller one was disturbed: all others would seem far."""
     quiet = CpuTimes(0.0, None, None), CpuTimes(0.1, None, None)
     samples = [classify({**reply(), "handover_us": us}, *quiet, 0) for us in (-12.0, 0.0, None, 1.0, 1.1)]
     assert [sample.handover_us for sample in samples] == [None, None, None, 1.0, 1.1]
