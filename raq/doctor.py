@@ -96,19 +96,17 @@ def compiler() -> Finding:
 
 def _cpu() -> list[Finding]:
     here = machine()
-    findings = [Finding("CPU", "ok", f"{here['cpu']}, {here['cpus']} CPUs for this process, {here['architecture']}")]
-    findings += [Finding(f"  {feature}", "ok", FEATURE_MEANING.get(feature, "")) for feature in here["features"]]
-    if here["architecture"] in ("x86_64", "AMD64") and not has_vnni(here):
+    findings = [Finding("CPU", "ok", f"{here.cpu}, {here.cpus} CPUs for this process, {here.architecture}")]
+    findings += [Finding(f"  {feature}", "ok", FEATURE_MEANING.get(feature, "")) for feature in here.features]
+    if here.architecture in ("x86_64", "AMD64") and not has_vnni(here):
         findings.append(
             Finding("  no VNNI", "note", "int8 kernels could saturate: activations get 7 bits (reduce_range)")
         )
-    if here["architecture"] not in ("x86_64", "AMD64"):
+    if here.architecture not in ("x86_64", "AMD64"):
         findings.append(
             Finding("  not x86", "note", "int8 kernels of the x86 backend are not there: it lowers to float")
         )
-    findings += [
-        Finding("  set here", "note", f"{name}={value}") for name, value in (here.get("settings") or {}).items()
-    ]
+    findings += [Finding("  set here", "note", f"{name}={value}") for name, value in here.settings.items()]
     return findings
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +77,12 @@ def versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str | None]:
 
 
 @cache
+def torch_version() -> str:
+    """The version of torch that is installed, without the name of its build."""
+    return metadata.version("torch").partition("+")[0]
+
+
+@cache
 def commit() -> str | None:
     """The commit of the checkout that this package runs from, "-dirty" if changed; None outside a checkout."""
     folder = Path(__file__).resolve().parent
@@ -86,24 +93,46 @@ def commit() -> str | None:
     return None if revision is None else revision + ("-dirty" if changed else "")
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What measured times and compiled code depend on.
+
+    cpus: those that a process may use, None if unknown; features: of the CPU, those that matter; gpus: their names;
+    settings: environment variables that can change an outcome; compiler: the C++ compiler's own words, None without.
+    """
+
+    cpu: str
+    architecture: str
+    features: list[str]
+    cpus: int | None
+    gpus: list[str] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+    compiler: str | None = None
+
+    def as_record(self, *keys: str) -> dict[str, Any]:
+        """As plain values, for a record: these keys, or all."""
+        values = asdict(self)
+        return {key: values[key] for key in keys or values}
+
+
 @cache
-def machine() -> dict[str, Any]:
-    """What measured times and compiled code depend on: CPU model, features, count; GPUs by name."""
+def machine() -> Machine:
+    """The machine that this process runs on."""
     cpu: dict[str, str] = {}
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.is_file() else []:
         key, _, value = line.partition(":")
         cpu.setdefault(key.strip(), value.strip())
     flags = (cpu.get("flags") or cpu.get("Features") or "").split()
-    return {
-        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
-        "architecture": platform.machine(),
-        "features": [feature for feature in FEATURES if feature in flags],
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": gpus(),
-        "settings": settings_of(os.environ),
-        "compiler": compiler_version(),
-    }
+    return Machine(
+        cpu=cpu.get("model name") or platform.processor() or platform.machine(),
+        architecture=platform.machine(),
+        features=[feature for feature in FEATURES if feature in flags],
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        gpus=gpus(),
+        settings=settings_of(os.environ),
+        compiler=compiler_version(),
+    )
 
 
 @contextmanager
@@ -184,12 +213,12 @@ def _number(text: str) -> float | None:
         return None
 
 
-def has_vnni(machine: Mapping[str, Any]) -> bool:
+def has_vnni(machine: Machine) -> bool:
     """Whether int8 products are added in 32 bits, so that 8-bit activations cannot saturate.
 
-    machine: as `machine()` describes it; what oneDNN was told not to use does not count.
+    What oneDNN was told not to use does not count.
     """
-    usable = usable_features(machine["features"], machine.get("settings") or {})
+    usable = usable_features(machine.features, machine.settings)
     return any(feature in usable for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
@@ -207,7 +236,7 @@ def environment() -> dict[str, Any]:
         "system": platform.system(),
         "versions": versions((*LIBRARIES, "executorch", "raq")),
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine().as_record(),
     }
 
 

@@ -3,6 +3,11 @@
 Imports nothing of raq, torch or ray, so that any part may raise these and any process may unpickle them.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class RaqError(Exception):
     """An error with a line for what is wrong and a line for what to do next.
@@ -33,3 +38,19 @@ class StageError(RaqError):
 
 class LostError(RaqError):
     """Processes or nodes that a stage needs were lost, by no fault of its own: it may be tried again."""
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error says; its type's name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def last_line(error: object) -> str:
+    """The last line of what an error or a log says, after any trace; its type's name if it says nothing."""
+    return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
+
+
+def first_problem(error: "ValidationError") -> tuple[str, str]:
+    """Of what pydantic found wrong, the first: the key, with those that it is under, and what is wrong with it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(str(part)[:60] for part in first["loc"]), first["msg"]

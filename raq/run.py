@@ -6,7 +6,7 @@ Imports neither torch nor ray at its top; a run with nothing to do starts neithe
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -20,10 +20,11 @@ from raq.plan.prepare import Prepared, prepare
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 from raq.plan.stale import stale_stages
-from raq.store.files import Record, now, read_json
+from raq.store.files import Record, now
 from raq.store.local import Store, read_run
 from raq.store.object_storage import StorageError, subscribed
 from raq.store.opening import open_store
+from raq.store.views import View, view, view_file
 
 if TYPE_CHECKING:
     from raq.cluster.nodes import Node
@@ -138,9 +139,9 @@ def _complete(
     """Do the stale stages on the cluster that was joined, or on one started here if there are any."""
     stale = stale_stages(prepared.plan, store, fresh)
     for stage in prepared.plan:
-        record = store.find(stage.kind, stage.fingerprint)
-        if stage.name not in stale and record is not None:
-            check_results(stage, record["results"], prepared.experiment.require)
+        results = store.results(stage.kind, stage.fingerprint)
+        if stage.name not in stale and results is not None:
+            check_results(stage, results, prepared.experiment.require)
     if not stale:
         same = _same_run(store, prepared)
         return Outcome(same or _write_run(store, store.new_run(prepared.experiment.name), prepared, {}), [])
@@ -220,11 +221,22 @@ def _logs_kept(store: Store, folder: Path) -> Iterator[None]:
             store.keep_logs(folder)
 
 
+class _StageOfRun(View):
+    fingerprint: str
+
+
+class _Run(View):
+    stages: dict[str, _StageOfRun]
+    complete: bool
+    settings: dict[str, Any]
+    started_at: str | None = None
+
+
 def _write_run(
     store: Store, folder: Path, prepared: Prepared, stale: Mapping[str, str], error: str | None = None
 ) -> Path:
     """Write run.json; a run is complete if it ended without an error."""
-    earlier = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    earlier = view_file(_Run, folder / "run.json").started_at if (folder / "run.json").is_file() else None
     stages = {
         stage.name: {
             "kind": stage.kind,
@@ -240,12 +252,12 @@ def _write_run(
             "id": folder.name,
             "experiment": prepared.experiment.name,
             "settings": prepared.experiment.model_dump(mode="json"),
-            "data": prepared.data,
+            "data": asdict(prepared.data),
             "stages": stages,
             "environment": environment(),
             "complete": error is None,
             "error": error,
-            "started_at": earlier.get("started_at") or now(),
+            "started_at": earlier or now(),
             "finished_at": now(),
         },
     )
@@ -258,10 +270,10 @@ def _same_run(store: Store, prepared: Prepared) -> Path | None:
     settings = prepared.experiment.model_dump(mode="json")
     for folder in reversed(store.run_folders()):
         try:
-            record = read_run(folder)
+            record = view(_Run, read_run(folder), str(folder))
         except UserError:
             continue
-        found = {name: stage["fingerprint"] for name, stage in record["stages"].items()}
-        if record["complete"] and found == wanted and record["settings"] == settings:
+        found = {name: stage.fingerprint for name, stage in record.stages.items()}
+        if record.complete and found == wanted and record.settings == settings:
             return folder
     return None

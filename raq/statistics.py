@@ -60,7 +60,13 @@ def drop_interval(lost: float, won: float, images: float, confidence: float = CO
         )
 
     estimate, edge = (lost - won) / images, 1 - 1e-12
-    below, above = (lambda d: score(d) - quantile_of_normal), (lambda d: score(d) + quantile_of_normal)
+
+    def below(drop: float) -> float:
+        return score(drop) - quantile_of_normal
+
+    def above(drop: float) -> float:
+        return score(drop) + quantile_of_normal
+
     low = brentq(below, -edge, estimate) if below(-edge) > 0 > below(estimate) else -1.0
     high = brentq(above, estimate, edge) if above(estimate) > 0 > above(edge) else 1.0
     return 100 * float(low), 100 * float(high)

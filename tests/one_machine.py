@@ -29,7 +29,15 @@ class Machine:
         stage = plan[name]
         inputs = {role: str(self.folder(plan[source])) for role, source in stage.inputs.items()}
         work = str(self.store.work_folder(stage.kind, stage.fingerprint))
-        return Call(name, stage.kind, stage.settings, inputs, work, None, None, str(self.place.folder), 1, 0, 1)
+        return Call(
+            name=name,
+            kind=stage.kind,
+            settings=stage.settings,
+            inputs=inputs,
+            folder=work,
+            working_directory=str(self.place.folder),
+            cpus=1,
+        )
 
     def folder(self, stage: Stage) -> Path:
         return self.store.stage_folder(stage.kind, stage.fingerprint)

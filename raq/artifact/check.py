@@ -13,16 +13,28 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.artifact.generated_code import METADATA_KEY, GeneratedCode, input_shape
-from raq.artifact.judgement import Evidence, evidence_of, why_not_int8
+from raq.artifact.checked import Checked, CheckedLayer, Trial
+from raq.artifact.executed import KnownLayer, summary
+from raq.artifact.generated_code import GeneratedCode
+from raq.artifact.judgement import (
+    AuditedLayer,
+    Evidence,
+    Lowered,
+    OtherOperation,
+    evidence_of,
+    weight_sizes,
+    why_not_int8,
+)
+from raq.artifact.metadata import Metadata
 from raq.artifact.runtimes import in_parts, read, runtime_of_file
-from raq.artifact.sizes import FLOATS, ledger
+from raq.artifact.sizes import FLOATS, Ledger, ledger
 from raq.artifact.wrapper_code import FLOAT
-from raq.environment import gpus, machine, versions
+from raq.environment import gpus, machine, torch_version
 from raq.errors import StageError, UserError
 from raq.model.parity import sqnr_db
-from raq.store.files import file_digest, read_json
+from raq.store.files import file_digest
 from raq.store.local import Store
+from raq.store.views import View, view, view_file
 
 if TYPE_CHECKING:
     from raq.artifact.isolated import IsolatedProcess
@@ -32,12 +44,36 @@ ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni
                 "NEON": "asimd"}  # fmt: skip
 MIN_DB_BETWEEN_BATCHES = 20.0
 MAX_BYTES = 8_000_000_000
-MAX_MACS = 10**18
-Found = dict[str, Any]
 
 
-def check(path: Path, results: Path, *, run: bool, require: float, max_float_weights: float = 0.5) -> Found:
-    """What can be said of an artifact, as plain values; `problems` is empty if nothing is wrong with it.
+class _AuditedLayer(AuditedLayer):
+    operator: str = ""
+    annotated: bool | None = None
+    kernel: str | None = None
+
+
+class _Audit(View):
+    layers: list[_AuditedLayer]
+    others: tuple[OtherOperation, ...] = ()
+
+
+class _Shown(View):
+    audit: _Audit
+
+
+class _Vouched(Lowered):
+    """The results of the lower stage that made a file; all is None of a damaged record: it vouches for nothing."""
+
+    sha256: str | None = None
+
+
+class _Named(View):
+    kind: str
+    fingerprint: str
+
+
+def check(path: Path, results: Path, *, run: bool, require: float, max_float_weights: float = 0.5) -> dict[str, Any]:
+    """What can be said of an artifact, as plain values (`Checked`); `problems` is empty if nothing is wrong with it.
 
     results: the folder whose records vouch for artifacts that lie in it; run: load it even if none does; require: the
     least share of MACs in int8 of one that is to be int8 (all but those that raq marked fp32); max_float_weights: the
@@ -47,15 +83,14 @@ def check(path: Path, results: Path, *, run: bool, require: float, max_float_wei
         raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
     problem = _not_an_artifact(path)
     if problem:
-        found = _nothing_found(path, None, path.stat().st_size)
-        found["problems"].append(f"{path}: {problem}")
-        return found
+        return Checked(str(path), None, path.stat().st_size, problems=[f"{path}: {problem}"]).as_record()
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "artifact"  # what is digested is what is read and run
         shutil.copyfile(path, own)
-        found = _check(path, own, _record(path, Store(results.resolve())), run=run)
+        found = Checked(str(path), file_digest(own), own.stat().st_size)
+        _check(path, own, _record(path, Store(results.resolve())), found, run=run)
     _judge(found, require, max_float_weights)
-    return found
+    return found.as_record()
 
 
 def _not_an_artifact(path: Path) -> str | None:
@@ -68,47 +103,44 @@ def _not_an_artifact(path: Path) -> str | None:
     return f"not a readable package: {size / 1e9:.1f} GB is more than any artifact has" if size > MAX_BYTES else None
 
 
-def _nothing_found(path: Path, digest: str | None, size: int) -> Found:
-    return {"path": str(path), "sha256": digest, "size_bytes": size, "vouched": None, "metadata": None,
-            "int8_mac_share": None, "executed_int8_mac_share": None, "float_weight_share": None,
-            "reorders_per_call": {}, "layers": [], "others": [], "executed_layers": [], "ledger": None,
-            "ran": None, "problems": [], "notes": []}  # fmt: skip
-
-
-def _check(path: Path, own: Path, record: Found | None, *, run: bool) -> Found:
-    digest = file_digest(own)
-    found = _nothing_found(path, digest, own.stat().st_size)
+def _check(path: Path, own: Path, record: dict[str, Any] | None, found: Checked, *, run: bool) -> None:
+    """Add what is read from the file, its copy `own`, and, if it may run here, what running it tells."""
+    made = _Vouched()
     if record is not None:
-        found["vouched"] = record.get("sha256") == digest
-        if not found["vouched"]:
-            found["problems"].append("it is not the file that was evaluated: its digest is not the one in its record")
+        told = view(_Vouched, record, str(path.parent / "record.json"))
+        found.vouched = told.sha256 == found.sha256
+        if found.vouched:
+            made = told
+        else:
+            found.problems.append("it is not the file that was evaluated: its digest is not the one in its record")
     try:
         code = read(own)
     except StageError as error:
-        found["problems"].append(error.message.replace(str(own), str(path)))
-        return found
-    ours: Found = code.metadata.get(METADATA_KEY) or {}
-    made = record if record is not None and found["vouched"] else {}
-    audit = made.get("audit")
-    found |= {"metadata": code.metadata, "layers": audit["layers"] if audit else _layers(code),
-              "others": audit.get("others", []) if audit else [],
-              "int8_mac_share": audit["int8_mac_share"] if audit else share_of_code(code, ours),
-              "by_choice_share": evidence_of(made).by_choice if audit else 0.0,
-              "total_macs": made.get("macs", _count(ours.get("macs"))), "ledger": ledger(code).as_record(),
-              "float_weight_share": made.get("float_weight_share", float_weights_of_code(code))}  # fmt: skip
-    runs_here = _judge_machine(found, ours)
-    if (run or found["vouched"]) and runs_here:
-        _run(own, path, found)
-    return found
+        found.problems.append(error.message.replace(str(own), str(path)))
+        return
+    found.metadata = Metadata(code.metadata)
+    found.ledger = ledger(code)
+    found.total_macs = made.macs if made.macs is not None else found.metadata.macs
+    known = made.float_weight_share
+    found.float_weight_share = known if known is not None else float_weights_of_code(code)
+    if made.audit is None or record is None:
+        found.layers, found.int8_mac_share = _layers(code), share_of_code(code, found.metadata)
+    else:
+        audit = view(_Shown, record, str(path.parent / "record.json")).audit
+        found.layers = [CheckedLayer(**layer.model_dump()) for layer in audit.layers]
+        found.others, found.int8_mac_share = list(audit.others), made.audit.int8_mac_share
+        found.by_choice_share = evidence_of(made).by_choice
+    if _judge_machine(found, found.metadata) and (run or found.vouched):
+        _run(own, path, found, found.metadata, found.ledger)
 
 
-def share_of_code(code: GeneratedCode, ours: Found) -> float | None:
+def share_of_code(code: GeneratedCode, metadata: Metadata) -> float | None:
     """The share of MACs that integer kernels do, by the code alone.
 
-    Of all kernel calls, or of all that the network does, as the metadata `ours` has it, if that is more. None if a call
+    Of all kernel calls, or of all that the network does, as the metadata has it, if that is more. None if a call
     is of unknown size: then it may be of anything, unless it is an ordinary matrix product of which the total tells.
     """
-    told = _count(ours.get("macs"))
+    told = metadata.macs
     unknown = [call.kernel for call in code.calls if call.macs is None]
     if any(told is None or not FLOAT.search(kernel) for kernel in unknown):
         return None
@@ -127,150 +159,133 @@ def float_weights_of_code(code: GeneratedCode) -> float | None:
     return sizes[True] / total if total else None
 
 
-def _count(told: Any) -> int | None:
-    """A number of multiply-accumulates that a file tells; None if it tells none that makes sense."""
-    return told if type(told) is int and 0 < told < MAX_MACS else None
-
-
-def _layers(code: GeneratedCode) -> list[Found]:
+def _layers(code: GeneratedCode) -> list[CheckedLayer]:
     """Kernel calls as layers, by the name of their weight: all that a package tells without its program."""
     return [
-        {
-            "name": call.layer or call.weight or f"call {number}",
-            "operator": "conv" if "conv" in call.kernel else "linear",
-            "macs": call.macs,
-            "annotated": None,
-            "int8": call.integer,
-            "kernel": call.kernel,
-            "reason": "" if call.integer else "the code calls a float kernel",
-        }
+        CheckedLayer(
+            name=call.layer or call.weight or f"call {number}",
+            operator="conv" if "conv" in call.kernel else "linear",
+            macs=call.macs,
+            annotated=None,
+            int8=call.integer,
+            kernel=call.kernel,
+            reason="" if call.integer else "the code calls a float kernel",
+        )
         for number, call in enumerate(code.calls)
     ]
 
 
-def _record(path: Path, store: Store) -> Found | None:
-    """The results of the stage that made the file, if it lies in this store."""
+def _record(path: Path, store: Store) -> dict[str, Any] | None:
+    """The results of the stage that made the file, if it lies in this store; none of them from a damaged record."""
     folder = path.resolve().parent
     if folder.parent != store.root / "stages":
         return None
     try:
-        record = read_json(folder / "record.json")
+        named = view_file(_Named, folder / "record.json")
+        known = store.results(named.kind, named.fingerprint)
     except UserError:
         return {}  # damaged: it vouches for nothing
-    known = store.find(str(record.get("kind")), str(record.get("fingerprint")))
-    results = known["results"] if known is not None and known.get("kind") == "lower" else {}
-    return results if isinstance(results, dict) else {}
+    return {} if known is None or named.kind != "lower" else known
 
 
-def _judge(found: Found, require: float, max_float_weights: float) -> None:
+def _judge(found: Checked, require: float, max_float_weights: float) -> None:
     """Add what is wrong with it, by the same judgement as the gate of a run."""
-    if found["ledger"] is None:
+    if found.ledger is None or found.metadata is None:
         return
-    ours: Found = found["metadata"].get(METADATA_KEY) or {}
-    if found["metadata"].get("AOTI_DEVICE_KEY", "cpu") != "cpu":
-        found["notes"].append("made for a GPU: there its arithmetic is float, whatever its weights are")
-    elif ours.get("candidate") == "fp32":
-        found["notes"].append("marked as fp32: nothing is to be int8")
+    candidate = found.metadata.candidate
+    if found.metadata.device != "cpu":
+        found.notes.append("made for a GPU: there its arithmetic is float, whatever its weights are")
+    elif candidate == "fp32":
+        found.notes.append("marked as fp32: nothing is to be int8")
     else:
-        evidence = Evidence(
-            found["int8_mac_share"],
-            found["executed_int8_mac_share"],
-            found["by_choice_share"],
-            found["float_weight_share"],
-        )
+        executed = found.executed.executed_int8_mac_share
+        evidence = Evidence(found.int8_mac_share, executed, found.by_choice_share, found.float_weight_share)
         missing = why_not_int8(evidence, require, max_float_weights)
         if missing:
-            said = f"offered as {ours['candidate']}, and " if "candidate" in ours else ""
-            floats = [*(layer for layer in found["layers"] if not layer["int8"]), *found["others"]]
-            found["problems"].insert(
-                0, f"not quantized: {said}{' and '.join(missing)}; {len(floats)} of "
-                f"{len(found['layers']) + len(found['others'])} operations are float"
+            said = "" if candidate is None else f"offered as {candidate}, and "
+            floats = len(found.others) + sum(not layer.int8 for layer in found.layers)
+            found.problems.insert(
+                0, f"not quantized: {said}{' and '.join(missing)}; {floats} of "
+                f"{len(found.layers) + len(found.others)} operations are float"
             )  # fmt: skip
-    if not found["vouched"] and ours.get("float_by_choice"):
-        found["notes"].append(
+    if not found.vouched and found.metadata.float_by_choice:
+        found.notes.append(
             "it says that layers are in float by choice: no record vouches for it; --min-int8-share sets the limit"
         )
-    if not found["vouched"] and not found["ran"]:
-        found["notes"].append(
+    if not found.vouched and not found.ran:
+        found.notes.append(
             "read, not run: whether its native code comes from the C++ inside is not known; --run shows what runs"
         )
-    repacked = {size: count for size, count in found["reorders_per_call"].items() if count}
+    repacked = {size: count for size, count in found.executed.reorders_per_call.items() if count}
     if repacked:
         counts = ", ".join(f"{count} at batch {size}" for size, count in repacked.items())
-        found["notes"].append(f"weights are packed anew at every call, which is time lost: {counts}")
-    if found["ledger"]["duplicates"]:
-        named = ", ".join(found["ledger"]["duplicates"][:5])
-        found["problems"].append(f"float copies of int8 weights are kept: {named}")
+        found.notes.append(f"weights are packed anew at every call, which is time lost: {counts}")
+    if found.ledger.duplicates:
+        found.problems.append(f"float copies of int8 weights are kept: {', '.join(found.ledger.duplicates[:5])}")
 
 
-def _judge_machine(found: Found, ours: Found) -> bool:
+def _judge_machine(found: Checked, metadata: Metadata) -> bool:
     """Whether it can be run here; if not, why is added."""
     problems: list[str] = []
-    here = str(versions(("torch",))["torch"]).split("+")[0]
-    native = "executorch" not in ours  # a .pte is data for its runtime, whatever torch made it
-    if native and ours.get("torch") not in (None, here):
-        problems.append(f"made by torch {ours['torch']}, here is torch {here}: lower it again")
-    made_for = found["metadata"].get("AOTI_MACHINE")
-    if made_for not in (None, "", platform.machine()):
-        problems.append(f"made for {made_for}, and this machine is {platform.machine()}")
-    features = machine()["features"]
-    needed = str(found["metadata"].get("AOTI_CPU_ISA", "")).split()
+    here = torch_version()
+    if metadata.torch not in (None, here):
+        problems.append(f"made by torch {metadata.torch}, here is torch {here}: lower it again")
+    if metadata.architecture not in (None, platform.machine()):
+        problems.append(f"made for {metadata.architecture}, and this machine is {platform.machine()}")
+    features = machine().features
+    needed = metadata.instruction_sets
     lacking = [isa for isa in needed if isa in ISA_FEATURES and ISA_FEATURES[isa] not in features]
     if lacking:
         problems.append(f"made for a CPU with {', '.join(lacking)}, which this one has not: it would crash here")
     unknown = [isa for isa in needed if isa not in ISA_FEATURES]
     if unknown:
-        found["notes"].append(f"made for a CPU with {', '.join(unknown)}, which is not known here")
-    found["problems"] += problems
-    if found["metadata"].get("AOTI_DEVICE_KEY", "cpu") != "cpu" and not gpus():
-        found["notes"].append("not run: there is no GPU here")
+        found.notes.append(f"made for a CPU with {', '.join(unknown)}, which is not known here")
+    found.problems += problems
+    if metadata.device != "cpu" and not gpus():
+        found.notes.append("not run: there is no GPU here")
         return False
     return not problems
 
 
-def _run(own: Path, path: Path, found: Found) -> None:
-    """Load it in a fresh process and try batches of 1 and 3; what is wrong is added."""
+def _run(own: Path, path: Path, found: Checked, metadata: Metadata, sizes: Ledger) -> None:
+    """Load it in an isolated process and try batches of 1 and 3; what is wrong is added."""
     import torch
 
     from raq.artifact.isolated import IsolatedProcess
 
-    sizes = input_shape(found["metadata"])
-    if sizes is None:
-        found["problems"].append("its input is not known (raq did not make it), so that it cannot be tried")
+    shape = metadata.input_shape
+    if shape is None:
+        found.problems.append("its input is not known (raq did not make it), so that it cannot be tried")
         return
-    images = torch.randn(3, *sizes, generator=torch.Generator().manual_seed(0))
-    most = (found["metadata"].get(METADATA_KEY) or {}).get("max_batch")
+    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        with IsolatedProcess(own, str(found["metadata"].get("AOTI_DEVICE_KEY", "cpu"))) as process:
-            network = in_parts(process, most if type(most) is int and 0 < most < len(images) else len(images))
+        with IsolatedProcess(own, metadata.device) as process:
+            network = in_parts(process, min(metadata.max_batch or len(images), len(images)))
             three = network(images)
             single = torch.cat([network(images[n : n + 1]) for n in range(3)])
             again = network(images)
-            told = process.told
-            if process.runtime.reports_kernels and found["metadata"].get("AOTI_DEVICE_KEY", "cpu") == "cpu":
-                _trace(process, sizes, found)
+            if process.runtime.reports_kernels and metadata.device == "cpu":
+                _trace(process, shape, found, sizes)
     except StageError as error:
-        found["problems"].append(error.message.replace(str(own), str(path)))
+        found.problems.append(error.message.replace(str(own), str(path)))
         return
     if not torch.isfinite(three).all() or not torch.isfinite(single).all():
-        found["problems"].append("it gives logits that are not finite")
+        found.problems.append("it gives logits that are not finite")
     elif not torch.equal(three, again):
-        found["problems"].append("it gives other logits for the same images when run again")
+        found.problems.append("it gives other logits for the same images when run again")
     between = sqnr_db(three.numpy(), single.numpy())
     if between is not None and between < MIN_DB_BETWEEN_BATCHES:
-        found["problems"].append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
-    found["ran"] = {"runtime": process.runtime.name, "load_s": told["load_s"], "resident_bytes": told["resident_bytes"],
-                    "classes": int(three.shape[1]), "batches_sqnr_db": between}  # fmt: skip
+        found.problems.append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
+    loaded = process.loaded
+    found.ran = Trial(process.runtime.name, loaded.load_s, loaded.resident_bytes, int(three.shape[1]), between)
 
 
-def _trace(process: "IsolatedProcess", shape: tuple[int, ...], found: Found) -> None:
+def _trace(process: "IsolatedProcess", shape: tuple[int, ...], found: Checked, sizes: Ledger) -> None:
     """Let oneDNN tell which kernels it executes; StageError if it ends meanwhile."""
-    from raq.artifact.executed import summary
-
-    constants = found["ledger"]["constants"]
-    sizes = {math.prod(entry["shape"]) for entry in constants if len(entry["shape"]) > 1}
-    total = found["total_macs"]
-    if total is None and all(layer["macs"] is not None for layer in found["layers"]):
-        total = sum(layer["macs"] for layer in found["layers"])  # of a stranger's: all that its code calls
-    known = [layer for layer in found["layers"] if layer["macs"] is not None]
-    found |= summary(process.trace(shape, sizes), total, known)
+    counted = [KnownLayer(layer.name, layer.macs) for layer in found.layers if layer.macs is not None]
+    total = found.total_macs
+    if total is None and len(counted) == len(found.layers):
+        total = sum(layer.macs for layer in counted)  # of a stranger's: all that its code calls
+    found.executed = summary(
+        process.trace(shape, weight_sizes(entry.shape for entry in sizes.constants)), total, counted
+    )

@@ -8,13 +8,12 @@ of weights that are packed anew at every call, which is time that nothing comput
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 TRACED_BATCHES, MAX_BATCH = (1, 8), 1_000_000
 TRACED_CALLS = 3  # the last one counts: the first ones pack weights and build kernels once
-Layer = Mapping[str, Any]
 INTEGERS = ("u8", "s8")
 MULTIPLYING = ("convolution", "deconvolution", "inner_product", "matmul", "rnn")
 SIZES = re.compile(r"(mb|ic|oc|od|oh|ow|kd|kh|kw|id|ih|iw|g)(\d+)")
@@ -52,6 +51,42 @@ class Traced:
     int8_macs: float
     macs: float | None
     repacked: int
+
+
+@dataclass(frozen=True)
+class KnownLayer:
+    """A layer of the network. macs: for one image."""
+
+    name: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class ExecutedLayer:
+    """A layer and the kernel that ran for it; None if none of oneDNN's did."""
+
+    name: str
+    macs: int
+    kernel: str | None
+    int8: bool
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What ran, as a record has it.
+
+    executed_int8_mac_share: multiply-accumulates that oneDNN's int8 kernels did, of all that the network does or that
+    were seen if that is more; the least of the batch sizes; 0 if oneDNN reported nothing; None if the total is not
+    known, of the network or of what was seen. reorders_per_call: by batch size, weights that were packed anew.
+    """
+
+    executed_int8_mac_share: float | None
+    reorders_per_call: dict[str, int] = field(default_factory=dict)
+    executed_layers: list[ExecutedLayer] = field(default_factory=list)
+
+    def as_record(self) -> dict[str, Any]:
+        """As plain values, for a record."""
+        return asdict(self)
 
 
 def read_trace(text: str, mark: str, weight_sizes: Collection[int]) -> list[Traced] | None:
@@ -135,26 +170,17 @@ def _traced(batch_size: int, executions: list[Execution], weights: Collection[tu
     return Traced(batch_size, known, integer / batch_size, total, repacked)
 
 
-def summary(traces: Sequence[Traced] | None, total_macs: float | None, layers: Iterable[Layer] = ()) -> dict[str, Any]:
-    """What a record says of it, as plain values.
-
-    executed_int8_mac_share: multiply-accumulates that oneDNN's int8 kernels did, of all that the network does
-    (total_macs, for an image) or that were seen if that is more; the least of the batch sizes; 0 if oneDNN told
-    nothing; None if the total is not known, of the network or of what was seen. layers: `audit.LayerAudit` as plain
-    values, in order, each told with the kernel that ran for it.
-    """
-    found: dict[str, Any] = {"executed_int8_mac_share": None, "reorders_per_call": {}, "executed_layers": []}
+def summary(traces: Sequence[Traced] | None, total_macs: float | None, layers: Iterable[KnownLayer] = ()) -> Executed:
+    """What was executed: of all that the network does for an image (total_macs), and of these layers, in order."""
     if not traces:
-        return found | {"executed_int8_mac_share": 0.0}
-    found["reorders_per_call"] = {str(traced.batch_size): traced.repacked for traced in traces}
+        return Executed(0.0)
+    share = None
     if total_macs and all(traced.macs is not None for traced in traces):
-        shares = [traced.int8_macs / max(total_macs, traced.macs or 0) for traced in traces]
-        found["executed_int8_mac_share"] = min(shares)
-    found["executed_layers"] = _layers(traces[0], layers)
-    return found
+        share = min(traced.int8_macs / max(total_macs, traced.macs or 0) for traced in traces)
+    return Executed(share, {str(traced.batch_size): traced.repacked for traced in traces}, _layers(traces[0], layers))
 
 
-def _layers(traced: Traced, layers: Iterable[Layer]) -> list[dict[str, Any]]:
+def _layers(traced: Traced, layers: Iterable[KnownLayer]) -> list[ExecutedLayer]:
     """Each layer with the kernel that ran for it: of those left, the first with as many multiply-accumulates.
 
     Which of several equal ones ran for which of several equal layers is not known, nor does it matter.
@@ -162,10 +188,10 @@ def _layers(traced: Traced, layers: Iterable[Layer]) -> list[dict[str, Any]]:
     left = list(traced.executions)
     found = []
     for layer in layers:
-        ran = next((e for e in left if e.macs == layer["macs"] * traced.batch_size), None)
+        ran = next((e for e in left if e.macs == layer.macs * traced.batch_size), None)
         if ran is not None:
             left.remove(ran)
         kernel = None if ran is None else f"{ran.primitive} {ran.implementation} {ran.source} x {ran.weights}"
         int8 = ran is not None and ran.integer
-        found.append({"name": layer["name"], "macs": layer["macs"], "kernel": kernel, "int8": int8})
+        found.append(ExecutedLayer(layer.name, layer.macs, kernel, int8))
     return found

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from raq.artifact.generated_code import MAX_METADATA_BYTES, METADATA_KEY, GeneratedCode
+from raq.artifact.generated_code import MAX_METADATA_BYTES, GeneratedCode
+from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.xnnpack import ProgramReader, bytes_digest
 from raq.environment import require_executorch
-from raq.errors import StageError
+from raq.errors import StageError, first_line
 from raq.quantize.export import export_program
 from raq.store.files import refuse_constant
 
@@ -53,7 +54,11 @@ def lower(
     told = {**metadata, "max_batch": max_batch, **versions(("torch", "executorch"))}
     # the example has the largest size: torch's convolution asks whether a batch is below 16, and what is asked of a
     # smaller example would bound the memory that is planned
-    bounded = export_program(program.module(), torch.zeros(max(2, max_batch), *metadata["input"]), max_batch)
+    bounded = export_program(
+        program.module(),
+        torch.zeros(max(2, max_batch), *(Metadata({METADATA_KEY: metadata}).input_shape or ())),
+        max_batch,
+    )
     try:
         edge = to_edge_transform_and_lower(
             bounded,
@@ -62,7 +67,7 @@ def lower(
         )
         content = edge.to_executorch().buffer
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise StageError(f"ExecuTorch cannot lower the program: {first}", "--debug shows all of it") from error
     path.write_bytes(content)
 
@@ -115,7 +120,7 @@ def read(path: Path) -> GeneratedCode:
         reader = ProgramReader(file)
         reader.read(plans["forward"])
     except Exception as error:  # a damaged flatbuffer raises many kinds
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise StageError(f"{path}: not a readable .pte: {first}", "lower it again") from None
     return GeneratedCode(list(reader.constants.values()), reader.calls, metadata, len(content), len(content))
 

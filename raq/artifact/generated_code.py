@@ -16,14 +16,13 @@ from typing import IO, Any
 
 from raq.artifact.cpp import MAX_SOURCE_BYTES, Deadline, code_lines
 from raq.artifact.elf import imported_symbols
+from raq.artifact.metadata import METADATA_KEY
 from raq.artifact.wrapper_code import FLOAT, INTEGER, KERNEL, Constant, KernelCall, read_calls, read_constants
 from raq.errors import StageError
 from raq.store.files import refuse_constant
 
 ZIP_MAGIC = b"PK\x03\x04"
-METADATA_KEY = "raq"
 # what no honest package exceeds; a reader of strangers' files must end
-LONGEST_SIDE = 4096  # pixels of an image that is still one
 MAX_METADATA_BYTES, MAX_TIMES_FILE, MAX_ENTRIES = 1_000_000, 4, 10_000
 DAMAGE = (
     OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, RecursionError, ValueError,
@@ -130,13 +129,6 @@ def _read_rest(package: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], de
     for name, entry in entries.items():
         if not name.endswith((".wrapper.cpp", ".so")) and not _is_metadata(name):
             _unpack(package, entry, None, deadline)
-
-
-def input_shape(metadata: dict[str, Any]) -> tuple[int, ...] | None:
-    """[3, H, W] of a package's input, as raq wrote it there; None if it does not tell, or nothing that makes sense."""
-    told = (metadata.get(METADATA_KEY) or {}).get("input")
-    sizes = tuple(told) if isinstance(told, list) and all(type(size) is int for size in told) else ()
-    return sizes if len(sizes) == 3 and all(0 < size <= LONGEST_SIDE for size in sizes) else None
 
 
 def _is_metadata(name: str) -> bool:

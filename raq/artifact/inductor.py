@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from raq.artifact.generated_code import METADATA_KEY, read_metadata
-from raq.errors import StageError
+from raq.artifact.generated_code import read_metadata
+from raq.artifact.metadata import METADATA_KEY, Metadata
+from raq.environment import torch_version
+from raq.errors import StageError, first_line
 
 
 def lower(
@@ -29,7 +31,7 @@ def lower(
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    told = json.dumps({**metadata, "torch": _torch_version()}, sort_keys=True)
+    told = json.dumps({**metadata, "torch": torch_version()}, sort_keys=True)
     configuration = {
         "freezing": True,
         "cpp.dynamic_threads": True,  # else the loops have, for ever, the number of threads of this process
@@ -39,7 +41,7 @@ def lower(
         with torch.no_grad():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise StageError(
             f"Inductor cannot compile the program for {device}: {first}",
             "a C++ compiler (g++) and free disk are needed; --debug shows all of it",
@@ -64,14 +66,9 @@ def load(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
 
 def refuse_other_torch(path: Path) -> None:
     """StageError if the package says that another torch made it; one that says nothing is not refused."""
-    made_by = (read_metadata(path).get(METADATA_KEY) or {}).get("torch")
-    if made_by is not None and made_by != _torch_version():
+    made_by = Metadata(read_metadata(path)).torch
+    if made_by is not None and made_by != torch_version():
         raise StageError(
-            f"{path}: made by torch {made_by}, this is torch {_torch_version()}: its native code is for the other",
+            f"{path}: made by torch {made_by}, this is torch {torch_version()}: its native code is for the other",
             "lower it again with this torch, or install the other",
         )
-
-
-def _torch_version() -> str:
-    """The release, without the build (+cpu, +cu130): builds of a release share the interface."""
-    return torch.__version__.split("+")[0]

@@ -4,7 +4,6 @@ The other end is alone.py. Requests and answers are bytes, never pickles: the ar
 """
 
 import importlib.util
-import json
 import os
 import secrets
 import socket
@@ -18,7 +17,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from raq.artifact.executed import TRACED_BATCHES, TRACED_CALLS, Traced, read_tra
 from raq.artifact.runtimes import Runtime, runtime_of_file
 from raq.environment import inductor_cache
 from raq.errors import StageError
+from raq.store.views import View
 
 MAX_TRACE_BYTES = 100_000_000
 START_TIMEOUT_S, CALL_TIMEOUT_S = 120.0, 600.0
@@ -35,12 +35,21 @@ MAX_CLASSES, MAX_ANSWER_BYTES = 10_000_000, 2_000_000_000
 CHILD = "raq.artifact.alone"
 
 
+class Loaded(View):
+    """How loading went there. resident_bytes: None where the system does not tell; foreign: modules that must not be
+    needed and were imported all the same."""
+
+    load_s: float
+    resident_bytes: int | None
+    torch: str
+    foreign: list[str]
+
+
 class IsolatedProcess:
     """A context manager and a network: takes normalised float32 [n, 3, H, W], gives float32 logits [n, classes].
 
-    `told` (after entering): load_s, resident_bytes (None where the system does not tell), torch, foreign (modules that
-    must not be needed and were imported all the same: none). Raises StageError if the artifact does not load or run
-    there, or does not answer in time.
+    `loaded`: how that went, after entering. Raises StageError if the artifact does not load or run there, or does not
+    answer in time.
     """
 
     def __init__(self, path: Path, device: str = "cpu", threads: int = 1, runtime: Runtime | None = None) -> None:
@@ -48,7 +57,7 @@ class IsolatedProcess:
         self.path, self.device, self.threads = path, device, threads
         self.runtime = runtime or runtime_of_file(path)
         self.mark = f"raq-call-{secrets.token_hex(8)} "
-        self.told: dict[str, Any] = {}
+        self.loaded: Loaded
 
     def __enter__(self) -> "IsolatedProcess":
         with ExitStack() as stack:
@@ -67,7 +76,7 @@ class IsolatedProcess:
                 )  # fmt: skip
             stack.callback(self._end)
             try:
-                self.told = json.loads(self._exchange(None, START_TIMEOUT_S))
+                self.loaded = Loaded.model_validate_json(self._exchange(None, START_TIMEOUT_S))
             except ValueError:
                 raise self._failure("it gave no sensible answer") from None
             self.stack = stack.pop_all()

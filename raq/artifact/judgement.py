@@ -1,8 +1,63 @@
 """The one judgement of whether something is int8, for the gate of a run and for `raq check`. Must not import torch."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from raq.store.views import View
+
+
+class AuditedLayer(View):
+    """Of `audit.LayerAudit`, what is judged."""
+
+    name: str
+    macs: int
+    int8: bool
+    reason: str = ""
+
+
+class OtherOperation(View):
+    """What multiplies and is no layer. macs: None if unknown."""
+
+    name: str
+    operator: str
+    macs: int | None
+
+
+class AuditOfRecord(View):
+    """Of `audit.Audit`, what is judged."""
+
+    layers: list[AuditedLayer]
+    others: tuple[OtherOperation, ...] = ()
+    int8_mac_share: float | None
+    total_macs: int | None = None
+    problem: str = ""
+
+
+class Constant(View):
+    """Of `sizes.Entry`, what is judged."""
+
+    shape: list[int]
+
+
+class LedgerOfRecord(View):
+    """Of `sizes.Ledger`, what is judged."""
+
+    constants: list[Constant]
+
+
+def weight_sizes(shapes: Iterable[Sequence[int]]) -> set[int]:
+    """Numbers of elements of an artifact's weights, from the shapes of its constants: more than one dimension."""
+    return {math.prod(shape) for shape in shapes if len(shape) > 1}
+
+
+class Lowered(View):
+    """What a lower stage found that tells whether its artifact is int8."""
+
+    audit: AuditOfRecord | None = None
+    float_by_choice: tuple[str, ...] = ()
+    float_weight_share: float | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,15 +96,11 @@ def why_not_int8(evidence: Evidence, required_share: float, max_float_weights: f
     return found
 
 
-def evidence_of(results: Mapping[str, Any]) -> Evidence:
-    """The evidence in the results of a lower stage; `executed` comes with the evaluation."""
-    audit = results["audit"]
-    total = audit.get("total_macs") or sum(layer["macs"] for layer in audit["layers"])
-    chosen = set(results.get("float_by_choice", []))
-    by_choice = sum(layer["macs"] for layer in audit["layers"] if layer["name"] in chosen and not layer["int8"])
-    return Evidence(
-        audit["int8_mac_share"],
-        results.get("executed_int8_mac_share"),
-        by_choice / total if total else 0.0,
-        results.get("float_weight_share"),
-    )
+def evidence_of(lowered: Lowered) -> Evidence:
+    """The evidence of a lower stage; what was executed comes with the evaluation."""
+    audit = lowered.audit
+    assert audit is not None
+    total = audit.total_macs or sum(layer.macs for layer in audit.layers)
+    chosen = set(lowered.float_by_choice)
+    by_choice = sum(layer.macs for layer in audit.layers if layer.name in chosen and not layer.int8)
+    return Evidence(audit.int8_mac_share, None, by_choice / total if total else 0.0, lowered.float_weight_share)

@@ -47,8 +47,9 @@ def with_ranges(
     masks = () if quantized is None else (torch.tensor(quantized),)
 
     def run(images: Tensor) -> Tensor:
-        logits = network(images, scales, zero_points, *masks)
-        return logits[0] if isinstance(logits, (tuple, list)) else logits
+        given = network(images, scales, zero_points, *masks)
+        logits: Tensor = given[0] if isinstance(given, (tuple, list)) else given
+        return logits
 
     return run
 

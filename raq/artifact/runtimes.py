@@ -7,8 +7,9 @@ named as "module:function": reading the table imports no library.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from raq.artifact.metadata import Metadata
 from raq.errors import StageError
 from raq.lazy import resolve
 
@@ -118,10 +119,9 @@ def read(path: Path) -> "GeneratedCode":
     return code
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> Metadata:
     """The metadata of an artifact; StageError if it is damaged or no artifact."""
-    metadata: dict[str, Any] = resolve(runtime_of_file(path).read_metadata)(path)
-    return metadata
+    return Metadata(resolve(runtime_of_file(path).read_metadata)(path))
 
 
 def in_parts(network: "Callable[[Tensor], Tensor]", most: int) -> "Callable[[Tensor], Tensor]":

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raq.artifact.generated_code import LONGEST_SIDE, METADATA_KEY, input_shape
+from raq.artifact.metadata import LONGEST_SIDE, Metadata
 from raq.artifact.runtimes import read_metadata, runtime_of_file
 from raq.bench.latency import measure
-from raq.bench.launcher import ContenderSettings
+from raq.bench.messages import ContenderSettings
 from raq.environment import available_cpus
-from raq.errors import UserError
+from raq.errors import UserError, first_problem
 from raq.experiment.measurement import Bench
 
 BENCH_OPTIONS = {
@@ -27,14 +27,12 @@ BENCH_OPTIONS = {
 def bench_settings(**given: Any) -> Bench:
     """The protocol of `raq bench` from its options, None where one was not given; UserError for a wrong one."""
     named = {key: value for key, value in given.items() if value is not None}
-    if "batch_sizes" in named:
-        named["batch_sizes"] = tuple(named["batch_sizes"])
     try:
         return Bench.model_validate(named)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = BENCH_OPTIONS.get(str(next(iter(first["loc"]), "")), "")
-        message = first["msg"].removeprefix("Value error, ")
+        place, told = first_problem(error)
+        option = BENCH_OPTIONS.get(place.partition(".")[0], "")
+        message = told.removeprefix("Value error, ")
         raise UserError(f"{option}: {message}" if option else message, "see 'raq bench --help'") from None
 
 
@@ -66,14 +64,14 @@ def bench_artifacts(
         raise UserError(f"--threads {threads}, and there are {len(cpus)} CPUs", f"give at most {len(cpus)}")
     metadata = [_metadata(path) for path in paths]
     shapes = {_shape(path, told, shape) for path, told in zip(paths, metadata, strict=True)}
-    devices = {str(told.get("AOTI_DEVICE_KEY", "cpu")) for told in metadata}
+    devices = {told.device for told in metadata}
     for what, found in (("inputs", shapes), ("devices", devices)):
         if len(found) > 1:
             named = " and ".join(sorted(map(str, found)))
             raise UserError(f"the artifacts have different {what}: {named}", "measure those that belong together")
     for path, told in zip(paths, metadata, strict=True):
-        most = (told.get(METADATA_KEY) or {}).get("max_batch")
-        if type(most) is int and max(protocol.batch_sizes) > most:
+        most = told.max_batch
+        if most is not None and max(protocol.batch_sizes) > most:
             raise UserError(f"{path} takes at most {most} images a call", f"give --batch-size {most}, or less")
     names = _names(paths, metadata)
     contenders = []
@@ -89,14 +87,14 @@ def bench_artifacts(
     return {"artifacts": artifacts, **measure(contenders, protocol, cpus, progress)}
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: Path) -> Metadata:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
     return read_metadata(path)
 
 
-def _shape(path: Path, metadata: dict[str, Any], asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    told = input_shape(metadata)
+def _shape(path: Path, metadata: Metadata, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+    told = metadata.input_shape
     if told is not None:
         if asked not in (None, told):
             raise UserError(
@@ -110,10 +108,10 @@ def _shape(path: Path, metadata: dict[str, Any], asked: tuple[int, ...] | None) 
     return asked
 
 
-def _names(paths: Sequence[Path], metadata: Sequence[dict[str, Any]]) -> list[str]:
+def _names(paths: Sequence[Path], metadata: Sequence[Metadata]) -> list[str]:
     """The candidates' names or the files', with the folder's and a number where that is not enough."""
-    own = [(told.get(METADATA_KEY) or {}).get("candidate") for told in metadata]
-    names = [str(name or path.stem).replace("/", "-") for name, path in zip(own, paths, strict=True)]
+    own = [told.candidate for told in metadata]
+    names = [(name or path.stem).replace("/", "-") for name, path in zip(own, paths, strict=True)]
     for more in ([path.resolve().parent.name for path in paths], [f"#{n + 1}" for n in range(len(paths))]):
         count = Counter(names)
         names = [f"{name} {extra}" if count[name] > 1 else name for name, extra in zip(names, more, strict=True)]

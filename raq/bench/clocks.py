@@ -36,6 +36,15 @@ def load_average() -> float | None:
 
 
 @dataclass(frozen=True)
+class Elapsed:
+    """Seconds between two readings of a process's clocks; of the waits, that of the thread that waited longest."""
+
+    wall_s: float
+    cpu_s: float
+    waited_s: float | None
+
+
+@dataclass(frozen=True)
 class OwnTimes:
     """A process's clocks: wall and CPU time of all threads, and by thread how long it could run and had to wait."""
 
@@ -43,13 +52,13 @@ class OwnTimes:
     cpu_s: float
     waited_s: dict[str, float] | None
 
-    def since(self, before: "OwnTimes") -> dict[str, Any]:
-        """The seconds from `before` to now, as plain values; of the waits, that of the thread that waited longest."""
+    def since(self, before: "OwnTimes") -> "Elapsed":
+        """The seconds from `before` to now."""
         longest = None
         if self.waited_s is not None and before.waited_s is not None:
             waits = [waited - before.waited_s.get(task, 0.0) for task, waited in self.waited_s.items()]
             longest = max(waits, default=0.0)
-        return {"wall_s": self.wall_s - before.wall_s, "cpu_s": self.cpu_s - before.cpu_s, "waited_s": longest}
+        return Elapsed(self.wall_s - before.wall_s, self.cpu_s - before.cpu_s, longest)
 
 
 def own_times() -> OwnTimes:

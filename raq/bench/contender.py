@@ -3,11 +3,10 @@
 This process imports torch once, and the FUNCTIONs that load artifacts, calls those that end in "()", which import the
 libraries of runtimes, and forks for every contender: all start from the same libraries at the same addresses, and a new
 launch costs what loading the artifact costs. It takes one socket for each contender over the Unix socket FD; the child
-answers one JSON command a line there, sleeps in a read between commands, so that it takes nothing from the contender
-whose turn it is, and ends with its socket.
+answers one message after the other there (messages.py), sleeps in a read between them, so that it takes nothing from
+the contender whose turn it is, and ends with its socket.
 """
 
-import json
 import os
 import resource
 import signal
@@ -17,14 +16,27 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from raq.bench.clocks import own_times
-from raq.errors import RaqError
+from raq.bench.messages import (
+    Command,
+    ContenderSettings,
+    Failed,
+    Load,
+    Loaded,
+    Reply,
+    Timed,
+    Warmed,
+    WarmUp,
+    decode,
+    encode,
+)
+from raq.errors import RaqError, first_line
 from raq.lazy import resolve
 from raq.model.zoo import build_model, load_state, load_weights
 
@@ -33,35 +45,32 @@ Network = Callable[[Tensor], Tensor]
 ROTATED_INPUTS = 4
 STABLE_CALLS, STABLE_WITHIN = 5, 0.02
 SETTLED_NS, SETTLE_STEP_S, SETTLE_CAP_S = 200_000, 0.002, 0.25
-Command = dict[str, Any]
 
 
-def load_eager(contender: Command) -> Network:
+def load_eager(contender: ContenderSettings) -> Network:
     """The FP32 network as PyTorch runs it without a compiler."""
-    model = build_model(contender["model"], contender["classes"], contender["working_directory"])
-    load_state(model, load_weights(Path(contender["path"])), contender["model"], contender["path"])
-    return model.eval().to(contender["device"])
+    model = build_model(contender.model, contender.classes, contender.working_directory)
+    load_state(model, load_weights(Path(contender.path)), contender.model, contender.path)
+    return model.eval().to(contender.device)
 
 
 class Contender:
     """What this process measures: the loaded network and its inputs."""
 
-    def __init__(self, settings: Command) -> None:
-        torch.set_num_threads(settings["threads"])
-        self.device = torch.device(settings["device"])
-        self.shape = settings["image_shape"]
-        if settings["prepare"] is not None:
-            resolve(settings["prepare"])()  # importing its libraries is not loading the artifact
-        load = None if settings["load"] is None else resolve(settings["load"])
+    def __init__(self, asked: Load) -> None:
+        torch.set_num_threads(asked.threads)
+        self.device = torch.device(asked.device)
+        self.shape = asked.image_shape
+        if asked.prepare is not None:
+            resolve(asked.prepare)()  # importing its libraries is not loading the artifact
+        load = None if asked.load is None else resolve(asked.load)
         started = time.perf_counter_ns()
-        self.network: Network = (
-            load_eager(settings) if load is None else load(Path(settings["path"]), settings["threads"])
-        )
+        self.network: Network = load_eager(asked) if load is None else load(Path(asked.path), asked.threads)
         self.load_ms = (time.perf_counter_ns() - started) / 1e6
         self.inputs: dict[int, list[Tensor]] = {}
         self.small: list[Tensor] = []
 
-    def warm_up(self, batch_size: int, calls: int, cap_s: float) -> dict[str, Any]:
+    def warm_up(self, batch_size: int, calls: int, cap_s: float) -> Warmed:
         """Make the inputs for a batch size and call until times are stable.
 
         Stable: the median of the last 5 calls is within 2% of that of the 5 before, after at least `calls` calls, the
@@ -78,7 +87,8 @@ class Contender:
             if len(times) >= calls and time.perf_counter() - begun > cap_s:
                 break
             times.append(self._call(self.inputs[batch_size][len(times) % ROTATED_INPUTS]))
-        return {"first_ms": times[0], "calls": len(times), "stable": stable}
+        settle()
+        return Warmed(times[0], len(times), stable, _peak_bytes(self.device))
 
     def round(self, batch_size: int, repetitions: int, round_ms: float) -> list[float]:
         """Milliseconds of each call: at least `repetitions` calls and `round_ms` milliseconds of them.
@@ -141,29 +151,24 @@ def settle() -> None:
             return
 
 
-def answer(contender: Contender | None, command: Command) -> tuple[Contender, Command]:
+def answer(contender: Contender | None, command: Command) -> tuple[Contender, Reply]:
     """Carry out one command; the contender and the answer."""
-    if command["do"] == "load":
+    if isinstance(command, Load):
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, command["cpus"])
-        contender = Contender(command["contender"])
+            os.sched_setaffinity(0, command.cpus)
+        contender = Contender(command)
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        told = {"load_ms": contender.load_ms, "threads": torch.get_num_threads(), "cpus": cpus, "pid": os.getpid()}
-        return contender, told
+        return contender, Loaded(contender.load_ms, torch.get_num_threads(), cpus, os.getpid())
     assert contender is not None
-    if command["do"] == "warm_up":
-        warmed = contender.warm_up(command["batch_size"], command["calls"], command["cap_s"])
-        settle()
-        return contender, {**warmed, "peak_bytes": _peak_bytes(contender.device)}
+    if isinstance(command, WarmUp):
+        return contender, contender.warm_up(command.batch_size, command.calls, command.cap_s)
     before = own_times()
-    samples = contender.round(command["batch_size"], command["repetitions"], command["round_ms"])
-    after = own_times()
+    samples = contender.round(command.batch_size, command.repetitions, command.round_ms)
+    timed = own_times().since(before)
     handover_us = contender.handover_us()
     settle()
-    cpu_s = own_times().since(before)["cpu_s"]
-    return contender, {
-        "samples_ms": samples, "timed": after.since(before), "cpu_s": cpu_s, "handover_us": handover_us
-    }  # fmt: skip
+    cpu_s = own_times().since(before).cpu_s
+    return contender, Timed(samples, timed.wall_s, timed.waited_s, cpu_s, handover_us)
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -174,21 +179,21 @@ def _peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def serve(commands: IO[str], answers: IO[str]) -> None:
+def serve(connection: Connection) -> None:
     """Answer commands until there are no more."""
     contender: Contender | None = None
-    with torch.inference_mode():
-        for line in iter(commands.readline, ""):
+    with torch.inference_mode(), suppress(EOFError):
+        while True:
+            command = decode(connection.recv_bytes())
+            reply: Reply
             try:
-                contender, reply = answer(contender, json.loads(line))
+                contender, reply = answer(contender, command)
             except RaqError as error:
-                reply = {"error": error.message, "hint": error.hint}
+                reply = Failed(error.message, error.hint)
             except Exception as error:
-                first = next(iter(str(error).strip().splitlines()), "")
-                reply = {"error": f"{type(error).__name__}: {first}", "hint": "--debug shows where in its own process"}
-                reply["trace"] = traceback.format_exc()
-            answers.write(json.dumps(reply) + "\n")
-            answers.flush()
+                text = f"{type(error).__name__}: {first_line(error)}"
+                reply = Failed(text, "--debug shows where in its own process", traceback.format_exc())
+            connection.send_bytes(encode(reply))
 
 
 def fork_contenders(control: socket.socket) -> None:
@@ -203,8 +208,8 @@ def fork_contenders(control: socket.socket) -> None:
             try:
                 control.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                with socket.socket(fileno=descriptors[0]) as own, own.makefile("rw") as stream:
-                    serve(stream, stream)
+                with Connection(descriptors[0]) as own:
+                    serve(own)
                 code = 0
             except (BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
                 code = 0  # the parent is gone

@@ -21,10 +21,11 @@ import numpy as np
 
 from raq.bench import nearest
 from raq.bench.clocks import cpu_state, cpu_times, pinned
-from raq.bench.launcher import ContenderProcess, ContenderSettings, ForkServer, fork_server
+from raq.bench.launcher import ContenderProcess, ForkServer, fork_server
+from raq.bench.messages import ContenderSettings
 from raq.bench.noise import Sample, classify, summary
 from raq.bench.ratio_statistics import MIN_UNDISTURBED_LAUNCHES, paired_ratio, relative_half_width
-from raq.bench.rows import Round, contender_row, mark_far, ratios, samples, with_samples
+from raq.bench.rows import Launch, Round, contender_row, mark_far, ratios, samples, with_samples
 from raq.experiment.measurement import Bench
 from raq.experiment.schema import BASELINE
 
@@ -37,6 +38,7 @@ EAGER_SHARE, MAX_EAGER_SHARE = 0.2, 0.35  # of the time: usually, and while it h
 WARM_UP_CAP_S, LATER_WARM_UP_CAP_S = 2.0, 0.2  # of the first launch, and of the others
 MAX_ATTEMPTS = 6  # times a sample, while the time that all repetitions took is within their share of all time
 REPEATING_SHARE, AT_FIRST_S = 0.5, 4.0
+EVERY_SAMPLE = "samples"  # of what `measure` returns, the largest part
 PAUSE_S = 0.05  # before a second attempt; doubled before each one after it
 
 
@@ -50,7 +52,7 @@ class Measurement:
     progress: Callable[[float, str], None]
     started: float = 0.0
     rounds: dict[int, list[Round]] = field(default_factory=dict)
-    launches: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    launches: list[dict[str, Launch]] = field(default_factory=list)
     clocks: list[dict[str, Any]] = field(default_factory=list)
     spent_s: dict[str, dict[str, float]] = field(default_factory=dict)
     order: random.Random = field(default_factory=random.Random)
@@ -148,14 +150,12 @@ class Measurement:
             for contender in entrants:
                 with self._spending(contender.name, "launching"):
                     processes[contender.name] = stack.enter_context(own.launch(contender, self.cpus))
-            told: dict[str, dict[str, Any]] = {name: dict(process.told) for name, process in processes.items()}
+            found = {name: Launch(process.loaded) for name, process in processes.items()}
             for size in sorted(sizes):  # so that the peak of memory is each size's own
                 for name, process in processes.items():
                     with self._spending(name, "warming_up"):
-                        told[name][str(size)] = process.ask(
-                            do="warm_up", batch_size=size, calls=self.protocol.warmup, cap_s=cap_s
-                        )
-            self.launches.append(told)
+                        found[name].warmed[size] = process.warm_up(size, self.protocol.warmup, cap_s)
+            self.launches.append(found)
             ready = time.perf_counter()
             for done in range(self._rounds_left(sizes)):
                 timing, launching = time.perf_counter() - ready, ready - began
@@ -211,13 +211,8 @@ class Measurement:
             if attempt:
                 time.sleep(PAUSE_S * 2 ** (attempt - 1))
             before = cpu_times(self.cpus)
-            reply = process.ask(
-                do="round",
-                batch_size=size,
-                repetitions=self.protocol.repetitions,
-                round_ms=self.protocol.round_ms,
-            )
-            taken.append(classify(reply, before, cpu_times(self.cpus), attempt))
+            timed = process.time_round(size, self.protocol.repetitions, self.protocol.round_ms)
+            taken.append(classify(timed, before, cpu_times(self.cpus), attempt))
             if attempt:
                 self.repeating_s += time.perf_counter() - began
             if not taken[-1].disturbed or self.repeating_s > REPEATING_SHARE * max(self.elapsed_s(), AT_FIRST_S):
@@ -261,7 +256,7 @@ def measure(
             contender_row(contender, found.baseline, size, found.rounds[size], found.launches)
             for contender, size in keys
         ],
-        "samples": {f"{c.name}/{size}": samples(found.rounds[size], c.name) for c, size in keys},
+        EVERY_SAMPLE: {f"{c.name}/{size}": samples(found.rounds[size], c.name) for c, size in keys},
         "protocol": protocol.protocol,
         "stopped_by": found.stopped_by,
         "elapsed_s": round(found.elapsed_s(), 3),
@@ -287,14 +282,14 @@ def _published(found: Measurement, own: ForkServer) -> None:
     found.launches.append({})
     for number, contender in enumerate(found.contenders):
         with own.launch(contender, found.cpus) as process:
-            told = found.launches[0].setdefault(contender.name, dict(process.told))
+            launch = found.launches[0].setdefault(contender.name, Launch(process.loaded))
             for size in sorted(protocol.batch_sizes):
                 calls = protocol.warmup - 1  # the one before a round's timed ones is a warm-up too
-                told[str(size)] = process.ask(do="warm_up", batch_size=size, calls=calls, cap_s=0.0)
+                launch.warmed[size] = process.warm_up(size, calls, cap_s=0.0)
                 found.clocks.append(cpu_state(found.cpus, contender.device))
                 before = cpu_times(found.cpus)
-                reply = process.ask(do="round", batch_size=size, repetitions=protocol.repetitions, round_ms=0.0)
-                sample = classify(reply, before, cpu_times(found.cpus), 0)
+                timed = process.time_round(size, protocol.repetitions, round_ms=0.0)
+                sample = classify(timed, before, cpu_times(found.cpus), 0)
                 found.rounds[size][0].attempts[contender.name] = [sample]
         found.progress((number + 1) / len(found.contenders), f"{contender.name} done")
     mark_far((r for rounds in found.rounds.values() for r in rounds), found.near_us)

@@ -1,8 +1,6 @@
 """The parent's end of the contenders' processes: started, asked one at a time, ended. The other end is contender.py."""
 
-import json
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -10,30 +8,31 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from raq.artifact.runtimes import RUNTIMES
+from raq.bench.messages import (
+    Command,
+    ContenderSettings,
+    Failed,
+    Load,
+    Loaded,
+    Timed,
+    TimeRound,
+    Warmed,
+    WarmUp,
+    decode,
+    encode,
+)
 from raq.environment import inductor_cache
 from raq.errors import StageError
 
 ANSWER_TIMEOUT_S, END_TIMEOUT_S = 600.0, 10.0
-
-
-@dataclass(frozen=True)
-class ContenderSettings:
-    """What is measured. name: candidate/runtime; path: artifact, or weights for eager; image_shape: [3, H, W]."""
-
-    name: str
-    runtime: str
-    device: str
-    path: str
-    image_shape: tuple[int, ...]
-    threads: int
-    model: str
-    classes: int
-    working_directory: str | None
+MAX_REPLY_BYTES = 100_000_000
+R = TypeVar("R", Loaded, Warmed, Timed)
 
 
 class ContenderError(Exception):
@@ -43,63 +42,60 @@ class ContenderError(Exception):
 class ContenderProcess:
     """One contender's process, as its parent sees it."""
 
-    def __init__(self, settings: ContenderSettings, own: socket.socket, errors: Path) -> None:
+    def __init__(self, settings: ContenderSettings, connection: Connection, errors: Path) -> None:
         self.settings = settings
         self.name = settings.name
-        self.socket = own
-        self.stream = own.makefile("rw")
+        self.connection = connection
         self.errors = errors
-        self.pid: int | None = None
-        self.told: dict[str, Any] = {}
+        self.loaded: Loaded
 
     def load(self, cpus: Sequence[int]) -> None:
         """Load the contender, on these CPUs."""
         runtime = RUNTIMES.get(self.settings.runtime)  # eager mode is none
-        how = {"load": runtime and runtime.load, "prepare": runtime and runtime.prepare}
-        self.told = self.ask(do="load", contender={**asdict(self.settings), **how}, cpus=sorted(cpus))
-        self.pid = self.told["pid"]
-        if self.told["threads"] != self.settings.threads:
+        load, prepare = (None, None) if runtime is None else (runtime.load, runtime.prepare)
+        self.loaded = self._ask(Load(**asdict(self.settings), cpus=sorted(cpus), load=load, prepare=prepare), Loaded)
+        if self.loaded.threads != self.settings.threads:
             raise StageError(
-                f"{self.name} runs {self.told['threads']} threads, not {self.settings.threads}", "lower the threads"
+                f"{self.name} runs {self.loaded.threads} threads, not {self.settings.threads}", "lower the threads"
             )
-        if self.told["cpus"] not in (None, sorted(cpus)):
-            raise StageError(f"{self.name} runs on the CPUs {self.told['cpus']}, not {sorted(cpus)}", "give it those")
+        if self.loaded.cpus not in (None, sorted(cpus)):
+            raise StageError(f"{self.name} runs on the CPUs {self.loaded.cpus}, not {sorted(cpus)}", "give it those")
 
-    def ask(self, **command: Any) -> dict[str, Any]:
+    def warm_up(self, batch_size: int, calls: int, cap_s: float) -> Warmed:
+        """Call it until its times are stable."""
+        return self._ask(WarmUp(batch_size, calls, cap_s), Warmed)
+
+    def time_round(self, batch_size: int, repetitions: int, round_ms: float) -> Timed:
+        """Time its calls."""
+        return self._ask(TimeRound(batch_size, repetitions, round_ms), Timed)
+
+    def _ask(self, command: Command, expected: type[R]) -> R:
         """Send a command and sleep until its answer is there."""
         try:
-            self.stream.write(json.dumps(command) + "\n")
-            self.stream.flush()
-            with selectors.DefaultSelector() as selector:
-                selector.register(self.socket, selectors.EVENT_READ)
-                if not selector.select(ANSWER_TIMEOUT_S):
-                    raise StageError(
-                        f"{self.name}: no answer in {ANSWER_TIMEOUT_S:.0f} s", "lower bench.round_ms or repetitions"
-                    )
-            line = self.stream.readline()
-        except (BrokenPipeError, ConnectionResetError):
-            line = ""
-        if not line:
+            self.connection.send_bytes(encode(command))
+            if not self.connection.poll(ANSWER_TIMEOUT_S):
+                raise StageError(
+                    f"{self.name}: no answer in {ANSWER_TIMEOUT_S:.0f} s", "lower bench.round_ms or repetitions"
+                )
+            reply = decode(self.connection.recv_bytes(MAX_REPLY_BYTES))
+        except (OSError, EOFError, ValueError):
             raise StageError(
                 f"{self.name}: its process ended{_last_line(self.errors)}", "run it again; was there enough memory?"
-            )
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            cause = ContenderError(reply["trace"]) if reply.get("trace") else None
-            raise StageError(f"{self.name}: {reply['error']}", reply["hint"]) from cause
+            ) from None
+        if isinstance(reply, Failed):
+            cause = ContenderError(reply.trace) if reply.trace else None
+            raise StageError(f"{self.name}: {reply.error}", reply.hint) from cause
+        assert isinstance(reply, expected), reply
         return reply
 
     def close(self) -> None:
-        """End the process, which goes when its socket does, and wait until it has put away what it held."""
-        with suppress(OSError, TimeoutError):
-            self.stream.flush()
-            self.socket.shutdown(socket.SHUT_WR)
-            self.socket.settimeout(END_TIMEOUT_S)
-            while self.socket.recv(4096):
-                pass
-        with suppress(OSError):
-            self.stream.close()
-        self.socket.close()
+        """End the process, which goes when it is asked no more, and wait until it has put away what it held."""
+        with suppress(OSError, EOFError):
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as own:
+                own.shutdown(socket.SHUT_WR)
+            while self.connection.poll(END_TIMEOUT_S):
+                self.connection.recv_bytes(MAX_REPLY_BYTES)
+        self.connection.close()
 
 
 def _last_line(errors: Path) -> str:
@@ -122,7 +118,7 @@ class ForkServer:
     def launch(self, settings: ContenderSettings, cpus: Sequence[int]) -> Iterator[ContenderProcess]:
         """A fresh process on these CPUs with the contender loaded; ended on the way out."""
         ours, theirs = socket.socketpair()
-        process = ContenderProcess(settings, ours, self.errors)
+        process = ContenderProcess(settings, Connection(ours.detach()), self.errors)
         try:
             with theirs:
                 try:

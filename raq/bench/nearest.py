@@ -17,6 +17,7 @@ from pathlib import Path
 from raq.bench.noise import Sample, near_handover
 from raq.environment import cache_folder, machine, versions
 from raq.store.files import write_json
+from raq.store.views import View
 
 KEPT = timedelta(days=7)
 ALIKE = 1.25  # a handover within this factor of the one that is kept is the same one, seen again
@@ -32,8 +33,8 @@ def file_of(cpus: Sequence[int], threads: int) -> Path:
     known = [
         platform.node(),
         boot,
-        machine()["cpu"],
-        machine()["settings"],
+        machine().cpu,
+        machine().settings,
         versions(("torch",)),
         sorted(cpus),
         threads,
@@ -41,13 +42,17 @@ def file_of(cpus: Sequence[int], threads: int) -> Path:
     return cache_folder() / "handovers" / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]}.json"
 
 
+class _Kept(View):
+    near_us: float
+    seen: datetime
+
+
 def remembered(cpus: Sequence[int], threads: int) -> float | None:
     """Microseconds of the shortest handover that so many threads had here; None if none was seen in the last week."""
     with suppress(*UNREADABLE):
-        found = json.loads(file_of(cpus, threads).read_text())
-        near_us, seen = float(found["near_us"]), datetime.fromisoformat(found["seen"])
-        if math.isfinite(near_us) and near_us > 0 and abs(datetime.now(UTC) - seen) <= KEPT:
-            return near_us
+        found = _Kept.model_validate_json(file_of(cpus, threads).read_bytes())
+        if math.isfinite(found.near_us) and found.near_us > 0 and abs(datetime.now(UTC) - found.seen) <= KEPT:
+            return found.near_us
     return None
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raq.bench.clocks import CpuTimes
+from raq.bench.messages import Timed
 
 # Above these a sample is disturbed. On an idle machine threads of a pool wait some percent of the time (they wake one
 # another); beside a process that burns a CPU of theirs, for a quarter to a half.
@@ -54,13 +55,13 @@ class Sample:
         return any(getattr(self, sign) is not None for sign in SIGNS)
 
 
-def classify(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: int) -> Sample:
+def classify(timed: Timed, before: CpuTimes, after: CpuTimes, attempt: int) -> Sample:
     """A sample from what its process told and the clocks of its CPUs around it."""
-    timed, wall_s = reply["timed"], after.wall_s - before.wall_s
-    waited = None if timed["waited_s"] is None else timed["waited_s"] / timed["wall_s"]
+    wall_s = after.wall_s - before.wall_s
+    waited = None if timed.waited_s is None else timed.waited_s / timed.wall_s
     foreign = stolen = None
     if before.busy_s is not None and after.busy_s is not None:
-        foreign = max(0.0, after.busy_s - before.busy_s - reply["cpu_s"]) / wall_s
+        foreign = max(0.0, after.busy_s - before.busy_s - timed.cpu_s) / wall_s
     if before.stolen_s is not None and after.stolen_s is not None:
         stolen = (after.stolen_s - before.stolen_s) / wall_s
     doubt = TICKS_OF_DOUBT / os.sysconf("SC_CLK_TCK") / wall_s
@@ -69,9 +70,9 @@ def classify(reply: dict[str, Any], before: CpuTimes, after: CpuTimes, attempt: 
         or (foreign is not None and foreign > max(MAX_FOREIGN_CPUS, doubt))
         or (stolen is not None and stolen > max(MAX_STOLEN_CPUS, doubt))
     )
-    handover_us = reply.get("handover_us")  # a difference of two times: of one that is not positive nothing is known
+    handover_us = timed.handover_us  # a difference of two times: of one that is not positive nothing is known
     known_us = handover_us if handover_us is not None and handover_us > 0 else None
-    return Sample(reply["samples_ms"], waited, foreign, stolen, attempt, disturbed, known_us)
+    return Sample(timed.samples_ms, waited, foreign, stolen, attempt, disturbed, known_us)
 
 
 def near_handover(taken: Iterable[Sample], remembered_us: float | None = None) -> float | None:

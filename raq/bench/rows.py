@@ -1,12 +1,12 @@
 """What a measurement comes to: a row a contender and batch size, from its rounds. Times in milliseconds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from raq.bench.launcher import ContenderSettings
+from raq.bench.messages import ContenderSettings, Loaded, Warmed
 from raq.bench.noise import Sample, is_far, near_handover
 from raq.bench.ratio_statistics import (
     Ratios,
@@ -37,6 +37,14 @@ class Round:
     def median_ms(self, name: str) -> float:
         """Of the sample that counts."""
         return float(np.median(self.sample(name).samples_ms))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a contender's process told when it was loaded and, by batch size, when it was warmed up."""
+
+    loaded: Loaded
+    warmed: dict[int, Warmed] = field(default_factory=dict)
 
 
 def mark_far(rounds: Iterable[Round], remembered_us: float | None = None) -> None:
@@ -71,11 +79,11 @@ def contender_row(
     baseline: str,
     size: int,
     rounds: Sequence[Round],
-    launches: Sequence[dict[str, dict[str, Any]]],
+    launches: Sequence[Mapping[str, Launch]],
 ) -> dict[str, Any]:
     """The summary of one contender at one batch size, against the baseline.
 
-    launches: by contender, what its process told when it was loaded and warmed up. calm: whether all rounds that count
+    launches: of the processes, by contender. calm: whether all rounds that count
     for the speedup were undisturbed; None where the system does not tell. round_far: of each of
     its rounds, whether threads ran far apart in its turn. round_number: which of the rounds at this
     batch size it had a turn in. launch_agreement: of the speedup (ratio_statistics.py).
@@ -95,7 +103,7 @@ def contender_row(
         "rounds": len(rounds),
         **_disturbance(rounds, both, name, baseline),
         **_times([value for n in own for value in rounds[n].sample(name).samples_ms]),
-        **_warm_up([one[name] for one in launches if str(size) in one.get(name, {})], size),
+        **_warm_up([one[name] for one in launches if name in one and size in one[name].warmed], size),
         "speedup": speedup,
         "speedup_interval": list(interval) if interval else None,
         "baseline": baseline,
@@ -120,15 +128,15 @@ def _disturbance(rounds: Sequence[Round], both: Sequence[Round], name: str, base
     return {"disturbed_rounds": sum(disturbed), "calm": calm if known else None}
 
 
-def _warm_up(launches: Sequence[dict[str, Any]], size: int) -> dict[str, Any]:
-    """Loading and warming up, from what the contender's process told at each launch that had this batch size."""
-    warmed = [one[str(size)] for one in launches]
+def _warm_up(launches: Sequence[Launch], size: int) -> dict[str, Any]:
+    """Loading and warming up, of the launches of the contender that had this batch size."""
+    warmed = [one.warmed[size] for one in launches]
     return {
-        "first_ms": warmed[0]["first_ms"],
-        "load_ms": float(np.median([one["load_ms"] for one in launches])),
-        "peak_bytes": max(one["peak_bytes"] for one in warmed),
-        "warmup_calls": max(one["calls"] for one in warmed),
-        "warmup_stable": all(one["stable"] for one in warmed),
+        "first_ms": warmed[0].first_ms,
+        "load_ms": float(np.median([one.loaded.load_ms for one in launches])),
+        "peak_bytes": max(one.peak_bytes for one in warmed),
+        "warmup_calls": max(one.calls for one in warmed),
+        "warmup_stable": all(one.stable for one in warmed),
     }
 
 

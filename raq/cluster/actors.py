@@ -12,12 +12,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raq.cluster.calls import Answer, ErrorAnswer, LostAnswer
 from raq.cluster.events import EventSender
 from raq.cluster.nodes import BENCH_RESOURCE, NODE_ID, Node, given_labels
 from raq.cluster.resources import Demand
 from raq.cluster.session import output_to
-from raq.environment import environment
-from raq.errors import LostError, RaqError, UserError
+from raq.environment import Machine, environment
+from raq.errors import LostError, RaqError, UserError, first_line
 from raq.lazy import resolve
 from raq.model.reading import watched
 from raq.plan.kinds import KINDS, Pool
@@ -27,6 +28,7 @@ from raq.stages.transfer import at_hand, digests_of_stage, fetch_checkpoint, log
 from raq.store.files import now
 from raq.store.local import CHECKPOINTS
 from raq.store.object_storage import subscribed
+from raq.store.settings import SourcesSettings
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -40,8 +42,8 @@ class StageActor:
         if gpus == 0:  # num_gpus=0 no longer hides the GPUs of the node
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    def run(self, call: Call, log: str, attempt: int) -> dict[str, Any]:
-        """Do a stage: its results with the environment they came from, or what went wrong, as plain values."""
+    def run(self, call: Call, log: str, attempt: int) -> Answer | ErrorAnswer | LostAnswer:
+        """Do a stage: its results with the environment they came from, or what went wrong."""
         send = EventSender(self.queue, call.name, attempt)
         execution, path = uuid.uuid4().hex, log_here(call, Path(log))
         with output_to(path), subscribed(send.notice), log_sent(call, path):
@@ -51,7 +53,7 @@ class StageActor:
                 here = at_hand(call)
                 fetch_checkpoint(here, Path(here.folder) / CHECKPOINTS[0])
                 covered = tuple(Path(p).resolve() for p in (here.data_root, here.weights_file, here.folder) if p)
-                with watched(here.settings.get("sources") or {}, here.working_directory, covered) as read:
+                with watched(here.read(SourcesSettings).sources, here.working_directory, covered) as read:
                     results = _do(here, send)
                 results |= {"read_files": read} if read else {}
                 digests = digests_of_stage(here)
@@ -59,36 +61,32 @@ class StageActor:
             except OSError as error:
                 traceback.print_exc()
                 place = f"{error.filename}: " if error.filename else ""
-                return {
-                    "error": f"{place}{error.strerror or error}",
-                    "hint": "free some space" if error.errno in FULL else "see the log",
-                    "user": False,
-                }
+                hint = "free some space" if error.errno in FULL else "see the log"
+                return ErrorAnswer(f"{place}{error.strerror or error}", hint, user=False)
             except LostError as error:
                 traceback.print_exc()
-                return {"error": error.message, "lost": "its workers were lost"}
+                return LostAnswer("its workers were lost", error.message)
             except RaqError as error:
                 traceback.print_exc()
-                return {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
+                return ErrorAnswer(error.message, error.hint, user=isinstance(error, UserError))
             except SystemExit:  # by SIGTERM, as a node ends that is taken away, or by the user's code
                 traceback.print_exc()
-                return {"error": "SystemExit", "lost": "its process was told to end"}
+                return LostAnswer("its process was told to end", "SystemExit")
             except Exception as error:
                 traceback.print_exc()
-                first = next(iter(str(error).strip().splitlines()), "")
-                return {"error": f"{type(error).__name__}: {first}", "hint": "", "user": False}
-            return {
-                "id": execution,
-                "files": files,
-                "digests": digests,
-                "results": results,
-                "environment": environment(),
-                "started_at": started_at,
-                "cpus": call.cpus,
-                "workers": call.workers,
-                "node": None if call.workers > 1 or call.elastic else _node(),  # several have theirs
-                "duration_s": round(time.perf_counter() - started, 3),
-            }
+                return ErrorAnswer(f"{type(error).__name__}: {first_line(error)}", "", user=False)
+            return Answer(
+                id=execution,
+                results=results,
+                files=files,
+                digests=digests,
+                environment=environment(),
+                cpus=call.cpus,
+                workers=call.workers,
+                node=None if call.workers > 1 or call.elastic else _node(),  # several have theirs
+                started_at=started_at,
+                duration_s=round(time.perf_counter() - started, 3),
+            )
 
 
 def _node() -> dict[str, Any]:
@@ -119,13 +117,13 @@ def start_actor(queue: Any, pool: Pool, demand: Demand, labels: Mapping[str, str
     return actor.options(**options).remote(queue, demand.gpus)
 
 
-def _machine_there() -> dict[str, Any]:
+def _machine_there() -> Machine:
     from raq.environment import machine
 
     return machine()
 
 
-def machine_to_measure_on(nodes: list[Node], labels: Mapping[str, str], timeout_s: float = 120.0) -> dict[str, Any]:
+def machine_to_measure_on(nodes: list[Node], labels: Mapping[str, str], timeout_s: float = 120.0) -> Machine:
     """What the machine is on which latencies will be measured: a node with `labels` that may measure, else any.
 
     Of several the one with the most CPUs, which is where a measurement has room. Raises UserError if they are not of
@@ -139,7 +137,8 @@ def machine_to_measure_on(nodes: list[Node], labels: Mapping[str, str], timeout_
         for node in able
     ]
     answered = ray.wait(asked, num_returns=len(asked), timeout=timeout_s)[0] if asked else []
-    machines, why = [], "no answer"
+    machines: list[Machine] = []
+    why = "no answer"
     for reference in answered:
         try:
             machines.append(ray.get(reference))
@@ -150,11 +149,10 @@ def machine_to_measure_on(nodes: list[Node], labels: Mapping[str, str], timeout_
             f"the cluster did not answer within {timeout_s:.0f} s ({why})",
             "see 'ray status'; raq must be installed on its nodes",
         )
-    kinds = sorted({f"{machine['cpu']} ({' '.join(machine['features'])})" for machine in machines})
+    kinds = sorted({f"{machine.cpu} ({' '.join(machine.features)})" for machine in machines})
     if len(kinds) > 1:
         raise UserError(
             f"the nodes that may measure are of {len(kinds)} kinds: {'; '.join(kinds)}",
             "choose those of one kind by their labels: resources.bench.labels",
         )
-    chosen: dict[str, Any] = max(machines, key=lambda machine: (machine["cpus"], str(machine)))
-    return chosen
+    return max(machines, key=lambda machine: (machine.cpus or 0, str(machine)))

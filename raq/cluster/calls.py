@@ -14,6 +14,41 @@ from raq.store.local import Store
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What an actor says of a stage that it finished. id: of this execution; files, digests: what it left, in bytes
+    and as SHA-256, None where the results are in a folder that the driver has; cpus: those of the stage; workers: how
+    many trained, or ran trials; node: its address and labels, None of several; started_at: UTC, ISO 8601."""
+
+    id: str
+    results: Record
+    files: dict[str, int] | None
+    digests: dict[str, str] | None
+    environment: Record
+    cpus: int
+    workers: int
+    node: Record | None
+    started_at: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class ErrorAnswer:
+    """Why a stage failed. user: whether the user's input is at fault."""
+
+    error: str
+    hint: str
+    user: bool
+
+
+@dataclass(frozen=True)
+class LostAnswer:
+    """That a stage lost what it needs, which is no fault of its own. lost: what, in words; error: the error's type."""
+
+    lost: str
+    error: str
+
+
+@dataclass(frozen=True)
 class Handover:
     """What is the same for all stages of a run; wait_s: seconds to wait for nodes in place of those that are lost."""
 
@@ -41,44 +76,44 @@ class Handover:
             for role, given in self._inputs(stage).items()
         }
         return Call(
-            stage.name,
-            stage.kind,
-            stage.settings,
-            inputs,
-            str(self.store.work_folder(stage.kind, stage.fingerprint)),
-            self.experiment.data.root,
-            self.experiment.model.weights,
-            self.working_directory,
-            demand.cpus,
-            demand.gpus,
-            demand.workers,
-            stage.resources.labels,
-            None if stage.least_workers is None else (stage.least_workers, stage.workers),
-            self.store.address,
-            self.wait_s,
+            name=stage.name,
+            kind=stage.kind,
+            settings=stage.settings,
+            inputs=inputs,
+            folder=str(self.store.work_folder(stage.kind, stage.fingerprint)),
+            data_root=self.experiment.data.root,
+            weights_file=self.experiment.model.weights,
+            working_directory=self.working_directory,
+            cpus=demand.cpus,
+            gpus=demand.gpus,
+            workers=demand.workers,
+            labels=stage.resources.labels,
+            elastic=None if stage.least_workers is None else (stage.least_workers, stage.workers),
+            address=self.store.address,
+            wait_s=self.wait_s,
         )
 
-    def record(self, stage: Stage, answer: Record, attempts: int) -> Record:
+    def record(self, stage: Stage, answer: Answer, attempts: int) -> Record:
         """The record of a stage, of its actor's answer; input_ids are None of inputs that are gone meanwhile."""
         inputs = self._inputs(stage)
-        found = {role: self.store.find(given.kind, given.fingerprint) for role, given in inputs.items()}
+        ids = {role: self.store.execution(given.kind, given.fingerprint) for role, given in inputs.items()}
         return {
-            "id": answer["id"],
-            "files": answer["files"],
-            "digests": answer["digests"],
+            "id": answer.id,
+            "files": answer.files,
+            "digests": answer.digests,
             "stage": stage.name,
             "kind": stage.kind,
             "fingerprint": stage.fingerprint,
             "settings": stage.settings,
             "inputs": {role: given.fingerprint for role, given in inputs.items()},
-            "input_ids": {role: record["id"] if record else None for role, record in found.items()},
-            "results": answer["results"],
-            "environment": answer["environment"],
-            "cpus": answer["cpus"],
-            "workers": answer["workers"],
-            "node": answer["node"],
-            "started_at": answer["started_at"],
-            "duration_s": answer["duration_s"],
+            "input_ids": ids,
+            "results": answer.results,
+            "environment": answer.environment,
+            "cpus": answer.cpus,
+            "workers": answer.workers,
+            "node": answer.node,
+            "started_at": answer.started_at,
+            "duration_s": answer.duration_s,
             "attempts": attempts,
         }
 

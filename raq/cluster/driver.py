@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raq.cluster.attempts import Attempt, Patience, refuse_another_attempt
-from raq.cluster.calls import Handover
+from raq.cluster.calls import Answer, ErrorAnswer, Handover, LostAnswer
 from raq.cluster.nodes import (
     ENDING_TIMEOUT_S,
     NODE_ID,
@@ -25,6 +25,9 @@ from raq.experiment.schema import Experiment
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 from raq.store.local import Store
+
+if TYPE_CHECKING:
+    from raq.cluster.events import Event
 
 DRAIN_TIMEOUT_S = 5.0
 LAST_EVENTS_S = 0.2
@@ -146,20 +149,20 @@ class Driver:
             what = "its node was lost" if lost else "its process died"
             self._try_again(attempt, what, type(error).__name__)
             return
-        if "lost" in answer:
+        if isinstance(answer, LostAnswer):
             if attempt.node is not None:
                 leaves = attempt.node in draining_nodes() or node_is_gone(attempt.node, ENDING_TIMEOUT_S)
                 attempt.nodes_lost += leaves
-            self._try_again(attempt, answer["lost"], answer["error"])
+            self._try_again(attempt, answer.lost, answer.error)
             return
-        if "error" in answer:
+        if isinstance(answer, ErrorAnswer):
             ray.kill(attempt.actor)
-            kind = UserError if answer["user"] else StageError
-            hint = answer["hint"] or "see the log"
-            raise kind(f"{stage.name}: {answer['error']}", f"{hint}; log: {self.handover.where_log_is(stage)}")
+            kind = UserError if answer.user else StageError
+            hint = answer.hint or "see the log"
+            raise kind(f"{stage.name}: {answer.error}", f"{hint}; log: {self.handover.where_log_is(stage)}")
         self._publish(attempt, answer)
 
-    def _publish(self, attempt: Attempt, answer: dict[str, Any]) -> None:
+    def _publish(self, attempt: Attempt, answer: Answer) -> None:
         """Keep what a finished stage left, and its actor for the next one, if nothing waits for what that holds."""
         import ray
 
@@ -173,8 +176,8 @@ class Driver:
             self.idle.append((attempt.actor, (stage.pool, self.scheduler.demands[stage.name])))
         record = self.handover.record(stage, answer, attempt.number)
         self.store.publish(stage.kind, stage.fingerprint, record)
-        check_results(stage, answer["results"], self.experiment.require)
-        self.listener(stage.name, {"state": "done", "duration_s": answer["duration_s"], "results": answer["results"]})
+        check_results(stage, answer.results, self.experiment.require)
+        self.listener(stage.name, {"state": "done", "duration_s": answer.duration_s, "results": answer.results})
 
     def _try_again(self, attempt: Attempt, what: str, reason: str) -> None:
         """Start a stage anew whose actor is dead or hangs; StageError if it has been tried often enough."""
@@ -204,14 +207,14 @@ class Driver:
             self._start(attempt.start, attempt.number + 1, attempt.nodes_lost)
         self.postponed.clear()
 
-    def _show(self, events: list[dict[str, Any]]) -> None:
+    def _show(self, events: "list[Event]") -> None:
         running = {attempt.stage.name: attempt for attempt in self.running.values()}
         for event in events:
-            attempt = running.get(event["stage"])
-            if attempt is not None and event["attempt"] == attempt.number:  # else it is late: that attempt has ended
+            attempt = running.get(event.stage)
+            if attempt is not None and event.attempt == attempt.number:  # else it is late: that attempt has ended
                 attempt.started = attempt.started or time.monotonic()
-                attempt.node = event.get("node", attempt.node)
-                self.listener(event["stage"], {"state": "running", **event.get("progress", {})})
+                attempt.node = event.node or attempt.node
+                self.listener(event.stage, {"state": "running", **event.progress})
 
     def _end_overdue(self) -> None:
         """Try again what has taken longer than it may; StageError if waiting for another has no end."""
@@ -235,12 +238,12 @@ class Driver:
             self._end_idle()
 
 
-def _drained(events: Any) -> list[dict[str, Any]]:
+def _drained(events: Any) -> "list[Event]":
     """Events out of the queue; StageError if its process has died."""
     import ray
 
     try:
-        taken: list[dict[str, Any]] = ray.get(events, timeout=DRAIN_TIMEOUT_S)
+        taken: list[Event] = ray.get(events, timeout=DRAIN_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         raise StageError(
             f"the process that stages report to died ({type(error).__name__})", "run again: finished stages are kept"

@@ -4,13 +4,23 @@ Imports nothing of raq: the queue's process needs neither torch nor the stages, 
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-Event = dict[str, Any]
+Progress = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """How far an attempt at a stage is; node: the id of the one that it has begun on, of its first event."""
+
+    stage: str
+    attempt: int
+    progress: Progress = field(default_factory=dict)
+    node: str | None = None
 
 
 @ray.remote(num_cpus=0)
@@ -52,17 +62,14 @@ class EventSender:
     stage: str
     attempt: int = 1
 
-    def __call__(self, progress: Event) -> None:
+    def __call__(self, progress: Progress) -> None:
         """Send how far the stage is."""
-        self._send(progress=progress)
+        self.queue.put.remote(Event(self.stage, self.attempt, progress))
 
     def notice(self, text: str) -> None:
         """Send a text that is worth a line, on a terminal and in a log."""
-        self._send(progress={"text": text, "notice": True})
+        self({"text": text, "notice": True})
 
     def at_work(self, node: str) -> None:
         """Say that the stage has begun, on the node with this id."""
-        self._send(node=node)
-
-    def _send(self, **what: Any) -> None:
-        self.queue.put.remote({"stage": self.stage, "attempt": self.attempt, **what})
+        self.queue.put.remote(Event(self.stage, self.attempt, node=node))

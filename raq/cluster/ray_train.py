@@ -6,6 +6,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from raq.cluster.calls import ErrorAnswer
 from raq.cluster.events import EventSender
 from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
-from raq.errors import LostError, RaqError, StageError, UserError
+from raq.errors import LostError, RaqError, StageError, UserError, last_line
 from raq.lazy import resolve
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.plan.kinds import KINDS
@@ -113,22 +115,31 @@ def _upload_of(call: Call) -> Callable[[Checkpoint, str], Checkpoint] | None:
     return upload
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What Ray Train hands to each worker."""
+
+    call: Call
+    send: EventSender
+
+
 def _worker(config: dict[str, Any]) -> None:
     """What each worker runs. Whatever it raises Ray Train tries again, MAX_FAILURES times, from the last checkpoint.
 
     One of our own errors would only come again: it is left in a file, and the next attempt ends on seeing that.
     """
-    call = at_hand(config["call"])
+    asked = _Asked(**config)
+    call = at_hand(asked.call)
     if read_marker(call, FAILED) is not None:
         return
     torch.set_num_threads(call.cpus)
     try:
-        _training_of(call).train_in(call, RayTrainContext(call, config["send"]))
+        _training_of(call).train_in(call, RayTrainContext(call, asked.send))
     except StorageError:
         raise  # another attempt may find it
     except RaqError as error:
-        what = {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
-        write_marker(call, FAILED, json.dumps(what))
+        what = ErrorAnswer(error.message, error.hint, user=isinstance(error, UserError))
+        write_marker(call, FAILED, json.dumps(asdict(what)))
         raise
 
 
@@ -181,13 +192,11 @@ def _trainer(call: Call, send: EventSender, *, for_tune: bool) -> _Trainer:
         os.environ.setdefault(name, RAY_SETTINGS[name])
     # elastic, it takes the workers that there are, as soon as this has passed
     os.environ[START_TIMEOUT] = f"{USUAL_START_S if call.elastic else max(USUAL_START_S, call.wait_s):g}"
-    per_worker: dict[str, float] = {"CPU": call.cpus}
-    if call.gpus:
-        per_worker["GPU"] = call.gpus
+    per_worker: dict[str, float] = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
     path, filesystem = _storage_of(call)
     return _Trainer(
         _worker,
-        train_loop_config={"call": call, "send": send},
+        train_loop_config=vars(_Asked(call, send)),
         scaling_config=ScalingConfig(
             num_workers=call.elastic or call.workers,
             use_gpu=call.gpus > 0,
@@ -215,8 +224,8 @@ def _raise_noted(call: Call) -> None:
     """The error of ours that a worker has left, if one has."""
     failed = read_marker(call, FAILED)
     if failed is not None:
-        what = json.loads(failed)
-        raise (UserError if what["user"] else StageError)(what["error"], what["hint"])
+        what = ErrorAnswer(**json.loads(failed))
+        raise (UserError if what.user else StageError)(what.error, what.hint)
 
 
 def _storage_was_lost(call: Call, error: Exception) -> bool:
@@ -292,7 +301,7 @@ def was_lost(error: Any) -> bool:
 def _reason(error: Exception) -> str:
     """What a worker died of, out of Ray Train's error."""
     first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    return next((line for line in reversed(str(first).strip().splitlines()) if line.strip()), type(first).__name__)
+    return last_line(first)
 
 
 def _cause(error: Exception) -> StageError:

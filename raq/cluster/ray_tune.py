@@ -10,7 +10,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raq.cluster.events import EventSender
 from raq.cluster.ray_train import was_lost
-from raq.errors import StageError
+from raq.errors import StageError, last_line
 from raq.stages.call import Call
 from raq.stages.transfer import fetch_trials
 from raq.store.files import digest
@@ -108,7 +108,7 @@ def refuse_lost_storage(call: Call, error: Any) -> None:
 
 def reason(error: Any) -> str:
     """The last line of a trial's error that says something."""
-    return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
+    return last_line(error)
 
 
 class Progress(tune.Callback):

@@ -35,4 +35,4 @@ def _layer_trial(config: dict[str, str], call: Call) -> None:
     call = trials_at_hand(call)
     found = run_layer_trial(call, config)
     send_trials(call)
-    tune.report({key: found[key] for key in ("top1", "correct", "images", "noise")})
+    tune.report(found.model_dump(exclude={"config"}))

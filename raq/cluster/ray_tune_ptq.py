@@ -6,10 +6,9 @@ from raq.cluster.events import EventSender
 from raq.cluster.ray_tune import tune_all
 from raq.experiment.sweep import Config
 from raq.stages.call import Call, Results
-from raq.stages.ptq_sweep import finish_ptq_sweep, prepare_ptq_sweep, run_ptq_trial
+from raq.stages.ptq_sweep import all_configs, finish_ptq_sweep, prepare_ptq_sweep, run_ptq_trial
 from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
 from raq.store.files import short_digest
-from raq.sweep.ptq import grid
 
 
 def distributed_ptq_sweep(call: Call, send: EventSender) -> Results:
@@ -22,7 +21,7 @@ def distributed_ptq_sweep(call: Call, send: EventSender) -> Results:
     fetch_trials(call)
     prepare_ptq_sweep(call, send)
     send_trials(call)
-    configs = grid(call.settings)
+    configs = all_configs(call)
     failed = tune_all(call, send, tune.with_parameters(_trial, call=call), configs, "top1")
     fetch_trials(call)
     return finish_ptq_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})

@@ -29,6 +29,7 @@ from raq.errors import RaqError
 from raq.experiment.sweep import Config
 from raq.stages.call import Call, Results
 from raq.stages.qat_sweep import (
+    EpochRow,
     call_of,
     finish_qat_sweep,
     finish_trial,
@@ -38,6 +39,8 @@ from raq.stages.qat_sweep import (
     run_qat_trial,
 )
 from raq.stages.transfer import fetch_trials, forget_trainings, forget_work, read_marker, send_trials, trials_at_hand
+from raq.store.settings import TrainingSettings
+from raq.store.views import view
 from raq.sweep.qat import Search
 
 REPORTED = ("epoch", "validation_top1", "loss", "images_per_s")
@@ -50,7 +53,8 @@ def distributed_qat_sweep(call: Call, send: EventSender) -> Results:
     which Tune reserves nothing: no more run at a time than there are slots for all of their workers, so that none
     waits for another. Raises StageError if no trial finishes.
     """
-    each = call.settings["qat"]["workers"]
+    each = call.read(TrainingSettings).qat.workers
+    assert isinstance(each, int), "an Experiment allows no other in a sweep"
     node_slots = call.workers // each
     search = new_search(call)  # of a pass: a new one is asked the same
     how = f"each {'a plain function' if each == 1 else f'{each} workers of Ray Train'} with {call.cpus} CPUs a worker"
@@ -99,7 +103,7 @@ def tune_search(
             suggestions,
             search.asked,
             "validation_top1",
-            reuse_actors=call.settings["qat"]["workers"] == 1,
+            reuse_actors=call.read(TrainingSettings).qat.workers == 1,
             scheduler=_Halving(search, suggestions),
         ),
         run_config=run_config(call, [Progress(send, search.asked), *callbacks]),
@@ -131,7 +135,7 @@ def _trial_on_workers(config: Config, call: Call, send: EventSender) -> None:
     trial = call_of(call, config)
     known = finished(trial)
     if known is not None:
-        for row in known["history"]:
+        for row in known.history:
             _report(row)
         return
     finish_trial(trial, train_on_workers(trial, send, _report))
@@ -186,7 +190,8 @@ class _Halving(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
         number = self.suggestions.numbers[trial.trial_id]
-        goes_on = self.search.tell(number, result["epoch"], result["validation_top1"])
+        epoch = view(EpochRow, result, "a result of Tune")
+        goes_on = self.search.tell(number, epoch.epoch, epoch.validation_top1)
         decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
         return decision
 

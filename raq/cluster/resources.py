@@ -10,6 +10,7 @@ from raq.experiment.schema import Experiment
 from raq.lazy import resolve
 from raq.plan.kinds import KINDS
 from raq.plan.stages import Stage
+from raq.store.views import View, view
 
 LOOK_AGAIN_S = 2.0
 
@@ -24,12 +25,26 @@ class Demand:
     is_coordinator: bool = False  # the stage's actor only waits for its workers, which have the resources
 
 
+class _Bench(View):
+    threads: int | None = None
+
+
+class _Asked(View):
+    device: str = "cpu"
+    bench: _Bench = _Bench()
+
+
+def _asked(stage: Stage) -> _Asked:
+    """Of a stage's settings, those that say what it needs."""
+    return view(_Asked, stage.settings, f"{stage.name}: settings")
+
+
 def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
     """What a stage takes of these nodes; unset CPUs are all of a node's (for training, shared among its workers).
 
     Raises UserError if no node, or not all together, can give it: waiting would never end.
     """
-    wants_gpu = stage.resources.gpus or int(stage.settings.get("device") == "cuda")
+    wants_gpu = stage.resources.gpus or int(_asked(stage).device == "cuda")
     labels = stage.resources.labels
     able = able_nodes(stage, nodes, 0, wants_gpu)
     largest = max((node.cpus for node in able), default=0)
@@ -45,7 +60,7 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
     if KINDS[stage.kind].is_sweep:
         return _demand_of_sweep(stage, able, wants_gpu)
     cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
-    threads = stage.settings.get("bench", {}).get("threads")
+    threads = _asked(stage).bench.threads
     if threads is not None and threads > cpus:
         raise UserError(
             f"bench.threads is {threads}, and {stage.name} has {cpus} CPUs",

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from urllib.parse import unquote
 
 from raq.cluster.nodes import BENCH_RESOURCE, Node, local_node, nodes_now
-from raq.errors import RaqError, UserError
+from raq.errors import RaqError, UserError, first_line
 from raq.signals import interruption_kept, uninterrupted
 
 RAY_SETTINGS = {
@@ -129,7 +129,7 @@ def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
             **quiet,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         if address is not None:
             raise UserError(
                 f"--address {address}: no Ray cluster answers: {first}",

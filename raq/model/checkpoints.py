@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +37,40 @@ class TrainingResult:
     history: list[Metrics]
     best_epoch: int
     state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The epoch with the highest top-1 on the validation images so far; score: that, None without a hold-out."""
+
+    epoch: int
+    score: float | None
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingCheckpoint:
+    """All that a training needs to go on after an epoch: its history, and the states of what it trains with."""
+
+    history: list[Metrics]
+    best: BestEpoch
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write it into this folder."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        torch.save(
+            own | {"best": {each.name: getattr(self.best, each.name) for each in fields(self.best)}},
+            folder / CHECKPOINT,
+        )
+
+
+def read_checkpoint(folder: Path, device: torch.device) -> TrainingCheckpoint:
+    """What `TrainingCheckpoint.write` wrote there."""
+    content = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
+    return TrainingCheckpoint(**{**content, "best": BestEpoch(**content["best"])})
 
 
 def read_result(folder: Path) -> TrainingResult:

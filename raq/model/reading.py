@@ -15,6 +15,7 @@ from typing import Any
 from raq.errors import UserError
 from raq.model.imported_code import users_files, users_modules
 from raq.store.files import file_digest
+from raq.store.settings import Sources
 
 MAX_FILES, MAX_FILE_BYTES = 1000, 50_000_000
 NOT_LOOKED_AT = ("results", "__pycache__")
@@ -31,7 +32,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def watched(planned: Mapping[str, Any], folder: str | None, ignored: tuple[Path, ...]) -> Iterator[dict[str, str]]:
+def watched(planned: Mapping[str, Sources], folder: str | None, ignored: tuple[Path, ...]) -> Iterator[dict[str, str]]:
     """With what is read of `folder`, the user's working folder, watched: filled, at the end, with SHA-256 by file.
 
     planned: the sources of a plan, by function; their files must be as planned with, before and after, else UserError.
@@ -53,14 +54,14 @@ def watched(planned: Mapping[str, Any], folder: str | None, ignored: tuple[Path,
     finally:
         _opened.remove(opened)
     refuse_changed_sources(planned, Path(folder))
-    known = {name for sources in planned.values() for name in sources["files"]}
+    known = {name for sources in planned.values() for name in sources.files}
     found |= _digests(opened, Path(folder).resolve(), known, ignored)
 
 
-def refuse_changed_sources(planned: Mapping[str, Any], folder: Path) -> None:
+def refuse_changed_sources(planned: Mapping[str, Sources], folder: Path) -> None:
     """UserError if a file of the user's code is not what the plan was made with."""
     for function, sources in planned.items():
-        for name, digest in sources["files"].items():
+        for name, digest in sources.files.items():
             path = folder / name
             if not path.is_file() or file_digest(path) != digest:
                 raise UserError(f"{name}, which {function} imports, has changed since the plan was made", "run again")
@@ -86,12 +87,12 @@ def _digests(opened: set[str], folder: Path, known: set[str], ignored: tuple[Pat
     return found
 
 
-def changed_read(record: Mapping[str, Any], folder: Path) -> str | None:
-    """The first file that a stage has read and that is another one now; None if none is.
+def changed_read(read_files: Mapping[str, str], folder: Path) -> str | None:
+    """The first file that a stage has read (by name, its SHA-256) and that is another one now; None if none is.
 
     Files outside the working folder count where they are.
     """
-    for name, digest in (record["results"].get("read_files") or {}).items():
+    for name, digest in read_files.items():
         path = folder / name
         if Path(name).is_absolute() and not path.exists():
             continue

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raq.environment import cache_folder
-from raq.errors import UserError
+from raq.errors import UserError, first_line
 from raq.experiment.schema import Data
 from raq.model.cache import SPLITS, Array, arrays_digest, cached, checked, listing
 from raq.model.user_code import import_function, on_path
@@ -75,7 +75,7 @@ def _download_cifar10(folder: Path, looked: list[Path]) -> tuple[dict[str, Array
         folder.mkdir(parents=True, exist_ok=True)
         CIFAR10(str(folder), download=True)
     except (OSError, RuntimeError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(
             f"cifar10 is in none of {', '.join(map(str, looked))}, and cannot be downloaded ({reason})",
             "put torchvision's cifar-10-batches-py, or train*.parquet and test*.parquet as on the Hugging "
@@ -120,7 +120,7 @@ def _read_parquet(parts: dict[str, list[Path]]) -> dict[str, Array]:
                 labels += [int(label) for label in table.column("label").to_pylist()]
             except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"{file}: not a readable parquet file with img and label: {_first_line(error)}",
+                    f"{file}: not a readable parquet file with img and label: {first_line(error)}",
                     "get the file again",
                 ) from None
             images += [_decode_image(raw, f"{file}, row {n}", None) for n, raw in enumerate(encoded)]
@@ -198,10 +198,6 @@ def _decode_image(raw: bytes, where: str, side: int | None) -> Array:
     if side is not None:
         image = ImageOps.fit(image, (side, side), method=Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _stack(images: list[Array], where: Path) -> Array:

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,15 @@ from raq.experiment.training import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
 from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.batches import normalisation_tensors, take_batch
-from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingContext, TrainingResult
+from raq.model.checkpoints import (
+    CHECKPOINT,
+    BestEpoch,
+    Metrics,
+    TrainingCheckpoint,
+    TrainingContext,
+    TrainingResult,
+    read_checkpoint,
+)
 from raq.model.dataset import Dataset
 from raq.model.schedules import image_side, learning_rate_factor, new_optimizer, steps_per_epoch
 
@@ -86,23 +93,18 @@ def train(
         if context.world_size > 1:
             hooks.synchronise()
         _refuse_divergence(model, epoch)
-        row["validation_top1"] = _validate(model, dataset, context)
-        history.append(row)
-        score = row["validation_top1"]
-        if best is None or score is None or score >= best["score"]:
+        score = _validate(model, dataset, context)
+        history.append(row | {"validation_top1": score})
+        if best is None or score is None or best.score is None or score >= best.score:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            best = {"epoch": epoch, "score": score, "state": state}
-        content = {
-            "history": history,
-            "best": best,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-        }
-        context.save(row, lambda folder, content=content: torch.save(content, folder / CHECKPOINT))  # type: ignore[misc]
+            best = BestEpoch(epoch, score, state)
+        checkpoint = TrainingCheckpoint(
+            history, best, model.state_dict(), optimizer.state_dict(), schedule.state_dict()
+        )
+        context.save(history[-1], checkpoint.write)
     assert best is not None
     set_mode(False)
-    return TrainingResult(history, best["epoch"], best["state"])
+    return TrainingResult(history, best.epoch, best.state)
 
 
 @dataclass(frozen=True)
@@ -236,19 +238,19 @@ def _restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> tuple[list[Metrics], dict[str, Any] | None]:
+) -> tuple[list[Metrics], BestEpoch | None]:
     """Continue from the last checkpoint, if there is one: its history and best epoch."""
     folder = context.restore()
     if folder is None:
         return [], None
     try:
-        content = torch.load(folder / CHECKPOINT, map_location=context.device, weights_only=True)
+        found = read_checkpoint(folder, context.device)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise StageError(
             f"{folder / CHECKPOINT}: the checkpoint to go on from is damaged: {type(error).__name__}",
             "delete it, or start over with --fresh",
         ) from error
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    schedule.load_state_dict(content["schedule"])
-    return content["history"], content["best"]
+    model.load_state_dict(found.model)
+    optimizer.load_state_dict(found.optimizer)
+    schedule.load_state_dict(found.schedule)
+    return found.history, found.best

@@ -1,7 +1,6 @@
 """The user's own `module:function`: importing it, and what it is made of. Must not import torch or ray."""
 
 import importlib
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from raq.errors import UserError
+from raq.store.settings import Sources
+from raq.store.views import View
 
 IMPORT_TIMEOUT_S = 180.0
 CHILD = Path(__file__).with_name("imported_code.py")
@@ -32,7 +35,8 @@ def import_function(name: str, working_directory: str | None) -> Callable[..., A
             raise _not_imported(name, f"{type(error).__name__}: {error}", working_directory) from error
     if not callable(function):
         raise UserError(f"{name}: {function_name} is no function", "name a function of the module")
-    return function
+    found: Callable[..., Any] = function
+    return found
 
 
 def _not_imported(name: str, why: str, working_directory: str | None) -> UserError:
@@ -54,7 +58,13 @@ def shadowing(folder: Path) -> list[str]:
     return sorted(name for name in names if name.removesuffix(".py") in libraries)
 
 
-def sources_of(name: str, working_directory: str) -> dict[str, Any]:
+class _Found(View):
+    files: dict[str, str] = Field(default_factory=dict)
+    distributions: dict[str, str] = Field(default_factory=dict)
+    error: str | None = None
+
+
+def sources_of(name: str, working_directory: str) -> Sources:
     """What the code behind the user's `module:function` is made of: {"files": {path: SHA-256}, "distributions": {name:
     version}}.
 
@@ -68,15 +78,15 @@ def sources_of(name: str, working_directory: str) -> dict[str, Any]:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False
         )
-        found = json.loads(done.stdout.strip().splitlines()[-1])
+        found = _Found.model_validate_json(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         raise _not_imported(name, f"it takes longer than {IMPORT_TIMEOUT_S:.0f} s", working_directory) from None
     except (ValueError, IndexError):
         last = next(iter(reversed(done.stderr.strip().splitlines())), f"its process ended with {done.returncode}")
         raise _not_imported(name, last, working_directory) from None
-    if "error" in found:
-        raise _not_imported(name, found["error"], working_directory)
-    return {"files": found["files"], "distributions": found["distributions"]}
+    if found.error is not None:
+        raise _not_imported(name, found.error, working_directory)
+    return Sources(files=found.files, distributions=found.distributions)
 
 
 @contextmanager

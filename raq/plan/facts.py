@@ -1,27 +1,45 @@
 """Facts that a plan depends on beside the experiment: data, machine, devices, runtimes. Neither torch nor ray."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import Field
+
 from raq.artifact.runtimes import RUNTIMES, runtime_of_backend
+from raq.environment import Machine
 from raq.experiment.schema import ARM_ARCHITECTURES, Experiment
 from raq.plan.kinds import Pool
+from raq.store.views import View, view
 
 Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DataFound:
+    """What the data were found to be. image_shape: [channels, height, width]; mean, std: by channel, pixels / 255."""
+
+    digest: str
+    source: str
+    classes: int
+    train_images: int
+    validation_images: int
+    test_images: int
+    image_shape: list[int]
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True)
 class Facts:
     """What a plan depends on besides the experiment.
 
-    data: `Dataset.describe()`; machine: `environment.machine()` of where stages run; weights: SHA-256 of the weights
-    file, if there is one; sources: what the code of the user's own functions is made of (`user_code.sources_of`), by
-    name.
+    machine: where stages run; weights: SHA-256 of the weights file, if there is one; sources: what the code of the
+    user's own functions is made of (`user_code.sources_of`), by name.
     """
 
-    data: Settings
-    machine: Settings
+    data: DataFound
+    machine: Machine
     weights: str | None = None
     sources: dict[str, Any] = field(default_factory=dict)
 
@@ -34,22 +52,36 @@ def devices(experiment: Experiment, gpu_count: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def why_not_lowered(backend: str | None, machine: Settings, asked: str | Sequence[str]) -> str | None:
-    """Why a candidate of this backend is not lowered on this machine for the devices asked for (auto, or a list).
+def why_not_lowered(backend: str | None, architecture: str, asked: str | Sequence[str]) -> str | None:
+    """Why a candidate of this backend is not lowered on such a machine for the devices asked for (auto, or a list).
 
-    None if it is; fp32 has no backend.
+    architecture: as `platform.machine()` has it. None if it is lowered; fp32 has no backend.
     """
     if backend in ("arm", "xnnpack") and asked != "auto" and "cpu" not in asked:
         return f"its int8 kernels are a CPU's, and bench.devices has {', '.join(asked)} alone"
-    if backend == "arm" and machine["architecture"] not in ARM_ARCHITECTURES:
-        return f"its int8 kernels are compiled on an Arm machine, and this one is {machine['architecture']}"
+    if backend == "arm" and architecture not in ARM_ARCHITECTURES:
+        return f"its int8 kernels are compiled on an Arm machine, and this one is {architecture}"
     return None
+
+
+class _Quantizer(View):
+    backend: str
+
+
+class _Runtimes(View):
+    """Of a stage's settings, those that name a runtime, or a backend that has one."""
+
+    runtime: str | None = None
+    runtimes: dict[str, str] = Field(default_factory=dict)
+    ptq: _Quantizer | None = None
+    qat: _Quantizer | None = None
 
 
 def runtime_libraries(settings: Settings) -> tuple[str, ...]:
     """The libraries of the runtimes that a stage uses, or whose backend's quantizer it uses."""
-    names = {settings.get("runtime"), *settings.get("runtimes", {}).values()}
-    names |= {runtime_of_backend(settings[part].get("backend")).name for part in ("ptq", "qat") if part in settings}
+    asked = view(_Runtimes, settings, "settings")
+    names = {asked.runtime, *asked.runtimes.values()}
+    names |= {runtime_of_backend(part.backend).name for part in (asked.ptq, asked.qat) if part is not None}
     return tuple(library for name in RUNTIMES if name in names for library in RUNTIMES[name].libraries)
 
 
@@ -67,4 +99,5 @@ def data_settings(experiment: Experiment, facts: Facts) -> Settings:
     """What of the data a stage depends on: contents and choices, not where files lie; the test split is evaluate's."""
     ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
     chosen = experiment.data.model_dump(mode="json", exclude=ignored)
-    return {**chosen, **{key: facts.data[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}
+    found = asdict(facts.data)
+    return {**chosen, **{key: found[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}

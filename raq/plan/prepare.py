@@ -3,16 +3,16 @@
 Imports neither torch nor ray at its top.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raq.environment import environment_kept, has_vnni, machine
+from raq.environment import Machine, environment_kept, has_vnni, machine
 from raq.errors import UserError
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
-from raq.plan.facts import Facts
+from raq.plan.facts import DataFound, Facts
 from raq.plan.stages import Stage, make_plan
 from raq.store.files import file_digest
 
@@ -24,23 +24,23 @@ class Prepared:
     """An experiment with its data found and its stages planned."""
 
     experiment: Experiment
-    data: dict[str, Any]
+    data: DataFound
     plan: list[Stage]
 
 
-def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) -> Prepared:
     """Read the experiment, find its data, plan its stages; `where`: the machine of the stages, default this one.
 
     Raises UserError for whatever is wrong with the experiment, its data or its weights.
     """
     from raq.model.dataset import load_dataset
 
-    here = dict(where or machine())  # before libraries that reading data imports set variables of their own
+    here = where or machine()  # before libraries that reading data imports set variables of their own
     experiment = load_experiment(path, overrides)
     with environment_kept():
         dataset = load_dataset(experiment.data, str(Path.cwd()))
-    described = dataset.describe()
-    available = described["train_images"]
+    found = DataFound(**dataset.describe())
+    available = found.train_images
     if experiment.ptq is not None and experiment.ptq.calibration.size > available:
         raise UserError(
             f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} training images",
@@ -53,9 +53,9 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
             f"sweep.ptq.calibration.size has {largest}, and there are {available} training images",
             f"lower it to at most {available}",
         )
-    if tried is not None and described["validation_images"] < MIN_VALIDATION_IMAGES:
+    if tried is not None and found.validation_images < MIN_VALIDATION_IMAGES:
         raise UserError(
-            f"sweep compares its trials on {described['validation_images']} validation images, which tell nothing",
+            f"sweep compares its trials on {found.validation_images} validation images, which tell nothing",
             f"raise data.validation_fraction or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",
         )
     swept = tried.reduce_range if tried is not None else ()
@@ -66,8 +66,8 @@ def prepare(path: Path, overrides: Sequence[str], where: Mapping[str, Any] | Non
             "trials, that compute in float, would not show",
             "leave it out here",
         )
-    facts = Facts(described, here, _weights_digest(experiment), _sources(experiment))
-    return Prepared(experiment, described, make_plan(experiment, facts))
+    facts = Facts(found, here, _weights_digest(experiment), _sources(experiment))
+    return Prepared(experiment, found, make_plan(experiment, facts))
 
 
 def _weights_digest(experiment: Experiment) -> str | None:
@@ -89,4 +89,6 @@ def _sources(experiment: Experiment) -> dict[str, Any]:
     from raq.model.user_code import sources_of
 
     name = experiment.model.name  # the data's function is covered by what it returns: the data's digest
-    return {name: sources_of(name, str(Path.cwd()))} if ":" in name and not name.startswith("torchvision:") else {}
+    if ":" not in name or name.startswith("torchvision:"):
+        return {}
+    return {name: sources_of(name, str(Path.cwd())).model_dump()}

@@ -2,13 +2,14 @@
 
 import math
 
-from raq.artifact.judgement import Evidence, evidence_of, why_not_int8
+from raq.artifact.judgement import Evidence, Lowered, evidence_of, why_not_int8
 from raq.errors import StageError
 from raq.experiment.measurement import Require
 from raq.experiment.schema import kind_of
 from raq.plan.stages import Stage
 from raq.statistics import proportion_interval
 from raq.store.files import Record
+from raq.store.views import View, view
 
 # Least SQNR in dB of a step against the step before it, by (candidate, step). What converts, compiles or loads changes
 # the order of additions, at most the rounding of single activations; measured figures are in results/log.md.
@@ -27,65 +28,122 @@ MIN_ON_GPU_DB = 10.0
 SIGMAS = 3.0  # standard deviations of chance accuracy within which a top-1 counts as chance
 
 
-def check_results(stage: Stage, results: Record, require: Require) -> None:
+class _Artifact(View):
+    """Of a stage's settings, what is checked; those of a stage without an artifact have neither."""
+
+    candidate: str | None = None
+    device: str = "cpu"
+
+
+def _artifact(stage: Stage) -> _Artifact:
+    return view(_Artifact, stage.settings, f"{stage.name}: settings")
+
+
+class _ParityRow(View):
+    step: str
+    images: int
+    against: str | None
+    sqnr_db: float | None
+    equal: bool | None
+    changed: int | None
+
+
+class _FloatLayer(View):
+    name: str
+    reason: str
+
+
+class _Graph(View):
+    """Of the evaluation of a program that is not lowered."""
+
+    graph_int8_mac_share: float | None
+    float_layers: tuple[_FloatLayer, ...]
+
+
+class _ExecutedLayer(View):
+    name: str
+    macs: int
+    kernel: str | None
+    int8: bool
+
+
+class _Results(Lowered):
+    """What stages of any kind may leave that is checked; what comes together is checked together (store/schema.py)."""
+
+    parity: tuple[_ParityRow, ...] = ()
+    float_copies: tuple[str, ...] = ()
+    classes: int = 0
+    correct: int = 0
+    test_images: int = 0
+    train_correct: int | None = None
+    train_images: int = 0
+    executed_int8_mac_share: float | None = None
+    executed_layers: tuple[_ExecutedLayer, ...] = ()
+    float_by_choice_share: float = 0.0
+
+
+def check_results(stage: Stage, values: Record, require: Require) -> None:
     """Raise StageError for a stage whose results do not prove what they must: quantized, whole, the same throughout."""
+    results = view(_Results, values, f"{stage.name}: results")
     _check_quantized(stage, results, require)
-    _check_meant(stage, results, require)
-    if results.get("float_copies"):
+    _check_meant(stage, values, require)
+    if results.float_copies:
         raise StageError(
-            f"{stage.name}: float weights are kept beside the int8 ones: {', '.join(results['float_copies'][:10])}",
+            f"{stage.name}: float weights are kept beside the int8 ones: {', '.join(results.float_copies[:10])}",
             "the artifact would be several times larger than it need be; convert must drop them",
         )
-    for row in results.get("parity", []):
+    for row in results.parity:
         _check_step(stage, row, require)
     _check_labels(stage, results)
 
 
-def _check_step(stage: Stage, row: Record, require: Require) -> None:
+def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
-    candidate = kind_of(stage.settings.get("candidate", stage.kind))
+    candidate = kind_of(_artifact(stage).candidate or stage.kind)
     limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
-    least = limits.get((candidate, row["step"]))
-    if least is not None and stage.settings.get("device", "cpu") != "cpu":
+    least = limits.get((candidate, row.step))
+    if least is not None and _artifact(stage).device != "cpu":
         least = min(least, MIN_ON_GPU_DB)  # its kernels may round products to 10 bits (TF32)
-    if least is None or row["equal"] or row["against"] is None:
+    if least is None or row.equal or row.against is None:
         return
-    if row["sqnr_db"] < least:
+    if row.sqnr_db is None or row.sqnr_db < least:
+        known = "an unknown" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
         raise StageError(
-            f"{stage.name}: parity is lost at the step {row['against']} -> {row['step']}: {row['sqnr_db']:.1f} dB "
-            f"SQNR of the logits on {row['images']} test images, at least {least:g} is required; "
-            f"{row['changed']} of them are classified otherwise",
+            f"{stage.name}: parity is lost at the step {row.against} -> {row.step}: {known} "
+            f"SQNR of the logits on {row.images} test images, at least {least:g} is required; "
+            f"{row.changed} of them are classified otherwise",
             "this step does not compute what the one before it computed"
-            if row["step"] != "simulated"
+            if row.step != "simulated"
             else "try another observer or more calibration images; require.sqnr_db sets the limit",
         )
 
 
-def _check_labels(stage: Stage, results: Record) -> None:
+def _check_labels(stage: Stage, results: _Results) -> None:
     """Whether the FP32 network knows the images that it was trained on, and the test split no better than by chance."""
-    if "train_correct" not in results:
+    if results.train_correct is None:
         return
-    chance = 1 / results["classes"]
-    low, _ = proportion_interval(results["train_correct"], results["train_images"])
-    test = results["correct"] / results["test_images"]
-    slack = SIGMAS * math.sqrt(chance * (1 - chance) / results["test_images"])
+    chance = 1 / results.classes
+    low, _ = proportion_interval(results.train_correct, results.train_images)
+    test = results.correct / results.test_images
+    slack = SIGMAS * math.sqrt(chance * (1 - chance) / results.test_images)
     if test <= chance + slack and low > chance + 2 * slack:
         raise StageError(
             f"{stage.name}: top-1 is {100 * test:.1f}% on the test split, which is chance, and "
-            f"{100 * results['train_correct'] / results['train_images']:.1f}% on {results['train_images']} training "
+            f"{100 * results.train_correct / results.train_images:.1f}% on {results.train_images} training "
             "images: the test split's labels do not belong to its images",
             "see in what order the data set's function returns test images and labels",
         )
 
 
-def _check_meant(stage: Stage, results: Record, require: Require) -> None:
+def _check_meant(stage: Stage, values: Record, require: Require) -> None:
     """The graph's share of int8, where the candidate is not lowered on this machine: all that is known of it."""
-    if "graph_int8_mac_share" not in results:
+    if "graph_int8_mac_share" not in values:
         return
-    share = results["graph_int8_mac_share"]
+    results = view(_Graph, values, f"{stage.name}: results")
+    share = results.graph_int8_mac_share
     if share is not None and share >= require.int8_mac_share:
         return
-    named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in results["float_layers"][:10]) or "none"
+    named = ", ".join(f"{layer.name} ({layer.reason})" for layer in results.float_layers[:10]) or "none"
     known = "an unknown share" if share is None else f"{share:.3f}"
     raise StageError(
         f"{stage.name}: not quantized: the graph means {known} of the MACs to be int8, required is "
@@ -94,41 +152,43 @@ def _check_meant(stage: Stage, results: Record, require: Require) -> None:
     )
 
 
-def _check_quantized(stage: Stage, results: Record, require: Require) -> None:
+def _check_quantized(stage: Stage, results: _Results, require: Require) -> None:
     """Raise StageError, naming the float layers, unless a quantized candidate does enough MACs in int8.
 
     For a lowered one by its code, for an evaluated one by the kernels that ran. Where no int8 kernels exist (a GPU),
     there is nothing to require: the rows say that the arithmetic is float.
     """
-    audit = results.get("audit")
+    audit = results.audit
     if audit is None:
         _check_executed(stage, results, require)
         return
     missing = why_not_int8(evidence_of(results), require.int8_mac_share, require.float_weight_share)
     if not missing:
         return
-    chosen = set(results.get("float_by_choice", []))
-    floats = [layer for layer in audit["layers"] if not layer["int8"] and layer["name"] not in chosen]
-    others = [{**other, "reason": f"{other['operator']}: no int8 kernel"} for other in audit.get("others", [])]
-    floats = sorted([*floats, *others], key=lambda layer: -(layer["macs"] or 0))
-    named = ", ".join(f"{layer['name']} ({layer['reason']})" for layer in floats[:10]) or "none in the graph"
-    problem = f"; {audit['problem']}" if audit["problem"] else ""
+    chosen = set(results.float_by_choice)
+    floats = [
+        *((x.macs, x.name, x.reason) for x in audit.layers if not x.int8 and x.name not in chosen),
+        *((other.macs or 0, other.name, f"{other.operator}: no int8 kernel") for other in audit.others),
+    ]
+    costliest = sorted(floats, key=lambda layer: -layer[0])
+    named = ", ".join(f"{name} ({reason})" for _, name, reason in costliest[:10]) or "none in the graph"
+    problem = f"; {audit.problem}" if audit.problem else ""
     raise StageError(
         f"{stage.name}: not quantized: {' and '.join(missing)}; in float: {named}{problem}",
         "see the layers named; require.int8_mac_share and require.float_weight_share set the limits",
     )
 
 
-def _check_executed(stage: Stage, results: Record, require: Require) -> None:
+def _check_executed(stage: Stage, results: _Results, require: Require) -> None:
     """Raise StageError if an evaluated artifact that is to be int8 ran too much in float kernels."""
-    share = results.get("executed_int8_mac_share")
-    if share is None or stage.settings.get("candidate") == "fp32":
+    share = results.executed_int8_mac_share
+    if share is None or _artifact(stage).candidate == "fp32":
         return
-    evidence = Evidence(share, share, results["float_by_choice_share"], None)
+    evidence = Evidence(share, share, results.float_by_choice_share, None)
     if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):
         return
-    floats = sorted((row for row in results["executed_layers"] if not row["int8"]), key=lambda row: -row["macs"])
-    named = ", ".join(f"{row['name']} ({row['kernel'] or 'no kernel of oneDNN'})" for row in floats[:10]) or "none"
+    floats = sorted((row for row in results.executed_layers if not row.int8), key=lambda row: -row.macs)
+    named = ", ".join(f"{row.name} ({row.kernel or 'no kernel of oneDNN'})" for row in floats[:10]) or "none"
     raise StageError(
         f"{stage.name}: not quantized: {share:.3f} of its MACs ran in int8 kernels, required is "
         f"{require.int8_mac_share * (1 - evidence.by_choice):.4g}; layers that did not: {named}",

@@ -76,13 +76,14 @@ class _Plan:
         self.facts = facts
         self.stages: dict[str, Stage] = {}
         self.training_device = "cuda" if experiment.resources.train.gpus else "cpu"
-        data = data_settings(experiment, facts)
+        self.data = data_settings(experiment, facts)
+        self.numeric = chosen_settings(facts.machine.settings, NUMERIC_SETTINGS)
         self.common: Settings = {
             "model": experiment.model.name,
             "seed": experiment.seed,
-            "data": data,
+            "data": self.data,
             "sources": facts.sources,
-            "environment": chosen_settings(facts.machine.get("settings") or {}, NUMERIC_SETTINGS),
+            "environment": self.numeric,
         }
         self.parity: Settings = {"parity_images": experiment.parity.images}
 
@@ -138,7 +139,7 @@ class _Plan:
                     self._add_qat_sweep(settings, sweep, part.workers)
                     inputs["sweep"] = "sweep/qat"
             elif sweep.ptq is not None:
-                self._add_ptq_sweep(settings, sweep.ptq)
+                self._add_ptq_sweep(settings, part, sweep.ptq)
                 inputs["sweep"] = "sweep/ptq"
             self.add(name, name, pool, settings, inputs, workers)
             if name == "ptq" and sweep.layers is not None:
@@ -160,10 +161,9 @@ class _Plan:
         for number, name in enumerate(self.experiment.mixtures, start=1):
             self.add(name, "ptq", "quantize", {**settings, "mixture": number}, {**inputs, "layers": "sweep/layers"})
 
-    def _add_ptq_sweep(self, settings: Settings, sweep: PtqSweep) -> None:
+    def _add_ptq_sweep(self, settings: Settings, ptq: Ptq, sweep: PtqSweep) -> None:
         """The calibrations tried before PTQ."""
-        batch_size = settings["ptq"]["calibration"]["batch_size"]
-        kept = {"backend": settings["ptq"]["backend"], "batch_size": batch_size}
+        kept = {"backend": ptq.backend, "batch_size": ptq.calibration.batch_size}
         trials = self._trials("ptq_sweep", settings, {"ptq", "seed", "reduce_range"}, kept)
         own = {key: value for key, value in settings.items() if key != "parity_images"}
         margin = self.experiment.select.margin.accuracy
@@ -192,7 +192,7 @@ class _Plan:
 
     def add_deployment(self) -> None:
         """The stages that lower, evaluate and measure every candidate on every device."""
-        where = devices(self.experiment, len(self.facts.machine["gpus"]))
+        where = devices(self.experiment, len(self.facts.machine.gpus))
         for candidate in self.experiment.candidates:
             for device in self._targets(candidate, where):
                 self._add_lower(candidate, device)
@@ -203,7 +203,7 @@ class _Plan:
     def _targets(self, candidate: str, where: Iterable[str]) -> list[str]:
         """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""
         backend = self.experiment.backend(candidate)
-        if why_not_lowered(backend, self.facts.machine, self.experiment.bench.devices):
+        if why_not_lowered(backend, self.facts.machine.architecture, self.experiment.bench.devices):
             return []
         able = runtime_of_backend(backend).devices if backend != "arm" else ("cpu",)
         return [device for device in where if device in able]
@@ -219,28 +219,28 @@ class _Plan:
         device = targets[0] if targets else "cpu"
         settings = {
             **self.parity,
-            "data": {**self.common["data"], "test_limit": self.experiment.data.test_limit},
+            "data": {**self.data, "test_limit": self.experiment.data.test_limit},
             "candidate": candidate,
             "device": device,
             "seed": self.experiment.seed,
-            "environment": self.common["environment"],
+            "environment": self.numeric,
             **(self._runtime(candidate) if targets else {}),
-            "machine": {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")},
+            "machine": self.facts.machine.as_record("cpu", "architecture", "features"),
         }
         source = {"artifact": lower_stage_name(candidate, device)} if targets else {"program": candidate}
         self.add(f"evaluate/{candidate}", "evaluate", pool_of_device(device), settings, source)
 
     def _add_lower(self, candidate: str, device: str) -> None:
-        machine = {key: self.facts.machine[key] for key in ("cpu", "architecture", "features")}
-        compiled_by = chosen_settings(self.facts.machine.get("settings") or {}, COMPILER_SETTINGS)
+        machine = self.facts.machine.as_record("cpu", "architecture", "features")
+        compiled_by = chosen_settings(self.facts.machine.settings, COMPILER_SETTINGS)
         settings = {
             **self.common,
             **self.parity,
             "candidate": candidate,
             "device": device,
             **self._runtime(candidate),
-            "machine": {**machine, "gpus": self.facts.machine["gpus"] if device == "cuda" else []},
-            "compiler": {"version": self.facts.machine.get("compiler"), **compiled_by},
+            "machine": {**machine, "gpus": self.facts.machine.gpus if device == "cuda" else []},
+            "compiler": {"version": self.facts.machine.compiler, **compiled_by},
         }
         source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
         self.add(lower_stage_name(candidate, device), "lower", pool_of_device(device), settings, source)
@@ -249,14 +249,14 @@ class _Plan:
         settings = {
             "bench": self.experiment.bench.model_dump(mode="json", exclude={"devices"}),
             "device": device,
-            "machine": {key: self.facts.machine[key] for key in ("cpu", "architecture", "features", "cpus", "gpus")},
-            "environment": chosen_settings(self.facts.machine.get("settings") or {}, NUMERIC_SETTINGS, TIMING_SETTINGS),
+            "machine": self.facts.machine.as_record("cpu", "architecture", "features", "cpus", "gpus"),
+            "environment": chosen_settings(self.facts.machine.settings, NUMERIC_SETTINGS, TIMING_SETTINGS),
             "model": self.experiment.model.name,
-            "classes": self.facts.data["classes"],
-            "image_shape": self.facts.data["image_shape"],
+            "classes": self.facts.data.classes,
+            "image_shape": self.facts.data.image_shape,
             "cpus": self.experiment.resources.bench.cpus,
             "sources": self.facts.sources,
-            "runtimes": {c: self._runtime(c)["runtime"] for c in candidates},
+            "runtimes": {c: runtime_of_backend(self.experiment.backend(c)).name for c in candidates},
         }
         inputs = {"weights": "train", **{c: lower_stage_name(c, device) for c in candidates}}
         self.add(f"bench/{device}", "bench", "bench", settings, inputs)

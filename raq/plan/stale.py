@@ -1,16 +1,38 @@
 """Which stages of a plan are done already, and why the others are not. Imports neither torch nor ray."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from raq.errors import UserError
 from raq.model.reading import changed_read
 from raq.plan.stages import Stage
-from raq.store.files import Record
 from raq.store.local import Store, read_run
+from raq.store.views import View, view
 
 MAX_NAMED = 3
+
+
+class _Reads(View):
+    read_files: dict[str, str] = Field(default_factory=dict)
+
+
+class _Finished(View):
+    id: str | None = None
+    input_ids: dict[str, str | None] | None = None
+    results: _Reads
+
+
+class _StageOfRun(View):
+    kind: str
+    fingerprint: str
+    depends: dict[str, str] | None = None
+
+
+class _Run(View):
+    stages: dict[str, _StageOfRun]
 
 
 def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[str, str]:
@@ -20,7 +42,7 @@ def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[s
     executions throughout.
     """
     stale: dict[str, str] = {}
-    found = {stage.name: store.find(stage.kind, stage.fingerprint) for stage in plan}
+    found = {stage.name: _finished(stage, store) for stage in plan}
     earlier = _earlier_stages(store)
     for stage in plan:
         waiting = [name for name in stage.inputs.values() if name in stale]
@@ -33,14 +55,24 @@ def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[s
             stale[stage.name] = "its record or a file of it is damaged"
         elif record is None:
             stale[stage.name] = _why(stage, earlier, store)
-        elif record.get("input_ids") != {role: (found[name] or {}).get("id") for role, name in stage.inputs.items()}:
+        elif record.input_ids != {role: _id(found[name]) for role, name in stage.inputs.items()}:
             stale[stage.name] = "an input has been made anew"
-        elif name := changed_read(record, Path.cwd()):
+        elif name := changed_read(record.results.read_files, Path.cwd()):
             stale[stage.name] = f"{name} has changed, which it reads"
     return stale
 
 
-def _why(stage: Stage, earlier: list[Record], store: Store) -> str:
+def _finished(stage: Stage, store: Store) -> _Finished | None:
+    """The stage's record; None if it has not finished."""
+    record = store.find(stage.kind, stage.fingerprint)
+    return None if record is None else view(_Finished, record, stage.name)
+
+
+def _id(record: _Finished | None) -> str | None:
+    return None if record is None else record.id
+
+
+def _why(stage: Stage, earlier: Sequence[Mapping[str, _StageOfRun]], store: Store) -> str:
     """What has changed since the newest run that finished this stage; or that none has."""
     seen = False
     for stages in earlier:
@@ -48,10 +80,10 @@ def _why(stage: Stage, earlier: list[Record], store: Store) -> str:
         if known is None:
             continue
         seen = True
-        if known["fingerprint"] == stage.fingerprint:  # and it is not there
+        if known.fingerprint == stage.fingerprint:  # and it is not there
             return "has not finished"
-        if store.find(known["kind"], known["fingerprint"]) is not None:
-            return _difference(known.get("depends") or {}, stage.depends)
+        if store.find(known.kind, known.fingerprint) is not None:
+            return _difference(known.depends or {}, stage.depends)
     return "has not finished" if seen else "has not run"
 
 
@@ -93,12 +125,12 @@ def _plain(value: object) -> str:
     return "unset" if value is None else str(value).strip('"')
 
 
-def _earlier_stages(store: Store) -> list[Record]:
+def _earlier_stages(store: Store) -> list[dict[str, _StageOfRun]]:
     """The stages of the readable runs, newest first; of the last hundred."""
     found = []
     for folder in list(reversed(store.run_folders()))[:100]:
         try:
-            found.append(read_run(folder)["stages"])
+            found.append(view(_Run, read_run(folder), str(folder)).stages)
         except UserError:
             continue
     return found

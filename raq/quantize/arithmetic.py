@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from raq.errors import first_line
 from raq.quantize.export import is_layer, switch_name
 
 aten = torch.ops.aten
@@ -28,7 +29,9 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
 
 def _recurrent(inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any, **__: Any) -> int:
     """inputs [T, B, I]: each step of each sequence goes once through both matrices of all gates."""
-    return math.prod(inputs.shape[:2]) * (weight_ih.numel() + weight_hh.numel())
+    steps: int = math.prod(inputs.shape[:2])
+    macs: int = steps * (weight_ih.numel() + weight_hh.numel())
+    return macs
 
 
 def _transformer_layer(
@@ -37,7 +40,8 @@ def _transformer_layer(
     """source [B, T, E]: the projections, the feed-forward layers, and attention's two products."""
     batch, tokens = source.shape[:2]
     matrices = [qkv, out, others[8], others[10]]  # between them: biases, settings, two norms
-    return batch * tokens * sum(m.numel() for m in matrices) + 2 * batch * tokens * tokens * embed_dim
+    macs: int = batch * tokens * sum(m.numel() for m in matrices) + 2 * batch * tokens * tokens * embed_dim
+    return macs
 
 
 def _native_attention(
@@ -154,7 +158,7 @@ class MacCounter(TorchDispatchMode):
     """Counts what runs under it. macs: so far; unknown: operators whose arithmetic is not known."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
         self.unknown: dict[str, None] = {}
 
@@ -239,7 +243,7 @@ def operations(program: ExportedProgram) -> list[Operation]:
 
 
 def _unknown(error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), "")
+    first = first_line(error)
     return f"what cannot be counted ({type(error).__name__}: {first[:100]})"
 
 

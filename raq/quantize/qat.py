@@ -15,7 +15,7 @@ from torchao.quantization.pt2e import (
 )
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-from raq.errors import StageError, UserError
+from raq.errors import StageError, UserError, first_line
 from raq.experiment.training import Qat
 from raq.model.parity import sqnr_db
 from raq.model.training import Hooks
@@ -152,7 +152,7 @@ def prepared_distance_db(network: nn.Module, prepared: fx.GraphModule, images: T
         try:
             found = prepared(images)
         except (RuntimeError, ValueError, TypeError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            first = first_line(error)
             raise StageError(
                 f"the graph prepared for QAT does not run: {first}",
                 "torchao's rewrite of the graph is at fault (grouped transposed convolutions, say); leave QAT out with "

@@ -57,7 +57,8 @@ class RangeSynchroniser:
         now, rate = now.reshape(()), quantizer.activation_post_process.averaging_constant
         if _is_new(before):
             return now
-        return before.reshape(()) + (now - before.reshape(())) / rate
+        extreme: Tensor = before.reshape(()) + (now - before.reshape(())) / rate
+        return extreme
 
 
 def _has_seen(quantizer: FakeQuantizeBase) -> bool:

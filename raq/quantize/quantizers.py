@@ -156,11 +156,12 @@ class SkipLayersQuantizer(Quantizer):
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """As the quantizer does."""
-        return self.quantizer.transform_for_annotation(model)
+        transformed: fx.GraphModule = self.quantizer.transform_for_annotation(model)
+        return transformed
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """As the quantizer does, and the marks are taken off those: they read their inputs as they are."""
-        annotated = self.quantizer.annotate(model)
+        annotated: fx.GraphModule = self.quantizer.annotate(model)
         for node in annotated.graph.nodes:
             if switch_name(node) in self.names:
                 node.meta.pop(Q_ANNOTATION_KEY, None)

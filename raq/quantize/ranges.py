@@ -5,6 +5,7 @@ The program that stands for all calibrations is artifact/parametric.py's. Plain 
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -114,3 +115,14 @@ def _is_marked(node: fx.Node) -> bool:
     """Whether the quantizer has said of a node what of it is quantized."""
     mark = node.meta.get(Q_ANNOTATION_KEY)
     return mark is not None and (bool(mark.input_qspec_map) or mark.output_qspec is not None)
+
+
+def save_ranges(path: Path, found: Ranges) -> None:
+    """Write ranges as an .npz."""
+    np.savez(path, scales=found[0], zero_points=found[1])
+
+
+def load_ranges(path: Path) -> Ranges:
+    """Ranges that `save_ranges` wrote."""
+    with np.load(path, allow_pickle=False) as kept:
+        return kept["scales"], kept["zero_points"]

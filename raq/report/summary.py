@@ -91,7 +91,9 @@ def _candidate(
         "artifacts": _artifacts(name, stages, evaluation, store),
         "float_layers": made.get("float_layers"),
         "backend": backend,
-        "not_lowered": None if lowered else why_not_lowered(backend, machine, settings["bench"]["devices"]),
+        "not_lowered": None
+        if lowered
+        else why_not_lowered(backend, machine["architecture"], settings["bench"]["devices"]),
         "graph_int8_mac_share": evaluation["results"].get("graph_int8_mac_share") if evaluation else None,
         "reduce_range": {**(program.get("settings") or {}), **made}.get("reduce_range") if program else None,
         "parity": [

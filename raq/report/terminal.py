@@ -5,7 +5,7 @@ character, a mark that turns the direction of writing, or rich's own markup. Nei
 """
 
 from collections.abc import Mapping
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 
@@ -24,14 +24,14 @@ def printable(text: str) -> str:
 
 def clean(value: Value) -> Value:
     """A plain value with every string in it made printable, keys of mappings too."""
-    found: Any = value
+    found: Any = value  # of the same type
     if isinstance(value, str):
         found = printable(value)
     elif isinstance(value, Mapping):
         found = {clean(key): clean(inner) for key, inner in value.items()}
     elif isinstance(value, list | tuple):
         found = type(value)(clean(inner) for inner in value)
-    return found
+    return cast(Value, found)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -3,37 +3,41 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from raq.artifact.runtimes import RUNTIMES
-from raq.experiment.measurement import Bench
 from raq.stages.call import SAMPLES, WEIGHTS, Call, Progress, Results, refuse_other_machine
+from raq.store.settings import BenchSettings
 
 
 def bench_stage(call: Call, progress: Progress) -> Results:
     """Latency of every candidate's artifact beside the FP32 network in eager mode."""
-    from raq.bench.latency import measure
-    from raq.bench.launcher import ContenderSettings
+    from raq.bench.latency import EVERY_SAMPLE, measure
+    from raq.bench.messages import ContenderSettings
     from raq.environment import available_cpus
     from raq.store.files import write_json
 
-    settings = call.settings
-    refuse_other_machine(settings["machine"])
-    protocol = Bench.model_validate(settings["bench"])
+    settings = call.read(BenchSettings)
+    refuse_other_machine(settings.machine)
+    protocol = settings.bench
     cpus = available_cpus()[: call.cpus]
     threads = protocol.threads or len(cpus)
-    shared = {
-        "device": settings["device"],
-        "image_shape": tuple(settings["image_shape"]),
-        "threads": threads,
-        "model": settings["model"],
-        "classes": settings["classes"],
-        "working_directory": call.working_directory,
-    }
-    contenders = [ContenderSettings("fp32/eager", "eager", path=str(Path(call.inputs["weights"]) / WEIGHTS), **shared)]
-    for name, runtime in settings["runtimes"].items():
-        path = str(Path(call.inputs[name]) / RUNTIMES[runtime].file_name)
-        contenders.append(ContenderSettings(f"{name}/{runtime}", runtime, path=path, **shared))
+    eager = ContenderSettings(
+        name="fp32/eager",
+        runtime="eager",
+        device=settings.device,
+        path=str(call.input("weights") / WEIGHTS),
+        image_shape=settings.image_shape,
+        threads=threads,
+        model=settings.model,
+        classes=settings.classes,
+        working_directory=call.working_directory,
+    )
+    contenders = [eager]
+    for name, runtime in settings.runtimes.items():
+        path = str(call.input(name) / RUNTIMES[runtime].file_name)
+        contenders.append(replace(eager, name=f"{name}/{runtime}", runtime=runtime, path=path))
     results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
-    write_json(Path(call.folder) / SAMPLES, results.pop("samples"))
+    write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
     return results

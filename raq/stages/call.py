@@ -3,20 +3,16 @@
 torch is imported inside the functions: the driver reads this module's types without paying for it.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from raq.store.files import read_json
-
-if TYPE_CHECKING:
-    pass
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 from raq.errors import StageError
+from raq.store.settings import MachineOfStage, Settings, TrialSettings
+from raq.store.views import execution_of
 
+S = TypeVar("S", bound=Settings)
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
 WEIGHTS, PROGRAM, PREDICTIONS, SAMPLES, LOGITS = (
@@ -28,7 +24,7 @@ WEIGHTS, PROGRAM, PREDICTIONS, SAMPLES, LOGITS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Call:
     """A stage as its actor gets it: plain values and absolute paths.
 
@@ -44,12 +40,12 @@ class Call:
     settings: dict[str, Any]
     inputs: Mapping[str, str]
     folder: str
-    data_root: str | None
-    weights_file: str | None
-    working_directory: str | None
+    data_root: str | None = None
+    weights_file: str | None = None
+    working_directory: str | None = None
     cpus: int
-    gpus: int
-    workers: int
+    gpus: int = 0
+    workers: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
     elastic: tuple[int, int] | None = None
     address: str | None = None
@@ -60,20 +56,28 @@ class Call:
         """The device that training uses."""
         return "cuda" if self.gpus else "cpu"
 
+    def read(self, kind: type[S]) -> S:
+        """The settings, as those of a kind of stage."""
+        return kind.model_validate(self.settings, by_name=True)
 
-def refuse_other_machine(planned: Mapping[str, Any]) -> None:
+    def input(self, role: str) -> Path:
+        """The folder of the finished stage that has this role."""
+        return Path(self.inputs[role])
+
+
+def refuse_other_machine(planned: MachineOfStage) -> None:
     """StageError if this is not the kind of machine that the plan is for."""
     from raq.environment import machine
 
     here = machine()
-    if (here["cpu"], here["features"]) != (planned["cpu"], planned["features"]):
+    if (here.cpu, here.features) != (planned.cpu, planned.features):
         raise StageError(
-            f"this node has the CPU {here['cpu']!r}, and the artifact is for {planned['cpu']!r}",
+            f"this node has the CPU {here.cpu!r}, and the artifact is for {planned.cpu!r}",
             "give labels that only nodes of that kind have: resources.quantize.labels, resources.bench.labels",
         )
 
 
 def trials_folder(call: Call) -> Path:
     """Where the trials are kept that depend on the same weights (as trained by one execution), data and code."""
-    execution = read_json(Path(call.inputs["weights"]) / "record.json")["id"]
-    return Path(call.folder).parents[1] / "trials" / f"{call.settings['trials'][:16]}-{execution[:8]}"
+    trials = call.read(TrialSettings).trials
+    return Path(call.folder).parents[1] / "trials" / f"{trials[:16]}-{execution_of(call.input('weights'))[:8]}"

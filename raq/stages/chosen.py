@@ -1,19 +1,39 @@
 """What the sweep before a stage has chosen: a calibration, the layers that stay in float, a training."""
 
-from pathlib import Path
-
 from raq.experiment.schema import Ptq
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 from raq.experiment.training import Qat
 from raq.stages.call import Call
-from raq.store.files import read_json
+from raq.store.settings import PtqSettings, QatSettings
+from raq.store.views import View, view_results
+
+
+class _Choice(View):
+    config: Config
+
+
+class _SweepResults(View):
+    choice: _Choice
+
+
+class _Configuration(View):
+    layers: str
+
+
+class _LayerChoice(View):
+    mixtures: list[_Configuration]
+
+
+class _LayerSweepResults(View):
+    choice: _LayerChoice
 
 
 def chosen_floats(call: Call) -> list[str]:
-    """The layers of this stage's mixture that the sweep before has chosen to stay in float."""
-    choice = read_json(Path(call.inputs["layers"]) / "record.json")["results"]["choice"]
-    names: str = choice["mixtures"][call.settings["mixture"] - 1]["layers"]
-    return names.split()
+    """The layers of this stage's configuration that the sweep before has chosen to stay in float; none without one."""
+    number = call.read(PtqSettings).mixture
+    if number is None:
+        return []
+    return view_results(_LayerSweepResults, call.input("layers")).choice.mixtures[number - 1].layers.split()
 
 
 def chosen_calibration(call: Call) -> tuple[Ptq, int, bool]:
@@ -21,11 +41,11 @@ def chosen_calibration(call: Call) -> tuple[Ptq, int, bool]:
 
     As written, or as the sweep before has chosen.
     """
-    settings = Ptq.model_validate(call.settings["ptq"])
+    asked = call.read(PtqSettings)
     if "sweep" not in call.inputs:
-        return settings, call.settings["seed"], call.settings["reduce_range"]
-    config = read_json(Path(call.inputs["sweep"]) / "record.json")["results"]["choice"]["config"]
-    return with_config(settings, config), config[SEED], config[REDUCE_RANGE]
+        return asked.ptq, asked.seed, asked.reduce_range
+    config = view_results(_SweepResults, call.input("sweep")).choice.config
+    return with_config(asked.ptq, config), config[SEED], config[REDUCE_RANGE]
 
 
 def with_config(settings: Ptq, config: Config) -> Ptq:
@@ -39,5 +59,6 @@ def with_config(settings: Ptq, config: Config) -> Ptq:
 
 def chosen_settings(call: Call) -> Qat:
     """The training that the sweep before a stage qat has chosen."""
-    config = read_json(Path(call.inputs["sweep"]) / "record.json")["results"]["choice"]["config"]
-    return Qat.model_validate({**call.settings["qat"], **config})
+    config = view_results(_SweepResults, call.input("sweep")).choice.config
+    written = call.read(QatSettings).qat.model_dump(mode="json")
+    return Qat.model_validate({**written, **config})

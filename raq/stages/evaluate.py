@@ -3,17 +3,19 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raq.artifact.judgement import evidence_of
+from raq.artifact.executed import KnownLayer
+from raq.artifact.judgement import LedgerOfRecord, Lowered, evidence_of, weight_sizes
 from raq.artifact.runtimes import RUNTIMES, in_parts
 from raq.lazy import resolve
-from raq.stages.call import LOGITS, PREDICTIONS, PROGRAM, Call, Progress, Results, refuse_other_machine
+from raq.stages.call import LOGITS, PREDICTIONS, Call, Progress, Results, refuse_other_machine
 from raq.stages.inputs import parity_chain, read_dataset
-from raq.store.files import read_json
+from raq.stages.programs import read_program
+from raq.store.settings import ArtifactSettings, DataSettings
+from raq.store.views import view_results
 
 if TYPE_CHECKING:
     from raq.artifact.isolated import IsolatedProcess
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 
 TRAIN_SAMPLE = 256
+
+
+class _Artifact(Lowered):
+    ledger: LedgerOfRecord
 
 
 def evaluate_stage(call: Call, progress: Progress) -> Results:
@@ -35,28 +41,30 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
     from raq.artifact.isolated import IsolatedProcess
     from raq.model.evaluation import logits, predict
 
+    asked = call.read(ArtifactSettings)
     dataset = read_dataset(call)
-    whole = dataset if call.settings["data"]["test_limit"] is None else read_dataset(call, test_limit=None)
+    whole = dataset if asked.data.test_limit is None else read_dataset(call, test_limit=None)
     chain = parity_chain(call, whole)
     if "program" in call.inputs:
         return _evaluate_program(call, dataset, chain)
-    runtime, device = RUNTIMES[call.settings["runtime"]], call.settings["device"]
+    assert asked.runtime is not None, "what has an artifact has a runtime"
+    runtime, device = RUNTIMES[asked.runtime], asked.device
     if runtime.is_native:
-        refuse_other_machine(call.settings["machine"])
-    path = Path(call.inputs["artifact"]) / runtime.file_name
-    chain.go_on_from("lowered", Path(call.inputs["artifact"]) / LOGITS)
+        refuse_other_machine(asked.machine)
+    path = call.input("artifact") / runtime.file_name
+    chain.go_on_from("lowered", call.input("artifact") / LOGITS)
     if runtime.refuse is not None:
         resolve(runtime.refuse)(path)
     started = time.perf_counter()
     with IsolatedProcess(path, device, call.cpus, runtime) as process:
-        chain.seconds += time.perf_counter() - started - process.told["load_s"]
-        network = in_parts(process, call.settings["max_batch"]) if runtime.has_max_batch else process
+        chain.seconds += time.perf_counter() - started - process.loaded.load_s
+        network = process if asked.max_batch is None else in_parts(process, asked.max_batch)
         chain.step("reloaded", network)
         predicted = predict(network, dataset)
-        results: Results = {"load_s": process.told["load_s"], "resident_bytes": process.told["resident_bytes"]}
+        results: Results = {"load_s": process.loaded.load_s, "resident_bytes": process.loaded.resident_bytes}
         if runtime.reports_kernels and device == "cpu":
             results |= _executed(call, path, process)
-        if call.settings["candidate"] == "fp32":  # does the test split score like the images trained on?
+        if asked.candidate == "fp32":  # does the test split score like the images trained on?
             chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
             found = logits(network, dataset, chosen, split="train").argmax(1)
             results |= {
@@ -70,30 +78,27 @@ def _executed(call: Call, path: Path, process: "IsolatedProcess") -> Results:
     """Which kernels run in the artifact's process, against what it should do according to its record."""
     from raq.artifact.executed import summary
 
-    made = read_json(path.parent / "record.json")["results"]
-    sizes = {math.prod(entry["shape"]) for entry in made["ledger"]["constants"] if len(entry["shape"]) > 1}
-    layers = (made.get("audit") or {}).get("layers", [])
-    traces = process.trace(call.settings["data"]["image_shape"], sizes)
-    by_choice = evidence_of(made).by_choice if "audit" in made else 0.0
-    return {**summary(traces, made["macs"], layers), "float_by_choice_share": by_choice}
+    made = view_results(_Artifact, path.parent)
+    traces = process.trace(
+        call.read(DataSettings).data.image_shape, weight_sizes(entry.shape for entry in made.ledger.constants)
+    )
+    known, by_choice = ([], 0.0) if made.audit is None else (made.audit.layers, evidence_of(made).by_choice)
+    layers = [KnownLayer(layer.name, layer.macs) for layer in known]
+    return {**summary(traces, made.macs, layers).as_record(), "float_by_choice_share": by_choice}
 
 
 def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results:
     """Top-1 of a quantized program, and what its graph means to be int8, as no kernels are known."""
     from raq.artifact.audit import audit_graph, graph_share
     from raq.model.evaluation import predict
-    from raq.quantize.arithmetic import NetworkMacs
-    from raq.quantize.convert import load_program
 
-    folder = Path(call.inputs["program"])
-    program = load_program(folder / PROGRAM)
-    chain.go_on_from("converted", folder / LOGITS)
+    given = read_program(call, chain)
+    program = given.program
     layers = audit_graph(program)
-    made = read_json(folder / "record.json")["results"]
     results: Results = {
         "load_s": None,
         "resident_bytes": None,
-        "graph_int8_mac_share": graph_share(program, NetworkMacs(made["macs"], made["unknown_operators"])),
+        "graph_int8_mac_share": graph_share(program, given.macs),
         "float_layers": [{"name": x.name, "reason": x.reason} for x in layers if not x.annotated],
     }
     predicted = predict(program.module(), dataset)
@@ -112,5 +117,5 @@ def _accuracy(call: Call, dataset: "Dataset", predicted: "Array") -> Results:
         "top1": top1(predicted, dataset.test_labels),
         "correct": int(right.sum()),
         "test_images": len(right),
-        "classes": call.settings["data"]["classes"],
+        "classes": call.read(DataSettings).data.classes,
     }

@@ -4,11 +4,10 @@ torch is imported inside the functions.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.experiment.schema import Data
 from raq.stages.call import WEIGHTS, Call
+from raq.store.settings import DataSettings, NetworkSettings, ParitySettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,24 +20,24 @@ def parity_chain(call: Call, dataset: "Dataset") -> "Chain":
     """The parity chain's part of this stage."""
     from raq.model.parity import Chain
 
-    return Chain(dataset, call.settings["parity_images"], call.settings["seed"])
+    asked = call.read(ParitySettings)
+    return Chain(dataset, asked.parity_images, asked.seed)
 
 
 def read_dataset(call: Call, **other: Any) -> "Dataset":
     """The images of the stage, found again by their digest; `other`: keys of `data` set otherwise."""
     from raq.model.dataset import load_dataset
 
-    chosen = {key: value for key, value in call.settings["data"].items() if key in Data.model_fields}
-    data = Data.model_validate({**chosen, "root": call.data_root, **other})
-    return load_dataset(data, call.working_directory, call.settings["data"]["digest"])
+    data = call.read(DataSettings).data
+    return load_dataset(data.at(call.data_root, **other), call.working_directory, data.digest)
 
 
 def build_network(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":
     """The network, untrained or with the `weights` that came from `source`; UserError if it is not what is needed."""
     from raq.model.zoo import build_model, check_output, load_state
 
-    name = call.settings["model"]
-    classes = call.settings["data"]["classes"]
+    asked = call.read(NetworkSettings)
+    name, classes = asked.model, asked.data.classes
     model = build_model(name, classes, call.working_directory)
     check_output(model, example_input(call), classes, name)
     if weights is not None:
@@ -50,7 +49,7 @@ def read_trained_network(call: Call) -> "nn.Module":
     """The network with the weights of the stage before, in evaluation mode."""
     from raq.model.zoo import load_weights
 
-    path = Path(call.inputs["weights"]) / WEIGHTS
+    path = call.input("weights") / WEIGHTS
     return build_network(call, load_weights(path), str(path)).eval()
 
 
@@ -58,4 +57,4 @@ def example_input(call: Call) -> "Tensor":
     """Two images of the right shape, for export."""
     import torch
 
-    return torch.zeros(2, *call.settings["data"]["image_shape"])
+    return torch.zeros(2, *call.read(DataSettings).data.image_shape)

@@ -6,24 +6,31 @@ layer, and runs on the validation images; trials are kept by what they depend on
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raq.errors import StageError
+from raq.model.dataset import Dataset
+from raq.quantize.ranges import Ranges
 from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import chosen_calibration
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import atomic_write, exclusive_lock, read_predictions, write_table
+from raq.stages.trials import read_predictions, write_table
 from raq.statistics import paired_drop
-from raq.store.files import digest, read_json, short_digest, write_json
+from raq.store.files import atomic_write, digest, exclusive_lock, short_digest, write_json
+from raq.store.settings import LayerSweepSettings
+from raq.store.views import View, view_file
 from raq.sweep.layers import (
     LAYERS,
     MODE,
     ONLY,
     WITHOUT,
     Config,
+    Configuration,
     LayerCost,
     choose_configurations,
     first_trials,
@@ -36,7 +43,55 @@ from raq.sweep.layers import (
 LAYERS_FILE, LOGITS, RANGES = "layers.json", "fp32-logits.npy", "ranges.npz"
 COLUMNS = ("top1", "correct", "images", "drop_points", "sqnr_db", "float_mac_share", "error")
 RunAll = Callable[[Sequence[Config]], Mapping[int, str]]  # the trials; what went wrong, by their number
-_loaded: dict[str, Any] = {}  # what this process has read for the trials of one call
+
+
+class _Layer(View):
+    name: str
+    mac_share: float
+
+
+class _Layers(View):
+    layers: list[_Layer]
+
+
+class TrialRecord(View):
+    """A trial's own record. noise: of its logits, of FP32's own."""
+
+    config: Config
+    noise: float
+    correct: int
+    images: int
+    top1: float
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a process reads once for all its trials. fp32: its logits, float32 [images, classes]."""
+
+    dataset: "Dataset"
+    program: Any
+    ranges: "Ranges"
+    fp32: Any
+    order: list[str]
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """The trials that are kept in `folder`; what equal ones need is read once."""
+
+    folder: Path
+    call: Call = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _loaded(trials: _Trials) -> _Loaded:
+    from raq.artifact.inductor import load
+    from raq.quantize.ranges import load_ranges
+
+    call, folder = trials.call, trials.folder
+    fp32 = np.load(folder / LOGITS, allow_pickle=False)
+    order = [layer.name for layer in read_layers(call)]
+    return _Loaded(read_dataset(call), load(_compiled(call)), load_ranges(folder / RANGES), fp32, order)
 
 
 def layer_sweep_stage(call: Call, progress: Progress) -> Results:
@@ -62,19 +117,21 @@ def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
     if everything is None:
         raise StageError(f"the trial that quantizes all layers failed: {failed}", "see the log")
     left_out, alone = (
-        {name: found[digest(config(name))]["noise"] for name in order if digest(config(name)) in found}
+        {name: found[digest(config(name))].noise for name in order if digest(config(name)) in found}
         for config in (lambda name: without([name], order), only)
     )
     layers = [layer for layer in read_layers(call) if layer.name in left_out and layer.name in alone]
-    most = call.settings["sweep"]["max_float_layers"]
-    mixtures = [without(names, order) for names in greedy_orderings(layers, everything["noise"], left_out, alone, most)]
+    most = call.read(LayerSweepSettings).sweep.max_float_layers
+    orderings = greedy_orderings(layers, everything.noise, left_out, alone, most)
+    mixtures = [without(names, order) for names in orderings]
     failed |= {digest(mixtures[n]): error for n, error in (run_all(mixtures) if mixtures else {}).items()}
     return finish_layer_sweep(call, [*first, *(m for m in mixtures if m not in first)], failed)
 
 
 def read_layers(call: Call) -> list[LayerCost]:
     """The layers that are quantized, in the graph's order."""
-    return [LayerCost(**layer) for layer in read_json(trials_folder(call) / LAYERS_FILE)["layers"]]
+    known = view_file(_Layers, trials_folder(call) / LAYERS_FILE)
+    return [LayerCost(layer.name, layer.mac_share) for layer in known.layers]
 
 
 def prepare_layer_sweep(call: Call, progress: Progress) -> None:
@@ -85,7 +142,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
     from raq.model.evaluation import logits
     from raq.quantize.export import export_network, layers
     from raq.quantize.ptq import calibrate, prepare_graph
-    from raq.quantize.ranges import ranges, switchable
+    from raq.quantize.ranges import ranges, save_ranges, switchable
 
     folder = trials_folder(call)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,9 +170,8 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
         shares = [{"name": name, "mac_share": macs[name] / macs.total()} for name in switchable(prepared)]
         write_json(folder / LAYERS_FILE, {"layers": shares})
         calibrate(prepared, dataset, settings.calibration, seed)
-        scales, zero_points = ranges(prepared)
         with atomic_write(folder / RANGES) as scratch:
-            np.savez(scratch, scales=scales, zero_points=zero_points)
+            save_ranges(scratch, ranges(prepared))
     progress({"text": "compiling one program for all mixtures"})
     _compiled(call)
 
@@ -126,8 +182,8 @@ def _compiled(call: Call) -> Path:
     from raq.environment import machine
     from raq.quantize.ptq import prepare
 
-    folder, here = trials_folder(call), machine()
-    path = folder / f"switched-{short_digest({key: here[key] for key in ('cpu', 'features')})}.pt2"
+    folder = trials_folder(call)
+    path = folder / f"switched-{short_digest(machine().as_record('cpu', 'features'))}.pt2"
     with exclusive_lock(folder / "compiling"):
         if not path.is_file():
             settings, _, reduce_range = chosen_calibration(call)
@@ -146,33 +202,20 @@ def _compiled(call: Call) -> Path:
     return path
 
 
-def run_layer_trial(call: Call, config: Config) -> Results:
+def run_layer_trial(call: Call, config: Config) -> TrialRecord:
     """One mixture on the validation images, its record kept; the record that is there, if there is one."""
     known = _record(call, config)
     if known is not None:
         return known
     import torch
 
-    from raq.artifact.inductor import load
     from raq.artifact.parametric import with_ranges
     from raq.model.evaluation import logits
 
     torch.set_num_threads(call.cpus)
-    folder = trials_folder(call)
-    if _loaded.get("folder") != folder:
-        with np.load(folder / RANGES, allow_pickle=False) as kept:
-            ranges = kept["scales"], kept["zero_points"]
-        _loaded.clear()
-        _loaded.update(
-            folder=folder,
-            dataset=read_dataset(call),
-            program=load(_compiled(call)),
-            ranges=ranges,
-            fp32=np.load(folder / LOGITS, allow_pickle=False),
-            order=[layer.name for layer in read_layers(call)],
-        )
-    dataset, fp32 = _loaded["dataset"], _loaded["fp32"]
-    switched = with_ranges(_loaded["program"], _loaded["ranges"], quantized(config, _loaded["order"]))
+    loaded = _loaded(_Trials(trials_folder(call), call))
+    dataset, fp32 = loaded.dataset, loaded.fp32
+    switched = with_ranges(loaded.program, loaded.ranges, quantized(config, loaded.order))
     answers = logits(switched, dataset, np.arange(len(dataset.validation_labels)), split="validation")
     predicted = answers.argmax(1)
     record = _path(call, config)
@@ -180,9 +223,10 @@ def run_layer_trial(call: Call, config: Config) -> Results:
         np.save(scratch, predicted.astype(np.int32))
     correct = int((predicted == dataset.validation_labels).sum())
     noise = float(np.square(answers - fp32).sum() / np.square(fp32).sum())
-    found: Results = {"config": config, "noise": noise, "correct": correct, "images": len(predicted)}
-    found |= {"top1": correct / len(predicted)}
-    write_json(record, found)
+    found = TrialRecord(
+        config=config, noise=noise, correct=correct, images=len(predicted), top1=correct / len(predicted)
+    )
+    write_json(record, found.model_dump())
     return found
 
 
@@ -190,9 +234,9 @@ def _path(call: Call, config: Config) -> Path:
     return trials_folder(call) / f"{short_digest(config)}.json"
 
 
-def _record(call: Call, config: Config) -> Results | None:
+def _record(call: Call, config: Config) -> TrialRecord | None:
     path = _path(call, config)
-    return read_json(path) if path.is_file() and read_predictions(path) is not None else None
+    return view_file(TrialRecord, path) if path.is_file() and read_predictions(path) is not None else None
 
 
 def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str, str]) -> Results:
@@ -203,62 +247,63 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
     layers, labels = read_layers(call), read_dataset(call).validation_labels
     order = [layer.name for layer in layers]
     baseline = np.load(trials_folder(call) / LOGITS, allow_pickle=False).argmax(1) == labels
-    trials = [_row_of_trial(call, config, layers, labels, baseline, failed) for config in configs]
-    done = {digest(t["config"]): t for t in trials if "error" not in t}
+    done = {digest(c): row for c in configs if (row := _row_of_trial(call, c, layers, labels, baseline)) is not None}
     everything = done[digest(without([], order))]
-    tried = [
-        {**t, "layers": t["config"][LAYERS]}
-        for t in done.values()
-        if t is not everything and t["config"][MODE] == WITHOUT
-    ]
-    count = call.settings["sweep"]["candidates"]
-    chosen, why = choose_configurations(tried, everything, call.settings["max_drop"], count)
+    tried = [row for row in done.values() if row is not everything and row.config[MODE] == WITHOUT]
+    asked = call.read(LayerSweepSettings)
+    count = asked.sweep.candidates
+    chosen, why = choose_configurations(tried, everything, asked.max_drop, count)
     if len(chosen) < count:
         raise StageError(
             f"{len(chosen)} configurations were found, and sweep.layers.candidates asks for {count}", "lower it"
         )
+    trials = [
+        {"config": c, "error": failed.get(digest(c), "")} if (row := done.get(digest(c))) is None else _plain(row)
+        for c in configs
+    ]
     write_table(Path(call.folder), trials, COLUMNS)
     return {
         "trials": trials,
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
-        "all_quantized": everything,
+        "all_quantized": _plain(everything),
         "sensitivity": _sensitivity(layers, list(done.values())),
-        "choice": {"mixtures": chosen, "why": why},
+        "choice": {"mixtures": [asdict(each) for each in chosen], "why": why},
     }
 
 
+def _plain(row: Configuration) -> Results:
+    """A trial as the record has it, without what its config says already."""
+    return {key: value for key, value in asdict(row).items() if key != "layers"}
+
+
 def _row_of_trial(
-    call: Call,
-    config: Config,
-    layers: Sequence[LayerCost],
-    labels: Any,
-    baseline: Any,
-    failed: Mapping[str, str],
-) -> Results:
-    """A trial's record with what it loses against FP32, and its share of MACs in float; or why it failed.
+    call: Call, config: Config, layers: Sequence[LayerCost], labels: Any, baseline: Any
+) -> Configuration | None:
+    """A trial's record with what it loses against FP32, and its share of MACs in float; None if it failed.
 
     labels: int [N], of the validation images; baseline: bool [N], which of them FP32 classifies rightly.
     """
     record = _record(call, config)
     if record is None:
-        return {"config": config, "error": failed.get(digest(config), "")}
+        return None
     drop, interval = paired_drop(baseline, read_predictions(_path(call, config)) == labels)
     is_quantized = quantized(config, [layer.name for layer in layers])
-    return {
-        **record,
-        "drop_points": drop,
-        "drop_interval": list(interval),
-        "sqnr_db": -10 * float(np.log10(record["noise"])) if record["noise"] > 0 else None,
-        "float_mac_share": sum(layer.mac_share for layer, on in zip(layers, is_quantized, strict=True) if not on),
-    }
+    return Configuration(
+        layers=config[LAYERS],
+        drop_points=drop,
+        drop_interval=interval,
+        sqnr_db=-10 * float(np.log10(record.noise)) if record.noise > 0 else None,
+        float_mac_share=sum(layer.mac_share for layer, on in zip(layers, is_quantized, strict=True) if not on),
+        **record.model_dump(),
+    )
 
 
-def _sensitivity(layers: Sequence[LayerCost], done: Sequence[Results]) -> list[Results]:
+def _sensitivity(layers: Sequence[LayerCost], done: Sequence[Configuration]) -> list[Results]:
     """By layer, what quantizing it alone, and leaving it alone in float, came to; None where that trial failed."""
     found = {
-        mode: {t["config"][LAYERS]: {key: t[key] for key in ("drop_points", "sqnr_db")} for t in of_mode}
-        for mode, of_mode in ((m, [t for t in done if t["config"][MODE] == m]) for m in (ONLY, WITHOUT))
+        mode: {t.layers: {"drop_points": t.drop_points, "sqnr_db": t.sqnr_db} for t in of_mode}
+        for mode, of_mode in ((m, [t for t in done if t.config[MODE] == m]) for m in (ONLY, WITHOUT))
     }
     return [
         {

@@ -4,85 +4,70 @@ Plain torch, never ray; torch is imported inside the functions.
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raq.artifact.runtimes import RUNTIMES, Runtime, in_parts
 from raq.lazy import resolve
-from raq.stages.call import LOGITS, PROGRAM, Call, Progress, Results, refuse_other_machine
+from raq.stages.call import LOGITS, Call, Progress, Results, refuse_other_machine
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
-from raq.store.files import file_digest, read_json
+from raq.stages.programs import Program, read_program
+from raq.store.files import file_digest
+from raq.store.settings import LowerSettings
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from raq.artifact.generated_code import GeneratedCode
     from raq.model.parity import Chain
-    from raq.quantize.arithmetic import NetworkMacs
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What is lowered: the program, what the FP32 network computes for an image, the layers in float by choice."""
-
-    program: "ExportedProgram"
-    macs: "NetworkMacs"
-    float_by_choice: list[str]
 
 
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
-    settings, runtime = call.settings, RUNTIMES[call.settings["runtime"]]
+    settings = call.read(LowerSettings)
+    runtime = RUNTIMES[settings.runtime]
     path = Path(call.folder) / runtime.file_name
     if runtime.is_native:
-        refuse_other_machine(settings["machine"])
+        refuse_other_machine(settings.machine)
     chain = parity_chain(call, read_dataset(call))
-    given = _given(call, chain)
-    progress({"text": f"compiling for {settings['device']}"})
-    most = settings["max_batch"] if runtime.has_max_batch else None
-    resolve(runtime.lower)(given.program, path, _metadata(settings, given), settings["device"], most)
+    given = _program(call, chain)
+    progress({"text": f"compiling for {settings.device}"})
+    most = settings.max_batch if runtime.has_max_batch else None
+    resolve(runtime.lower)(given.program, path, _metadata(settings, given), settings.device, most)
     lowered = resolve(runtime.load)(path, call.cpus)
-    chain.step("lowered", lowered if most is None else in_parts(lowered, most), settings["device"])
+    chain.step("lowered", lowered if most is None else in_parts(lowered, most), settings.device)
     started = time.perf_counter()
     results = _audited(settings, given, path, runtime)
     chain.seconds += time.perf_counter() - started
     return results | chain.finish(Path(call.folder) / LOGITS)
 
 
-def _given(call: Call, chain: "Chain") -> _Given:
+def _program(call: Call, chain: "Chain") -> Program:
     """The quantized program that a stage before has left, or the FP32 network exported; the chain goes on from it."""
-    from raq.quantize.arithmetic import NetworkMacs, network_macs
-    from raq.quantize.convert import load_program
+    from raq.quantize.arithmetic import network_macs
     from raq.quantize.export import export_network
 
     if "program" in call.inputs:
-        folder = Path(call.inputs["program"])
-        made = read_json(folder / "record.json")["results"]
-        chain.go_on_from("converted", folder / LOGITS)
-        macs = NetworkMacs(made["macs"], made["unknown_operators"])
-        return _Given(load_program(folder / PROGRAM), macs, made.get("float_layers", []))
+        return read_program(call, chain)
     network, example = read_trained_network(call), example_input(call)
     chain.step("fp32", network)
-    return _Given(export_network(network, example), network_macs(network, example), [])
+    return Program(export_network(network, example), network_macs(network, example), [])
 
 
-def _metadata(settings: dict[str, Any], given: _Given) -> dict[str, Any]:
+def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
     """What travels in the artifact, so that it can be used without a record."""
-    data = settings["data"]
+    data = settings.data
     return {
-        "candidate": settings["candidate"],
-        "model": settings["model"],
-        "input": data["image_shape"],
-        "mean": data["mean"],
-        "std": data["std"],
-        "classes": data["classes"],
+        "candidate": settings.candidate,
+        "model": settings.model,
+        "input": list(data.image_shape),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "classes": data.classes,
         "macs": given.macs.total,
         "float_by_choice": given.float_by_choice,
     }
 
 
-def _audited(settings: dict[str, Any], given: _Given, path: Path, runtime: Runtime) -> Results:
+def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runtime) -> Results:
     """What the artifact is, read from the file: sizes, digest, the share of its arithmetic that is int8."""
     from raq.artifact.audit import audit, float_weight_share
     from raq.artifact.sizes import float_copies, ledger
@@ -91,10 +76,10 @@ def _audited(settings: dict[str, Any], given: _Given, path: Path, runtime: Runti
     code: GeneratedCode = resolve(runtime.read)(path)
     if runtime.name_scales is not None:
         code = resolve(runtime.name_scales)(code, given.program)
-    is_fp32 = settings["candidate"] == "fp32"
+    is_fp32 = settings.candidate == "fp32"
     results: Results = {
         "runtime": runtime.name,
-        "target": settings["device"],
+        "target": settings.device,
         "size_bytes": path.stat().st_size,
         "weight_bytes": tensor_bytes(given.program),
         "sha256": file_digest(path),
@@ -105,7 +90,7 @@ def _audited(settings: dict[str, Any], given: _Given, path: Path, runtime: Runti
     }
     if is_fp32:
         return results | {"int8_mac_share": 0.0}
-    if settings["device"] != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
+    if settings.device != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
         return results | {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
     found = audit(given.program, code, given.macs)
     shares = {"int8_mac_share": found.int8_mac_share, "float_by_choice": given.float_by_choice}

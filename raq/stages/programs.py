@@ -3,14 +3,47 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raq.stages.call import LOGITS, PROGRAM, Call, Results
 from raq.stages.inputs import example_input
+from raq.store.views import View, view_results
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from raq.model.parity import Chain
+    from raq.quantize.arithmetic import NetworkMacs
+
+
+class _Made(View):
+    macs: int | None
+    unknown_operators: list[str]
+    float_layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A quantized program; what the FP32 network computes for an image; the layers that are in float by choice."""
+
+    program: "ExportedProgram"
+    macs: "NetworkMacs"
+    float_by_choice: list[str]
+
+
+def read_program(call: Call, chain: "Chain") -> Program:
+    """The quantized program that a stage before has left; the chain goes on from it."""
+    from raq.quantize.arithmetic import NetworkMacs
+    from raq.quantize.convert import load_program
+
+    folder = call.input("program")
+    chain.go_on_from("converted", folder / LOGITS)
+    made = view_results(_Made, folder)
+    return Program(
+        load_program(folder / PROGRAM), NetworkMacs(made.macs, made.unknown_operators), list(made.float_layers)
+    )
 
 
 def count_macs(call: Call, network: Any) -> Results:

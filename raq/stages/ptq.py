@@ -18,7 +18,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     dataset = read_dataset(call)
     network = read_trained_network(call)
     example = example_input(call)
-    floats = chosen_floats(call) if "layers" in call.inputs else []
+    floats = chosen_floats(call)
     prepared = prepare(
         network,
         example,

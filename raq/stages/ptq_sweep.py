@@ -7,37 +7,79 @@ stage's own folder: a sweep that is extended, or was interrupted, finds those th
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raq.errors import StageError
-from raq.experiment.schema import Calibration, Ptq
+from raq.experiment.schema import Calibration
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
+from raq.model.dataset import Dataset
 from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import with_config
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import BASELINE, atomic_write, evaluate_baseline, exclusive_lock, read_predictions, write_table
-from raq.store.files import read_json, short_digest, write_json
+from raq.stages.trials import BASELINE, evaluate_baseline, read_predictions, write_table
+from raq.store.files import atomic_write, exclusive_lock, short_digest, write_json
+from raq.store.settings import PtqSettings, PtqSweepSettings
+from raq.store.views import View, view_file
 from raq.sweep.ptq import choose, curve, grid
 
 if TYPE_CHECKING:
     from raq.quantize.ranges import Ranges
 
-NETWORK, EVALUATION = "network.pt2", "evaluation_s"
-Loaded = dict[str, Any]
-_loaded: Loaded = {}  # what this process has read for the trials of one call: it does many of them
+NETWORK = "network.pt2"
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a process reads once for all its trials of one program."""
+
+    dataset: "Dataset"
+    program: Any
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The compiled program at `path`; equal programs are read once."""
+
+    path: Path
+    call: Call = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _loaded(program: _Program) -> _Loaded:
+    from raq.artifact.inductor import load
+
+    return _Loaded(read_dataset(program.call), load(program.path))
+
+
+class _TrialRecord(View):
+    """A trial's own record. evaluation_s: seconds that its evaluation took."""
+
+    config: Config
+    correct: int
+    images: int
+    top1: float
+    evaluation_s: float
 
 
 def ptq_sweep_stage(call: Call, progress: Progress) -> Results:
     """All trials in this process, one after the other."""
     prepare_ptq_sweep(call, progress)
-    configs = grid(call.settings)
+    configs = all_configs(call)
     for number, config in enumerate(configs):
         run_ptq_trial(call, config)
         progress({"share": (number + 1) / len(configs), "text": f"trial {number + 1} of {len(configs)}"})
     return finish_ptq_sweep(call, configs, {})
+
+
+def all_configs(call: Call) -> list[Config]:
+    """The trials of this stage."""
+    asked = call.read(PtqSweepSettings)
+    return grid(asked.ptq, asked.sweep, reduce_range=asked.reduce_range)
 
 
 def prepare_ptq_sweep(call: Call, progress: Progress) -> None:
@@ -56,7 +98,7 @@ def prepare_ptq_sweep(call: Call, progress: Progress) -> None:
         progress({"text": "exporting the network"})
         with atomic_write(folder / NETWORK) as scratch:
             save_program(export_network(network, example_input(call)), scratch)
-    graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in grid(call.settings)}.values())
+    graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in all_configs(call)}.values())
     progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) > 1)} for all calibrations"})
     for config in graphs:
         _compiled(call, config)
@@ -70,12 +112,12 @@ def _compiled(call: Call, config: Config) -> Path:
     from raq.quantize.convert import load_program
     from raq.quantize.ranges import prepared_from
 
-    folder, here = trials_folder(call), machine()
+    folder, here = trials_folder(call), machine().as_record("cpu", "features")
     graph = {PER_CHANNEL: config[PER_CHANNEL], REDUCE_RANGE: config[REDUCE_RANGE]}
-    path = folder / f"simulated-{short_digest({**graph, 'cpu': here['cpu'], 'features': here['features']})}.pt2"
+    path = folder / f"simulated-{short_digest({**graph, **here})}.pt2"
     with exclusive_lock(folder / "compiling"):
         if not path.is_file():
-            ptq = Ptq.model_validate(call.settings["ptq"])
+            ptq = call.read(PtqSettings).ptq
             prepared = prepared_from(
                 load_program(folder / NETWORK),
                 ptq.backend,
@@ -95,20 +137,16 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
     """
     record = trials_folder(call) / f"{short_digest(config)}.json"
     if record.is_file() and read_predictions(record) is not None:
-        return read_json(record)
+        return view_file(_TrialRecord, record).model_dump(exclude={"evaluation_s"})
     import torch
 
-    from raq.artifact.inductor import load
     from raq.artifact.parametric import with_ranges
     from raq.model.evaluation import predict
 
     torch.set_num_threads(call.cpus)
-    path = _compiled(call, config)
-    if _loaded.get("path") != path:
-        _loaded.clear()
-        _loaded.update(path=path, dataset=read_dataset(call), program=load(path))
-    dataset = _loaded["dataset"]
-    network = with_ranges(_loaded["program"], _ranges(call, config, dataset))
+    loaded = _loaded(_Program(_compiled(call, config), call))
+    dataset = loaded.dataset
+    network = with_ranges(loaded.program, _ranges(call, config, dataset))
     started = time.perf_counter()
     predicted = predict(network, dataset, split="validation")
     took_s = round(time.perf_counter() - started, 3)
@@ -116,7 +154,7 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
         np.save(scratch, predicted.astype(np.int32))
     correct = int((predicted == dataset.validation_labels).sum())
     found = {"config": config, "correct": correct, "images": len(predicted), "top1": correct / len(predicted)}
-    write_json(record, {**found, EVALUATION: took_s})
+    write_json(record, {**found, "evaluation_s": took_s})
     return found
 
 
@@ -126,10 +164,10 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
     One process at a time does that, the others wait for it.
     """
     from raq.quantize.convert import load_program
-    from raq.quantize.ranges import calibrate_nested, prepared_from
+    from raq.quantize.ranges import calibrate_nested, load_ranges, prepared_from, save_ranges
 
     folder = trials_folder(call)
-    configs = grid(call.settings)
+    configs = all_configs(call)
     pass_folder = _pass_folder(folder, config)
     sizes = sorted({c[SIZE] for c in configs if _pass_folder(folder, c) == pass_folder})
     wanted = pass_folder / f"{config[SIZE]}.npz"
@@ -141,18 +179,17 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
 
             def keep(size: int, found: "Ranges") -> None:
                 with atomic_write(pass_folder / f"{size}.npz") as scratch:
-                    np.savez(scratch, scales=found[0], zero_points=found[1])
+                    save_ranges(scratch, found)
                 _count(pass_folder, size - kept[-1])
                 kept.append(size)
 
-            ptq = Ptq.model_validate(call.settings["ptq"])
+            ptq = call.read(PtqSettings).ptq
             settings = with_config(ptq, config).calibration
             network = load_program(folder / NETWORK)
             prepared = prepared_from(network, ptq.backend, settings, reduce_range=config[REDUCE_RANGE])
             read = calibrate_nested(prepared, dataset, settings, config[SEED], missing, keep)
             _count(pass_folder, read - kept[-1])
-    with np.load(wanted, allow_pickle=False) as found:
-        return found["scales"], found["zero_points"]
+    return load_ranges(wanted)
 
 
 def _pass_folder(folder: Path, config: Config) -> Path:
@@ -176,28 +213,30 @@ def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str,
     labels = dataset.validation_labels
     records = {short_digest(c): folder / f"{short_digest(c)}.json" for c in configs}
     answers = {name: read_predictions(path) if path.is_file() else None for name, path in records.items()}
-    done = [{"digest": name, **read_json(records[name])} for name, found in answers.items() if found is not None]
-    evaluation_s = sum(trial.pop(EVALUATION) for trial in done)
+    done = {name: view_file(_TrialRecord, records[name]) for name, found in answers.items() if found is not None}
+    trials = [{"digest": name, **trial.model_dump(exclude={"evaluation_s"})} for name, trial in done.items()]
     if not done:
         raise StageError(
             f"none of the {len(configs)} trials finished: {next(iter(failed.values()), '')}", "see the log"
         )
     right = {name: found == labels for name, found in answers.items() if found is not None}
     baseline = np.load(folder / BASELINE, allow_pickle=False) == labels
-    rows = curve(done, right, baseline)
+    rows = curve({name: trial.config for name, trial in done.items()}, right, baseline)
     passes = {_pass_folder(folder, c) for c in configs}
     counts = [count for passed in passes for count in passed.glob("images-*")]
     images = [int(line) for count in counts for line in count.read_text().split()]
+    not_done = [{"config": c, "error": failed[short_digest(c)]} for c in configs if short_digest(c) in failed]
+    asked = call.read(PtqSweepSettings)
     results: Results = {
-        "trials": done,
-        "failed": [{"config": c, "error": failed[short_digest(c)]} for c in configs if short_digest(c) in failed],
+        "trials": trials,
+        "failed": not_done,
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
-        "curve": rows,
-        "choice": choose(rows, call.settings["seed"], call.settings["margin"], max(c[SIZE] for c in configs)),
-        "evaluation_s": round(evaluation_s, 3),
+        "curve": [asdict(row) for row in rows],
+        "choice": choose(rows, asked.seed, asked.margin, max(c[SIZE] for c in configs)),
+        "evaluation_s": round(sum(trial.evaluation_s for trial in done.values()), 3),
         "calibration_images": sum(images),
         "calibration_passes": len(passes),
     }
-    write_table(Path(call.folder), [*results["trials"], *results["failed"]], ("top1", "correct", "images", "error"))
+    write_table(Path(call.folder), [*trials, *not_done], ("top1", "correct", "images", "error"))
     return results

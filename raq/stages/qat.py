@@ -4,16 +4,16 @@ Plain torch, never ray; torch is imported inside the functions.
 """
 
 import copy
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from raq.experiment.training import Qat
 from raq.stages.call import WEIGHTS, Call, Progress, Results
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
 from raq.stages.programs import count_macs, keep_program
 from raq.stages.transfer import local_context
 from raq.store.files import digest, file_digest
+from raq.store.settings import QatSettings
 
 if TYPE_CHECKING:
     from torch import fx
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from raq.model.checkpoints import TrainingContext, TrainingResult
     from raq.model.parity import Chain
 
-_prepared: dict[str, Any] = {}  # the last graph that `prepared_for_qat` made, by what it depends on
+
+@dataclass(frozen=True)
+class _Graph:
+    """What the graph with fake quantizers depends on, as a digest."""
+
+    digest: str
+    call: Call = field(compare=False)
 
 
 def qat_stage(call: Call, progress: Progress) -> Results:
@@ -37,12 +43,11 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     from raq.model.training import seed_everything, train
     from raq.quantize.qat import qat_hooks
 
-    dataset, seed = read_dataset(call), call.settings["seed"]
-    seed_everything(seed)
-    settings = Qat.model_validate(call.settings["qat"])
-    prepared = prepared_for_qat(call, settings)
-    teacher = read_trained_network(call).to(context.device) if settings.distillation else None
-    return train(prepared, dataset, settings, seed, context, qat_hooks(prepared, settings, teacher))
+    dataset, asked = read_dataset(call), call.read(QatSettings)
+    seed_everything(asked.seed)
+    prepared = prepared_for_qat(call)
+    teacher = read_trained_network(call).to(context.device) if asked.qat.distillation else None
+    return train(prepared, dataset, asked.qat, asked.seed, context, qat_hooks(prepared, asked.qat, teacher))
 
 
 def _finish_chosen(call: Call) -> Results:
@@ -50,9 +55,9 @@ def _finish_chosen(call: Call) -> Results:
     from raq.model.checkpoints import read_result
     from raq.stages.chosen import chosen_settings
 
-    folder = Path(call.inputs["sweep"])
-    chosen = replace(call, settings={**call.settings, "qat": chosen_settings(call).model_dump(mode="json")})
-    return {"config": chosen.settings["qat"], **finish(chosen, read_result(folder))}
+    settings = chosen_settings(call).model_dump(mode="json")
+    chosen = replace(call, settings={**call.settings, "qat": settings})
+    return {"config": settings, **finish(chosen, read_result(call.input("sweep")))}
 
 
 def trained_graph(call: Call, result: "TrainingResult") -> "fx.GraphModule":
@@ -61,7 +66,7 @@ def trained_graph(call: Call, result: "TrainingResult") -> "fx.GraphModule":
 
     from raq.quantize.qat import set_graph_mode
 
-    prepared = prepared_for_qat(call, Qat.model_validate(call.settings["qat"]))
+    prepared = prepared_for_qat(call)
     prepared.load_state_dict(result.state)
     set_graph_mode(prepared, training=False, norms=False)
     prepared.apply(disable_observer)
@@ -89,21 +94,24 @@ def _step_prepared(call: Call, chain: "Chain") -> None:
 
     from raq.quantize.qat import set_graph_mode, without_fake_quantizers
 
-    untrained = prepared_for_qat(call, Qat.model_validate(call.settings["qat"]))
+    untrained = prepared_for_qat(call)
     set_graph_mode(untrained, training=False, norms=False)
     untrained.apply(disable_observer)
     with without_fake_quantizers(untrained):
         chain.step("prepared", untrained)
 
 
-def prepared_for_qat(call: Call, settings: Qat) -> Any:
+def prepared_for_qat(call: Call) -> "fx.GraphModule":
     """The trained network's graph with fake quantizers, as new; made once for the trials and steps of one process."""
+    asked = call.read(QatSettings)
+    weights = file_digest(call.input("weights") / WEIGHTS)
+    return copy.deepcopy(_prepared(_Graph(digest([weights, asked.qat.backend, asked.reduce_range, asked.model]), call)))
+
+
+@lru_cache(maxsize=1)
+def _prepared(graph: _Graph) -> "fx.GraphModule":
     from raq.quantize.qat import prepare_qat
 
-    weights, reduce_range = Path(call.inputs["weights"]), call.settings["reduce_range"]
-    key = digest([file_digest(weights / WEIGHTS), settings.backend, reduce_range, call.settings["model"]])
-    if key not in _prepared:
-        made = prepare_qat(read_trained_network(call), example_input(call), settings.backend, reduce_range=reduce_range)
-        _prepared.clear()
-        _prepared[key] = made
-    return copy.deepcopy(_prepared[key])
+    call, asked = graph.call, graph.call.read(QatSettings)
+    network, example = read_trained_network(call), example_input(call)
+    return prepare_qat(network, example, asked.qat.backend, reduce_range=asked.reduce_range)

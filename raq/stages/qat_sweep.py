@@ -21,13 +21,33 @@ from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.inputs import read_dataset, read_trained_network
 from raq.stages.qat import train_in, trained_graph
 from raq.stages.transfer import fetch_checkpoint, forget_work, send_checkpoint
-from raq.stages.trials import BASELINE, atomic_write, evaluate_baseline, read_predictions, write_table
+from raq.stages.trials import BASELINE, evaluate_baseline, read_predictions, write_table
 from raq.statistics import paired_drop, proportion_interval, together
-from raq.store.files import read_json, short_digest, write_json
+from raq.store.files import atomic_write, short_digest, write_json
+from raq.store.settings import QatSettings, QatSweepSettings
+from raq.store.views import View, view, view_file
 from raq.sweep.qat import Search, importance, pareto_front
 
 if TYPE_CHECKING:
     from raq.model.checkpoints import TrainingResult
+
+
+class EpochRow(View):
+    """Of a row of a training's history, what a search needs: the epoch, from 0, and the top-1 after it."""
+
+    epoch: int
+    validation_top1: float
+
+
+class TrialRecord(View):
+    """A finished trial's own record. history: a row an epoch; correct, images: on the validation split."""
+
+    qat: dict[str, Any]
+    history: list[dict[str, Any]]
+    best_epoch: int
+    correct: int
+    images: int
+
 
 Report = Callable[[dict[str, Any]], None]
 COLUMNS = ("state", "epochs", "top1", "correct", "images", "error")
@@ -45,7 +65,8 @@ def qat_sweep_stage(call: Call, progress: Progress) -> Results:
         progress({"share": number / search.asked, "text": f"trial {number + 1} of {search.asked}"})
 
         def report(row: dict[str, Any], number: int = number) -> None:
-            if not search.tell(number, row["epoch"], row["validation_top1"]):
+            epoch = view(EpochRow, row, "an epoch of a trial")
+            if not search.tell(number, epoch.epoch, epoch.validation_top1):
                 raise _EndedEarly
 
         try:
@@ -59,15 +80,19 @@ def qat_sweep_stage(call: Call, progress: Progress) -> Results:
 
 def new_search(call: Call) -> Search:
     """The search of this stage, nothing tried yet."""
-    return Search(call.settings["sweep"], call.settings["qat"], call.settings["seed"])
+    asked = call.read(QatSweepSettings)
+    return Search(asked.sweep, asked.qat, asked.seed)
 
 
 def call_of(call: Call, config: Config) -> Call:
     """The call of one trial's training, a stage qat of its own; what it does not try is as in `qat`."""
-    settings = Qat.model_validate({**call.settings["qat"], **config}).model_dump(mode="json")
+    written = call.read(QatSettings).qat.model_dump(mode="json")
+    training = Qat.model_validate({**written, **config})
+    assert isinstance(training.workers, int), "an Experiment allows no other in a sweep"
+    settings = training.model_dump(mode="json")
     folder = trials_folder(call) / short_digest(settings)
-    each = settings["workers"]
-    return replace(call, kind="qat", settings={**call.settings, "qat": settings}, folder=str(folder), workers=each)
+    values = {**call.settings, "qat": settings}
+    return replace(call, kind="qat", settings=values, folder=str(folder), workers=training.workers)
 
 
 def record_of(trial: Call) -> Path:
@@ -95,7 +120,7 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
     torch.set_num_threads(trial.cpus)
     known = finished(trial)
     if known is not None:
-        for row in known["history"]:
+        for row in known.history:
             report(row)
         return
 
@@ -120,10 +145,10 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
     forget_work(trial)
 
 
-def finished(trial: Call) -> dict[str, Any] | None:
+def finished(trial: Call) -> TrialRecord | None:
     """The record of a trial that was trained to its end; None if it was not, or if a file of it is damaged."""
     record = record_of(trial)
-    return read_json(record) if record.is_file() and read_predictions(record) is not None else None
+    return view_file(TrialRecord, record) if record.is_file() and read_predictions(record) is not None else None
 
 
 def finish_trial(trial: Call, result: "TrainingResult") -> None:
@@ -138,8 +163,11 @@ def finish_trial(trial: Call, result: "TrainingResult") -> None:
     with atomic_write(record.with_suffix(".pt")) as scratch:
         keep_result(result, scratch)
     correct = int((predicted == dataset.validation_labels).sum())
-    found = {"qat": trial.settings["qat"], "history": result.history, "best_epoch": result.best_epoch}
-    write_json(record, {**found, "correct": correct, "images": len(predicted)})
+    qat = trial.read(QatSettings).qat.model_dump(mode="json")
+    found = TrialRecord(
+        qat=qat, history=result.history, best_epoch=result.best_epoch, correct=correct, images=len(predicted)
+    )
+    write_json(record, found.model_dump())
     shutil.rmtree(trial.folder, ignore_errors=True)
 
 
@@ -157,9 +185,9 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
     if not right:
         reason = next(iter(search.failed.values()), "")
         raise StageError(f"none of the {len(trials)} trials finished: {reason}", "see the log")
-    scores = search.scores()
-    for row, on_front in zip(trials, pareto_front(scores, [t["epochs"] for t in trials]), strict=True):
-        row["front"] = on_front
+    scores, epochs = search.scores(), search.epochs_trained()
+    front = pareto_front(scores, epochs)
+    trials = [{**row, "front": on_front} for row, on_front in zip(trials, front, strict=True)]
     best = max(right, key=lambda number: (int(right[number].sum()), -number))
     results: Results = {
         "candidate": "qat",
@@ -167,7 +195,7 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
         "validation_images": len(labels),
         "baseline_top1": float(baseline.mean()),
         "importance": importance(search.space, search.configs, scores),
-        "epochs_trained": sum(t["epochs"] for t in trials),
+        "epochs_trained": sum(epochs),
         "epochs_asked": sum(search.epochs),
         "search": search.kind,
         "choice": _choice(search, right, best),
@@ -204,8 +232,8 @@ def _rows_of_trials(call: Call, search: Search, labels: Any) -> tuple[list[Resul
             row |= {"state": "stopped"}
         else:
             right[number] = read_predictions(record_of(trial)) == labels
-            row |= {"state": "finished", "correct": known["correct"], "images": known["images"]}
-            row |= {"top1_interval": list(proportion_interval(known["correct"], known["images"]))}
+            row |= {"state": "finished", "correct": known.correct, "images": known.images}
+            row |= {"top1_interval": list(proportion_interval(known.correct, known.images))}
         trials.append(row)
     return trials, right
 

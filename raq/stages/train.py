@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import UserError
-from raq.experiment.training import Train
 from raq.stages.call import WEIGHTS, Call, Progress, Results
 from raq.stages.inputs import build_network, read_dataset
 from raq.stages.transfer import local_context
 from raq.store.files import file_digest
+from raq.store.settings import TrainSettings, WeightsSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,7 @@ def load_weights_stage(call: Call, progress: Progress) -> Results:
     assert call.weights_file is not None
     path = Path(call.weights_file)
     model = build_network(call, load_weights(path), str(path))
-    if file_digest(path) != call.settings["weights"]:
+    if file_digest(path) != call.read(WeightsSettings).weights:
         raise UserError(f"model.weights: {path} has changed since the plan was made", "run again")
     torch.save(model.state_dict(), Path(call.folder) / WEIGHTS)
     return _size_of_weights(model)
@@ -46,31 +46,29 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     """FP32 training in the context given: a worker's part of it."""
     from raq.model.training import seed_everything, train
 
-    dataset, seed = read_dataset(call), call.settings["seed"]
-    seed_everything(seed)
-    settings = Train.model_validate(call.settings["train"])
+    dataset, asked = read_dataset(call), call.read(TrainSettings)
+    seed_everything(asked.seed)
     network = build_network(call)
-    _check_sides(call, network, settings)
-    return train(network, dataset, settings, seed, context)
+    _check_sides(network, asked)
+    return train(network, dataset, asked.train, asked.seed, context)
 
 
-def _check_sides(call: Call, network: "nn.Module", settings: Train) -> None:
+def _check_sides(network: "nn.Module", asked: TrainSettings) -> None:
     """UserError if the network does not take the smaller images of a progressive recipe."""
     import torch
 
     from raq.model.schedules import image_side
     from raq.model.zoo import check_output
 
-    channels, height, width = call.settings["data"]["image_shape"]
-    if not settings.progressive or set(settings.progressive) == {1.0}:
+    channels, height, width = asked.data.image_shape
+    sizes = asked.train.progressive
+    if not sizes or set(sizes) == {1.0}:
         return
     if height != width:
         raise UserError(f"images are {height}x{width}, and train.progressive wants square ones", PLAIN_SIZE)
-    side = image_side((min(settings.progressive),), 0, 1, width)
+    side = image_side((min(sizes),), 0, 1, width)
     try:
-        check_output(
-            network, torch.zeros(2, channels, side, side), call.settings["data"]["classes"], call.settings["model"]
-        )
+        check_output(network, torch.zeros(2, channels, side, side), asked.data.classes, asked.model)
     except UserError as error:
         raise UserError(error.message, PLAIN_SIZE) from error
 

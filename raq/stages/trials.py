@@ -3,11 +3,7 @@
 Torch is imported inside the functions; never ray.
 """
 
-import fcntl
-import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +12,13 @@ import numpy as np
 from raq.errors import UserError
 from raq.stages.call import Call, Progress, trials_folder
 from raq.stages.inputs import read_dataset
-from raq.store.files import read_json
+from raq.store.files import atomic_write
+from raq.store.views import View, view_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-BASELINE = "baseline.npy"
+CONFIG, BASELINE = "config", "baseline.npy"
 TABLE = "trials"
 
 
@@ -36,12 +33,16 @@ def evaluate_baseline(call: Call, network: "nn.Module", progress: Progress) -> N
             np.save(scratch, predict(network, read_dataset(call), split="validation").astype(np.int32))
 
 
+class _Counted(View):
+    images: int
+
+
 def read_predictions(record: Path) -> Any:
     """The classes that a trial has predicted; None if they are not there or damaged: then it is done again."""
     try:
         found = np.load(record.with_suffix(".npy"), allow_pickle=False)
-        return found if len(found) == read_json(record)["images"] else None
-    except (OSError, ValueError, EOFError, UserError, KeyError):
+        return found if len(found) == view_file(_Counted, record).images else None
+    except (OSError, ValueError, EOFError, UserError):
         return None
 
 
@@ -50,30 +51,9 @@ def write_table(folder: Path, trials: Sequence[Mapping[str, Any]], columns: Sequ
     import pandas as pd
 
     rows = [
-        {f"config/{key}": value for key, value in trial["config"].items()} | {name: trial.get(name) for name in columns}
+        {f"config/{key}": value for key, value in trial[CONFIG].items()} | {name: trial.get(name) for name in columns}
         for trial in trials
     ]
     table = pd.DataFrame(rows)
     table.to_csv(folder / f"{TABLE}.csv", index=False)
     table.to_parquet(folder / f"{TABLE}.parquet", index=False)
-
-
-@contextmanager
-def exclusive_lock(lock: Path) -> Iterator[None]:
-    """One process at a time, by this file; the others wait."""
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path`, of the same suffix, synced and renamed to it at the end: whole or not at all."""
-    scratch = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
-    try:
-        yield scratch
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

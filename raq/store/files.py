@@ -1,9 +1,13 @@
 """Files written whole or not at all, JSON, and digests. Imports neither torch nor ray."""
 
+import fcntl
 import hashlib
 import json
 import os
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,18 +29,31 @@ def short_digest(content: Any) -> str:
     return digest(content)[:16]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path`, of the same suffix, synced and renamed to it at the end: whole or not at all."""
+    scratch = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
-        with scratch.open("w") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.flush()
+        yield scratch
+        with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
-    except BaseException:
+    finally:
         scratch.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time, by this file; the others wait, or get BlockingIOError."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    with atomic_write(path) as scratch, scratch.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
 
 
 def refuse_constant(text: str) -> Any:

@@ -151,6 +151,16 @@ class Store:
         except UserError:
             return None
 
+    def results(self, kind: str, fingerprint: str) -> Record | None:
+        """The results of a finished stage; None where `find` gives none."""
+        record = self.find(kind, fingerprint)
+        return None if record is None else record["results"]
+
+    def execution(self, kind: str, fingerprint: str) -> str | None:
+        """Which execution left a finished stage; None where `find` gives none."""
+        record = self.find(kind, fingerprint)
+        return None if record is None else record["id"]
+
     def read(self, kind: str, fingerprint: str) -> Record | None:
         """The record of a finished stage; None if there is none.
 

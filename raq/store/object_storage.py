@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from raq.errors import RaqError, UserError
+from raq.errors import RaqError, UserError, first_line
 
 ANSWER_TIMEOUT_S = 45.0
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
@@ -113,7 +113,7 @@ class Storage:
             if system.type_name == "s3":
                 system = _impatient(system)
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError) as error:
-            raise UserError(f"--results {self.uri}: {_first_line(error)}", EXAMPLE) from error
+            raise UserError(f"--results {self.uri}: {first_line(error)[:300]}", EXAMPLE) from error
         return system, base.rstrip("/")
 
     @property
@@ -235,10 +235,10 @@ class Storage:
                 if refused or time.monotonic() > until:
                     how = "refuses" if refused else f"has not answered for {ANSWER_TIMEOUT_S:.0f} s"
                     raise StorageError(
-                        f"{self.uri} {how}: {_first_line(error)}",
+                        f"{self.uri} {how}: {first_line(error)[:300]}",
                         "finished stages are kept; the same command goes on once the storage answers",
                     ) from error
-                notify(f"{self.uri.partition('?')[0]} does not answer, trying again: {_first_line(error)}")
+                notify(f"{self.uri.partition('?')[0]} does not answer, trying again: {first_line(error)[:300]}")
             time.sleep(WAITS_S[min(number, len(WAITS_S) - 1)])
             number += 1
 
@@ -251,7 +251,3 @@ def _impatient(system: Any) -> Any:
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
     times = {"connect_timeout": REQUEST_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S}
     return fs.S3FileSystem(**{**options, **times, "retry_strategy": retries})
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

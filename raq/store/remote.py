@@ -38,12 +38,12 @@ def _stage_record(content: bytes, place: str) -> Record:
     if not isinstance(record, dict):
         raise UserError(f"{place}: not a readable record", "delete that folder there and run again")
     refuse_unsealed(record, place)
-    record = migrated_stage(record)
-    kind = record.get("kind")
-    check_record(record, kind if isinstance(kind, str) else "", str(record.get("fingerprint")), place)
-    if not isinstance(record.get("id"), str):
+    found: Record = migrated_stage(record)
+    kind = found.get("kind")
+    check_record(found, kind if isinstance(kind, str) else "", str(found.get("fingerprint")), place)
+    if not isinstance(found.get("id"), str):
         raise UserError(f"{place}: damaged at id", "delete that folder there and run again")
-    return record
+    return found
 
 
 def _of_trials(file: str) -> bool:

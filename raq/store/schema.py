@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raq.errors import UserError
+from raq.errors import UserError, first_problem
 from raq.store.results import RESULTS, SettingsOfBenchStage
 from raq.store.types import Fingerprint, RunRecord, StageRecord, Values
 
@@ -173,9 +173,8 @@ def _check(schema: Any, value: Any, place: str, prefix: str = "") -> None:
     try:
         _adapter(schema).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part)[:60] for part in first["loc"])
-        raise _wrong(place, f"{prefix}{key}".rstrip("."), first["msg"]) from None
+        key, what = first_problem(error)
+        raise _wrong(place, f"{prefix}{key}".rstrip("."), what) from None
 
 
 def _wrong(place: str, key: str, what: str) -> UserError:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raq.cluster.session import RAY_SETTINGS, refuse_credentials
-from raq.errors import RaqError, UserError
+from raq.errors import RaqError, UserError, first_line
 from raq.signals import Terminated, uninterrupted
 from raq.store.files import now
 from raq.store.object_storage import check_address, is_address
@@ -73,7 +73,7 @@ class Job:
                 if self._taken(identity):  # and its answer was lost
                     return identity
                 if time.monotonic() >= until:
-                    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                    first = first_line(error)
                     raise RaqError(
                         f"the cluster does not take the job: {first}", "see the head's dashboard.log"
                     ) from error
@@ -228,7 +228,7 @@ def _connected(address: str) -> Any:
     except AuthenticationError as error:
         raise _refused(address) from error
     except failures() as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise UserError(
             f"--address {address}: no job server of Ray answers: {first}",
             "give the address of the dashboard (port 8265), reached by 'ray dashboard cluster.yaml' or ssh",

@@ -99,7 +99,7 @@ def _needed(experiment: Experiment, root: Path, include: Sequence[Path], ignored
     """By name in `root`, the files that the experiment needs beside itself."""
     found: dict[str, Path] = {}
     for function in _functions(experiment):
-        for file in sources_of(function, str(root))["files"]:
+        for file in sources_of(function, str(root)).files:
             if Path(file).is_absolute():
                 raise UserError(
                     f"{function} imports {file}, which lies outside the working folder {root}",

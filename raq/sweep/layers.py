@@ -1,4 +1,4 @@
-"""Which layers stay in float: the trials that tell, the mixtures to try, the choice. Neither torch nor ray.
+"""Which layers stay in float: the trials that tell, the configurations to try, the choice. Neither torch nor ray.
 
 "Layers" are all that the quantizer rounds: convolutions and linear layers, and additions, products, pooling, which have
 no MACs. A trial is {"mode", "layers"}: `only` those layers are quantized, or all `without` them; joined by spaces, in
@@ -8,12 +8,32 @@ FP32's, relative to FP32's own), which tells layers apart that no top-1 of some 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from raq.statistics import Interval
 
 MODE, LAYERS = "mode", "layers"
 ONLY, WITHOUT = "only", "without"
 Config = dict[str, str]
 Noise = Mapping[str, float]  # by layer
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A mixed-precision configuration as it was tried. layers: those in float, joined by spaces.
+
+    drop_points, drop_interval: points of top-1 lost against FP32; sqnr_db: of the logits, None without noise.
+    """
+
+    config: Config
+    layers: str
+    noise: float
+    correct: int
+    images: int
+    top1: float
+    drop_points: float
+    drop_interval: Interval
+    sqnr_db: float | None
+    float_mac_share: float
 
 
 @dataclass(frozen=True)
@@ -52,13 +72,13 @@ def quantized(config: Config, order: Sequence[str]) -> list[bool]:
 def greedy_orderings(
     layers: Sequence[LayerCost], all_quantized: float, left_out: Noise, alone: Noise, most: int
 ) -> list[list[str]]:
-    """The mixtures to try: layers left in float one after the other, in four orders, at most `most` of them.
+    """The configurations to try: layers left in float one after the other, in four orders, at most `most` of them.
 
     all_quantized: the noise with every layer quantized; left_out: with all but this one; alone: with this one only. By
     the noise that leaving a layer in float takes away, and by the noise that it makes alone, which may be hidden by the
     others' (less the least of them all, which is no layer's own); and by both over the layer's
     cost, which is its share of the MACs and, as every change between int8 and float costs something too, an even share.
-    Each mixture once.
+    Each configuration once.
     """
     even, floor = 1 / len(layers), min(alone.values())
     cost = {layer.name: layer.mac_share + even for layer in layers}
@@ -78,26 +98,26 @@ def greedy_orderings(
 
 
 def choose_configurations(
-    tried: Sequence[Mapping[str, Any]], everything: Mapping[str, Any], max_drop: float, count: int
-) -> tuple[list[Mapping[str, Any]], str]:
-    """The mixtures to lower and measure, the cheapest first, and why these.
+    tried: Sequence[Configuration], everything: Configuration, max_drop: float, count: int
+) -> tuple[list[Configuration], str]:
+    """The configurations to lower and measure, the cheapest first, and why these.
 
-    tried: {"layers": names, "drop_points", "noise", "float_mac_share"}, without `everything`, which quantizes all.
-    Those that lose no more than `max_drop` points on the validation images, of which the cheapest by float MACs, then
-    by the number of layers; if there are too few, those with the least noise after them.
+    tried: without `everything`, which quantizes all. Those that lose no more than `max_drop` points on the validation
+    images, of which the cheapest by float MACs, then by the number of layers; if there are too few, those with the
+    least noise after them.
     """
     able = sorted(
-        (t for t in tried if t["drop_points"] <= max_drop),
-        key=lambda t: (t["float_mac_share"], len(t["layers"].split()), t["noise"]),
+        (t for t in tried if t.drop_points <= max_drop),
+        key=lambda t: (t.float_mac_share, len(t.layers.split()), t.noise),
     )
-    rest = sorted((t for t in tried if t["drop_points"] > max_drop), key=lambda t: (t["drop_points"], t["noise"]))
+    rest = sorted((t for t in tried if t.drop_points > max_drop), key=lambda t: (t.drop_points, t.noise))
     chosen = [*able, *rest][:count]
     why = (
-        f"{len(able)} of {len(tried)} mixtures lose at most {max_drop:g} points on the validation images; of these the "
-        "cheapest by float MACs"
+        f"{len(able)} of {len(tried)} configurations lose at most {max_drop:g} points on the validation images; "
+        "of these the cheapest by float MACs"
         if able
-        else f"no mixture loses at most {max_drop:g} points on the validation images; those that lose least"
+        else f"no configuration loses at most {max_drop:g} points on the validation images; those that lose least"
     )
-    if everything["drop_points"] <= max_drop:
-        why = f"no layer need stay in float: all in int8 lose {everything['drop_points']:.2f} points; {why}"
+    if everything.drop_points <= max_drop:
+        why = f"no layer need stay in float: all in int8 lose {everything.drop_points:.2f} points; {why}"
     return chosen, why

@@ -14,23 +14,27 @@ from typing import Any
 import numpy as np
 
 from raq.experiment.sweep import DEFAULT_TRIALS, Config
+from raq.experiment.training import Qat
 from raq.store.files import digest
+from raq.store.settings import QatSearch, QatSweepSettings
 
 Space = Mapping[str, Any]
 Curve = Sequence[float]
 REDUCTION = 3  # of the trainings that reach a rung, one in so many goes on
+EPOCHS = "epochs"  # the key of `qat` that says how long a trial is
 DRAWN_FIRST = 10  # trials that Optuna's sampler draws at random before it models anything
 SUGGESTION_LAG = (
     4  # a suggestion of Optuna knows the trials that lie at least so many before it, finished or not by the clock
 )
 
 
-def default_config(space: Space, base: Mapping[str, Any]) -> Config:
+def default_config(space: Space, base: Qat) -> Config:
     """The training as written in the experiment: always the first trial, to compare with."""
-    return {key: base[key] for key in sorted(space)}
+    written = base.model_dump(mode="json")
+    return {key: written[key] for key in sorted(space)}
 
 
-def planned(search: str, space: Space, base: Mapping[str, Any], trials: int | None, seed: int) -> list[Config]:
+def planned(search: str, space: Space, base: Qat, trials: int | None, seed: int) -> list[Config]:
     """The trials known in advance, in order: all of a grid or random search, Optuna's first draws.
 
     Fewer than asked for if a space of lists has no more.
@@ -48,7 +52,7 @@ def planned(search: str, space: Space, base: Mapping[str, Any], trials: int | No
     return list(found.values())
 
 
-def _grid(space: Space, base: Mapping[str, Any]) -> list[Config]:
+def _grid(space: Space, base: Qat) -> list[Config]:
     keys = sorted(space)
     default = default_config(space, base)
     every = [dict(zip(keys, values, strict=True)) for values in itertools.product(*(space[key] for key in keys))]
@@ -170,13 +174,13 @@ def best_score(curve: Curve) -> float | None:
 class Search:
     """A search while it goes: which trials there are, how far each is, which have ended early."""
 
-    def __init__(self, sweep: Mapping[str, Any], base: Mapping[str, Any], seed: int) -> None:
-        """sweep: {"space", "search", "scheduler", "trials"}; base: the settings of `qat`, which trials change."""
-        self.space, self.kind, self.seed = sweep["space"], sweep["search"], seed
-        self.asha = sweep["scheduler"] == "asha"
+    def __init__(self, sweep: QatSearch, base: Qat, seed: int) -> None:
+        """base: the training as written, which trials change."""
+        self.space, self.kind, self.seed = sweep.space, sweep.search, seed
+        self.asha = sweep.scheduler == "asha"
         self.base = base
-        self.known = planned(self.kind, self.space, base, sweep["trials"], seed)
-        self.asked = len(self.known) if self.kind != "optuna" else sweep["trials"] or DEFAULT_TRIALS
+        self.known = planned(self.kind, self.space, base, sweep.trials, seed)
+        self.asked = len(self.known) if self.kind != "optuna" else sweep.trials or DEFAULT_TRIALS
         self.configs: list[Config] = []
         self.curves: list[list[float]] = []
         self.failed: dict[int, str] = {}
@@ -190,13 +194,17 @@ class Search:
     def epochs(self) -> list[int]:
         """By trial, the epochs that it comes to if it is let."""
         return [
-            len(self.curves[n]) if n in self.failed else int(config.get("epochs", self.base["epochs"]))
+            len(self.curves[n]) if n in self.failed else int(config.get(EPOCHS, self.base.epochs))
             for n, config in enumerate(self.configs)
         ]
 
     def stops(self) -> list[int | None]:
         """By trial, the epoch after which it ends early."""
         return stopped_after(self.curves, self.epochs) if self.asha else [None] * len(self.curves)
+
+    def epochs_trained(self) -> list[int]:
+        """By trial, how many of its epochs count: all that it had, or those before it ended early."""
+        return [len(curve[:stop]) for curve, stop in zip(self.curves, self.stops(), strict=True)]
 
     def scores(self) -> list[float | None]:
         """By trial, its highest top-1, of the epochs that count."""
@@ -253,4 +261,5 @@ def pareto_front(scores: Sequence[float | None], costs: Sequence[float]) -> list
 
 def trial_count(settings: Mapping[str, Any]) -> int:
     """How many trials, at most, the search of a stage with these settings has."""
-    return Search(settings["sweep"], settings["qat"], settings["seed"]).asked
+    asked = QatSweepSettings.model_validate(settings)
+    return Search(asked.sweep, asked.qat, asked.seed).asked

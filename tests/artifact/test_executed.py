@@ -8,6 +8,7 @@ from networks import quantized, small
 
 from raq.artifact import check, executed, inductor
 from raq.artifact.audit import audit
+from raq.artifact.executed import KnownLayer
 from raq.artifact.generated_code import read_package
 from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError
@@ -45,12 +46,12 @@ def ran(path: Path, layers=()):
 def test_every_layer_ran_in_int8(program, tmp_path: Path) -> None:
     path = tmp_path / "a.pt2"
     inductor.lower(program, path, {"candidate": "ptq", "input": [3, 32, 32], "macs": sum(MACS)})
-    layers = audit(program, read_package(path)).as_record()["layers"]
+    layers = [KnownLayer(layer.name, layer.macs) for layer in audit(program, read_package(path)).layers]
     found = ran(path, layers)
-    assert found["executed_int8_mac_share"] == 1.0
-    assert [(row["macs"], row["int8"]) for row in found["executed_layers"]] == [(macs, True) for macs in MACS]
-    assert all("x s8" in row["kernel"] for row in found["executed_layers"])
-    assert found["reorders_per_call"].keys() == {"1", "8"}
+    assert found.executed_int8_mac_share == 1.0
+    assert [(row.macs, row.int8) for row in found.executed_layers] == [(macs, True) for macs in MACS]
+    assert all("x s8" in row.kernel for row in found.executed_layers)
+    assert found.reorders_per_call.keys() == {"1", "8"}
     checked = check.check(path, NOWHERE, run=True, require=0.95)
     assert checked["problems"] == []
     assert checked["executed_int8_mac_share"] == 1.0
@@ -58,8 +59,8 @@ def test_every_layer_ran_in_int8(program, tmp_path: Path) -> None:
 
 def test_an_unfrozen_program_ran_none_in_int8(program, tmp_path: Path) -> None:
     found = ran(lowered(program, tmp_path / "a.pt2", freezing=False))
-    assert found["executed_int8_mac_share"] == 0.0
-    results = {**found, "float_by_choice_share": 0.0}
+    assert found.executed_int8_mac_share == 0.0
+    results = {**found.as_record(), "float_by_choice_share": 0.0}
     with pytest.raises(StageError, match=r"0\.000 of its MACs ran in int8 kernels, required is 0\.95"):
         check_results(evaluation("ptq"), results, Require())
     check_results(evaluation("fp32"), results, Require())
@@ -98,8 +99,8 @@ def test_only_weights_packed_anew_in_the_last_call_count() -> None:
         ["raq-call 1", weight, weight, "raq-call 1", weight, other, activations[0], "raq-call 8", other, activations[1]]
     )
     found = executed.summary(executed.read_trace(text, MARK, {432, 1152}), None)
-    assert found["reorders_per_call"] == {"1": 1, "8": 1}, "the first weight is packed at one batch size alone"
-    assert found["executed_int8_mac_share"] is None, "no total, no share"
+    assert found.reorders_per_call == {"1": 1, "8": 1}, "the first weight is packed at one batch size alone"
+    assert found.executed_int8_mac_share is None, "no total, no share"
 
 
 def test_marks_that_an_artifact_writes_itself_are_none() -> None:
@@ -111,16 +112,16 @@ def test_marks_that_an_artifact_writes_itself_are_none() -> None:
 
 def test_a_kernel_of_unknown_size_makes_the_share_unknown() -> None:
     text = "\n".join(["raq-call 1", told("matmul", "u8", "s8", "1x64:64x10"), told("rnn", "f32", "f32", "l1t16mb1")])
-    assert executed.summary(executed.read_trace(text, MARK, set()), 640)["executed_int8_mac_share"] is None
+    assert executed.summary(executed.read_trace(text, MARK, set()), 640).executed_int8_mac_share is None
 
 
 def test_where_onednn_cannot_report_nothing_is_known() -> None:
     assert executed.read_trace("onednn_verbose,v1,info\n", MARK, set()) is None
     nothing = executed.read_trace("raq-call 1\n", MARK, set())
-    assert nothing is not None and executed.summary(nothing, 10)["executed_int8_mac_share"] == 0.0, "it could report"
-    assert executed.summary(None, 10)["executed_int8_mac_share"] == 0.0
+    assert nothing is not None and executed.summary(nothing, 10).executed_int8_mac_share == 0.0, "it could report"
+    assert executed.summary(None, 10).executed_int8_mac_share == 0.0
 
 
 def test_more_than_it_should_do_is_no_share_above_one() -> None:
     text = f"raq-call 1\n{told('convolution', 'u8', 's8', 'mb1_ic3oc16_ih32oh32kh3_iw32ow32kw3')}\n"
-    assert executed.summary(executed.read_trace(text, MARK, set()), 1000)["executed_int8_mac_share"] == 1.0
+    assert executed.summary(executed.read_trace(text, MARK, set()), 1000).executed_int8_mac_share == 1.0

@@ -15,7 +15,8 @@ from torch._inductor.runtime import cache_dir_utils
 
 from raq.bench import nearest
 from raq.bench.latency import Measurement, measure
-from raq.bench.launcher import ContenderSettings, fork_server
+from raq.bench.launcher import fork_server
+from raq.bench.messages import ContenderSettings
 from raq.bench.noise import Sample
 from raq.bench.ratio_statistics import paired_ratio, relative_half_width
 from raq.bench.rows import Round, contender_row, ratios, with_samples
@@ -104,7 +105,7 @@ def test_a_fresh_process_for_every_launch(contender: ContenderSettings, started)
     for _ in range(2):
         with started.launch(contender, ONE_CPU) as process:
             processes.append(process.pid)
-            assert process.told["cpus"] == ONE_CPU
+            assert process.loaded.cpus == ONE_CPU
     assert len(set(processes)) == 2
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in processes):
@@ -323,7 +324,7 @@ def test_a_contender_whose_process_dies(contender: ContenderSettings, started) -
     with started.launch(contender, ONE_CPU) as process:
         os.kill(process.pid, 9)
         with pytest.raises(StageError, match="its process ended"):
-            process.ask(do="warm_up", batch_size=1, calls=1, cap_s=1.0)
+            process.warm_up(1, 1, cap_s=1.0)
 
 
 def test_a_compiler_that_fails_leaves_no_mark_of_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

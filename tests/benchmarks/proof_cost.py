@@ -37,7 +37,16 @@ def main() -> None:
         for stage in [stage for stage in prepared.plan if stage.name in OF_PTQ]:
             inputs = {role: places[name] for role, name in stage.inputs.items()}
             place = places[stage.name]
-            call = Call(stage.name, stage.kind, stage.settings, inputs, place, root, weights, None, cpus, 0, 1)
+            call = Call(
+                name=stage.name,
+                kind=stage.kind,
+                settings=stage.settings,
+                inputs=inputs,
+                folder=place,
+                data_root=root,
+                weights_file=weights,
+                cpus=cpus,
+            )
             started = time.perf_counter()
             results = run_stage(call, lambda metrics: None)
             write_json(Path(place) / "record.json", {"results": results})  # stages read those of their inputs

@@ -19,6 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from raq.experiment.training import Qat
+from raq.store.settings import QatSearch
+
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "sweeps"
 SEARCH = """
@@ -166,8 +169,10 @@ def trivial(count: int) -> dict[str, Any]:
     sweep = {"space": {"lr": {"uniform": [0.0, 1.0]}}, "search": "random", "scheduler": "asha", "trials": count}
     with tempfile.TemporaryDirectory(prefix="raq-trivial-") as scratch, cluster(None, Path(scratch)) as nodes:
         places = sum(node.cpus for node in nodes)
-        call = Call("sweep/qat", "qat_sweep", {"qat": qat}, {}, scratch, None, None, None, 1, 0, places)
-        search = Search(sweep, qat, 0)
+        call = Call(
+            name="sweep/qat", kind="qat_sweep", settings={"qat": qat}, inputs={}, folder=scratch, cpus=1, workers=places
+        )
+        search = Search(QatSearch(**sweep), Qat.model_validate(qat), 0)
         started = time.monotonic()
         tune_search(call, EventQueue(), search, tune.with_resources(free_trial, {"cpu": 1}), places)
         lasts_s = time.monotonic() - started

@@ -50,7 +50,15 @@ print(json.dumps(train_in(call, context).history))
 
 def call_of(stage: Stage, cpus: int, workers: int) -> Call:
     folder = tempfile.mkdtemp(prefix="raq-overhead-")
-    return Call(stage.name, stage.kind, stage.settings, {}, folder, None, None, None, cpus // workers, 0, workers)
+    return Call(
+        name=stage.name,
+        kind=stage.kind,
+        settings=stage.settings,
+        inputs={},
+        folder=folder,
+        cpus=cpus // workers,
+        workers=workers,
+    )
 
 
 def speed(history: list[dict[str, Any]]) -> float:

@@ -49,6 +49,9 @@ def test_training_goes_on_when_a_node_is_lost(workplace: Workplace, monkeypatch:
     stage = prepare(workplace.experiment, [*settings, "train.workers=1"]).plan[0]
     where, work = str(workplace.folder), str(workplace.folder / "alone")
     alone = run_stage(
-        Call("train", "train", stage.settings, {}, work, None, None, where, cpus=2, gpus=0, workers=1), lambda row: None
+        Call(
+            name="train", kind="train", settings=stage.settings, inputs={}, folder=work, working_directory=where, cpus=2
+        ),
+        lambda row: None,
     )["history"]
     assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in alone], rel=0.05, abs=0.002)

@@ -20,10 +20,12 @@ from raq.cluster.resources import demand_of
 from raq.cluster.session import cluster
 from raq.errors import UserError
 from raq.experiment.schema import Experiment
+from raq.experiment.training import Qat
 from raq.plan.prepare import prepare
 from raq.stages.call import Call
 from raq.store.files import short_digest, write_json
 from raq.store.local import Store, sealed
+from raq.store.settings import QatSearch
 from raq.sweep.qat import Search
 
 pytestmark = pytest.mark.cluster
@@ -141,8 +143,10 @@ def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
             tune.report({"epoch": epoch, "validation_top1": 0.9 - abs(config["lr"] - 0.02) - 0.1 / (epoch + 1)})
 
     sweep = {"space": {"lr": [0.01, 0.02, 0.3, 0.4, 0.5], "epochs": [4]}, "search": "grid", "scheduler": "asha"}
-    search = Search({**sweep, "trials": None}, QAT, 0)
-    call = Call("sweep/qat", "qat_sweep", {"qat": QAT}, {}, str(tmp_path), None, None, None, 1, 0, 2)
+    search = Search(QatSearch(**sweep, trials=None), Qat.model_validate(QAT), 0)
+    call = Call(
+        name="sweep/qat", kind="qat_sweep", settings={"qat": QAT}, inputs={}, folder=str(tmp_path), cpus=1, workers=2
+    )
     told = Told()
     tune_search(call, told, search, tune.with_resources(trial, {"cpu": 1}), 2)
     assert told.texts[-1] == "trial 6 of 6"
@@ -168,7 +172,7 @@ def test_a_trial_whose_process_is_lost_is_done_again(sweeper: Sweeper, tmp_path:
         tune.report({"top1": 0.5})
 
     told = Told()
-    call = Call("sweep/ptq", "sweep", {}, {}, str(tmp_path / "work"), None, None, None, 1, 0, 1)
+    call = Call(name="sweep/ptq", kind="sweep", settings={}, inputs={}, folder=str(tmp_path / "work"), cpus=1)
     failed = tune_all(call, told, tune.with_parameters(trial), [{"number": n} for n in range(3)], "top1")
     assert failed == {}
     assert any("lost with their process, 1 of them" in text for text in told.texts)

@@ -47,9 +47,9 @@ def test_every_file_that_comes_along_is_covered(package: Path) -> None:
     "name", ["my_package/deep/down.py", "my_package/__init__.py", "loose.py", "my_package/late.py"]
 )
 def test_a_change_in_any_of_them_is_another_source(package: Path, name: str) -> None:
-    before = sources_of("my_package.nets:build", str(package))["files"]
+    before = sources_of("my_package.nets:build", str(package)).files
     (package / name).write_text((package / name).read_text() + "# changed\n")
-    after = sources_of("my_package.nets:build", str(package))["files"]
+    after = sources_of("my_package.nets:build", str(package)).files
     assert {file for file in before if before[file] != after[file]} == {name}
 
 
@@ -63,14 +63,14 @@ def test_an_upgraded_distribution_is_another_source(package: Path, monkeypatch: 
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
     (package / "net.py").write_text("import third_party\ndef build(num_classes): ...\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
-    assert sources_of("net:build", str(package))["distributions"] == {"third-party": "1.0"}
+    assert sources_of("net:build", str(package)).distributions == {"third-party": "1.0"}
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.1\n")
-    assert sources_of("net:build", str(package))["distributions"] == {"third-party": "1.1"}
+    assert sources_of("net:build", str(package)).distributions == {"third-party": "1.1"}
 
 
 def test_what_it_prints_and_how_it_fails(package: Path) -> None:
     (package / "loud.py").write_text("print('hello')\ndef build(num_classes): ...\n")
-    assert list(sources_of("loud:build", str(package))["files"]) == ["loud.py"]
+    assert list(sources_of("loud:build", str(package)).files) == ["loud.py"]
     (package / "bad.py").write_text("raise SystemExit('was run')\n")
     for name, message in (
         ("bad:build", "SystemExit: was run"), ("loud:missing", "AttributeError"), ("no_such:f", "No module named"),
@@ -177,7 +177,7 @@ def test_a_loose_file_among_installed_packages_is_the_users(package: Path) -> No
     (package / "net.py").write_text("import raq_test_loose_module\ndef build(num_classes): ...\n")
     loose.write_text("x = 1\n")
     try:
-        assert str(loose.resolve()) in sources_of("net:build", str(package))["files"]
+        assert str(loose.resolve()) in sources_of("net:build", str(package)).files
     finally:
         loose.unlink()
 
@@ -187,7 +187,7 @@ def test_blocks_that_do_not_run_on_import_are_not_run(package: Path) -> None:
     (package / "ends.py").write_text("import os; os._exit(0)\n")
     text = "def build(num_classes):\n    import ends\nif __name__ == '__main__':\n    import launch\n"
     (package / "net.py").write_text(text)
-    assert list(sources_of("net:build", str(package))["files"]) == ["net.py"]
+    assert list(sources_of("net:build", str(package)).files) == ["net.py"]
     assert not (package / "launched").exists()
 
 

@@ -1,21 +1,22 @@
 """Fingerprints: what changes a stage changes them, and nothing else does."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from raq.environment import settings_of
+from raq.environment import Machine, settings_of
 from raq.experiment.schema import Experiment
 from raq.plan import stages as planning
-from raq.plan.facts import Facts
+from raq.plan.facts import DataFound, Facts
 from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import stale_stages
 from raq.run import forget_work_on_old_inputs
 from raq.store.files import read_json
 from raq.store.local import Store
 
-DATA = {"digest": "d", "classes": 10, "image_shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
-MACHINE = {"cpu": "a cpu", "architecture": "x86_64", "features": ["avx512_vnni"], "cpus": 2, "gpus": []}
+DATA = DataFound("d", "here", 10, 90, 10, 10, [3, 32, 32], [0.5] * 3, [0.5] * 3)
+MACHINE = Machine("a cpu", "x86_64", ["avx512_vnni"], 2)
 
 
 def planned(facts: Facts | None = None, **given: object) -> dict[str, Stage]:
@@ -80,10 +81,10 @@ def test_the_margin_makes_a_sweep_of_calibrations_stale() -> None:
 
 
 def test_facts_that_count() -> None:
-    other_cpu = Facts(DATA, {**MACHINE, "cpu": "another"})
+    other_cpu = Facts(DATA, replace(MACHINE, cpu="another"))
     assert changed(planned(), planned(other_cpu)) == LOWERED
-    assert changed(planned(), planned(Facts({**DATA, "digest": "e"}, MACHINE))) == EVERYTHING
-    no_vnni = planned(Facts(DATA, {**MACHINE, "features": []}))
+    assert changed(planned(), planned(Facts(replace(DATA, digest="e"), MACHINE))) == EVERYTHING
+    no_vnni = planned(Facts(DATA, replace(MACHINE, features=[])))
     assert no_vnni["ptq"].settings["reduce_range"] is True
     sources = [Facts(DATA, MACHINE, sources={"m:f": digest}) for digest in ("1", "2")]
     assert changed(planned(sources[0]), planned(sources[1])) == EVERYTHING
@@ -106,25 +107,25 @@ def test_libraries_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_candidates_left_out_and_a_gpu() -> None:
     assert set(planned(qat=None)) == EVERYTHING - {"qat", "lower/qat", "evaluate/qat"}
-    with_gpu = planned(Facts(DATA, {**MACHINE, "gpus": ["H200"]}))
+    with_gpu = planned(Facts(DATA, replace(MACHINE, gpus=["H200"])))
     assert {"lower/ptq/cuda", "bench/cuda"} <= set(with_gpu)
     assert with_gpu["evaluate/ptq"].inputs == {"artifact": "lower/ptq"}
-    assert set(planned(Facts(DATA, {**MACHINE, "gpus": ["H200"]}), bench={"devices": ["cpu"]})) == EVERYTHING
+    assert set(planned(Facts(DATA, replace(MACHINE, gpus=["H200"])), bench={"devices": ["cpu"]})) == EVERYTHING
 
 
 def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     """arm is lowered on Arm alone; xnnpack's .pte is made anywhere, has no GPU, and depends on ExecuTorch's version."""
     given = {"ptq": {"backend": "arm"}, "qat": {"backend": "xnnpack"}}
-    here = planned(Facts(DATA, {**MACHINE, "features": [], "gpus": ["H200"]}), **given)
+    here = planned(Facts(DATA, replace(MACHINE, features=[], gpus=["H200"])), **given)
     assert {"lower/ptq", "lower/ptq/cuda", "lower/qat/cuda"} & set(here) == set()
     assert here["evaluate/ptq"].inputs == {"program": "ptq"}
     assert here["bench/cpu"].settings["runtimes"] == {"fp32": "inductor", "qat": "executorch"}
     assert set(here["bench/cuda"].inputs) == {"weights", "fp32"}
     assert [here[name].settings["reduce_range"] for name in ("ptq", "qat")] == [False, False]
-    gpu_alone = planned(Facts(DATA, {**MACHINE, "gpus": ["H200"]}), bench={"devices": ["cuda"]}, **given)
+    gpu_alone = planned(Facts(DATA, replace(MACHINE, gpus=["H200"])), bench={"devices": ["cuda"]}, **given)
     assert gpu_alone["evaluate/qat"].inputs == {"program": "qat"}
-    assert planning.why_not_lowered("xnnpack", MACHINE, ["cuda"]) is not None
-    on_arm = planned(Facts(DATA, {**MACHINE, "architecture": "aarch64"}), **given)
+    assert planning.why_not_lowered("xnnpack", "x86_64", ["cuda"]) is not None
+    on_arm = planned(Facts(DATA, replace(MACHINE, architecture="aarch64")), **given)
     assert on_arm["evaluate/ptq"].inputs == {"artifact": "lower/ptq"}
     before = planned(**given)
     real = planning.versions
@@ -196,15 +197,22 @@ def test_a_checkpoint_on_weights_that_are_made_anew_is_not_gone_on_from(
 def test_what_has_changed_is_named(tmp_path: Path) -> None:
     """After a finished run: the user's file, a library, a variable that chooses kernels, a setting; else what is so."""
     sources = {"m:f": {"files": {"m/blocks.py": "1" * 64, "m/old.py": "2" * 64}, "distributions": {"timm": "1.0"}}}
-    machine = {**MACHINE, "settings": {}, "compiler": "g++ 12"}
+    machine = replace(MACHINE, settings={}, compiler="g++ 12")
     store = Store(tmp_path)
 
     def run(plan: dict[str, Stage]) -> None:
         folder = store.new_run("x")
         stages = {s.name: {"kind": s.kind, "fingerprint": s.fingerprint, "depends": s.depends} for s in plan.values()}
         settings = Experiment.model_validate({"name": "x"}).model_dump(mode="json")
-        known = {"id": "x", "experiment": "x", "settings": settings, "data": DATA, "complete": True, "error": None}
-        where = {"machine": MACHINE, "versions": {}}
+        known = {
+            "id": "x",
+            "experiment": "x",
+            "settings": settings,
+            "data": asdict(DATA),
+            "complete": True,
+            "error": None,
+        }
+        where = {"machine": MACHINE.as_record(), "versions": {}}
         store.write_run(folder, {**known, "environment": where, "stages": stages})
 
     first = planned(Facts(DATA, machine, sources=sources))
@@ -225,7 +233,7 @@ def test_what_has_changed_is_named(tmp_path: Path) -> None:
     assert why(Facts(DATA, machine, sources=of({**files, "m/new.py": "3" * 64}, libraries))) == "m/new.py is new"
     assert why(Facts(DATA, machine, sources=of({"m/blocks.py": "1" * 64}, libraries))) == "m/old.py is gone"
     assert why(Facts(DATA, machine, sources=of(files, {"timm": "1.1"}))) == "timm 1.0 -> 1.1"
-    told = {**machine, "settings": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    told = replace(machine, settings={"ONEDNN_MAX_CPU_ISA": "AVX2"})
     assert why(Facts(DATA, told, sources=sources)) == "ONEDNN_MAX_CPU_ISA unset -> AVX2"
     assert why(Facts(DATA, machine, sources=sources), train={"epochs": 3}) == "train.epochs 15 -> 3"
 
@@ -243,20 +251,20 @@ def test_what_has_changed_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_variables_that_change_an_outcome(settings: dict[str, str], expected: set[str]) -> None:
-    before = planned(Facts(DATA, {**MACHINE, "settings": {}}))
-    assert changed(before, planned(Facts(DATA, {**MACHINE, "settings": settings_of(settings)}))) == expected
+    before = planned(Facts(DATA, replace(MACHINE, settings={})))
+    assert changed(before, planned(Facts(DATA, replace(MACHINE, settings=settings_of(settings))))) == expected
 
 
 def test_the_compiler_and_python_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = planned(Facts(DATA, {**MACHINE, "compiler": "g++ 12"}))
-    assert changed(before, planned(Facts(DATA, {**MACHINE, "compiler": "g++ 13"}))) == LOWERED
+    before = planned(Facts(DATA, replace(MACHINE, compiler="g++ 12")))
+    assert changed(before, planned(Facts(DATA, replace(MACHINE, compiler="g++ 13")))) == LOWERED
     monkeypatch.setattr(planning.platform, "python_version", lambda: "3.99.0")
-    assert changed(before, planned(Facts(DATA, {**MACHINE, "compiler": "g++ 12"}))) == EVERYTHING
+    assert changed(before, planned(Facts(DATA, replace(MACHINE, compiler="g++ 12")))) == EVERYTHING
 
 
 def test_an_instruction_set_that_onednn_may_not_use_reduces_ranges() -> None:
     """On a CPU with VNNI, which 8-bit activations stand on."""
-    told = {**MACHINE, "settings": {"ONEDNN_MAX_CPU_ISA": "avx512_core"}}
+    told = replace(MACHINE, settings={"ONEDNN_MAX_CPU_ISA": "avx512_core"})
     assert planned(Facts(DATA, told))["ptq"].settings["reduce_range"] is True
-    told = {**MACHINE, "settings": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}}
+    told = replace(MACHINE, settings={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"})
     assert planned(Facts(DATA, told))["ptq"].settings["reduce_range"] is False

@@ -93,7 +93,7 @@ def test_the_pte_computes_what_was_converted(program, artifact_pte: Path) -> Non
     images = torch.randn(91, 3, 32, 32)
     expected = program.module()(images)
     with IsolatedProcess(artifact_pte, threads=2) as process:
-        assert process.told["foreign"] == []
+        assert process.loaded.foreign == []
         given = runtimes.in_parts(process, 40)(images)
     assert sqnr_db(expected.detach().numpy(), given.numpy()) is None or sqnr_db(expected.numpy(), given.numpy()) > 30
 

@@ -244,7 +244,7 @@ def test_of_files_that_grow_the_longer_one_stays(
 
 def test_trainings_of_other_weights_have_other_names(tmp_path: Path) -> None:
     def call(folder: str) -> Call:
-        return Call("t", "qat", {}, {}, folder, None, None, None, 1, 0, 1)
+        return Call(name="t", kind="qat", settings={}, inputs={}, folder=folder, cpus=1)
 
     names = {work_name(call(f"/x/{folder}")) for folder in ("work/qat-1", "trials/one/d", "trials/two/d")}
     assert names == {"work/qat-1", "work/one/d", "work/two/d"}

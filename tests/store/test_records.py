@@ -77,7 +77,14 @@ def test_a_stage_does_not_begin_on_a_changed_input(tmp_path: Path) -> None:
     from raq.stages.transfer import at_hand
 
     _, folder = published(tmp_path)
-    call = Call("evaluate/ptq", "evaluate", {}, {"artifact": str(folder)}, str(tmp_path), None, None, None, 1, 0, 1)
+    call = Call(
+        name="evaluate/ptq",
+        kind="evaluate",
+        settings={},
+        inputs={"artifact": str(folder)},
+        folder=str(tmp_path),
+        cpus=1,
+    )
     assert at_hand(call) is call
     overwrite(folder / "artifact.pt2", b"native", b"hostil")
     with pytest.raises(UserError, match="not as it was written"):

@@ -1,6 +1,14 @@
 """Which layers stay in float: trials, ladders, the choice."""
 
-from raq.sweep.layers import LayerCost, choose_configurations, first_trials, greedy_orderings, quantized, without
+from raq.sweep.layers import (
+    Configuration,
+    LayerCost,
+    choose_configurations,
+    first_trials,
+    greedy_orderings,
+    quantized,
+    without,
+)
 
 ORDER = ["stem", "a.0", "a.1", "head"]
 
@@ -33,19 +41,24 @@ def test_a_layer_whose_noise_the_others_hide_is_left_out_too() -> None:
     ]
 
 
+def tried_with(layers: str, drop_points: float, noise: float, float_mac_share: float) -> Configuration:
+    config = {"mode": "without", "layers": layers}
+    return Configuration(config, layers, noise, 0, 1, 0.0, drop_points, (0.0, 0.0), None, float_mac_share)
+
+
 def test_the_cheapest_that_lose_little_are_chosen() -> None:
     tried = [
-        {"layers": "a.0", "drop_points": 0.1, "noise": 0.1, "float_mac_share": 0.8},
-        {"layers": "head", "drop_points": 0.6, "noise": 0.3, "float_mac_share": 0.01},
-        {"layers": "stem head", "drop_points": 0.4, "noise": 0.2, "float_mac_share": 0.06},
+        tried_with("a.0", 0.1, 0.1, 0.8),
+        tried_with("head", 0.6, 0.3, 0.01),
+        tried_with("stem head", 0.4, 0.2, 0.06),
     ]
-    everything = {"drop_points": 2.0}
+    everything = tried_with("", 2.0, 1.0, 0.0)
     chosen, why = choose_configurations(tried, everything, 0.5, 2)
-    assert [t["layers"] for t in chosen] == ["stem head", "a.0"]
-    assert why.startswith("2 of 3 mixtures lose at most 0.5 points")
+    assert [t.layers for t in chosen] == ["stem head", "a.0"]
+    assert why.startswith("2 of 3 configurations lose at most 0.5 points")
     chosen, why = choose_configurations(tried, everything, 0.05, 2)
-    assert [t["layers"] for t in chosen] == ["a.0", "stem head"]
-    assert "no mixture loses at most 0.05" in why
-    assert choose_configurations(tried, {"drop_points": 0.2}, 0.5, 2)[1].startswith(
+    assert [t.layers for t in chosen] == ["a.0", "stem head"]
+    assert "no configuration loses at most 0.05" in why
+    assert choose_configurations(tried, tried_with("", 0.2, 1.0, 0.0), 0.5, 2)[1].startswith(
         "no layer need stay in float: all in int8"
     )

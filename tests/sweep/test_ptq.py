@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from raq.experiment.schema import Experiment
+from raq.experiment.schema import Calibration, Experiment, Ptq
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE
 from raq.statistics import mean_drop
 from raq.store.files import short_digest
 from raq.sweep.ptq import choose, curve, grid
 
-PTQ = {"per_channel": True, "calibration": {"size": 256, "observer": "histogram", "percentile": 99.9}}
+PTQ = Ptq(calibration=Calibration(size=256, observer="histogram", percentile=99.9))
 
 AS_EVER = {PER_CHANNEL: True, REDUCE_RANGE: True}
 
@@ -18,7 +18,7 @@ def swept(**given: object) -> list[dict]:
     experiment = Experiment.model_validate({"name": "x", "sweep": {"ptq": given}})
     assert experiment.sweep is not None
     assert experiment.sweep.ptq is not None
-    return grid({"ptq": PTQ, "sweep": experiment.sweep.ptq.model_dump(mode="json"), "reduce_range": True})
+    return grid(PTQ, experiment.sweep.ptq, reduce_range=True)
 
 
 def test_the_grid() -> None:
@@ -61,7 +61,7 @@ def trials_of(top1: dict[tuple[str, int], float], seeds: int = 3, images: int = 
         for seed in range(seeds):
             config = {SIZE: size, OBSERVER: observer, PERCENTILE: None, **AS_EVER, SEED: seed}
             flipped = rng.random(images) < 0.002
-            trials.append({"config": config, "digest": short_digest(config)})
+            trials[short_digest(config)] = config
             right[short_digest(config)] = (draw < share) ^ flipped
     return trials, right
 
@@ -70,11 +70,11 @@ def test_the_smallest_that_is_shown_to_lose_little_is_chosen() -> None:
     found = {("minmax", 16): 0.70, ("minmax", 64): 0.90, ("minmax", 256): 0.90, ("histogram", 256): 0.85}
     trials, right = trials_of(found)
     rows = curve(trials, right, np.ones(4000, dtype=bool))
-    assert [(r["observer"], r["size"]) for r in rows] == [
+    assert [(r.observer, r.size) for r in rows] == [
         ("minmax", 16), ("minmax", 64), ("minmax", 256), ("histogram", 256),
     ]  # fmt: skip
-    assert rows[0]["against_largest"] == pytest.approx(20, abs=1)
-    assert rows[0]["against_largest_interval"][0] > 15
+    assert rows[0].against_largest == pytest.approx(20, abs=1)
+    assert rows[0].against_largest_interval[0] > 15
     chosen = choose(rows, seed=2, margin=0.3)
     assert chosen["config"] == {SIZE: 64, OBSERVER: "minmax", PERCENTILE: None, **AS_EVER, SEED: 2}
     assert "the smallest that is shown to lose at most 0.3 points against 256 images" in chosen["why"]
@@ -89,7 +89,7 @@ def test_few_images_do_not_make_a_smaller_calibration_good_enough() -> None:
     sizes = {("minmax", 16): 0.89, ("minmax", 256): 0.9}
     trials, right = trials_of(sizes, seeds=1, images=200)
     rows = curve(trials, right, np.ones(200, dtype=bool))
-    low, high = rows[0]["against_largest_interval"]
+    low, high = rows[0].against_largest_interval
     assert low <= 0
     assert high > 0.3
     chosen = choose(rows, 0, 0.3)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from raq.experiment.training import Qat
+from raq.store.settings import QatSearch
 from raq.sweep.qat import Search, importance, pareto_front, planned, stopped_after, suggestion
 
 SPACE = {"lr": {"loguniform": [1e-4, 1e-1]}, "epochs": [1, 3]}
-BASE = {"lr": 0.001, "epochs": 3, "momentum": 0.9}
+BASE = Qat(lr=0.001, epochs=3, momentum=0.9)
 
 
 def test_a_random_search_extends_and_a_space_runs_out() -> None:
@@ -46,7 +48,8 @@ def test_the_table_is_the_same_however_trials_are_scheduled(kind: str, places: i
 
     def searched(places: int, seed: int) -> tuple:
         rng = np.random.default_rng(seed)
-        search = Search({"space": SPACE, "search": kind, "scheduler": "asha", "trials": 18}, {**BASE, "epochs": 10}, 3)
+        asked = QatSearch(space=SPACE, search=kind, scheduler="asha", trials=18)
+        search = Search(asked, BASE.model_copy(update={"epochs": 10}), 3)
         running: dict[int, int] = {}
         while True:
             while len(running) < places and (number := search.ask()) is not None:
@@ -67,7 +70,7 @@ def test_the_table_is_the_same_however_trials_are_scheduled(kind: str, places: i
 
 
 def test_a_trial_that_is_tried_again_or_fails() -> None:
-    search = Search({"space": SPACE, "search": "random", "scheduler": "asha", "trials": 3}, {**BASE, "epochs": 3}, 0)
+    search = Search(QatSearch(space=SPACE, search="random", scheduler="asha", trials=3), BASE, 0)
     first, second = search.ask(), search.ask()
     assert (first, second) == (0, 1)
     assert search.tell(0, 0, 0.5)

@@ -1,0 +1,75 @@
+"""What an artifact says of itself: what torch's compiler wrote, and under METADATA_KEY what raq did. No torch here.
+
+It may be a stranger's: a value that makes no sense counts as not there.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+METADATA_KEY = "raq"
+LONGEST_SIDE = 4096  # pixels of an image that is still one
+MAX_MACS = 10**18
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Read by name. values: as they were found in the artifact."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> dict[str, Any]:
+        """What raq wrote there; empty in a stranger's."""
+        found = self.values.get(METADATA_KEY)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def device(self) -> str:
+        """What it was compiled for: cpu, cuda."""
+        return str(self.values.get("AOTI_DEVICE_KEY", "cpu"))
+
+    @property
+    def architecture(self) -> str | None:
+        """The machine's architecture that it was compiled for, as `platform.machine()` has it."""
+        return str(self.values.get("AOTI_MACHINE") or "") or None
+
+    @property
+    def instruction_sets(self) -> list[str]:
+        """The instruction sets that its code uses, as torch names them."""
+        return str(self.values.get("AOTI_CPU_ISA", "")).split()
+
+    @property
+    def candidate(self) -> str | None:
+        """fp32, ptq, qat, ...: which candidate of an experiment it is."""
+        found = self.ours.get("candidate")
+        return None if found is None else str(found)
+
+    @property
+    def torch(self) -> str | None:
+        """The version of torch that made native code; None of a .pte, which is data whatever torch made it."""
+        found = self.ours.get("torch")
+        return None if found is None or "executorch" in self.ours else str(found)
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch that it takes; None where it does not tell."""
+        found = self.ours.get("max_batch")
+        return found if type(found) is int and found > 0 else None
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates that the FP32 network does for an image."""
+        found = self.ours.get("macs")
+        return found if type(found) is int and 0 < found < MAX_MACS else None
+
+    @property
+    def float_by_choice(self) -> bool:
+        """Whether it says that some layers are in float by choice."""
+        return bool(self.ours.get("float_by_choice"))
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """[3, H, W] of its input; None if it does not tell."""
+        found = self.ours.get("input")
+        sizes = tuple(found) if isinstance(found, list) and all(type(size) is int for size in found) else ()
+        return sizes if len(sizes) == 3 and all(0 < size <= LONGEST_SIDE for size in sizes) else None

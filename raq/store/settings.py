@@ -1,0 +1,175 @@
+"""What a stage is asked to do, as its record keeps it: the settings of each kind. Imports neither torch nor ray.
+
+A plan writes them as plain values, which its fingerprints cover; a stage reads them back through these models, so that
+mypy knows their keys. `Data`, `Ptq`, `Qat` and the like are the experiment's own.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raq.experiment.fields import Channels
+from raq.experiment.measurement import Bench
+from raq.experiment.schema import Data, Ptq
+from raq.experiment.sweep import LayerSweep, PtqSweep
+from raq.experiment.training import Qat, Train
+
+
+class DataOfStage(Data):
+    """Which images, and what they were found to be.
+
+    digest: of the images and labels; image_shape: channels, height, width; mean, std: by channel, of pixels / 255.
+    """
+
+    digest: str
+    classes: int
+    image_shape: tuple[int, int, int] = Field(strict=False)
+    mean: Channels = Field(strict=False)
+    std: Channels = Field(strict=False)
+
+    def at(self, root: str | None, **other: Any) -> Data:
+        """The experiment's part of it, found in this folder; `other`: keys to set otherwise."""
+        asked = self.model_dump(include=set(Data.model_fields))
+        return Data.model_validate({**asked, "root": root, **other})
+
+
+class MachineOfStage(BaseModel):
+    """The kind of machine that compiled code is for."""
+
+    cpu: str
+    features: list[str]
+
+
+class Settings(BaseModel):
+    """Settings of any kind; keys that only fingerprints need are left aside."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class DataSettings(Settings):
+    """Of a stage that reads images."""
+
+    data: DataOfStage
+
+
+class NetworkSettings(DataSettings):
+    """Of a stage that builds the network."""
+
+    model: str
+    seed: int
+
+
+class Sources(Settings):
+    """What the code of a user's function is made of. files: SHA-256 by name; distributions: versions by name."""
+
+    files: dict[str, str]
+    distributions: dict[str, str]
+
+
+class SourcesSettings(Settings):
+    """Of any kind. sources: of the user's own functions, by the function's name."""
+
+    sources: dict[str, Sources] = {}
+
+
+class WeightsSettings(NetworkSettings):
+    """Of `weights`. weights: SHA-256 of the file."""
+
+    weights: str
+
+
+class TrainSettings(NetworkSettings):
+    """Of `train`."""
+
+    train: Train
+
+
+class ParitySettings(Settings):
+    """Of a stage that does a part of the parity chain."""
+
+    seed: int
+    parity_images: int
+
+
+class PtqSettings(NetworkSettings):
+    """Of `ptq`, and of the sweeps of calibrations and of layers. mixture: which one of `layer_sweep`, from 1."""
+
+    ptq: Ptq
+    reduce_range: bool
+    mixture: int | None = None
+
+
+class TrainingSettings(Settings):
+    """How `qat` trains."""
+
+    qat: Qat
+
+
+class QatSettings(NetworkSettings, TrainingSettings):
+    """Of `qat`, and of its sweep."""
+
+    reduce_range: bool
+
+
+class TrialSettings(Settings):
+    """Of every sweep. trials: the digest of what its trials depend on."""
+
+    trials: str
+
+
+class PtqSweepSettings(PtqSettings):
+    """Of `ptq_sweep`. margin: points of top-1 that the choice may lose against the largest calibration."""
+
+    sweep: PtqSweep
+    margin: float
+
+
+class QatSearch(Settings):
+    """How trainings are searched. space: by key of `qat`, values or {"uniform" | "loguniform": [low, high]}."""
+
+    space: dict[str, Any]
+    search: Literal["grid", "random", "optuna"]
+    scheduler: Literal["asha", "none"]
+    trials: int | None
+
+
+class QatSweepSettings(QatSettings):
+    """Of `qat_sweep`."""
+
+    sweep: QatSearch
+
+
+class LayerSweepSettings(PtqSettings):
+    """Of `layer_sweep`. max_drop: points of top-1 on the validation images that a configuration may lose."""
+
+    sweep: LayerSweep
+    max_drop: float
+
+
+class ArtifactSettings(DataSettings):
+    """Of `lower` and `evaluate`. max_batch: the largest batch that the artifact takes; None: any."""
+
+    candidate: str
+    device: str
+    machine: MachineOfStage
+    runtime: str | None = None
+    max_batch: int | None = None
+
+
+class LowerSettings(ArtifactSettings):
+    """Of `lower`."""
+
+    model: str
+    runtime: str
+
+
+class BenchSettings(Settings):
+    """Of `bench`. runtimes: by candidate."""
+
+    bench: Bench
+    device: str
+    machine: MachineOfStage
+    model: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    runtimes: dict[str, str]
