@@ -11,6 +11,7 @@ import raq
 from raq.errors import UserError
 from raq.model.reading import changed_read, watched
 from raq.model.user_code import import_function, on_path, shadowing, sources_of
+from raq.store.settings import Sources
 
 
 @pytest.fixture
@@ -36,11 +37,11 @@ def package(tmp_path: Path) -> Path:
 
 def test_every_file_that_comes_along_is_covered(package: Path) -> None:
     found = sources_of("my_package:build", str(package))
-    assert sorted(found["files"]) == [
+    assert sorted(found.files) == [
         "loose.py", "my_package/__init__.py", "my_package/blocks.py", "my_package/deep/__init__.py",
         "my_package/deep/down.py", "my_package/late.py", "my_package/names.py", "my_package/nets.py",
     ]  # fmt: skip
-    assert found["distributions"].keys() == {"PyYAML"}
+    assert found.distributions.keys() == {"PyYAML"}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_what_is_read_only_when_it_runs_is_seen_then(tmp_path: Path, monkeypatch
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     planned = {"dynamic:build": sources_of("dynamic:build", str(tmp_path))}
-    assert list(planned["dynamic:build"]["files"]) == ["dynamic.py"]
+    assert list(planned["dynamic:build"].files) == ["dynamic.py"]
     with watched(planned, str(tmp_path), (tmp_path / "data",)) as read:
         build = import_function("dynamic:build", str(tmp_path))
         with on_path(str(tmp_path)):
@@ -137,10 +138,9 @@ def test_what_is_read_only_when_it_runs_is_seen_then(tmp_path: Path, monkeypatch
         (tmp_path / ".hidden").read_text()
     own = {name for name in read if not name.startswith("/")}
     assert own == {"config.json", "executed.txt", "hidden_module.py", "ran.py"}
-    record = {"results": {"read_files": read}}
-    assert changed_read(record, tmp_path) is None
+    assert changed_read(read, tmp_path) is None
     (tmp_path / "config.json").write_text("[]")
-    assert changed_read(record, tmp_path) == "config.json"
+    assert changed_read(read, tmp_path) == "config.json"
     for name in ("dynamic", "hidden_module"):
         sys.modules.pop(name, None)
 
@@ -153,7 +153,7 @@ def test_what_others_read_is_not_the_users(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     others = [contextlib.__file__, pytest.__file__, raq.__file__]
-    with watched({"net:build": {"files": {}}}, str(folder), ()) as read:
+    with watched({"net:build": Sources(files={}, distributions={})}, str(folder), ()) as read:
         for file in (*others, elsewhere):
             Path(file).read_text()
     assert str(elsewhere) in read

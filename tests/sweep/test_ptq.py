@@ -53,10 +53,10 @@ def test_the_interval_of_a_mean_drop_covers(drop: float) -> None:
     assert 0.91 <= covered / 300 <= 0.99
 
 
-def trials_of(top1: dict[tuple[str, int], float], seeds: int = 3, images: int = 4000) -> tuple[list[dict], dict]:
+def trials_of(top1: dict[tuple[str, int], float], seeds: int = 3, images: int = 4000) -> tuple[dict, dict]:
     rng = np.random.default_rng(1)
     draw = rng.random(images)
-    trials, right = [], {}
+    trials, right = {}, {}
     for (observer, size), share in top1.items():
         for seed in range(seeds):
             config = {SIZE: size, OBSERVER: observer, PERCENTILE: None, **AS_EVER, SEED: seed}
@@ -101,4 +101,4 @@ def test_many_smaller_sizes_need_more_evidence() -> None:
     sizes = {("minmax", size): 0.9 for size in (16, 32, 64, 128, 256)}
     trials, right = trials_of(sizes)
     rows = curve(trials, right, np.ones(4000, dtype=bool))
-    assert all(r["loses_at_most"] > r["against_largest_interval"][1] for r in rows[:-1])
+    assert all(r.loses_at_most > r.against_largest_interval[1] for r in rows[:-1])
