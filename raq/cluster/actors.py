@@ -24,7 +24,7 @@ from raq.model.reading import watched
 from raq.plan.kinds import KINDS, Pool
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
-from raq.stages.transfer import at_hand, digests_of_stage, fetch_checkpoint, log_here, log_sent, send_stage
+from raq.stages.transfer import at_hand, log_sent, store_of
 from raq.store.files import now
 from raq.store.local import CHECKPOINTS
 from raq.store.object_storage import subscribed
@@ -45,19 +45,21 @@ class StageActor:
     def run(self, call: Call, log: str, attempt: int) -> Answer | ErrorAnswer | LostAnswer:
         """Do a stage: its results with the environment they came from, or what went wrong."""
         send = EventSender(self.queue, call.name, attempt)
-        execution, path = uuid.uuid4().hex, log_here(call, Path(log))
+        store = store_of(call)
+        execution, path = uuid.uuid4().hex, store.log(Path(log))
         with output_to(path), subscribed(send.notice), log_sent(call, path):
             send.at_work(ray.get_runtime_context().get_node_id())
             started, started_at = time.perf_counter(), now()
             try:
                 here = at_hand(call)
-                fetch_checkpoint(here, Path(here.folder) / CHECKPOINTS[0])
+                folder = Path(here.folder)
+                store.fetch_checkpoint(folder, folder / CHECKPOINTS[0])
                 covered = tuple(Path(p).resolve() for p in (here.data_root, here.weights_file, here.folder) if p)
                 with watched(here.read(SourcesSettings).sources, here.working_directory, covered) as read:
                     results = _do(here, send)
                 results |= {"read_files": read} if read else {}
-                digests = digests_of_stage(here)
-                files = send_stage(here, execution)
+                digests = store.digests(folder)
+                files = store.send_stage(folder, execution)
             except OSError as error:
                 traceback.print_exc()
                 place = f"{error.filename}: " if error.filename else ""

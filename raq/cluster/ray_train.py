@@ -32,7 +32,7 @@ from raq.lazy import resolve
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.plan.kinds import KINDS
 from raq.stages.call import Call, Results
-from raq.stages.transfer import at_hand, delete_marker, read_marker, remote_store, work_name, write_marker
+from raq.stages.transfer import at_hand, delete_marker, read_marker, store_of, write_marker
 from raq.store.object_storage import StorageError
 
 MAX_FAILURES, MAX_PREEMPTIONS = 2, 10
@@ -92,25 +92,15 @@ class RayTrainContext:
         return None if checkpoint is None else Path(checkpoint.to_directory())
 
 
-def _storage_of(call: Call) -> tuple[str, Any]:
-    """Where Ray Train keeps the checkpoints of a stage: a path, and its file system if it is not a node's own."""
-    store = remote_store(call)
-    if store is None:
-        return str(Path(call.folder) / "ray_train"), None
-    return store.storage.path(f"{work_name(call)}/ray_train"), store.storage.filesystem
-
-
 def _upload_of(call: Call) -> Callable[[Checkpoint, str], Checkpoint] | None:
-    """What puts a checkpoint at an address, and tries again where Ray Train itself would not; None for folders."""
-    store = remote_store(call)
-    if store is None:
+    """What sends a checkpoint, and tries again where Ray Train itself would not; None where Ray Train copies it."""
+    store = store_of(call)
+    if not store.sends_checkpoints_itself():
         return None
 
     def upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
-        folder = f"{work_name(call)}/ray_train/{call.kind}/{name}"
-        files = [file.name for file in Path(checkpoint.path).iterdir()]
-        store.storage.send_folder(Path(checkpoint.path), folder, files)
-        return Checkpoint(store.storage.path(folder), store.storage.filesystem)
+        sent = store.send_training_checkpoint(Path(checkpoint.path), Path(call.folder), f"{call.kind}/{name}")
+        return Checkpoint(*sent)
 
     return upload
 
@@ -193,7 +183,7 @@ def _trainer(call: Call, send: EventSender, *, for_tune: bool) -> _Trainer:
     # elastic, it takes the workers that there are, as soon as this has passed
     os.environ[START_TIMEOUT] = f"{USUAL_START_S if call.elastic else max(USUAL_START_S, call.wait_s):g}"
     per_worker: dict[str, float] = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
-    path, filesystem = _storage_of(call)
+    path, filesystem = store_of(call).training_storage(Path(call.folder))
     return _Trainer(
         _worker,
         train_loop_config=vars(_Asked(call, send)),
@@ -233,19 +223,14 @@ def _storage_was_lost(call: Call, error: Exception) -> bool:
 
     Raises StorageError if it does not answer in time.
     """
-    store = remote_store(call)
     words = ("OSError", "AWS Error", StorageError.__name__)
     of_storage = isinstance(error, ray.exceptions.RayError | OSError) or any(word in str(error) for word in words)
-    if store is None or not of_storage:
-        return False
-    print(f"training was interrupted as {store.address} did not answer; it goes on from its last epoch", flush=True)
-    store.storage.read(FAILED)
-    return True
+    return of_storage and store_of(call).is_back(FAILED)
 
 
 def _known_history(call: Call) -> list[Metrics]:
     """The history in the newest checkpoint that the trainer of this stage has."""
-    path, filesystem = _storage_of(call)
+    path, filesystem = store_of(call).training_storage(Path(call.folder))
     system = filesystem or LocalFileSystem()
 
     def read() -> list[Metrics]:
@@ -258,8 +243,7 @@ def _known_history(call: Call) -> list[Metrics]:
                     print(f"{found}: not a whole checkpoint: {error}", flush=True)
         return []
 
-    store = remote_store(call)
-    return read() if store is None else store.storage.tried(read)
+    return store_of(call).tried(read)
 
 
 def remove_group(identity: str) -> None:

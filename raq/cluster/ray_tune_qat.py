@@ -6,6 +6,7 @@ that a search comes to the same table however many trials run at a time, and aft
 
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,7 +28,7 @@ from raq.cluster.ray_tune import (
 )
 from raq.errors import RaqError
 from raq.experiment.sweep import Config
-from raq.stages.call import Call, Results
+from raq.stages.call import Call, Results, trials_folder
 from raq.stages.qat_sweep import (
     EpochRow,
     call_of,
@@ -38,7 +39,7 @@ from raq.stages.qat_sweep import (
     prepare_qat_sweep,
     run_qat_trial,
 )
-from raq.stages.transfer import fetch_trials, forget_trainings, forget_work, read_marker, send_trials, trials_at_hand
+from raq.stages.transfer import fetch_trials, read_marker, send_trials, store_of, trials_at_hand
 from raq.store.settings import TrainingSettings
 from raq.store.views import view
 from raq.sweep.qat import Search
@@ -77,7 +78,7 @@ def distributed_qat_sweep(call: Call, send: EventSender) -> Results:
         send.notice(told_again(lost))
         search = new_search(call)
     results = finish_qat_sweep(call, search)
-    forget_trainings(call)
+    store_of(call).forget_trainings(trials_folder(call).name)
     return results
 
 
@@ -140,7 +141,7 @@ def _trial_on_workers(config: Config, call: Call, send: EventSender) -> None:
         return
     finish_trial(trial, train_on_workers(trial, send, _report))
     send_trials(call)
-    forget_work(trial)
+    store_of(trial).forget_work(Path(trial.folder))
 
 
 class _Suggestions(Searcher):

@@ -20,7 +20,7 @@ from raq.experiment.training import Qat
 from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.inputs import read_dataset, read_trained_network
 from raq.stages.qat import train_in, trained_graph
-from raq.stages.transfer import fetch_checkpoint, forget_work, send_checkpoint
+from raq.stages.transfer import store_of
 from raq.stages.trials import BASELINE, evaluate_baseline, read_predictions, write_table
 from raq.statistics import paired_drop, proportion_interval, together
 from raq.store.files import atomic_write, short_digest, write_json
@@ -137,12 +137,14 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
                 report(row)
             return found
 
-    def saved(folder: Path) -> None:
-        send_checkpoint(trial, folder)
+    store, folder = store_of(trial), Path(trial.folder)
 
-    fetch_checkpoint(trial, Path(trial.folder))
-    finish_trial(trial, train_in(trial, Context(Path(trial.folder), trial.device, saved=saved)))
-    forget_work(trial)
+    def saved(checkpoint: Path) -> None:
+        store.send_checkpoint(folder, checkpoint)
+
+    store.fetch_checkpoint(folder, folder)
+    finish_trial(trial, train_in(trial, Context(folder, trial.device, saved=saved)))
+    store.forget_work(folder)
 
 
 def finished(trial: Call) -> TrialRecord | None:

@@ -8,10 +8,8 @@ that: a stage is there whole or not at all, and an execution that was given up h
     work/<kind>-<fingerprint>/      checkpoints of unfinished trainings
 """
 
-import fcntl
 import json
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,14 +17,13 @@ from functools import cached_property
 from pathlib import Path
 
 from raq.errors import RaqError, UserError
-from raq.store.files import Record, file_digest, read_json, write_json
+from raq.store.files import Record, exclusive_lock, file_digest, read_json, write_json
 from raq.store.lease import Lease
-from raq.store.local import Store, check_record, refuse_unsealed, sealed, stage_files
+from raq.store.local import Store, check_record, refuse_unsealed, sealed
 from raq.store.migration import earlier_folder, migrated_stage
-from raq.store.object_storage import Storage, StorageError, notify
+from raq.store.object_storage import Storage, StorageError
 
 ADDRESS, EXECUTION, RECORD, RUN, CURRENT = ".address", ".execution", "record.json", "run.json", "checkpoint.json"
-MAX_LOOKS = 3  # for a checkpoint that goes away while it is read
 
 
 def _stage_record(content: bytes, place: str) -> Record:
@@ -46,18 +43,7 @@ def _stage_record(content: bytes, place: str) -> Record:
     return found
 
 
-def _of_trials(file: str) -> bool:
-    """Whether a file of a folder of trials, by its name in there, is what a finished trial has left for others."""
-    parts = file.split("/")
-    return not parts[-1].startswith(".") and (len(parts) == 1 or (len(parts) == 2 and parts[0].startswith("ranges-")))
-
-
-def _sent_whole(file: str, size: int) -> str:
-    """The name of what says that a file of a folder of trials was sent whole."""
-    return f".whole/{file}.{size}"
-
-
-def _is_whole(path: Path, size: int | None, digest: str | None = None) -> bool:
+def is_whole(path: Path, size: int | None, digest: str | None = None) -> bool:
     """Whether a file is here as it was sent; without a digest, by its size."""
     whole = path.is_file() and path.stat().st_size == size
     return whole and (digest is None or file_digest(path) == digest)
@@ -105,9 +91,9 @@ class RemoteStore(Store):
     def _fetch_whole(self, record: Record, files: str, name: str, folder: Path) -> None:
         """Bring a file of a record here, if it is not; RaqError if what is there is not what was sent."""
         wanted = record["files"].get(name), (record.get("digests") or {}).get(name)
-        if not _is_whole(folder / name, *wanted):
+        if not is_whole(folder / name, *wanted):
             self.storage.fetch(f"{files}/{name}", folder / name)
-            if not _is_whole(folder / name, *wanted):
+            if not is_whole(folder / name, *wanted):
                 raise RaqError(
                     f"{self.address}: {files}/{name} is not as it was written: its SHA-256 is another one",
                     "delete that stage's folder there and run again: it is made anew",
@@ -128,89 +114,6 @@ class RemoteStore(Store):
                 self._fetch_whole(record, f"stages/{name}/{record['id']}", file, folder)
             write_json(folder / RECORD, record)
         return folder
-
-    def fetch_checkpoint(self, work: str, folder: Path) -> None:
-        """Bring the checkpoint that a training, on whatever node, has sent last to this folder; without one, empty it.
-
-        work: the name of the training's work folder.
-        """
-        for _ in range(MAX_LOOKS):
-            pointer = self.storage.read(f"{work}/{CURRENT}")
-            if pointer is None:
-                shutil.rmtree(folder, ignore_errors=True)  # what is there is of an attempt that is no longer wanted
-                return
-            with suppress(FileNotFoundError):  # an attempt given up that still lives has just sent another one
-                self._fetch_named(work, pointer, folder)
-                return
-        notify(f"{self.address}: the checkpoint that {work}/{CURRENT} names is gone: beginning anew")
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def _fetch_named(self, work: str, pointer: bytes, folder: Path) -> None:
-        """Fetch the files of the checkpoint that is named; FileNotFoundError if one is gone."""
-        damaged = RaqError(f"{self.address}: {work}/{CURRENT} is damaged", "run with --fresh: it begins anew")
-        try:
-            current = json.loads(pointer)
-            files = {name: (f"{work}/{current['id']}/{name}", size) for name, size in current["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise damaged from None
-        for name, (sent, size) in files.items():
-            self.storage.fetch(sent, folder / name)
-            if not _is_whole(folder / name, size):
-                raise damaged
-
-    def send_checkpoint(self, work: str, folder: Path) -> None:
-        """Put a training's checkpoint where other nodes find it: its files, what names them; the last one goes away.
-
-        A file that is interrupted while it is sent would else stand there cut off, under the name of a good one.
-        """
-        sent = uuid.uuid4().hex
-        files = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-        before = self.storage.read(f"{work}/{CURRENT}")
-        self.storage.send_folder(folder, f"{work}/{sent}", files)
-        self.storage.write(f"{work}/{CURRENT}", json.dumps({"id": sent, "files": files}).encode())
-        with suppress(ValueError, KeyError, TypeError):
-            self.storage.delete_folder(f"{work}/{json.loads(before or b'')['id']}")
-
-    def fetch_trials(self, name: str) -> None:
-        """Copy what finished trials have left in this folder of trials to this machine, but for what is here.
-
-        Only files that were sent whole, and of those that grow (counts of images) the longer one.
-        """
-        folder = self.root / "trials" / name
-        there = self.storage.sizes(f"trials/{name}")
-        for file, size in there.items():
-            here = (folder / file).stat().st_size if (folder / file).is_file() else -1
-            if _of_trials(file) and _sent_whole(file, size) in there and size > here:
-                self.storage.fetch(f"trials/{name}/{file}", folder / file)
-
-    def send_trials(self, name: str) -> None:
-        """Put there what finished trials have left on this machine, but for what is there.
-
-        Each file is followed by one whose name says how long it is: a file that is interrupted while it is sent stands
-        there cut off.
-        """
-        folder = self.root / "trials" / name
-        there = self.storage.sizes(f"trials/{name}")
-        for path in sorted([*folder.glob("*"), *folder.glob("ranges-*/*")]):
-            file = path.relative_to(folder).as_posix()
-            with suppress(FileNotFoundError):  # another trial's scratch file
-                if not path.is_file() or not _of_trials(file):
-                    continue
-                size, known = path.stat().st_size, there.get(file, -1)
-                if size > known or _sent_whole(file, known) not in there:
-                    self.storage.send(path, f"trials/{name}/{file}")
-                    self.storage.write(f"trials/{name}/{_sent_whole(file, size)}", b"whole")
-
-    def send_stage(self, work: Path, execution: str) -> dict[str, int]:
-        """Put the files of a stage that is done there, their names and sizes in bytes; they count with its record."""
-        files = {name: path.stat().st_size for name, path in stage_files(work).items()}
-        self.storage.send_folder(work, f"stages/{work.name}/{execution}", files)
-        kept = self.root / "stages" / work.name
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        (work / EXECUTION).write_text(execution)
-        work.rename(kept)
-        return files
 
     def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
         """Make a stage whose `record["files"]` were sent by the execution `record["id"]` the finished stage.
@@ -295,8 +198,7 @@ class RemoteStore(Store):
         """This machine's folder of a finished stage, with this execution's files only; one process at a time."""
         folder = self.stage_folder(record["kind"], record["fingerprint"])
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive_lock(folder.with_name(f".{folder.name}.lock")):
             of = folder / EXECUTION
             if not of.is_file() or of.read_text() != record["id"]:
                 shutil.rmtree(folder, ignore_errors=True)

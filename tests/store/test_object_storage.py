@@ -16,9 +16,8 @@ import raq.store.lease
 import raq.store.object_storage
 from raq.errors import RaqError, UserError
 from raq.experiment.schema import Experiment
-from raq.stages.call import Call
-from raq.stages.transfer import work_name
 from raq.store.local import Store
+from raq.store.node_copy import NodeCopy, work_name
 from raq.store.object_storage import Storage, StorageError, subscribed
 from raq.store.opening import open_store, store_of
 from raq.store.remote import RemoteStore
@@ -56,7 +55,7 @@ def leave(store: RemoteStore, execution: str, content: bytes) -> None:
     (work / "checkpoint").mkdir(parents=True)
     (work / "weights.pt").write_bytes(content)
     (work / "checkpoint" / "training.pt").write_bytes(b"not sent")
-    assert store.send_stage(work, execution) == {"weights.pt": len(content)}
+    assert NodeCopy(store).send_stage(work, execution) == {"weights.pt": len(content)}
 
 
 def record(execution: str, size: int = 7) -> dict[str, object]:
@@ -146,13 +145,13 @@ def test_checkpoints_reach_the_next_node(store: RemoteStore, tmp_path: Path, mon
     own.mkdir()
     for epoch in (1, 2, 3):
         (own / "training.pt").write_bytes(f"epoch {epoch}".encode())
-        store.send_checkpoint(work, own)
+        NodeCopy(store).send_checkpoint(Path("/x") / work, own)
     other, there = elsewhere(store, tmp_path, monkeypatch), tmp_path / "there"
-    other.fetch_checkpoint(work, there)
+    NodeCopy(other).fetch_checkpoint(Path("/x") / work, there)
     assert (there / "training.pt").read_bytes() == b"epoch 3"
     assert len(store.storage.names(work)) == 2, "one checkpoint, and what names it"
     store.storage.delete_folder(work)
-    other.fetch_checkpoint(work, there)
+    NodeCopy(other).fetch_checkpoint(Path("/x") / work, there)
     assert not there.exists()
 
 
@@ -163,7 +162,7 @@ def test_a_checkpoint_that_was_cut_off_leaves_the_last_one(
     own, work = tmp_path / "own", "work/train-f"
     own.mkdir()
     (own / "training.pt").write_bytes(b"epoch 1")
-    store.send_checkpoint(work, own)
+    NodeCopy(store).send_checkpoint(Path("/x") / work, own)
 
     def interrupted(source: object, sink: Any, length: int) -> None:
         sink.write(b"epo")
@@ -172,8 +171,8 @@ def test_a_checkpoint_that_was_cut_off_leaves_the_last_one(
     (own / "training.pt").write_bytes(b"epoch 2")
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr("raq.store.object_storage.shutil.copyfileobj", interrupted)
-        store.send_checkpoint(work, own)
-    store.fetch_checkpoint(work, tmp_path / "there")
+        NodeCopy(store).send_checkpoint(Path("/x") / work, own)
+    NodeCopy(store).fetch_checkpoint(Path("/x") / work, tmp_path / "there")
     assert (tmp_path / "there" / "training.pt").read_bytes() == b"epoch 1"
 
 
@@ -183,10 +182,10 @@ def test_a_checkpoint_that_is_named_and_gone_is_none(
     own, work = tmp_path / "own", "work/train-f"
     own.mkdir()
     (own / "training.pt").write_bytes(b"epoch 1")
-    store.send_checkpoint(work, own)
+    NodeCopy(store).send_checkpoint(Path("/x") / work, own)
     (sent,) = [name for name in store.storage.names(work) if name != "checkpoint.json"]
     store.storage.delete_folder(f"{work}/{sent}")
-    store.fetch_checkpoint(work, tmp_path / "there")
+    NodeCopy(store).fetch_checkpoint(Path("/x") / work, tmp_path / "there")
     assert not (tmp_path / "there").exists()
     assert "beginning anew" in capfd.readouterr().err
 
@@ -199,8 +198,8 @@ def test_trials_are_shared_when_they_have_ended(
     for name in ("a.json", ".scratch-a.json", "ranges-1/16.npz", "running/training.pt", "running/new/training.pt"):
         (trials / name).parent.mkdir(parents=True, exist_ok=True)
         (trials / name).write_text(name)
-    store.send_trials("t")
-    other.fetch_trials("t")
+    NodeCopy(store).send_trials("t")
+    NodeCopy(other).fetch_trials("t")
     there = other.root / "trials/t"
     found = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
     assert found == {"a.json", "ranges-1/16.npz"}
@@ -214,12 +213,12 @@ def test_a_trial_that_was_cut_off_while_it_was_sent_is_sent_again(
     trials.mkdir(parents=True)
     (trials / "network.pt2").write_bytes(b"whole")
     store.storage.write("trials/t/network.pt2", b"who")  # what pyarrow leaves of an upload that is interrupted
-    other.fetch_trials("t")
+    NodeCopy(other).fetch_trials("t")
     assert not (there / "network.pt2").exists()
-    store.fetch_trials("t")
+    NodeCopy(store).fetch_trials("t")
     assert (trials / "network.pt2").read_bytes() == b"whole"
-    store.send_trials("t")
-    other.fetch_trials("t")
+    NodeCopy(store).send_trials("t")
+    NodeCopy(other).fetch_trials("t")
     assert (there / "network.pt2").read_bytes() == b"whole"
 
 
@@ -231,22 +230,19 @@ def test_of_files_that_grow_the_longer_one_stays(
     trials.mkdir(parents=True)
     for content in ("1", "1 1"):
         (trials / "images-a").write_text(content)
-        store.send_trials("t")
+        NodeCopy(store).send_trials("t")
         if content == "1":
-            other.fetch_trials("t")
-    other.send_trials("t")  # its shorter copy
+            NodeCopy(other).fetch_trials("t")
+    NodeCopy(other).send_trials("t")  # its shorter copy
     (trials / "images-a").write_text("1 1 1")
-    store.fetch_trials("t")
-    other.fetch_trials("t")
+    NodeCopy(store).fetch_trials("t")
+    NodeCopy(other).fetch_trials("t")
     assert (trials / "images-a").read_text() == "1 1 1"
     assert (there / "images-a").read_text() == "1 1"
 
 
-def test_trainings_of_other_weights_have_other_names(tmp_path: Path) -> None:
-    def call(folder: str) -> Call:
-        return Call(name="t", kind="qat", settings={}, inputs={}, folder=folder, cpus=1)
-
-    names = {work_name(call(f"/x/{folder}")) for folder in ("work/qat-1", "trials/one/d", "trials/two/d")}
+def test_trainings_of_other_weights_have_other_names() -> None:
+    names = {work_name(Path(f"/x/{folder}")) for folder in ("work/qat-1", "trials/one/d", "trials/two/d")}
     assert names == {"work/qat-1", "work/one/d", "work/two/d"}
 
 
