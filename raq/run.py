@@ -15,11 +15,12 @@ from raq.doctor import before_run
 from raq.environment import environment, versions
 from raq.errors import RaqError, UserError
 from raq.experiment.load import load_experiment
+from raq.plan.expected import expected_s
 from raq.plan.kinds import KINDS
-from raq.plan.prepare import Prepared, prepare
+from raq.plan.prepare import DryRun, Prepared, prepare
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
-from raq.plan.stale import stale_stages
+from raq.plan.stale import earlier_runs, stale_stages
 from raq.store.files import Record, now
 from raq.store.local import Store, read_run
 from raq.store.object_storage import StorageError, subscribed
@@ -106,10 +107,8 @@ def _joined(path: Path, overrides: Sequence[str], address: str, logs: Path, wait
         yield _Joined(prepare(path, overrides, where), nodes, output, wait_s)
 
 
-def placements(
-    path: Path, overrides: Sequence[str], results: "str | Path", address: str | None = None
-) -> tuple[Prepared, dict[str, str], dict[str, str]]:
-    """A dry run: the plan, why stages are stale, and where each of those would be done, here or on the cluster.
+def dry_run(path: Path, overrides: Sequence[str], results: "str | Path", address: str | None = None) -> DryRun:
+    """What a run would do, here or on the cluster.
 
     Raises UserError for what is wrong with the experiment, and for a stage that none of the nodes can do.
     """
@@ -126,7 +125,9 @@ def placements(
         ):
             prepared, nodes = joined.prepared, joined.nodes
     stale = stale_stages(prepared.plan, store)
-    return prepared, stale, {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
+    where = {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
+    took_s = expected_s(prepared.plan, stale, earlier_runs(store), prepared.experiment.name, store)
+    return DryRun(prepared.plan, stale, where, took_s)
 
 
 def _complete(

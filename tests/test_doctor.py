@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from raq import doctor
+from raq.environment import Machine
 
 
 def test_a_torchvision_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +34,6 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, stat
 
 
 def test_a_cpu_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = {"cpu": "old", "cpus": 2, "architecture": "x86_64", "features": ["avx2"], "gpus": []}
+    old = Machine("old", "x86_64", ["avx2"], 2)
     monkeypatch.setattr(doctor, "machine", lambda: old)
     assert "reduce_range" in next(f for f in doctor._cpu() if f.name.strip() == "no VNNI").value

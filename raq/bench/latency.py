@@ -2,7 +2,7 @@
 
 Two runtimes in one process disturb one another by up to 40% (spinning thread pools), a shared machine drifts by tens of
 percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies): so
-contenders take turns round by round, every two rounds or so in fresh processes, and a speedup comes from the ratios
+contenders take turns round by round, every two rounds or so in new processes, and a speedup comes from the ratios
 within rounds, a value a launch (ratio_statistics.py). The order in which a launch's processes start, are warmed up and
 take their first turns is drawn for every other launch, and turned round for the next one; so is that of turns from
 round to round. So each contender comes before each other one as often as after it: the one that always came first was
@@ -133,7 +133,7 @@ class Measurement:
         self.stopped_by = "budget" if sizes else "rounds" if alone else "precision"
 
     def _launch(self, own: ForkServer, sizes: Sequence[int]) -> None:
-        """Fresh processes for all contenders, loaded and warmed up one after the other, and rounds for as long."""
+        """New processes for all contenders, loaded and warmed up one after the other, and rounds for as long."""
         number, began = len(self.launches), time.perf_counter()
         cap_s = LATER_WARM_UP_CAP_S if number else WARM_UP_CAP_S
         # the time goes to as many launches as are planned, before any of them gets more of it

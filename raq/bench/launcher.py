@@ -116,7 +116,7 @@ class ForkServer:
 
     @contextmanager
     def launch(self, settings: ContenderSettings, cpus: Sequence[int]) -> Iterator[ContenderProcess]:
-        """A fresh process on these CPUs with the contender loaded; ended on the way out."""
+        """A new process on these CPUs with the contender loaded; ended on the way out."""
         ours, theirs = socket.socketpair()
         process = ContenderProcess(settings, Connection(ours.detach()), self.errors)
         try:

@@ -45,8 +45,10 @@ def _hidden_libraries() -> list[str]:
 
 
 def interrupted() -> int:
-    """What is said when a command was interrupted."""
-    return say_error("interrupted", "finished stages are kept; the same command goes on from there", INTERRUPTED)
+    """What is said when a command was interrupted: of a run, that what it has finished is not lost."""
+    runs = "run" in sys.argv[1:2]
+    hint = "finished stages are kept; the same command goes on from there" if runs else ""
+    return say_error("interrupted", hint, INTERRUPTED)
 
 
 def say_error(message: str, hint: str, code: int, error: BaseException | None = None) -> int:

@@ -29,7 +29,6 @@ from raq.signals import stop_on_sigterm
 
 app = typer.Typer(
     name="raq",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Decide which quantized version of a model to ship, and prove it.",
@@ -96,12 +95,11 @@ def plan(
     results: ResultsPlace = DEFAULT_RESULTS,
     address: Address = None,
 ) -> None:
-    """The stages of an experiment, each fresh or stale and why, and where the stale ones would be done."""
+    """The stages of an experiment: which are up to date, why others are stale, where they would run, what they took."""
     from raq.report.console import print_plan
-    from raq.run import placements
+    from raq.run import dry_run
 
-    prepared, stale, where = placements(experiment, overrides or [], results, address)
-    print_plan(new_console(), prepared.plan, stale, where)
+    print_plan(new_console(), dry_run(experiment, overrides or [], results, address))
 
 
 @app.command(short_help="Show a run: its table and verdict.")

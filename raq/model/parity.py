@@ -3,7 +3,7 @@
 Compared on the same images: top-1, and the signal-to-quantization-noise ratio of the logits. Steps, in order:
 fp32 (the network), prepared (QAT: its graph before training, fake quantizers off), simulated (the graph with fake
 quantizers; QAT: trained, so compared with nothing before it), converted (the quantized program, run by torch's
-reference kernels), lowered (the package, as compiled), reloaded (the saved file in a fresh process with torch alone).
+reference kernels), lowered (the package, as compiled), reloaded (the saved file in an isolated process).
 """
 
 import math

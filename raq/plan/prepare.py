@@ -3,7 +3,7 @@
 Imports neither torch nor ray at its top.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ class Prepared:
     experiment: Experiment
     data: DataFound
     plan: list[Stage]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do. Of the stages that are stale, by name: why, where they would be done, and how long they
+    took last; that is left out where it is not known."""
+
+    plan: list[Stage]
+    stale: dict[str, str]
+    where: dict[str, str]
+    expected_s: Mapping[str, float]
 
 
 def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) -> Prepared:

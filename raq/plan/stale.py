@@ -25,14 +25,19 @@ class _Finished(View):
     results: _Reads
 
 
-class _StageOfRun(View):
+class StageOfRun(View):
+    """A stage as a run names it."""
+
     kind: str
     fingerprint: str
     depends: dict[str, str] | None = None
 
 
-class _Run(View):
-    stages: dict[str, _StageOfRun]
+class EarlierRun(View):
+    """Of a run's record, what a plan looks at."""
+
+    experiment: str
+    stages: dict[str, StageOfRun]
 
 
 def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[str, str]:
@@ -43,7 +48,7 @@ def stale_stages(plan: list[Stage], store: Store, fresh: bool = False) -> dict[s
     """
     stale: dict[str, str] = {}
     found = {stage.name: _finished(stage, store) for stage in plan}
-    earlier = _earlier_stages(store)
+    earlier = [run.stages for run in earlier_runs(store)]
     for stage in plan:
         waiting = [name for name in stage.inputs.values() if name in stale]
         record = found[stage.name]
@@ -72,7 +77,7 @@ def _id(record: _Finished | None) -> str | None:
     return None if record is None else record.id
 
 
-def _why(stage: Stage, earlier: Sequence[Mapping[str, _StageOfRun]], store: Store) -> str:
+def _why(stage: Stage, earlier: Sequence[Mapping[str, StageOfRun]], store: Store) -> str:
     """What has changed since the newest run that finished this stage; or that none has."""
     seen = False
     for stages in earlier:
@@ -125,12 +130,12 @@ def _plain(value: object) -> str:
     return "unset" if value is None else str(value).strip('"')
 
 
-def _earlier_stages(store: Store) -> list[dict[str, _StageOfRun]]:
-    """The stages of the readable runs, newest first; of the last hundred."""
+def earlier_runs(store: Store) -> list[EarlierRun]:
+    """The readable runs, newest first; of the last hundred."""
     found = []
     for folder in list(reversed(store.run_folders()))[:100]:
         try:
-            found.append(view(_Run, read_run(folder), str(folder)).stages)
+            found.append(view(EarlierRun, read_run(folder), str(folder)))
         except UserError:
             continue
     return found

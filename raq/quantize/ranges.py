@@ -29,7 +29,7 @@ Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]
 def prepared_from(
     program: ExportedProgram, backend: str, calibration: Calibration, **rounding: Unpack[QuantizationOptions]
 ) -> fx.GraphModule:
-    """A fresh graph with observers, of a network that was exported once."""
+    """A new graph with observers, of a network that was exported once."""
     return prepare_graph(program.module(), backend, calibration, **rounding)
 
 

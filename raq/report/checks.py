@@ -54,7 +54,7 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
         memory = "" if resident is None else f", {_mb(resident)} resident"
         say(
             console,
-            f"ran in a fresh process with {alone} alone: loaded in {found['ran']['load_s']:.2f} s{memory}, "
+            f"ran in an isolated process with {alone} alone: loaded in {found['ran']['load_s']:.2f} s{memory}, "
             f"{found['ran']['classes']} classes",
         )
     for note in found["notes"]:

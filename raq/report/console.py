@@ -1,14 +1,15 @@
 """The terminal: the plan of a run, and the table and the verdict at its end. Neither torch nor ray."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raq.plan.stages import Stage
+from raq.plan.prepare import DryRun
 from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words
 from raq.report.checks import parity_in_words
+from raq.report.live import seconds
 from raq.report.ratios import Summary, compared
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.table import fits, table_of_candidates
@@ -21,34 +22,37 @@ LEGEND = (
 )
 
 
-def print_plan(console: Console, plan: Sequence[Stage], stale: Mapping[str, str], where: Mapping[str, str]) -> None:
-    """The stages, each fresh or stale and why; of the stale ones where they would be done; how many there are to do.
+def print_plan(console: Console, run: DryRun) -> None:
+    """The stages, each up to date or stale; of the stale ones why, where they would run, how long they took last.
 
-    A table on a terminal; elsewhere a line a stage.
+    A table on a terminal; elsewhere a line a stage. Then how many there are to do.
     """
     rows = []
-    for stage in plan:
-        is_stale = stage.name in stale
-        why = f"{stale[stage.name]}; {where[stage.name]}" if is_stale else ""
-        rows.append((stage.name, stage.fingerprint[:12], "stale" if is_stale else "fresh", why))
+    for stage in run.plan:
+        is_stale, took_s = stage.name in run.stale, run.expected_s.get(stage.name)
+        why = f"{run.stale[stage.name]}; {run.where[stage.name]}" if is_stale else ""
+        state = "stale" if is_stale else "up to date"
+        rows.append((stage.name, stage.fingerprint[:12], state, "" if took_s is None else seconds(took_s), why))
     if console.is_terminal:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for heading in ("stage", "fingerprint", "state"):
+        for heading in ("stage", "fingerprint", "state", "took"):
             table.add_column(heading, no_wrap=True)
-        table.add_column("why; where it would be done")
-        for name, fingerprint, state, why in rows:
+        table.add_column("why; where it would run")
+        for name, fingerprint, state, took, why in rows:
             style = "yellow" if state == "stale" else "green"
-            table.add_row(Text(name), Text(fingerprint, "dim"), Text(state, style), Text(printable(why)))
+            table.add_row(Text(name), Text(fingerprint, "dim"), Text(state, style), took, Text(printable(why)))
         console.print(table)
     else:
-        for name, fingerprint, state, why in rows:
-            say(console, f"{name:<22} {fingerprint}  {state}{'  ' if why else ''}{why}")
-    todo = sum(stage.name in stale for stage in plan)
-    say(
-        console,
-        f"{todo} of {len(plan)} stages to do" if todo else "nothing to do: every stage is there already",
-        "bold",
-    )
+        for name, fingerprint, state, took, why in rows:
+            say(console, f"{name:<22} {fingerprint}  {state:<10}{'  ' if took or why else ''}{took:>5}  {why}".rstrip())
+    todo, known = len(run.stale), run.expected_s
+    text = "nothing to do: every stage is there already"
+    if todo:
+        text = f"{todo} of {len(rows)} stages to do"
+        if known:
+            of = "" if len(known) == todo else f", of {len(known)} of them"
+            text += f"; they took {seconds(sum(known.values()))} last time{of}"
+    say(console, text, "bold")
 
 
 def print_summary(console: Console, summary: Summary, details: bool = False) -> None:

@@ -15,14 +15,14 @@ from raq.report.lines import epoch
 from raq.report.terminal import plain_console, printable, say
 
 Event = Mapping[str, Any]
-MARKS = {"waiting": "·", "starting": "…", "running": "▸", "retry": "↻", "done": "✓", "fresh": "="}
+MARKS = {"waiting": "·", "starting": "…", "running": "▸", "retry": "↻", "done": "✓", "up to date": "="}
 STYLES = {
     "waiting": "dim",
     "starting": "cyan",
     "running": "bold cyan",
     "retry": "yellow",
     "done": "green",
-    "fresh": "dim",
+    "up to date": "dim",
 }
 
 
@@ -38,7 +38,8 @@ class RunDisplay:
         """Show the plan."""
         self.console = plain_console(output)
         self.lines = {
-            stage.name: _Line(stage.name, stage.kind, "waiting" if stage.name in stale else "fresh") for stage in plan
+            stage.name: _Line(stage.name, stage.kind, "waiting" if stage.name in stale else "up to date")
+            for stage in plan
         }
         if self.console.is_terminal:
             self.live = Live(self._table(), console=self.console, refresh_per_second=4, get_renderable=self._table)

@@ -32,10 +32,21 @@ class Option:
         return WORK.get(self.candidate["kind"], 1)
 
     @property
-    def weight_bytes(self) -> int:
-        """Of the artifact; of the candidate's first one in eager mode, which has none of its own."""
+    def _artifact(self) -> Summary:
+        """Its artifact; the candidate's first one in eager mode, which has none of its own."""
         own = [a for a in self.candidate["artifacts"] if a.get("runtime", "inductor") == self.row["runtime"]]
-        return int((own or self.candidate["artifacts"])[0]["weight_bytes"])
+        chosen: Summary = (own or self.candidate["artifacts"])[0]
+        return chosen
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the artifact's weights."""
+        return int(self._artifact["weight_bytes"])
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the artifact's file."""
+        return int(self._artifact["size_bytes"])
 
     def smaller_than(self, other: "Option") -> bool:
         """Whether its weights are, by more than counts."""

@@ -152,8 +152,8 @@ class _Judge:
             if r not in able and not_slower[r.contender].holds is not False and r.smaller_than(best)
         ]  # fmt: skip
         if unproven and best.name == BASELINE:
-            reasons = [self.words.unproven(r, "may be as fast and is smaller") for r in unproven]
-            return Decision(None, "; ".join(reasons) + ".")
+            better = "may be as fast and is smaller" if len(unproven) == 1 else "may be as fast and are smaller"
+            return Decision(None, self.words.unproven(unproven, better) + ".")
         equal = [r for r in rivals if r in able and not_slower[r.contender].holds]
         perhaps = [r for r in rivals if r in able and not_slower[r.contender].holds is None]
         decision = self._of_equals(best, equal, place)
@@ -180,7 +180,8 @@ class _Judge:
         best = min(able, key=lambda o: (o.weight_bytes, o.work, o.row["p50_ms"]))
         smaller = [option for option in candidates if option not in able and option.smaller_than(best)]
         if smaller:
-            return Decision(None, "; ".join(self.words.unproven(option, "is smaller") for option in smaller) + ".")
+            better = "is smaller" if len(smaller) == 1 else "are smaller"
+            return Decision(None, self.words.unproven(smaller, better) + ".")
         alike = [o for o in able if o.name != best.name and not best.smaller_than(o)]
         return self._of_equals(best, alike, place)
 

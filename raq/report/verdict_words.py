@@ -31,8 +31,7 @@ class Sentences:
         row, over = option.row, f"{plain['candidate']}/{plain['runtime']}"
         parts = []
         if option.name != BASELINE:
-            smaller = 1 - option.weight_bytes / self.candidates[0]["artifacts"][0]["weight_bytes"]
-            parts.append(f"{100 * abs(smaller):.0f}% {'smaller' if smaller >= 0 else 'larger'} in weights")
+            parts.append(_smaller(option, self.candidates[0]["artifacts"][0]))
             best = f"{times(*paired_ratio(row_ratios(plain, row)))} as fast as the best FP32 ({over})"
             parts.append(best + _doubt(plain, row))
         if option.contender != row["baseline"] and (option.name == BASELINE or over != row["baseline"]):
@@ -40,7 +39,7 @@ class Sentences:
             parts.append(f"{times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}{doubt}")
         if option.contender == f"{BASELINE}/eager":
             parts.append("in eager mode, as its compiled artifact is not faster")
-        said = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+        said = listed(parts)
         text = f"Ship {option.name}: {said}{', ' if said else ''}{at(place)}"
         return text + self._accuracy_of(option) + self._alike(option, equals) + "."
 
@@ -74,11 +73,16 @@ class Sentences:
     def not_chosen(self, choice: str | None) -> list[str]:
         """Candidates that lose too much or may, and those that were not measured."""
         lines = []
-        for name, claim in self.accurate.items():
-            if claim.holds is False:
-                lines.append(f"{name} loses more than {claim.margin:g} points ({claim.found('points')}).")
-            elif claim.holds is None and choice is not None:
-                lines.append(f"{name} may lose more than {claim.margin:g} points ({claim.found('points')}).")
+        for holds, one, several in ((False, "loses", "lose"), (None, "may lose", "may lose")):
+            claims = {name: claim for name, claim in self.accurate.items() if claim.holds is holds}
+            if claims and (holds is False or choice is not None):
+                margin = next(iter(claims.values())).margin
+                if len(claims) == 1:
+                    ((name, claim),) = claims.items()
+                    lines.append(f"{name} {one} more than {margin:g} points ({claim.found('points')}).")
+                else:
+                    named = listed([f"{name} ({claim.found('points')})" for name, claim in claims.items()])
+                    lines.append(f"{named} {several} more than {margin:g} points.")
         unmeasured = [c["name"] for c in self.candidates if c.get("not_lowered")]
         if unmeasured:
             lines.append(f"{', '.join(unmeasured)}: not lowered here, so not measured.")
@@ -90,11 +94,17 @@ class Sentences:
         """Why none can be shipped: every rival that may be faster than the best."""
         unknown = [rival for rival in unsure if not_faster[rival.contender].interval is None]
         reasons = [self._too_few(best, unknown, place)] if unknown else []
+        inaccurate = [rival for rival in unsure if rival.name != BASELINE and not self.accurate[rival.name].holds]
+        faster = [rival for rival in inaccurate if not_faster[rival.contender].holds is False]
+        maybe = [rival for rival in inaccurate if rival not in faster]
+        for group, verb in ((faster, "is faster" if len(faster) == 1 else "are faster"), (maybe, "may be faster")):
+            if group:
+                reasons.append(
+                    self.unproven(group, verb if not faster else "is faster" if len(group) == 1 else "are faster")
+                )
         for rival in unsure:
             claim = not_faster[rival.contender]
-            if rival.name != BASELINE and not self.accurate[rival.name].holds:
-                reasons.append(self.unproven(rival, "is faster" if claim.holds is False else "may be faster"))
-            elif rival not in unknown:
+            if rival not in inaccurate and rival not in unknown:
                 reasons.append(
                     f"whether {rival.contender} is more than {100 * self.rules.speed_margin:g}% faster than "
                     f"{best.contender} is not known ({claim.found('times its speed')}){self._longer(claim, place)}"
@@ -112,12 +122,20 @@ class Sentences:
             f"known ({claim.found('times its speed')}); if so, {otherwise}{self._longer(claim, place)}."
         )
 
-    def unproven(self, option: Option, better: str) -> str:
-        """That a candidate that may be better is not known to lose no more than it may."""
-        claim = self.accurate[option.name]
+    def unproven(self, options: Sequence[Option], better: str) -> str:
+        """That candidates that may be better are not known to lose no more than they may."""
+        claims = {option.name: self.accurate[option.name] for option in options}
+        margin = next(iter(claims.values())).margin
+        if len(claims) == 1:
+            ((name, claim),) = claims.items()
+            return (
+                f"{name} {better}, and whether it loses at most {margin:g} points of top-1 is not known "
+                f"({claim.found('points')}){images_needed(claim)}"
+            )
+        found = "; ".join(f"{name}: {claim.found('points')}{images_needed(claim)}" for name, claim in claims.items())
         return (
-            f"{option.name} {better}, and whether it loses at most {claim.margin:g} points of top-1 is not known "
-            f"({claim.found('points')}){images_needed(claim)}"
+            f"{listed(list(claims))} {better}, and whether they lose at most {margin:g} points of top-1 is not known "
+            f"({found})"
         )
 
     def _too_few(self, best: Option, rivals: Sequence[Option], place: Place) -> str:
@@ -134,6 +152,27 @@ class Sentences:
 
     def _longer(self, claim: Claim, place: Place) -> str:
         return measuring_needed(claim, self.measured.get(place[0], Measured()), self.rules)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as people list them: a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _smaller(option: Option, baseline: Summary) -> str:
+    """How much smaller than FP32's artifact an option is: its weights, and its file where that is not the same."""
+    weights, file = (
+        1 - own / whole
+        for own, whole in (
+            (option.weight_bytes, baseline["weight_bytes"]),
+            (option.file_bytes, baseline["size_bytes"]),
+        )
+    )
+    said = f"{100 * abs(weights):.0f}% {'smaller' if weights >= 0 else 'larger'} in weights"
+    if round(100 * weights) == round(100 * file):
+        return said
+    same = (weights >= 0) == (file >= 0)
+    return f"{said} ({100 * abs(file):.0f}%{'' if same else ' smaller' if file >= 0 else ' larger'} as a file)"
 
 
 def at(place: Place) -> str:

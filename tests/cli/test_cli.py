@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from workplace import Workplace, clear_error
 
-from raq.environment import has_vnni
+from raq.environment import Machine, has_vnni
 from raq.report.comparison import compare
 from raq.store.files import read_json, write_json
 from raq.store.local import Store, sealed
@@ -71,7 +71,7 @@ def test_show_json_is_the_contract(finished: Workplace) -> None:
             assert keys <= set(row)
             assert row["baseline"] == "fp32/eager"
     fp32, ptq, _ = shown["candidates"]
-    assert ptq["reduce_range"] is not has_vnni(shown["environment"]["machine"])
+    assert ptq["reduce_range"] is not has_vnni(Machine(**shown["environment"]["machine"]))
     assert ptq["artifacts"][0]["weight_bytes"] < 0.35 * fp32["artifacts"][0]["weight_bytes"]
     assert ptq["drop_points"] == pytest.approx(100 * (fp32["top1"] - ptq["top1"]))
     verdict = shown["verdict"]
@@ -173,7 +173,7 @@ def test_check_names_layers_kernels_and_bytes(finished: Workplace) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "int8 100.0% of the MACs, the file of its record" in done.stdout
     assert "qconv_pointwise" in done.stdout
-    assert "ran in a fresh process with torch alone" in done.stdout
+    assert "ran in an isolated process with torch alone" in done.stdout
     assert "nothing is wrong with it" in done.stdout
 
 

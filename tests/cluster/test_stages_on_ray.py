@@ -87,7 +87,7 @@ def test_two_workers_come_to_the_losses_of_one(nodes, workplace, monkeypatch: py
     found = distributed_stage(
         call_of(prepared.plan[0], workplace, "together", workers=2), EventSender(start_event_queue(), "train")
     )["history"]
-    bare = run_stage(call_of(prepared.plan[0], workplace, "bare"), lambda metrics: None)["history"]
+    bare = run_stage(call_of(prepared.plan[0], workplace, "bare", workers=1), lambda metrics: None)["history"]
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in bare], rel=0.01)
 
 
@@ -105,7 +105,7 @@ def test_a_killed_process_is_replaced_and_goes_on_with_the_same_losses(
     assert epochs_done(events).count(0) == 1, "finished epochs are not trained again"
     history = record["results"]["history"]
     assert [row["epoch"] for row in history] == list(range(epochs))
-    bare = run_stage(call_of(prepared.plan[0], workplace, "bare"), lambda metrics: None)["history"]
+    bare = run_stage(call_of(prepared.plan[0], workplace, "bare", workers=1), lambda metrics: None)["history"]
     for a, b in zip(bare[:4], history[:4], strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=0.01)
     assert history[3]["loss"] < 0.7 * history[0]["loss"]

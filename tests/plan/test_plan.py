@@ -8,9 +8,10 @@ import pytest
 from raq.environment import Machine, settings_of
 from raq.experiment.schema import Experiment
 from raq.plan import stages as planning
+from raq.plan.expected import expected_s
 from raq.plan.facts import DataFound, Facts
 from raq.plan.stages import Stage, make_plan
-from raq.plan.stale import stale_stages
+from raq.plan.stale import earlier_runs, stale_stages
 from raq.run import forget_work_on_old_inputs
 from raq.store.files import read_json
 from raq.store.local import Store
@@ -147,12 +148,12 @@ def test_why_a_stage_is_stale(tmp_path: Path) -> None:
     assert stale_stages(plan, store, fresh=True)["train"] == "asked for with --fresh"
 
 
-def finish(store: Store, stage: Stage, inputs: dict[str, str] | None = None) -> Path:
+def finish(store: Store, stage: Stage, inputs: dict[str, str] | None = None, **other: object) -> Path:
     """Publish a stage as the driver does; returns its folder."""
     work = store.work_folder(stage.kind, stage.fingerprint)
     work.mkdir(parents=True)
     (work / "weights.pt").write_text("weights")
-    record = {"fingerprint": stage.fingerprint, "results": {}, "input_ids": inputs or {}}
+    record = {"fingerprint": stage.fingerprint, "results": {}, "input_ids": inputs or {}, **other}
     return store.publish(stage.kind, stage.fingerprint, record)
 
 
@@ -194,29 +195,36 @@ def test_a_checkpoint_on_weights_that_are_made_anew_is_not_gone_on_from(
     assert work.exists() == kept
 
 
+def write_run(store: Store, plan: dict[str, Stage], experiment: str = "x") -> None:
+    """The record of a run of this plan."""
+    folder = store.new_run(experiment)
+    stages = {s.name: {"kind": s.kind, "fingerprint": s.fingerprint, "depends": s.depends} for s in plan.values()}
+    settings = Experiment.model_validate({"name": experiment}).model_dump(mode="json")
+    known = {"id": "x", "experiment": experiment, "settings": settings, "data": asdict(DATA)}
+    where = {"machine": MACHINE.as_record(), "versions": {}}
+    store.write_run(folder, {**known, "complete": True, "error": None, "environment": where, "stages": stages})
+
+
+def test_how_long_a_stale_stage_took_last(tmp_path: Path) -> None:
+    """In the newest run of the same experiment that has it; a stage that is up to date is not expected."""
+    store, plans = Store(tmp_path), [planned(train={"epochs": n}) for n in (1, 2, 3)]
+    for plan, took_s in zip(plans[:2], (10.0, 20.0), strict=True):
+        write_run(store, plan)
+        finish(store, plan["train"], duration_s=took_s)
+    now = list(plans[2].values())
+    assert expected_s(now, {"train", "ptq"}, earlier_runs(store), "x", store) == {"train": 20.0}
+    assert expected_s(now, {"ptq"}, earlier_runs(store), "x", store) == {}
+    assert expected_s(now, {"train"}, earlier_runs(store), "y", store) == {}, "another experiment's took its own time"
+
+
 def test_what_has_changed_is_named(tmp_path: Path) -> None:
     """After a finished run: the user's file, a library, a variable that chooses kernels, a setting; else what is so."""
     sources = {"m:f": {"files": {"m/blocks.py": "1" * 64, "m/old.py": "2" * 64}, "distributions": {"timm": "1.0"}}}
     machine = replace(MACHINE, settings={}, compiler="g++ 12")
     store = Store(tmp_path)
 
-    def run(plan: dict[str, Stage]) -> None:
-        folder = store.new_run("x")
-        stages = {s.name: {"kind": s.kind, "fingerprint": s.fingerprint, "depends": s.depends} for s in plan.values()}
-        settings = Experiment.model_validate({"name": "x"}).model_dump(mode="json")
-        known = {
-            "id": "x",
-            "experiment": "x",
-            "settings": settings,
-            "data": asdict(DATA),
-            "complete": True,
-            "error": None,
-        }
-        where = {"machine": MACHINE.as_record(), "versions": {}}
-        store.write_run(folder, {**known, "environment": where, "stages": stages})
-
     first = planned(Facts(DATA, machine, sources=sources))
-    run(first)
+    write_run(store, first)
     assert stale_stages(list(first.values()), store)["train"] == "has not finished"
     finish(store, first["train"])
 

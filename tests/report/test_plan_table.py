@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from raq.experiment.schema import Resources
+from raq.plan.prepare import DryRun
 from raq.plan.stages import Stage
 from raq.report.console import print_plan
 
@@ -13,17 +14,21 @@ PLAN = [Stage(name, "ptq", "quantize", {}, {}, f"{name:0<16}", Resources()) for 
 
 
 @pytest.mark.parametrize(
-    ("stale", "last"),
-    [({}, "nothing to do: every stage is there already"), ({"train": "has not run"}, "1 of 2 stages to do")],
+    ("stale", "took_s", "last"),
+    [
+        ({}, {}, "nothing to do: every stage is there already"),
+        ({"train": "has not run"}, {}, "1 of 2 stages to do"),
+        ({"train": "has not run"}, {"train": 24.2}, "1 of 2 stages to do; they took 24 s last time"),
+    ],
 )
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_plan(stale: dict[str, str], last: str, terminal: bool) -> None:
+def test_a_plan(stale: dict[str, str], took_s: dict[str, float], last: str, terminal: bool) -> None:
     text = io.StringIO()
     console = Console(file=text, width=80, force_terminal=terminal, color_system=None)
-    print_plan(console, PLAN, stale, dict.fromkeys(stale, "2 CPUs on this machine"))
+    print_plan(console, DryRun(PLAN, stale, dict.fromkeys(stale, "2 CPUs on this machine"), took_s))
     lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
     assert lines[-1] == last
-    assert ("stage fingerprint state why; where it would be done" in lines[0]) is terminal
-    assert "evaluate/mixed-1 evaluate/mix fresh" in lines, "no name is cut"
+    assert ("stage fingerprint state took why; where it would run" in lines[0]) is terminal
+    assert "evaluate/mixed-1 evaluate/mix up to date" in lines, "no name is cut"
     if stale:
-        assert "train train0000000 stale has not run; 2 CPUs on this" in " ".join(lines)
+        assert f"train train0000000 stale{' 24 s' * bool(took_s)} has not run; 2 CPUs" in " ".join(lines)

@@ -1,0 +1,32 @@
+"""How long stages may take: as long as they took last, in an experiment of this name. Neither torch nor ray."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from raq.plan.stages import Stage
+from raq.plan.stale import EarlierRun
+from raq.store.local import Store
+from raq.store.views import View, view
+
+
+class _Took(View):
+    duration_s: float | None = None
+
+
+def expected_s(
+    plan: Sequence[Stage], stale: Collection[str], earlier: Sequence[EarlierRun], name: str, store: Store
+) -> Mapping[str, float]:
+    """Seconds by stale stage, of the newest earlier run of the experiment `name` that has it; those unknown left out.
+
+    earlier: runs, newest first. What has changed since may make a stage shorter or longer.
+    """
+    found: dict[str, float] = {}
+    for run in (run for run in earlier if run.experiment == name):
+        for stage in plan:
+            known = run.stages.get(stage.name)
+            if known is None or stage.name not in stale or stage.name in found:
+                continue
+            record = store.find(known.kind, known.fingerprint)
+            took_s = None if record is None else view(_Took, record, stage.name).duration_s
+            if took_s is not None:
+                found[stage.name] = took_s
+    return found
