@@ -16,7 +16,7 @@ from raq.store.local import Store, sealed
 
 
 def test_help_names_the_verbs(workplace: Workplace) -> None:
-    done = workplace.raq("--help")
+    done = workplace.raq_here("--help")
     assert done.returncode == 0
     verbs = re.findall(r"^  ([a-z]+)  +\S", done.stdout.partition("Commands:")[2], re.MULTILINE)
     assert verbs == ["init", "run", "plan", "show", "runs", "check", "bench", "compare", "submit", "schema", "doctor"]
@@ -31,9 +31,9 @@ def test_without_a_verb(workplace: Workplace) -> None:
 
 
 def test_unknown_verbs_and_options(workplace: Workplace) -> None:
-    assert "rum" in clear_error(workplace.raq("rum"), 2)
-    clear_error(workplace.raq("run"), 2)
-    clear_error(workplace.raq("run", "tiny.yaml", "--sett", "x=1"), 2)
+    assert "rum" in clear_error(workplace.raq_here("rum"), 2)
+    clear_error(workplace.raq_here("run"), 2)
+    clear_error(workplace.raq_here("run", "tiny.yaml", "--sett", "x=1"), 2)
 
 
 # --- a finished run ---
@@ -50,7 +50,7 @@ def test_a_run_ends_with_the_table_and_the_verdict(finished: Workplace) -> None:
 
 
 def test_show_json_is_the_contract(finished: Workplace) -> None:
-    shown = json.loads(finished.raq("show", "latest", "--json").stdout)
+    shown = json.loads(finished.raq_here("show", "latest", "--json").stdout)
     assert shown["complete"] is True
     assert [c["name"] for c in shown["candidates"]] == ["fp32", "ptq", "qat"]
     for candidate in shown["candidates"]:
@@ -100,7 +100,7 @@ def test_a_second_run_does_nothing(finished: Workplace) -> None:
 
 
 def stale(place: Workplace, *arguments: str) -> set[str]:
-    done = place.raq("plan", "tiny.yaml", *arguments)
+    done = place.raq_here("plan", "tiny.yaml", *arguments)
     assert done.returncode == 0, done.stderr
     return {line.split()[0] for line in done.stdout.splitlines() if " stale " in line}
 
@@ -108,7 +108,7 @@ def stale(place: Workplace, *arguments: str) -> set[str]:
 def test_plan_says_what_a_change_makes_stale(finished: Workplace) -> None:
     assert stale(finished) == set()
     assert stale(finished, "--set", "bench.rounds=7") == {"bench/cpu"}
-    assert "on this machine, alone" in finished.raq("plan", "tiny.yaml", "--set", "bench.rounds=7").stdout
+    assert "on this machine, alone" in finished.raq_here("plan", "tiny.yaml", "--set", "bench.rounds=7").stdout
     assert len(stale(finished, "--set", "seed=1")) == 10
 
 
@@ -117,13 +117,13 @@ def test_changing_the_rounds_measures_again_and_nothing_else(finished: Workplace
     done = finished.raq("run", "tiny.yaml", "--set", "bench.rounds=7", "--set", "bench.batch_sizes=[2]")
     assert done.returncode == 0, done.stderr
     assert "plan: 1 of 10 stages to do: bench/cpu" in done.stdout
-    shown = json.loads(finished.raq("show", "--json").stdout)
+    shown = json.loads(finished.raq_here("show", "--json").stdout)
     assert {row["rounds"] for c in shown["candidates"] for row in c["latency"]} == {7}
 
 
 def test_show_by_id_and_without_a_run(finished: Workplace, workplace: Workplace) -> None:
     first = sorted((finished.folder / "results" / "runs").iterdir())[0].name
-    assert first in finished.raq("show", first).stdout
+    assert first in finished.raq_here("show", first).stdout
     assert "there is no run 'nothing'" in clear_error(finished.raq_here("show", "nothing"), 2)
     assert "there is no run here" in clear_error(workplace.raq_here("show"), 2)
 
@@ -164,12 +164,12 @@ def test_the_records_hold_what_they_stand_on(finished: Workplace) -> None:
 
 
 def artifact_of(finished: Workplace, candidate: str) -> Path:
-    shown = json.loads(finished.raq("show", "--json").stdout)
+    shown = json.loads(finished.raq_here("show", "--json").stdout)
     return next(Path(c["artifacts"][0]["path"]) for c in shown["candidates"] if c["name"] == candidate)
 
 
 def test_check_names_layers_kernels_and_bytes(finished: Workplace) -> None:
-    done = finished.raq("check", str(artifact_of(finished, "ptq")))
+    done = finished.raq_here("check", str(artifact_of(finished, "ptq")))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "int8 100.0% of the MACs, the file of its record" in done.stdout
     assert "qconv_pointwise" in done.stdout
@@ -180,7 +180,7 @@ def test_check_names_layers_kernels_and_bytes(finished: Workplace) -> None:
 def test_check_as_json_and_of_several(finished: Workplace, tmp_path: Path) -> None:
     moved = tmp_path / "moved.pt2"
     shutil.copy(artifact_of(finished, "qat"), moved)
-    done = finished.raq("check", str(artifact_of(finished, "fp32")), str(moved), "--json")
+    done = finished.raq_here("check", str(artifact_of(finished, "fp32")), str(moved), "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     fp32, qat = json.loads(done.stdout)
     assert (fp32["int8_mac_share"], qat["int8_mac_share"]) == (0.0, 1.0)
@@ -189,14 +189,14 @@ def test_check_as_json_and_of_several(finished: Workplace, tmp_path: Path) -> No
     assert qat["ran"] is None, "nobody vouches for a file outside the results folder"
     assert [layer["name"] for layer in qat["layers"]][:2] == ["0", "3"]
     moved.write_bytes(moved.read_bytes()[:-1])
-    done = finished.raq("check", str(moved))
+    done = finished.raq_here("check", str(moved))
     assert done.returncode == 1
     assert "PROBLEM: " in done.stdout
     assert "there is no such file" in clear_error(finished.raq_here("check", "none.pt2"), 2)
 
 
 def test_the_parity_chain_is_shown(finished: Workplace) -> None:
-    shown = json.loads(finished.raq("show", "--json").stdout)
+    shown = json.loads(finished.raq_here("show", "--json").stdout)
     steps = {c["name"]: [row["step"] for row in c["parity"]] for c in shown["candidates"]}
     assert steps == {
         "fp32": ["fp32", "lowered", "reloaded"],
@@ -204,7 +204,7 @@ def test_the_parity_chain_is_shown(finished: Workplace) -> None:
         "qat": ["fp32", "prepared", "simulated", "converted", "lowered", "reloaded"],
     }
     assert all(c["parity"][-1]["equal"] for c in shown["candidates"]), "a saved file computes what was compiled"
-    assert "parity: fp32" in finished.raq("show", "--details").stdout
+    assert "parity: fp32" in finished.raq_here("show", "--details").stdout
     ledger = shown["candidates"][1]["artifacts"][0]["ledger"]
     assert ledger["by_dtype"]["int8"] == 432 + 4608 + 512
     assert ledger["duplicates"] == []
@@ -237,11 +237,11 @@ def test_bench_of_artifacts(finished: Workplace, tmp_path: Path) -> None:
 def test_compare(finished: Workplace, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "results", tmp_path / "other")
     other = str(Store(tmp_path / "other").run_folders()[-1])
-    done = finished.raq("compare", "latest", other)
+    done = finished.raq_here("compare", "latest", other)
     assert done.returncode == 0, done.stderr
     assert "ptq: top-1 +0.00 points" in done.stdout
     assert "cpu, inductor, batch 8, over fp32/eager: " in done.stdout
-    assert json.loads(finished.raq("compare", "latest", other, "--json").stdout)["comparisons"]
+    assert json.loads(finished.raq_here("compare", "latest", other, "--json").stdout)["comparisons"]
     assert "two runs or more" in clear_error(finished.raq_here("compare", "latest"), 2)
     itself = clear_error(finished.raq_here("compare", other, "latest", other), 2)
     assert f"{other} is the same run as {other}" in itself
@@ -299,9 +299,9 @@ def test_a_tenth_of_the_speed_is_seen(two_runs) -> None:
 
 
 def test_doctor(workplace: Workplace) -> None:
-    done = workplace.raq("doctor", "--json")
+    done = workplace.raq_here("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert findings["torch"]["value"].startswith("2.")
     assert findings["C++ compiler"]["state"] == "ok"
     assert done.returncode == 0
-    assert "data set digits" in workplace.raq("doctor").stdout
+    assert "data set digits" in workplace.raq_here("doctor").stdout

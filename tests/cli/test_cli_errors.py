@@ -58,7 +58,7 @@ def test_errors_of_stages_come_back_as_one_line(workplace: Workplace) -> None:
     error = clear_error(workplace.raq("run", "tiny.yaml", "--set", "model.weights=other.pt"), 2)
     assert "does not fit tiny_user:model" in error
     assert "log:" in error
-    run = workplace.raq("show")
+    run = workplace.raq_here("show")
     assert "the run is not complete" in run.stdout
 
 
@@ -106,7 +106,7 @@ def test_interrupted_and_continued(workplace: Workplace, number: int, moment: st
     assert processes_of(temporary) == []
     assert list(temporary.glob("raq-ray-*")) == []
     assert not list((workplace.folder / "results" / "stages").glob("*")), "nothing half-written"
-    assert "the run is not complete" in workplace.raq("show").stdout
+    assert "the run is not complete" in workplace.raq_here("show").stdout
     shutil.rmtree(temporary)
     if number == signal.SIGTERM:
         return

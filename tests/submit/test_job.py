@@ -59,7 +59,7 @@ def test_a_job_is_a_run(head: Head, workplace: Workplace) -> None:
     assert "has succeeded" in done.stdout
     assert head.token not in done.stdout + done.stderr
     assert not (workplace.folder / "results").exists()
-    shown = workplace.raq("show", "latest", "--results", "shared")
+    shown = workplace.raq_here("show", "latest", "--results", "shared")
     assert shown.returncode == 0, shown.stderr
     assert head.token not in "".join(file.read_text() for file in (workplace.folder / "shared").rglob("*.json"))
 
