@@ -15,13 +15,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raq.cluster.calls import Answer, ErrorAnswer, LostAnswer
 from raq.cluster.events import EventSender
 from raq.cluster.nodes import BENCH_RESOURCE, NODE_ID, Node, given_labels
-from raq.cluster.resources import Demand
+from raq.cluster.resources import ActorKind
 from raq.cluster.session import output_to
 from raq.environment import Machine, environment
 from raq.errors import LostError, RaqError, UserError, first_line
 from raq.lazy import resolve
 from raq.model.reading import watched
-from raq.plan.kinds import KINDS, Pool
+from raq.plan.kinds import KINDS
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.stages.transfer import at_hand, log_sent, store_of
@@ -105,18 +105,18 @@ def _do(call: Call, send: EventSender) -> dict[str, Any]:
     return run_stage(call, send)
 
 
-def start_actor(queue: Any, pool: Pool, demand: Demand, labels: Mapping[str, str]) -> Any:
-    """An actor with the resources of a kind of stage, on a node with `labels`; for bench, a whole node's, marked taken.
+def start_actor(queue: Any, kind: ActorKind) -> Any:
+    """An actor of this kind; one that measures marks its node as taken.
 
     One that waits for the workers of Ray Train or the trials of Ray Tune leaves the resources to them.
     """
-    own_cpus, own_gpus = (0, 0) if demand.is_coordinator else (demand.cpus, demand.gpus)
-    resources = {BENCH_RESOURCE: 1} if pool == "bench" else {}
+    own_cpus, own_gpus = (0, 0) if kind.demand.is_coordinator else (kind.demand.cpus, kind.demand.gpus)
+    resources = {BENCH_RESOURCE: 1} if kind.measures else {}
     options: dict[str, Any] = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
-    if labels:
-        options["label_selector"] = dict(labels)
+    if kind.labels:
+        options |= {"label_selector": dict(kind.labels)}
     actor: Any = StageActor  # ray.remote made it an actor class
-    return actor.options(**options).remote(queue, demand.gpus)
+    return actor.options(**options).remote(queue, kind.demand.gpus)
 
 
 def _machine_there() -> Machine:

@@ -18,7 +18,7 @@ from raq.cluster.nodes import (
     draining_nodes,
     node_is_gone,
 )
-from raq.cluster.resources import Demand
+from raq.cluster.resources import ActorKind
 from raq.cluster.scheduling import Scheduler, Start
 from raq.errors import StageError, UserError
 from raq.experiment.schema import Experiment
@@ -50,7 +50,7 @@ class Driver:
     working_directory: str
     wait_s: float = 0.0  # how long to wait for nodes in place of those that are lost
     running: dict[Any, Attempt] = field(default_factory=dict)  # by the reference of the actor's answer
-    idle: list[tuple[Any, tuple[str, Demand]]] = field(default_factory=list)  # actors, and for which stages
+    idle: list[tuple[Any, ActorKind]] = field(default_factory=list)
     postponed: list[Attempt] = field(default_factory=list)  # to be tried again when no other distributed stage runs
     handover: Handover = field(init=False)
     scheduler: Scheduler = field(init=False)
@@ -104,20 +104,24 @@ class Driver:
         from raq.cluster.actors import start_actor
 
         stage = start.stage
-        demand = self.scheduler.demands[stage.name]
-        key = (stage.pool, demand)
-        actor = next((a for a, k in self.idle if k == key), None) if number == 1 else None
+        demand, kind = self.scheduler.demands[stage.name], self._kind_of_actor(stage)
+        actor = next((idle for idle, of in self.idle if of == kind), None) if number == 1 else None
         if actor is None:  # a new one: what the idle ones hold it may need, and a node that was lost has theirs too
             self._end_idle()
-            labels = {**stage.resources.labels, **(self._not_on_heads() if demand.is_coordinator else {})}
-            actor = start_actor(self.queue, stage.pool, demand, labels)
+            actor = start_actor(self.queue, kind)
         else:
-            self.idle.remove((actor, key))
+            self.idle.remove((actor, kind))
         log = self.handover.log_of(stage)
         reference = actor.run.remote(self.handover.call(stage, demand), str(log), number)
         now = time.monotonic()
         self.running[reference] = Attempt(start, actor, number, now, now, nodes_lost)
         self.listener(stage.name, {"state": "starting"})
+
+    def _kind_of_actor(self, stage: Stage) -> ActorKind:
+        """What the actor of a stage has to be: those of other pools are as good, if they have the same."""
+        demand = self.scheduler.demands[stage.name]
+        labels = {**stage.resources.labels, **(self._not_on_heads() if demand.is_coordinator else {})}
+        return ActorKind(demand, stage.pool == "bench", tuple(sorted(labels.items())))
 
     def _end_idle(self) -> None:
         import ray
@@ -173,7 +177,7 @@ class Driver:
         if others_wait or attempt.node in self.watch.leaving:
             ray.kill(attempt.actor)
         else:
-            self.idle.append((attempt.actor, (stage.pool, self.scheduler.demands[stage.name])))
+            self.idle.append((attempt.actor, self._kind_of_actor(stage)))
         record = self.handover.record(stage, answer, attempt.number)
         self.store.publish(stage.kind, stage.fingerprint, record)
         check_results(stage, answer.results, self.experiment.require)

@@ -25,6 +25,15 @@ class Demand:
     is_coordinator: bool = False  # the stage's actor only waits for its workers, which have the resources
 
 
+@dataclass(frozen=True)
+class ActorKind:
+    """What an actor has. measures: it may measure, and nothing else runs there meanwhile; labels: of its node."""
+
+    demand: Demand
+    measures: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
+
+
 class _Bench(View):
     threads: int | None = None
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raq.cluster.resources import ActorKind
 from raq.environment import environment
 from raq.plan.prepare import prepare
 from raq.plan.stages import Stage
@@ -93,7 +94,7 @@ def in_an_actor(call: Call) -> float:
     from raq.cluster.events import start_event_queue
     from raq.cluster.resources import Demand
 
-    actor = start_actor(start_event_queue(), "train", Demand(call.cpus, 0, 1), {})
+    actor = start_actor(start_event_queue(), ActorKind(Demand(call.cpus, 0, 1)))
     answer = ray.get(actor.run.remote(call, f"{call.folder}.log", 1), timeout=600)
     ray.kill(actor)
     return speed(answer["results"]["history"])

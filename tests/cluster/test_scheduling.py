@@ -1,14 +1,17 @@
 """What may start on nodes that are made up, without Ray."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raq.cluster.driver import Driver
 from raq.cluster.nodes import Node
 from raq.cluster.scheduling import Scheduler
 from raq.errors import UserError
-from raq.experiment.schema import Resources
+from raq.experiment.schema import Experiment, Resources
 from raq.plan.stages import Stage
+from raq.store.local import Store
 
 NODE = Node(4, 0, True)
 
@@ -66,3 +69,14 @@ def test_no_distributed_stage_starts_while_one_waits_for_its_next_attempt() -> N
 def test_what_no_node_can_do_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="largest node has 4"):
         Scheduler([stage("a", cpus=5)], [NODE])
+
+
+def test_an_idle_process_does_stages_of_another_pool() -> None:
+    """Torch is imported once for all that take the same; what measures, or needs other nodes, has its own."""
+    plan = [stage("train", "train"), stage("a"), stage("gpu", gpus=1), stage("there", labels={"role": "x"}),
+            stage("bench/cpu", "bench")]  # fmt: skip
+    node = Node(4, 1, True, labels={"role": "x"})
+    driver = Driver(Experiment(name="x"), plan, Store(Path()), Path(), [node], lambda stage, event: None, "")
+    driver.scheduler = Scheduler(plan, [node])
+    train, *others = (driver._kind_of_actor(each) for each in plan)
+    assert [kind == train for kind in others] == [True, False, False, False]
