@@ -39,7 +39,7 @@ TELL_ONLY = (
     "DNNL_VERBOSE",
     "DNNL_VERBOSE_TIMESTAMP",
 )
-# What oneDNN may use of a CPU when told so, in rising order; an ISA allows the features up to its own.
+# What oneDNN may use of a CPU when restricted, in rising order; an ISA allows the features up to its own.
 ISA_FEATURES = (
     ("SSE41", ()), ("AVX", ()), ("AVX2", ("avx2",)), ("AVX2_VNNI", ("avx2", "avx_vnni")),
     ("AVX2_VNNI_2", ("avx2", "avx_vnni")), ("AVX512_CORE", ("avx2", "avx512f")),
@@ -216,16 +216,16 @@ def _number(text: str) -> float | None:
 def has_vnni(machine: Machine) -> bool:
     """Whether int8 products are added in 32 bits, so that 8-bit activations cannot saturate.
 
-    What oneDNN was told not to use does not count.
+    What oneDNN is forbidden to use does not count.
     """
     usable = usable_features(machine.features, machine.settings)
     return any(feature in usable for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def usable_features(features: list[str], settings: Mapping[str, str]) -> list[str]:
-    """The CPU's features that oneDNN may use: all, or those up to the instruction set that it was told is the most."""
-    told = (settings.get("ONEDNN_MAX_CPU_ISA") or settings.get("DNNL_MAX_CPU_ISA") or "").upper()
-    allowed = dict(ISA_FEATURES).get(told)
+    """The CPU's features that oneDNN may use: all, or those up to the instruction set that it is restricted to."""
+    limit = (settings.get("ONEDNN_MAX_CPU_ISA") or settings.get("DNNL_MAX_CPU_ISA") or "").upper()
+    allowed = dict(ISA_FEATURES).get(limit)
     return features if allowed is None else [feature for feature in features if feature in allowed]
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """Who is told how a run goes."""
+    """Who is notified of how a run goes."""
 
     def begin(self, plan: Sequence[Stage], stale: Mapping[str, str], output: TextIO) -> None:
         """The plan, the stages that will run with why, and the real standard output."""
@@ -150,7 +150,7 @@ def _complete(
     from raq.cluster.session import cluster, output_to
 
     _refuse_what_cannot_be(prepared, stale, store, joined.nodes if joined else [local_node()])
-    forget_work_on_old_inputs(prepared.plan, stale, store, fresh)
+    delete_work_on_old_inputs(prepared.plan, stale, store, fresh)
     folder = store.new_run(prepared.experiment.name)
     with _recorded(store, folder, prepared, stale), ExitStack() as stack:
         output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined.output
@@ -168,11 +168,11 @@ def _complete(
     return Outcome(folder, list(stale))
 
 
-def forget_work_on_old_inputs(plan: Iterable[Stage], stale: Mapping[str, str], store: Store, fresh: bool) -> None:
+def delete_work_on_old_inputs(plan: Iterable[Stage], stale: Mapping[str, str], store: Store, fresh: bool) -> None:
     """What an unfinished stage has so far stands on its inputs: where one is made anew, it begins anew too."""
     for stage in plan:
         if fresh or (stage.name in stale and any(name in stale for name in stage.inputs.values())):
-            store.forget_work(stage.kind, stage.fingerprint)
+            store.delete_work(stage.kind, stage.fingerprint)
 
 
 def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: Store, nodes: "list[Node]") -> None:

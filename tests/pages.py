@@ -285,7 +285,7 @@ def spread() -> str:
 def protocols() -> str:
     """Speedups of the same artifacts over eager FP32 by three ways to measure."""
     lines = [
-        "| over eager FP32 | by turns, own processes (95%) | in one process | one after the other, as published |",
+        "| over eager FP32 | interleaved, own processes (95%) | in one process | one after the other, as published |",
         "|---|---|---|---|",
     ]
     for name, row in read("trust/trust.json")["table"]["bias"].items():

@@ -1,7 +1,7 @@
 """An artifact in a process of its own, without raq: what isolated.py starts, `python -I alone.py ...`. Imports no raq.
 
 Arguments: the file with the runtime's `load`, the artifact, the device, the number of threads, a mark for the trace,
-the descriptor of the connection to the parent. The first message tells how loading went. A request is the shape, 4
+the descriptor of the connection to the parent. The first message says how loading went. A request is the shape, 4
 int64, and float32 values; the answer is the logits' shape, 2 int64, and their values. A negative batch size asks oneDNN
 to report what it executes, on standard error, after a line with the mark and the batch size.
 """
@@ -19,7 +19,7 @@ import torch
 
 
 def resident_bytes() -> int | None:
-    """The resident memory of this process; None where the system does not tell."""
+    """The resident memory of this process; None where the system does not report it."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
 
@@ -32,12 +32,12 @@ def main() -> None:
     own["prepare"](int(threads))
     before, started = resident_bytes(), time.perf_counter()
     network = own["load"](path)
-    told = {"load_s": time.perf_counter() - started, "torch": torch.__version__}
+    loaded = {"load_s": time.perf_counter() - started, "torch": torch.__version__}
     after = resident_bytes()
-    told["resident_bytes"] = None if after is None or before is None else after - before
-    told["foreign"] = sorted({"raq", "torchvision", *own["FOREIGN"]} & set(sys.modules))
+    loaded["resident_bytes"] = None if after is None or before is None else after - before
+    loaded["foreign"] = sorted({"raq", "torchvision", *own["FOREIGN"]} & set(sys.modules))
     with Connection(int(descriptor)) as connection, torch.inference_mode():
-        connection.send_bytes(json.dumps(told).encode())
+        connection.send_bytes(json.dumps(loaded).encode())
         while True:
             try:
                 request = connection.recv_bytes()

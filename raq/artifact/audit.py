@@ -95,7 +95,7 @@ def audit(program: ExportedProgram, code: GeneratedCode, network: NetworkMacs | 
 
     network: what the FP32 network does, where that is known: the share is of the larger of the two totals.
 
-    A layer in int8 is known in the code by the name of its weight's scale; where the code does not tell it, and for
+    A layer in int8 is known in the code by the name of its weight's scale; where the code does not show it, and for
     float layers, by its multiply-accumulates.
     """
     meant = _meant(program)

@@ -104,13 +104,13 @@ def _not_an_artifact(path: Path) -> str | None:
 
 
 def _check(path: Path, own: Path, record: dict[str, Any] | None, found: Checked, *, run: bool) -> None:
-    """Add what is read from the file, its copy `own`, and, if it may run here, what running it tells."""
+    """Add what is read from the file, its copy `own`, and, if it may run here, what running it shows."""
     made = _Vouched()
     if record is not None:
-        told = view(_Vouched, record, str(path.parent / "record.json"))
-        found.vouched = told.sha256 == found.sha256
+        recorded = view(_Vouched, record, str(path.parent / "record.json"))
+        found.vouched = recorded.sha256 == found.sha256
         if found.vouched:
-            made = told
+            made = recorded
         else:
             found.problems.append("it is not the file that was evaluated: its digest is not the one in its record")
     try:
@@ -138,13 +138,13 @@ def share_of_code(code: GeneratedCode, metadata: Metadata) -> float | None:
     """The share of MACs that integer kernels do, by the code alone.
 
     Of all kernel calls, or of all that the network does, as the metadata has it, if that is more. None if a call
-    is of unknown size: then it may be of anything, unless it is an ordinary matrix product of which the total tells.
+    is of unknown size: then it may be of anything, unless it is an ordinary matrix product of which the total is known.
     """
-    told = metadata.macs
+    stated = metadata.macs
     unknown = [call.kernel for call in code.calls if call.macs is None]
-    if any(told is None or not FLOAT.search(kernel) for kernel in unknown):
+    if any(stated is None or not FLOAT.search(kernel) for kernel in unknown):
         return None
-    total = max(told or 0, sum(call.macs or 0 for call in code.calls))
+    total = max(stated or 0, sum(call.macs or 0 for call in code.calls))
     integer = sum(call.macs or 0 for call in code.calls if call.integer)
     return min(1.0, integer / total) if total else None
 
@@ -160,7 +160,7 @@ def float_weights_of_code(code: GeneratedCode) -> float | None:
 
 
 def _layers(code: GeneratedCode) -> list[CheckedLayer]:
-    """Kernel calls as layers, by the name of their weight: all that a package tells without its program."""
+    """Kernel calls as layers, by the name of their weight: all that a package shows without its program."""
     return [
         CheckedLayer(
             name=call.layer or call.weight or f"call {number}",
@@ -281,7 +281,7 @@ def _run(own: Path, path: Path, found: Checked, metadata: Metadata, sizes: Ledge
 
 
 def _trace(process: "IsolatedProcess", shape: tuple[int, ...], found: Checked, sizes: Ledger) -> None:
-    """Let oneDNN tell which kernels it executes; StageError if it ends meanwhile."""
+    """Let oneDNN report which kernels it executes; StageError if it ends meanwhile."""
     counted = [KnownLayer(layer.name, layer.macs) for layer in found.layers if layer.macs is not None]
     total = found.total_macs
     if total is None and len(counted) == len(found.layers):

@@ -2,8 +2,8 @@
 
 In its verbose mode oneDNN writes a line for each primitive that it executes: data types, shapes, implementation
 (oneDNN's documentation, "Verbose mode"; format v1). That proves kernels of int8 better than any reading of code can: an
-unfrozen program, say, calls float ones. It tells of oneDNN alone, so what ran elsewhere counts as float. It also tells
-of weights that are packed anew at every call, which is time that nothing computes in. Must not import torch.
+unfrozen program, say, calls float ones. It covers oneDNN alone, so what ran elsewhere counts as float. It also reports
+weights that are packed anew at every call, which is time that nothing computes in. Must not import torch.
 """
 
 import math
@@ -21,7 +21,7 @@ SIZES = re.compile(r"(mb|ic|oc|od|oh|ow|kd|kh|kw|id|ih|iw|g)(\d+)")
 
 @dataclass(frozen=True)
 class Execution:
-    """One primitive that ran. macs: multiply-accumulates of the whole batch, None if its shapes do not tell them.
+    """One primitive that ran. macs: multiply-accumulates of the whole batch, None if its shapes do not determine them.
 
     source, weights: data types; shape: of a reorder, what it reorders.
     """

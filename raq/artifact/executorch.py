@@ -51,7 +51,7 @@ def lower(
 
     from raq.environment import versions
 
-    told = {**metadata, "max_batch": max_batch, **versions(("torch", "executorch"))}
+    written = {**metadata, "max_batch": max_batch, **versions(("torch", "executorch"))}
     # the example has the largest size: torch's convolution asks whether a batch is below 16, and what is asked of a
     # smaller example would bound the memory that is planned
     bounded = export_program(
@@ -63,7 +63,7 @@ def lower(
         edge = to_edge_transform_and_lower(
             bounded,
             partitioner=[XnnpackPartitioner()],
-            constant_methods={METADATA_KEY: json.dumps(told, sort_keys=True)},
+            constant_methods={METADATA_KEY: json.dumps(written, sort_keys=True)},
         )
         content = edge.to_executorch().buffer
     except Exception as error:
@@ -156,7 +156,7 @@ def _metadata(plans: dict[str, Any]) -> dict[str, Any]:
     text = plan.values[plan.outputs[0]].val.string_val
     if len(text) > MAX_METADATA_BYTES:
         raise ValueError("its metadata is too large")
-    told = json.loads(text, parse_constant=refuse_constant)
-    if not isinstance(told, dict):
+    written = json.loads(text, parse_constant=refuse_constant)
+    if not isinstance(written, dict):
         raise ValueError("its metadata is no mapping")
-    return {METADATA_KEY: told}
+    return {METADATA_KEY: written}

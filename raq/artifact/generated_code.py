@@ -3,7 +3,7 @@
 The package is a zip: native code, the C++ that it was compiled from, and metadata. The C++ names every constant
 with its type and shape, and every call of a library kernel with its weight and output. The kernels that it calls must
 be those that the native code imports. That finds mistakes and files that were mixed up, not a determined forger: that
-the library was compiled from this C++ cannot be read. What really runs, executed.py tells.
+the library was compiled from this C++ cannot be read. What really runs, executed.py shows.
 """
 
 import json

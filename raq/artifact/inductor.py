@@ -31,11 +31,11 @@ def lower(
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    told = json.dumps({**metadata, "torch": torch_version()}, sort_keys=True)
+    written = json.dumps({**metadata, "torch": torch_version()}, sort_keys=True)
     configuration = {
         "freezing": True,
         "cpp.dynamic_threads": True,  # else the loops have, for ever, the number of threads of this process
-        "aot_inductor.metadata": {METADATA_KEY: told},
+        "aot_inductor.metadata": {METADATA_KEY: written},
     }
     try:
         with torch.no_grad():

@@ -36,8 +36,10 @@ CHILD = "raq.artifact.alone"
 
 
 class Loaded(View):
-    """How loading went there. resident_bytes: None where the system does not tell; foreign: modules that must not be
-    needed and were imported all the same."""
+    """How loading went there.
+
+    resident_bytes: None where the system does not report it; foreign: modules that were imported and must not be.
+    """
 
     load_s: float
     resident_bytes: int | None

@@ -8,7 +8,7 @@ from raq.store.views import View
 
 
 class AuditedLayer(View):
-    """Of `audit.LayerAudit`, what is judged."""
+    """Of `audit.LayerAudit`, what the judgement needs."""
 
     name: str
     macs: int
@@ -25,7 +25,7 @@ class OtherOperation(View):
 
 
 class AuditOfRecord(View):
-    """Of `audit.Audit`, what is judged."""
+    """Of `audit.Audit`, what the judgement needs."""
 
     layers: list[AuditedLayer]
     others: tuple[OtherOperation, ...] = ()
@@ -35,13 +35,13 @@ class AuditOfRecord(View):
 
 
 class Constant(View):
-    """Of `sizes.Entry`, what is judged."""
+    """Of `sizes.Entry`, what the judgement needs."""
 
     shape: list[int]
 
 
 class LedgerOfRecord(View):
-    """Of `sizes.Ledger`, what is judged."""
+    """Of `sizes.Ledger`, what the judgement needs."""
 
     constants: list[Constant]
 
@@ -52,7 +52,7 @@ def weight_sizes(shapes: Iterable[Sequence[int]]) -> set[int]:
 
 
 class Lowered(View):
-    """What a lower stage found that tells whether its artifact is int8."""
+    """What a lower stage found that shows whether its artifact is int8."""
 
     audit: AuditOfRecord | None = None
     float_by_choice: tuple[str, ...] = ()
@@ -65,8 +65,8 @@ class Evidence:
     """What is known of an artifact that is to be int8. Shares are of the multiply-accumulates, from 0 to 1.
 
     read: done by integer kernels, as the generated code has it, None if unknown; executed: as oneDNN reported it when
-    it ran, None if that is not known (it was not run, or by a runtime that does not tell); by_choice: of layers that
-    the user or a search left in float; float_weights: of the weights' numbers, those that are stored as floats, layers
+    it ran, None if that is not known (not run, or its runtime reports none); by_choice: of layers that the user or
+    a search left in float; float_weights: of the weights' numbers, those that are stored as floats, layers
     left in float by choice not counted, None if unknown.
     """
 

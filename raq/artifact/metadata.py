@@ -52,7 +52,7 @@ class Metadata:
 
     @property
     def max_batch(self) -> int | None:
-        """The largest batch that it takes; None where it does not tell."""
+        """The largest batch that it takes; None where it does not say."""
         found = self.ours.get("max_batch")
         return found if type(found) is int and found > 0 else None
 
@@ -69,7 +69,7 @@ class Metadata:
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """[3, H, W] of its input; None if it does not tell."""
+        """[3, H, W] of its input; None if it does not say."""
         found = self.ours.get("input")
         sizes = tuple(found) if isinstance(found, list) and all(type(size) is int for size in found) else ()
         return sizes if len(sizes) == 3 and all(0 < size <= LONGEST_SIDE for size in sizes) else None

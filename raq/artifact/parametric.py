@@ -62,7 +62,7 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
     """
     own = copy.deepcopy(prepared)
     graph = own.graph
-    slots = {id(observer): n for n, observer in enumerate(activation_observers(own))}
+    indices = {id(observer): n for n, observer in enumerate(activation_observers(own))}
     for node in [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("_guards")]:
         graph.erase_node(node)  # checks of the one input that the graph was exported with
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -90,9 +90,9 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
                 own.register_buffer(f"_rounded_{number}", FixedFakeQuantize(observer)(weight).detach())
                 new = graph.get_attr(f"_rounded_{number}")
             else:
-                slot = slots[id(observer)]
-                scale = graph.call_function(torch.ops.aten.select.int, (scales, 0, slot))
-                zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, slot))
+                index = indices[id(observer)]
+                scale = graph.call_function(torch.ops.aten.select.int, (scales, 0, index))
+                zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, index))
                 bounds = (observer.quant_min, observer.quant_max)
                 new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
         made = node.args[0]

@@ -34,7 +34,7 @@ class Runtime:
     this installation cannot execute the file. alone: the module that loads an artifact in a process without raq.
 
     is_native: artifacts are code for this kind of CPU. has_max_batch: they take batches up to a size that is fixed when
-    they are made. reports_kernels: on the CPU it computes by oneDNN, which tells what it executes.
+    they are made. reports_kernels: on the CPU it computes by oneDNN, which reports what it executes.
     """
 
     name: str

@@ -51,9 +51,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A call of a convolution or matrix kernel. What the code does not tell is None.
+    """A call of a convolution or matrix kernel. What the code does not show is None.
 
-    macs: multiply-accumulates an image; layer: the module, as its bias tells it; weight: name of the constant;
+    macs: multiply-accumulates an image; layer: the module, by the name of its bias; weight: name of the constant;
     weight_scale: the quantized program's name of its scale.
     """
 
@@ -133,8 +133,8 @@ def read_calls(lines: list[CodeLine], constants: dict[str, Constant], deadline: 
         after = names[names.index(weight) + 1 :] if weight else []
         # a residual sum is written into the buffer that is added, which has no shape of its own
         shape = shapes.get(output) or next((shapes[n] for n in after if n in shapes), None)
-        told = WEIGHT_SCALE.search(origins.get(output, ""))
-        scale = told.group(1) if told else after[0] if integer and after and after[0] in constants else None
+        matched = WEIGHT_SCALE.search(origins.get(output, ""))
+        scale = matched.group(1) if matched else after[0] if integer and after and after[0] in constants else None
         modules = [_module(constants[n].source) for n in names if n in constants]
         found.append(
             KernelCall(
@@ -171,7 +171,7 @@ def _buffers(
 
 
 def _module(source: str) -> str:
-    """The module that a tensor belongs to: "layer1.0.conv1" of "layer1.0.conv1.weight_bias"; "" if it is not told."""
+    """The module that a tensor belongs to: "layer1.0.conv1" of "layer1.0.conv1.weight_bias"; "" if it is not known."""
     module, _, tensor = source.rpartition(".")
     return module if tensor in ("weight", "bias", "weight_bias") else ""
 

@@ -30,9 +30,9 @@ def bench_settings(**given: Any) -> Bench:
     try:
         return Bench.model_validate(named)
     except ValidationError as error:
-        place, told = first_problem(error)
+        place, what = first_problem(error)
         option = BENCH_OPTIONS.get(place.partition(".")[0], "")
-        message = told.removeprefix("Value error, ")
+        message = what.removeprefix("Value error, ")
         raise UserError(f"{option}: {message}" if option else message, "see 'raq bench --help'") from None
 
 
@@ -55,7 +55,7 @@ def bench_artifacts(
 ) -> dict[str, Any]:
     """`measure` for the files at `paths`, with a list `artifacts` of what they are.
 
-    shape: [3, H, W] of the input, where the artifacts' own metadata does not tell it. Raises UserError if a file is not
+    shape: [3, H, W] of the input, where the artifacts' own metadata does not have it. Raises UserError if a file is not
     there, if shapes are not known or not the same, or if artifacts for different devices are given.
     """
     cpus = available_cpus()
@@ -63,14 +63,14 @@ def bench_artifacts(
     if threads > len(cpus):
         raise UserError(f"--threads {threads}, and there are {len(cpus)} CPUs", f"give at most {len(cpus)}")
     metadata = [_metadata(path) for path in paths]
-    shapes = {_shape(path, told, shape) for path, told in zip(paths, metadata, strict=True)}
-    devices = {told.device for told in metadata}
+    shapes = {_shape(path, own, shape) for path, own in zip(paths, metadata, strict=True)}
+    devices = {own.device for own in metadata}
     for what, found in (("inputs", shapes), ("devices", devices)):
         if len(found) > 1:
             named = " and ".join(sorted(map(str, found)))
             raise UserError(f"the artifacts have different {what}: {named}", "measure those that belong together")
-    for path, told in zip(paths, metadata, strict=True):
-        most = told.max_batch
+    for path, own in zip(paths, metadata, strict=True):
+        most = own.max_batch
         if most is not None and max(protocol.batch_sizes) > most:
             raise UserError(f"{path} takes at most {most} images a call", f"give --batch-size {most}, or less")
     names = _names(paths, metadata)
@@ -94,13 +94,13 @@ def _metadata(path: Path) -> Metadata:
 
 
 def _shape(path: Path, metadata: Metadata, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    told = metadata.input_shape
-    if told is not None:
-        if asked not in (None, told):
+    stated = metadata.input_shape
+    if stated is not None:
+        if asked not in (None, stated):
             raise UserError(
-                f"--input-shape {asked}, and {path} says that its input is {told}", "leave --input-shape out"
+                f"--input-shape {asked}, and {path} says that its input is {stated}", "leave --input-shape out"
             )
-        return told
+        return stated
     if asked is None:
         raise UserError(
             f"{path}: the size of its input is not known (raq did not make it)", "give it with --input-shape 3,H,W"
@@ -110,7 +110,7 @@ def _shape(path: Path, metadata: Metadata, asked: tuple[int, ...] | None) -> tup
 
 def _names(paths: Sequence[Path], metadata: Sequence[Metadata]) -> list[str]:
     """The candidates' names or the files', with the folder's and a number where that is not enough."""
-    own = [told.candidate for told in metadata]
+    own = [each.candidate for each in metadata]
     names = [(name or path.stem).replace("/", "-") for name, path in zip(own, paths, strict=True)]
     for more in ([path.resolve().parent.name for path in paths], [f"#{n + 1}" for n in range(len(paths))]):
         count = Counter(names)

@@ -1,6 +1,6 @@
 """The machine while it is measured: which CPUs, and who else takes time on them. Reads /proc and /sys on Linux.
 
-What a system does not tell is None; nothing is guessed.
+What a system does not report is None; nothing is guessed.
 """
 
 import os
@@ -31,7 +31,7 @@ def pinned(cpus: Sequence[int]) -> Iterator[None]:
 
 
 def load_average() -> float | None:
-    """Runnable processes, mean of the last minute; None where the system does not tell."""
+    """Runnable processes, mean of the last minute; None where the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

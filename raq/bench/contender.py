@@ -104,7 +104,7 @@ class Contender:
     def handover_us(self) -> float | None:
         """Microseconds to share an operation between threads, beyond each one's part; None with one, or on a GPU.
 
-        It tells how near to one another the CPUs are at which these threads run: a hypervisor may move them apart.
+        It shows how near to one another the CPUs are at which these threads run: a hypervisor may move them apart.
         """
         if self.device.type == "cuda" or torch.get_num_threads() == 1:
             return None

@@ -4,9 +4,9 @@ Two runtimes in one process disturb one another by up to 40% (spinning thread po
 percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies): so
 contenders take turns round by round, every two rounds or so in new processes, and a speedup comes from the ratios
 within rounds, a value a launch (ratio_statistics.py). The order in which a launch's processes start, are warmed up and
-take their first turns is drawn for every other launch, and turned round for the next one; so is that of turns from
+take their first samples is drawn for every other launch, and reversed for the next one; so is that of samples from
 round to round. So each contender comes before each other one as often as after it: the one that always came first was
-0.1% faster than its twin. FP32 in eager mode, the slowest to start and to run, has fewer turns: what is shipped is
+0.1% faster than its twin. FP32 in eager mode, the slowest to start and to run, has fewer samples: what is shipped is
 decided between artifacts.
 """
 
@@ -82,7 +82,7 @@ class Measurement:
         """The widest relative half width, at this batch size, of the comparisons that decide; None without an interval.
 
         Those are of each contender with the fastest FP32 and with the fastest of all, eager mode left aside where it
-        has fewer turns and is not the fastest FP32; where nothing is FP32, with the baseline.
+        has fewer samples and is not the fastest FP32; where nothing is FP32, with the baseline.
         """
         rounds = self.rounds[size]
         deciding = [c.name for c in self.contenders if c.name != self.eager]
@@ -164,7 +164,7 @@ class Measurement:
                     break
                 self.clocks.append(cpu_state(self.cpus, self.contenders[0].device))
                 for size in sizes:
-                    # eager mode has one turn a launch and size, in either round: the first one is no more like the rest
+                    # eager mode has one sample a launch and size, in either round: the first is like the others
                     present = {n: process for n, process in processes.items() if n != self.eager or done == eager_round}
                     self.rounds[size].append(self._round(number, size, present, backwards=done % 2 == 1))
                 self._tell()

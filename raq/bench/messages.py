@@ -55,7 +55,7 @@ class TimeRound:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A contender is loaded. cpus: those that its process may use, None where the system does not tell."""
+    """A contender is loaded. cpus: those that its process may use, None where the system does not report it."""
 
     load_ms: float
     threads: int
@@ -78,7 +78,7 @@ class Timed:
     """Milliseconds of each call, and the process's clocks while it called.
 
     waited_s: how long the thread that waited longest could have run and did not, of wall_s; None where the system does
-    not tell. cpu_s: of all threads, until they no longer spun. handover_us: None where it was not measured.
+    not report it. cpu_s: of all threads, until they no longer spun. handover_us: None where it was not measured.
     """
 
     samples_ms: list[float]

@@ -1,7 +1,7 @@
 """The shortest handover between threads that was seen here, kept from one measurement to the next.
 
-Where a hypervisor keeps two CPUs apart for a whole measurement, nothing in it tells: all its handovers are alike. What
-an earlier one saw does. The number is in the per-user cache, a file a machine, choice of CPUs and number of threads;
+Where a hypervisor keeps two CPUs apart for a whole measurement, nothing in it shows that: all its handovers are alike.
+What an earlier one saw does. It is in the per-user cache, a file a machine, choice of CPUs and number of threads;
 libraries, settings and boot of the machine belong to its name. It is forgotten when it was not seen again for a week.
 """
 

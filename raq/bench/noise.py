@@ -3,7 +3,7 @@
 A sample is one contender's timed calls in one round. Four signs: how long the thread that waited longest could have run
 and did not; how many CPUs others kept busy; how many the hypervisor gave to others (of the whole CPUs they are no
 shares: one slow thread delays all, however many there are); and how long threads take to hand over to one another,
-which tells where a hypervisor runs them. On a virtual machine of 2 CPUs that changes every minute or so, from 1.1 to
+which shows where a hypervisor runs them. On a virtual machine of 2 CPUs that changes every minute or so, from 1.1 to
 3.5 microseconds and back, for all processes at once and with no other sign; a network of many small operations then
 takes 2.5 times as long in eager mode, and its int8 artifact 1.2 times.
 """
@@ -31,8 +31,8 @@ class Sample:
     """Milliseconds of each call, and the signs of disturbance.
 
     waited: share of the time that the thread that waited longest waited; foreign_cpus, stolen_cpus: CPU seconds a
-    second; None where the system does not tell. disturbed: by these. handover_us: microseconds, None where it was not
-    measured; far: whether it is long, which is known when other samples are.
+    second; None where the system does not report it. disturbed: by these. handover_us: microseconds, None where it was
+    not measured; far: whether it is long, which is known when other samples are.
     """
 
     samples_ms: list[float]
@@ -56,7 +56,7 @@ class Sample:
 
 
 def classify(timed: Timed, before: CpuTimes, after: CpuTimes, attempt: int) -> Sample:
-    """A sample from what its process told and the clocks of its CPUs around it."""
+    """A sample from what its process reported and the clocks of its CPUs around it."""
     wall_s = after.wall_s - before.wall_s
     waited = None if timed.waited_s is None else timed.waited_s / timed.wall_s
     foreign = stolen = None

@@ -67,7 +67,7 @@ def _drifts(count: int) -> tuple[npt.NDArray[np.float64], ...]:
 
 
 def _mean_under_drift(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, Interval]:
-    """Median and interval of the posterior of the mean: of a mixture of Student's t, one a model of the drift."""
+    """Median and interval of the posterior of the mean: of a weighted sum of Student's t, one a model of the drift."""
     from scipy.optimize import brentq
     from scipy.special import stdtr
 
@@ -167,7 +167,7 @@ def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
 def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int]:
     """Which rounds count, by position: the undisturbed ones, unless too few of them or of their launches remain.
 
-    launch: of each round, whose processes it used; disturbed: whether something spoilt it. Too few are also those of
+    launch: of each round, whose processes it used; disturbed: whether something disturbed it. Too few are also those of
     less than a quarter of the launches: what such a run mostly saw is not to be thrown away for a rare moment.
     """
     undisturbed = [n for n, excluded in enumerate(disturbed) if not excluded]

@@ -21,9 +21,9 @@ from raq.bench.ratio_statistics import (
 
 @dataclass
 class Round:
-    """One turn of contenders at one batch size. attempts: every sample by contender, the accepted one last.
+    """One round of contenders at one batch size. attempts: every sample by contender, the accepted one last.
 
-    number: of the round, at this batch size. Not every contender has a turn in every round.
+    number: of the round, at this batch size. Not every contender has a sample in every round.
     """
 
     launch: int
@@ -41,7 +41,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a contender's process told when it was loaded and, by batch size, when it was warmed up."""
+    """What a contender's process reported when it was loaded and, by batch size, when it was warmed up."""
 
     loaded: Loaded
     warmed: dict[int, Warmed] = field(default_factory=dict)
@@ -70,7 +70,7 @@ def ratios(rounds: Sequence[Round], one: str, other: str) -> Ratios:
 
 
 def with_samples(rounds: Sequence[Round], *names: str) -> list[Round]:
-    """The rounds in which all of these contenders had a turn."""
+    """The rounds in which all of these contenders have a sample."""
     return [r for r in rounds if all(name in r.attempts for name in names)]
 
 
@@ -84,9 +84,9 @@ def contender_row(
     """The summary of one contender at one batch size, against the baseline.
 
     launches: of the processes, by contender. calm: whether all rounds that count
-    for the speedup were undisturbed; None where the system does not tell. round_far: of each of
-    its rounds, whether threads ran far apart in its turn. round_number: which of the rounds at this
-    batch size it had a turn in. launch_agreement: of the speedup (ratio_statistics.py).
+    for the speedup were undisturbed; None where the system does not report it. round_far: of each of
+    its rounds, whether threads ran far apart meanwhile. round_number: which of the rounds at this
+    batch size it has a sample in. launch_agreement: of the speedup (ratio_statistics.py).
     """
     name = contender.name
     shared, both = ratios(rounds, baseline, name), with_samples(rounds, baseline, name)
@@ -119,7 +119,7 @@ def contender_row(
 def _disturbance(rounds: Sequence[Round], both: Sequence[Round], name: str, baseline: str) -> dict[str, Any]:
     """How many of a contender's rounds were disturbed, for it or the baseline, and whether those that count were not.
 
-    both: the rounds in which the two had a turn.
+    both: the rounds in which the two have a sample.
     """
     disturbed = [r.sample(name).excluded or (baseline in r.attempts and r.sample(baseline).excluded) for r in rounds]
     of_both = [r.sample(name).excluded or r.sample(baseline).excluded for r in both]

@@ -54,9 +54,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: all CPUs.")] = None,
     shape: Annotated[
         str | None,
-        typer.Option(
-            "--input-shape", "--input", metavar="3,H,W", help="Shape of an image, where no metadata tells it."
-        ),
+        typer.Option("--input-shape", "--input", metavar="3,H,W", help="Shape of an image, where no metadata has it."),
     ] = None,
     protocol: Annotated[str, typer.Option(metavar="NAME", help="interleaved, or published.")] = "interleaved",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

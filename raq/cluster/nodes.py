@@ -9,7 +9,7 @@ from raq.environment import available_cpus, gpus
 BENCH_RESOURCE = "bench"
 NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 LOOK_EVERY_S = 5.0
-ENDING_TIMEOUT_S = 5.0  # until a node is dead that has told its processes to end
+ENDING_TIMEOUT_S = 5.0  # until a node is dead that has asked its processes to end
 NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
 
 

@@ -14,11 +14,11 @@ from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
 def distributed_layer_sweep(call: Call, send: EventSender) -> Results:
     """The search of `call` for layers to leave in float, `call.workers` trials at a time with `call.cpus` CPUs each.
 
-    First each layer alone and each left out, then the mixtures that follow; Tune's own results of both lie in the
+    First each layer alone and each left out, then the configurations that follow; Tune's own results of both lie in the
     stage's folder. Raises StageError if what the search stands on fails.
     """
     trainable = tune.with_parameters(_layer_trial, call=call)
-    names = iter((EXPERIMENT, f"{EXPERIMENT}-mixtures"))
+    names = iter((EXPERIMENT, f"{EXPERIMENT}-mixed"))
 
     def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
         send_trials(call)

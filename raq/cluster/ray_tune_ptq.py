@@ -16,7 +16,7 @@ def distributed_ptq_sweep(call: Call, send: EventSender) -> Results:
 
     Every trial goes through Tune, those that an interrupted or smaller sweep has left too: they report at once, so that
     Tune's own results (`tune.ResultGrid` of the stage's folder `tune`) are complete. A trial that fails is tried once
-    more and then told; the others go on. Raises StageError if none finishes.
+    more and then reported; the others go on. Raises StageError if none finishes.
     """
     fetch_trials(call)
     prepare_ptq_sweep(call, send)

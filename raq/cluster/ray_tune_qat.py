@@ -78,7 +78,7 @@ def distributed_qat_sweep(call: Call, send: EventSender) -> Results:
         send.notice(told_again(lost))
         search = new_search(call)
     results = finish_qat_sweep(call, search)
-    store_of(call).forget_trainings(trials_folder(call).name)
+    store_of(call).delete_trainings(trials_folder(call).name)
     return results
 
 
@@ -90,7 +90,7 @@ def tune_search(
     node_slots: int,
     callbacks: Sequence[tune.Callback] = (),
 ) -> int:
-    """Go through a search by Tune, at most `node_slots` trials at a time; what they tell is then in `search`.
+    """Go through a search by Tune, at most `node_slots` trials at a time; what they report is then in `search`.
 
     Returns how many trials were lost with their process or their node, which is no result of theirs: the search, asked
     anew, does them again, and all that stood on them.
@@ -141,7 +141,7 @@ def _trial_on_workers(config: Config, call: Call, send: EventSender) -> None:
         return
     finish_trial(trial, train_on_workers(trial, send, _report))
     send_trials(call)
-    store_of(trial).forget_work(Path(trial.folder))
+    store_of(trial).delete_work(Path(trial.folder))
 
 
 class _Suggestions(Searcher):

@@ -137,8 +137,8 @@ class SweepSelect(Section):
     """What of the trials goes on."""
 
     max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
-    """Points of top-1 on the validation images that a mixture may lose, as estimated there; what is shipped has to keep
-    within `require.max_drop` on the test images."""
+    """Points of top-1 on the validation images that a configuration may lose by the estimate; what is shipped has to
+    keep within `require.max_drop` on the test images."""
     then: Literal["latency", "size"] = "latency"
     """Of candidates that keep within `require.max_drop`: the fastest is shipped, or the smallest, as measured."""
 
@@ -147,7 +147,7 @@ class LayerSweep(Section):
     """Which layers stay in float, so that PTQ loses less: the candidates mixed-1, mixed-2, ... beside ptq."""
 
     candidates: Annotated[int, Field(ge=1, le=8)] = 2
-    """How many mixtures are lowered, evaluated and measured."""
+    """How many configurations are lowered, evaluated and measured."""
     max_float_layers: Annotated[int, Field(ge=1, le=1000)] = 16
     """The most layers that a mixed-precision configuration leaves in float."""
 
@@ -161,7 +161,7 @@ class Sweep(Section):
     qat: QatSweep | None = None
     """Trainings; the qat candidate is the one with the highest top-1 on the validation images."""
     layers: LayerSweep | None = None
-    """Mixtures of int8 and float layers."""
+    """Mixed-precision configurations: some layers stay in float."""
     trials: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Trainings that random and optuna try, the one of `qat` included; null: 16."""
     search: Literal["grid", "random", "optuna"] = "random"

@@ -28,7 +28,7 @@ MAX_IMPORTS = 2000
 
 
 def main() -> None:
-    """Import what the command line names and tell what came along."""
+    """Import what the command line names and print what came along."""
     name, folder = sys.argv[1:]
     answer = os.dup(1)
     os.dup2(2, 1)  # what the user's code prints is not the answer

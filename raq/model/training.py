@@ -155,7 +155,7 @@ class _Loop:
             now = time.perf_counter()
             if context.rank == 0 and (now - shown > PROGRESS_EVERY_S or (step == 0 and epoch == 0)):
                 shown = now
-                context.progress(self._standing(epoch, step + 1, losses, now - started))
+                context.progress(self._progress_row(epoch, step + 1, losses, now - started))
         if context.world_size > 1:
             dist.all_reduce(losses)
         mean_loss = float(losses[0] / losses[1])
@@ -172,7 +172,7 @@ class _Loop:
             "workers": context.world_size,
         }
 
-    def _standing(self, epoch: int, steps: int, losses: Tensor, elapsed_s: float) -> Metrics:
+    def _progress_row(self, epoch: int, steps: int, losses: Tensor, elapsed_s: float) -> Metrics:
         done = (epoch * self.steps + steps) / (self.steps * self.settings.epochs)
         speed = float(losses[1]) * self.context.world_size / elapsed_s
         return {

@@ -1,4 +1,4 @@
-"""Every kind of stage, in one table: what does it, where it may run, what its outcome depends on, how it is told.
+"""Every kind of stage, in one table: what does it, where it may run, what its outcome depends on, how it is reported.
 
 A new kind of stage is one entry here and one file in stages/. Functions are named as "module:function", so that
 reading the table imports neither torch nor ray.

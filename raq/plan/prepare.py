@@ -66,7 +66,7 @@ def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) 
         )
     if tried is not None and found.validation_images < MIN_VALIDATION_IMAGES:
         raise UserError(
-            f"sweep compares its trials on {found.validation_images} validation images, which tell nothing",
+            f"sweep compares its trials on {found.validation_images} validation images, too few to compare",
             f"raise data.validation_fraction or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",
         )
     swept = tried.reduce_range if tried is not None else ()

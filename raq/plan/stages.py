@@ -143,14 +143,14 @@ class _Plan:
                 inputs["sweep"] = "sweep/ptq"
             self.add(name, name, pool, settings, inputs, workers)
             if name == "ptq" and sweep.layers is not None:
-                self._add_mixtures(settings, inputs, sweep)
+                self._add_mixed(settings, inputs, sweep)
 
     def _reduces_range(self, part: Ptq | Qat, saturates: bool) -> bool:
         """Whether activations have 7 bits: as asked, else where 8 could saturate."""
         asked = part.reduce_range if isinstance(part, Ptq) else None
         return part.backend == "x86" and (saturates if asked is None else asked)
 
-    def _add_mixtures(self, settings: Settings, inputs: dict[str, str], sweep: Sweep) -> None:
+    def _add_mixed(self, settings: Settings, inputs: dict[str, str], sweep: Sweep) -> None:
         """The search for layers to leave in float, and the candidates that it finds, calibrated as ptq is."""
         assert sweep.layers is not None
         own = {key: value for key, value in settings.items() if key != "parity_images"}
@@ -158,7 +158,7 @@ class _Plan:
         trials = self._trials("layer_sweep", settings, set(), fixed)
         asked = {"sweep": sweep.layers.model_dump(mode="json"), "max_drop": sweep.select.max_drop, "trials": trials}
         self.add("sweep/layers", "layer_sweep", "quantize", {**own, **asked}, inputs)
-        for number, name in enumerate(self.experiment.mixtures, start=1):
+        for number, name in enumerate(self.experiment.mixed_candidates, start=1):
             self.add(name, "ptq", "quantize", {**settings, "mixture": number}, {**inputs, "layers": "sweep/layers"})
 
     def _add_ptq_sweep(self, settings: Settings, ptq: Ptq, sweep: PtqSweep) -> None:

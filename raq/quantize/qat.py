@@ -35,7 +35,7 @@ from raq.quantize.stochastic_depth import insert_stochastic_depth, mark_stochast
 DROPOUT_TRAINING = 2  # position in aten.dropout's arguments
 ATTENTION, ATTENTION_DROPOUT = torch.ops.aten.scaled_dot_product_attention, 4
 RECURRENT = {torch.ops.aten.lstm: 6, torch.ops.aten.gru: 6, torch.ops.aten.rnn_tanh: 6, torch.ops.aten.rnn_relu: 6}
-"""Recurrent operators, and where they are told that they train, which switches the dropout between their layers."""
+"""Recurrent operators, and the place of their argument `train`, which switches the dropout between their layers."""
 DROPOUTS = tuple(
     getattr(torch.ops.aten, name + suffix)
     for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")

@@ -1,6 +1,6 @@
 """Reused stateless modules, each given a copy for every place that calls it.
 
-pt2e's quantizers tell a graph's patterns apart by the module that a node came from: one ReLU called twice (as in every
+pt2e's quantizers distinguish a graph's patterns by the module that a node came from: one ReLU called twice (as in every
 torchvision BasicBlock) can be taken for one pattern with two outputs, which is refused or left in float. A copy for
 each call is the same function, and makes two patterns of it.
 """

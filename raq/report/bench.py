@@ -28,7 +28,7 @@ class BenchDisplay:
     def __init__(self, quiet: bool) -> None:
         console = plain_console(stderr=True)
         columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-        # drawn when told: a thread that draws by itself would work on the CPUs that are measured
+        # drawn when asked to: a thread that draws by itself would work on the CPUs that are measured
         shown = {"transient": True, "auto_refresh": False, "disable": quiet or not console.is_terminal}
         self.bar = Progress(*columns, console=console, **shown)  # type: ignore[arg-type]
         self.task = self.bar.add_task("", total=1.0, text="")
@@ -54,15 +54,15 @@ def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
     lines = [f"{found['launches']} launches, {found['elapsed_s']:.0f} s: {ENDED[found['stopped_by']]}"]
     noise = found["noise"]
     if noise.get("disturbed_slots"):
-        told = []
+        signs = []
         if noise["waited"]:
-            told.append(f"a thread waited {100 * noise['waited']['max']:.0f}% of the time")
+            signs.append(f"a thread waited {100 * noise['waited']['max']:.0f}% of the time")
         for key, words in (("foreign_cpus", "others took"), ("stolen_cpus", "the hypervisor took")):
             if noise[key]:
-                told.append(f"{words} {noise[key]['max']:.1f} CPUs")
+                signs.append(f"{words} {noise[key]['max']:.1f} CPUs")
         lines.append(
-            f"{noise['disturbed_slots']} of {noise['slots']} turns were disturbed (at worst {', '.join(told)}); "
-            f"{noise['repeated_slots']} turns were done again"
+            f"{noise['disturbed_slots']} of {noise['slots']} samples were disturbed (at worst {', '.join(signs)}); "
+            f"{noise['repeated_slots']} samples were taken again"
         )
     handover = noise.get("handover_us")
     if handover and noise.get("far_apart_slots"):
@@ -70,8 +70,8 @@ def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
         near = handover["near"] if earlier is None else min(earlier, handover["near"])
         where = "where they were near" if near == handover["near"] else "in an earlier measurement"
         lines.append(
-            f"in {noise['far_apart_slots']} of {noise['slots']} turns the CPUs were far apart: threads took "
-            f"{handover['median']:.1f} us to hand over (median of all turns), {near:.1f} {where}"
+            f"in {noise['far_apart_slots']} of {noise['slots']} samples the CPUs were far apart: threads took "
+            f"{handover['median']:.1f} us to hand over (median of all samples), {near:.1f} {where}"
         )
     return lines
 
@@ -167,7 +167,7 @@ def difference_in_words(row: Mapping[str, Any]) -> str:
     if interval[0] >= 1 / (1 + SAME_SPEED) and interval[1] <= 1 + SAME_SPEED:
         return f"{place}: as fast as {baseline} within {100 * SAME_SPEED:g}% ({bounds} times its speed)"
     if interval[0] <= 1 <= interval[1]:
-        return f"{place}: cannot be told from {baseline} ({bounds} times its speed): measure longer (--budget)"
+        return f"{place}: cannot be distinguished from {baseline} ({bounds} times its speed): measure longer (--budget)"
     word = "faster" if interval[0] > 1 else "slower"
     return f"{place}: {word} than {baseline}, {row['speedup']:.3f} times its speed ({bounds})"
 

@@ -179,7 +179,7 @@ def measuring_needed(claim: Claim, measured: Measured, rules: Rules) -> str:
     room = abs(math.log(claim.margin / claim.value))
     factor = launches_factor(claim.launches, room / max(half, 1e-12), MAX_TIMES)
     if factor is None:
-        return f"; it lies too near the margin to be told in {MAX_TIMES} times as long"
+        return f"; it lies too near the margin to be settled in {MAX_TIMES} times as long"
     if measured.stopped_by == "precision" and rules.precision is not None:
         return f"; ask for a smaller bench.precision (about {min(room, 0.9 * rules.precision):.2g})"
     if measured.stopped_by == "rounds":

@@ -26,7 +26,7 @@ def compare(folders: Sequence[Path]) -> Found:
     """Every run against the first: machines and libraries, then by candidate top-1, size and speedup, as plain values.
 
     Two values are equal if the 95% interval of their difference or ratio lies within the margins of the first run's
-    `select.margin`, different if it leaves out 0 or 1, and cannot be told apart otherwise. p is McNemar's, whose test
+    `select.margin`, different if it leaves out 0 or 1, and not distinguishable otherwise. p is McNemar's, whose test
     that interval inverts.
     `said` puts it in words; `conditions` lists what else is not the same.
     """
@@ -116,12 +116,12 @@ def _top1(name: str, before: dict[str, Any], after: dict[str, Any], margin: floa
     right, then = one[0] == one[1], other[0] == other[1]
     gain, (low, high) = paired_drop(then, right)
     p = same_accuracy_p(right, then)
-    told = (
+    shown = (
         "the same images right"
         if np.array_equal(right, then)
         else _difference(low, high, 0.0, -margin, margin, f"{margin:g} points")
     )
-    said = f"{gain:+.2f} points ({low:.2f} to {high:.2f}): {told}"
+    said = f"{gain:+.2f} points ({low:.2f} to {high:.2f}): {shown}"
     return {"points": gain, "interval": [low, high], "p": p, "said": said}
 
 
@@ -155,7 +155,7 @@ def _latency(first: Summary, second: Summary, name: str, margin: float) -> list[
 
 
 def _difference(low: float, high: float, none: float, least: float, most: float, margin: str) -> str:
-    """What an interval tells: `none` is no difference, between `least` and `most` is none that counts."""
+    """What an interval shows: `none` is no difference, between `least` and `most` is none that counts."""
     if least <= low and high <= most:
         return f"equal within {margin}"
     return "cannot tell" if low <= none <= high else "different"

@@ -27,7 +27,7 @@ STYLES = {
 
 
 class RunDisplay:
-    """Shows a run while it goes; `run` tells it what happens."""
+    """Shows a run while it goes; `run` reports to it."""
 
     def __init__(self) -> None:
         self.lines: dict[str, _Line] = {}
@@ -95,7 +95,7 @@ class _Line:
         self.text = ""
         self.began: float | None = None
         self.took_s: float | None = None
-        self.counted: tuple[float, float] | None = None  # when, and at which share: what was first told
+        self.counted: tuple[float, float] | None = None  # when, and at which share, progress was first reported
         self.printed = 0.0
 
     @property

@@ -17,7 +17,7 @@ Place = tuple[str, int]
 
 def row_ratios(one: Summary, other: Summary) -> Ratios:
     """The time of one row over that of another of the same measurement, by round; a list a launch."""
-    if "round_launch" not in one or "round_launch" not in other:  # older records: nothing tells launches apart
+    if "round_launch" not in one or "round_launch" not in other:  # older records do not distinguish launches
         return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
     both, excluded = _paired(one, other)
     one_ms, other_ms = [one["round_p50_ms"][n] for n, _ in both], [other["round_p50_ms"][m] for _, m in both]
@@ -25,7 +25,7 @@ def row_ratios(one: Summary, other: Summary) -> Ratios:
 
 
 def _paired(one: Summary, other: Summary) -> tuple[list[tuple[int, int]], list[bool]]:
-    """The rounds that two rows share, by their positions in either, and whether one of the two was spoilt."""
+    """The rounds that two rows share, by their positions in either, and whether one of the two was disturbed."""
     place = {number: n for n, number in enumerate(_numbers(other))}
     both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
     return both, [one["round_disturbed"][n] or other["round_disturbed"][m] for n, m in both]
@@ -35,7 +35,7 @@ def _paired(one: Summary, other: Summary) -> tuple[list[tuple[int, int]], list[b
 class SharedRounds:
     """The rounds that a ratio of two rows is of.
 
-    shared: rounds in which both had a turn; counted: how many of them the ratio is of; disturbed: how many of them
+    shared: rounds in which both have a sample; counted: how many of them the ratio is of; disturbed: how many of them
     others disturbed, or had the CPUs far apart; far: the latter alone.
     """
 
@@ -60,11 +60,11 @@ class SharedRounds:
 
 
 def shared_rounds(one: Summary, other: Summary) -> SharedRounds | None:
-    """The rounds that a ratio of two rows of a measurement is of; None for older records, which tell too little."""
+    """The rounds that a ratio of two rows of a measurement is of; None for older records, which say too little."""
     if "round_launch" not in one or "round_launch" not in other:
         return None
     both, excluded = _paired(one, other)
-    far = [False] * len(both)  # as in records that do not tell
+    far = [False] * len(both)  # as in records that do not say
     if "round_far" in one and "round_far" in other:
         far = [one["round_far"][n] or other["round_far"][m] for n, m in both]
     counted = counted_rounds([one["round_launch"][n] for n, _ in both], excluded)
@@ -79,7 +79,7 @@ def baseline_row(candidates: Sequence[Summary], row: Summary) -> Summary | None:
 
 
 def _numbers(row: Summary) -> Sequence[int]:
-    """Which of the rounds a row had a turn in; all of them in older records."""
+    """Which of the rounds a row has a sample in; all of them in older records."""
     return row.get("round_number") or range(len(row["round_p50_ms"]))
 
 
@@ -109,7 +109,7 @@ def best_fp32(candidates: Sequence[Summary], place: Place) -> Summary | None:
 def compared(candidates: Sequence[Summary]) -> list[tuple[str, SharedRounds]]:
     """The rounds that the printed speedups are of, over the best FP32 and over the baseline, each with a name.
 
-    Of older records, which tell too little, there are none.
+    Of older records, which say too little, there are none.
     """
     places = {(row["device"], row["batch_size"]) for candidate in candidates for row in candidate["latency"]}
     best = {place: best_fp32(candidates, place) for place in places}

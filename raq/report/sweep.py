@@ -12,7 +12,7 @@ from raq.experiment.sweep import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
 
 
 def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
-    """What a sweep's trials came to, a row a calibration; the chosen one is marked, trials that failed are told."""
+    """What a sweep's trials came to, a row a calibration; the chosen one is marked, failed trials are listed."""
     config = found["choice"]["config"]
     wanted = tuple(config.get(key) for key in (*METHOD, SIZE))  # older records have fewer keys
     seeds = max(len(row["seeds"]) for row in found["curve"])
@@ -142,11 +142,11 @@ MAX_LAYERS, MAX_NAMED = 12, 8
 
 
 def print_layers(console: Console, found: Mapping[str, Any]) -> None:
-    """Which layers quantization hurts, the most hurt ones first, and the mixtures that were chosen."""
+    """Which layers quantization hurts, the most hurt ones first, and the configurations that were chosen."""
     everything = found["all_quantized"]
     console.print(
-        f"\n{len(found['trials'])} mixtures of int8 and float layers on {found['validation_images']} validation images "
-        f"(fp32: {100 * found['baseline_top1']:.2f}%); all in int8: {100 * everything['top1']:.2f}% "
+        f"\n{len(found['trials'])} configurations of int8 and float layers on {found['validation_images']} validation "
+        f"images (fp32: {100 * found['baseline_top1']:.2f}%); all in int8: {100 * everything['top1']:.2f}% "
         f"(drop {_points(everything)}), {_db(everything['sqnr_db'])} dB",
         style="bold",
         highlight=False,
@@ -173,12 +173,12 @@ def print_layers(console: Console, found: Mapping[str, Any]) -> None:
         style="dim",
         highlight=False,
     )
-    for number, mixture in enumerate(found["choice"]["mixtures"], start=1):
-        names = mixture["layers"].split()
+    for number, chosen in enumerate(found["choice"]["mixtures"], start=1):
+        names = chosen["layers"].split()
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         console.print(
-            f"mixed-{number}: drop {_points(mixture)}, {_db(mixture['sqnr_db'])} dB, "
-            f"{100 * mixture['float_mac_share']:.1f}% of the MACs in float: {', '.join(names[:MAX_NAMED])}{more}",
+            f"mixed-{number}: drop {_points(chosen)}, {_db(chosen['sqnr_db'])} dB, "
+            f"{100 * chosen['float_mac_share']:.1f}% of the MACs in float: {', '.join(names[:MAX_NAMED])}{more}",
             markup=False,
             highlight=False,
         )

@@ -74,7 +74,7 @@ def _latency(row: Mapping[str, Any], quantized: bool) -> str:
 
 
 def _drop_interval(interval: Sequence[float]) -> str:
-    """In points, as many digits as tell its bounds apart."""
+    """In points, as many digits as its bounds need to differ."""
     return _interval(interval, 1, 2 if interval[1] - interval[0] < 1 else 1)
 
 

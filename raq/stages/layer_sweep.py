@@ -1,4 +1,4 @@
-"""The stage that looks for the layers that quantization hurts, and for mixtures that leave some of them in float.
+"""The stage that looks for the layers that quantization hurts, and for configurations that leave some of them in float.
 
 Plain torch, never ray; torch is imported inside the functions. One program is compiled for all trials, with a switch a
 layer, and runs on the validation images; trials are kept by what they depend on, as those of calibrations are.
@@ -107,7 +107,7 @@ def layer_sweep_stage(call: Call, progress: Progress) -> Results:
 
 
 def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
-    """Each layer alone and each left out, then the mixtures that follow from that, by `run_all`; the choice."""
+    """Each layer alone and each left out, then the configurations that follow from that, by `run_all`; the choice."""
     prepare_layer_sweep(call, progress)
     order = [layer.name for layer in read_layers(call)]
     first = first_trials(order)
@@ -123,9 +123,9 @@ def search_layers(call: Call, progress: Progress, run_all: RunAll) -> Results:
     layers = [layer for layer in read_layers(call) if layer.name in left_out and layer.name in alone]
     most = call.read(LayerSweepSettings).sweep.max_float_layers
     orderings = greedy_orderings(layers, everything.noise, left_out, alone, most)
-    mixtures = [without(names, order) for names in orderings]
-    failed |= {digest(mixtures[n]): error for n, error in (run_all(mixtures) if mixtures else {}).items()}
-    return finish_layer_sweep(call, [*first, *(m for m in mixtures if m not in first)], failed)
+    mixed = [without(names, order) for names in orderings]
+    failed |= {digest(mixed[n]): error for n, error in (run_all(mixed) if mixed else {}).items()}
+    return finish_layer_sweep(call, [*first, *(m for m in mixed if m not in first)], failed)
 
 
 def read_layers(call: Call) -> list[LayerCost]:
@@ -172,7 +172,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
         calibrate(prepared, dataset, settings.calibration, seed)
         with atomic_write(folder / RANGES) as scratch:
             save_ranges(scratch, ranges(prepared))
-    progress({"text": "compiling one program for all mixtures"})
+    progress({"text": "compiling one program for all configurations"})
     _compiled(call)
 
 
@@ -203,7 +203,7 @@ def _compiled(call: Call) -> Path:
 
 
 def run_layer_trial(call: Call, config: Config) -> TrialRecord:
-    """One mixture on the validation images, its record kept; the record that is there, if there is one."""
+    """One configuration on the validation images, its record kept; the record that is there, if there is one."""
     known = _record(call, config)
     if known is not None:
         return known

@@ -144,7 +144,7 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
 
     store.fetch_checkpoint(folder, folder)
     finish_trial(trial, train_in(trial, Context(folder, trial.device, saved=saved)))
-    store.forget_work(folder)
+    store.delete_work(folder)
 
 
 def finished(trial: Call) -> TrialRecord | None:
@@ -271,6 +271,6 @@ def _choice(search: Search, right: dict[int, Any], best: int) -> Results:
         return {**found, "gained_points": None, "gained_interval": None, "why": why}
     # the best of many is compared: at a level for all of them at once (Bonferroni)
     gained, (low, high) = paired_drop(right[best], right[0], together(count - 1))
-    told = "higher" if low > 0 else "not shown to be higher"
-    why += f"; {gained:+.2f} points ({low:.2f} to {high:.2f}, {told}) against the training as written"
+    shown = "higher" if low > 0 else "not shown to be higher"
+    why += f"; {gained:+.2f} points ({low:.2f} to {high:.2f}, {shown}) against the training as written"
     return {**found, "gained_points": gained, "gained_interval": [low, high], "why": why}

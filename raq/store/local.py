@@ -25,7 +25,7 @@ from raq.store.schema import check_run, check_stage
 
 CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
 SEAL = "seal"
-"""The key of a record's digest of itself. It tells of damage, not of forgery: whoever can write can seal."""
+"""The key of a record's digest of itself. It shows damage, not of forgery: whoever can write can seal."""
 
 
 def read_run(folder: Path) -> Record:
@@ -191,7 +191,7 @@ class Store:
         """Where a file of a finished stage lies, for people."""
         return str(self.file(record, name))
 
-    def forget_work(self, kind: str, fingerprint: str) -> None:
+    def delete_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
         work = self.work_folder(kind, fingerprint)
         if work.exists():
@@ -200,7 +200,7 @@ class Store:
     def publish(self, kind: str, fingerprint: str, record: Record) -> Path:
         """Make a stage's work, with its record, the finished stage.
 
-        `record["id"]`, made up if it has none, tells this execution from another of the same fingerprint.
+        `record["id"]`, made up if it has none, distinguishes this execution from another of the same fingerprint.
         """
         work, final = self.work_folder(kind, fingerprint), self.stage_folder(kind, fingerprint)
         found = stage_files(work)

@@ -55,10 +55,10 @@ class NodeStore(Protocol):
     def delete_marker(self, folder: Path, name: str) -> None:
         """Delete it."""
 
-    def forget_work(self, folder: Path) -> None:
+    def delete_work(self, folder: Path) -> None:
         """Delete what an unfinished training has at the address."""
 
-    def forget_trainings(self, trials: str) -> None:
+    def delete_trainings(self, trials: str) -> None:
         """Delete what the unfinished trainings of a sweep that has ended have at the address."""
 
     def fetch_trials(self, trials: str) -> None:
@@ -131,10 +131,10 @@ class SharedFolder:
         """Delete it there."""
         (folder / name).unlink(missing_ok=True)
 
-    def forget_work(self, folder: Path) -> None:
+    def delete_work(self, folder: Path) -> None:
         """Nothing."""
 
-    def forget_trainings(self, trials: str) -> None:
+    def delete_trainings(self, trials: str) -> None:
         """Nothing."""
 
     def fetch_trials(self, trials: str) -> None:

@@ -163,11 +163,11 @@ class NodeCopy:
         """Delete it."""
         self.store.storage.delete(f"{work_name(folder)}/{name}")
 
-    def forget_work(self, folder: Path) -> None:
+    def delete_work(self, folder: Path) -> None:
         """Delete what an unfinished training has at the address."""
         self.store.storage.delete_folder(work_name(folder))
 
-    def forget_trainings(self, trials: str) -> None:
+    def delete_trainings(self, trials: str) -> None:
         """Delete what the unfinished trainings of a sweep that has ended have at the address."""
         self.store.storage.delete_folder(f"work/{trials}")
 

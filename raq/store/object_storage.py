@@ -27,7 +27,7 @@ from raq.errors import RaqError, UserError, first_line
 
 ANSWER_TIMEOUT_S = 45.0
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
-REQUEST_TIMEOUT_S, S3_ATTEMPTS = 5.0, 2  # a silent S3 is told after 10 s; by default after 99
+REQUEST_TIMEOUT_S, S3_ATTEMPTS = 5.0, 2  # a silent S3 is noticed after 10 s; by default after 99
 ATOMIC_PUT = ("s3", "gcs", "abfs")  # the file systems where a file appears whole
 GOOGLE = ("gs://", "gcs://")
 REFUSALS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE")

@@ -130,7 +130,7 @@ class RemoteStore(Store):
             )
         before = self.storage.read(f"{folder}/{RECORD}")
         self.storage.write(f"{folder}/{RECORD}", json.dumps(sealed(record), indent=1, allow_nan=False).encode())
-        self.forget_work(kind, fingerprint)
+        self.delete_work(kind, fingerprint)
         with suppress(ValueError, KeyError, TypeError):
             earlier = json.loads(before or b"")["id"]
             if earlier != record["id"]:
@@ -141,9 +141,9 @@ class RemoteStore(Store):
         """StorageError if another run has taken the lock that this one holds."""
         self.lease.check()
 
-    def forget_work(self, kind: str, fingerprint: str) -> None:
+    def delete_work(self, kind: str, fingerprint: str) -> None:
         """Delete what an unfinished stage has so far."""
-        super().forget_work(kind, fingerprint)
+        super().delete_work(kind, fingerprint)
         work = f"work/{self.work_folder(kind, fingerprint).name}"
         self.storage.delete(f"{work}/{CURRENT}")  # first: what it names goes with the rest
         self.storage.delete_folder(work)

@@ -142,7 +142,7 @@ ROUND_KEYS = ("round_p50_ms", "round_launch", "round_disturbed", "round_number")
 
 
 def _check_rounds(rows: list[Values], place: str) -> None:
-    """UserError unless the rows of one batch size tell of the same rounds, at least one of which all of them share."""
+    """UserError unless the rows of one batch size name the same rounds, at least one of which all of them share."""
     sizes: dict[int, dict[int, int | None]] = {}  # by batch size the launch of each round
     shared: dict[int, set[int]] = {}
     for number, row in enumerate(rows):
@@ -163,7 +163,7 @@ def _check_rounds(rows: list[Values], place: str) -> None:
                 raise _wrong(place, f"{here}.round_launch", "other launches than its neighbours have")
         shared[row["batch_size"]] = shared.get(row["batch_size"], set(numbers)) & set(numbers)
         if not shared[row["batch_size"]]:
-            raise _wrong(place, f"{here}.round_p50_ms", "no round in which its neighbours had a turn too")
+            raise _wrong(place, f"{here}.round_p50_ms", "no round in which its neighbours have a sample too")
     for number, row in enumerate(rows):
         if "round_number" not in row and len(row["round_p50_ms"]) != len(sizes[row["batch_size"]]):
             raise _wrong(place, f"results.rows.{number}.round_p50_ms", "not as many rounds as its neighbours have")

@@ -92,7 +92,7 @@ class ParitySettings(Settings):
 
 
 class PtqSettings(NetworkSettings):
-    """Of `ptq`, and of the sweeps of calibrations and of layers. mixture: which one of `layer_sweep`, from 1."""
+    """Of `ptq`, and of the sweeps of calibrations and layers. mixture: which configuration of `layer_sweep`, from 1."""
 
     ptq: Ptq
     reduce_range: bool

@@ -99,7 +99,7 @@ class QatSweepResults(TypedDict):
 
 @strict
 class Scored(TypedDict):
-    """A mixture as it was scored."""
+    """A mixed-precision configuration as it was scored."""
 
     drop_points: Number
     drop_interval: Pair
@@ -122,8 +122,8 @@ class AllQuantized(Scored):
 
 
 @strict
-class Mixture(Scored):
-    """A mixture that was chosen."""
+class ChosenConfiguration(Scored):
+    """A configuration that was chosen."""
 
     layers: Text
     float_mac_share: Share
@@ -143,7 +143,7 @@ class Sensitivity(TypedDict):
 class LayerChoice(Choice):
     """Of a search for layers to leave in float."""
 
-    mixtures: list[Mixture]
+    mixtures: list[ChosenConfiguration]
 
 
 @strict

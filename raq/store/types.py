@@ -65,7 +65,7 @@ class RunStage(TypedDict):
 
 @strict
 class SettingsOfSelect(TypedDict):
-    """What decides between mixtures."""
+    """What decides between configurations."""
 
     max_drop: Number
     then: Literal["latency", "size"]

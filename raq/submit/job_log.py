@@ -43,7 +43,7 @@ async def followed(client: Any, job: str, say: Say) -> bool:
                     if status == "PENDING" and time.monotonic() - began > START_TIMEOUT_S:
                         client.stop_job(job)
                         raise RaqError(
-                            f"job {job} has not started within {START_TIMEOUT_S:.0f} s, and was told to stop",
+                            f"job {job} has not started within {START_TIMEOUT_S:.0f} s, and was asked to stop",
                             f"see 'ray job status {job}' and the head's logs",
                         )
                     if status in ENDED and ended:

@@ -26,7 +26,7 @@ MAX_BYTES = 100 * 1024 * 1024
 NOT_LOOKED_INTO = ("__pycache__", "node_modules", "results")
 LARGEST_NAMED = 3
 MAX_IGNORE_BYTES = 1_000_000
-MAX_LISTED = 20  # files of one folder that are told one by one
+MAX_LISTED = 20  # files of one folder that are listed one by one
 OWN_CODE = Path("raq", "submit", "working_dir.py")
 
 

@@ -1,9 +1,9 @@
-"""Which layers stay in float: the trials that tell, the configurations to try, the choice. Neither torch nor ray.
+"""Which layers stay in float: the trials to run first, the configurations to try, the choice. Neither torch nor ray.
 
 "Layers" are all that the quantizer rounds: convolutions and linear layers, and additions, products, pooling, which have
 no MACs. A trial is {"mode", "layers"}: `only` those layers are quantized, or all `without` them; joined by spaces, in
-the graph's order. What is left of the signal is judged by the noise of the logits (mean square of the difference to
-FP32's, relative to FP32's own), which tells layers apart that no top-1 of some thousand images could.
+the graph's order. What is left of the signal is measured by the noise of the logits (mean square of the difference to
+FP32's, relative to FP32's own), which ranks layers that the top-1 of some thousand images could not.
 """
 
 from collections.abc import Mapping, Sequence

@@ -75,7 +75,7 @@ def _drawn(space: Space, rng: np.random.Generator) -> Config:
 
 
 def suggestion(space: Space, tried: Sequence[Config], scores: Sequence[float | None], number: int, seed: int) -> Config:
-    """The trial `number`, by Optuna's TPE sampler, from the trials that lie LAG before it and further.
+    """The trial `number`, by Optuna's TPE sampler, from the trials that lie SUGGESTION_LAG before it and further.
 
     tried, scores: at least those, in order; a score is a trial's best top-1, None if it failed.
     Tree-structured Parzen estimator: Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization.
@@ -142,7 +142,7 @@ def rungs(epochs: int) -> list[int]:
 
 
 def stopped_after(curves: Sequence[Curve], epochs: Sequence[int]) -> list[int | None]:
-    """By trial, the epoch after which it ends early; None: it goes on, for now if it cannot be told yet.
+    """By trial, the epoch after which it ends early; None: it goes on, for now if that is not known yet.
 
     curves: by trial, its top-1 after each epoch so far; epochs: how many it comes to if it is let (of a failed one,
     those that it has). Asynchronous successive halving (Li et al. 2020, A System for Massively Parallel Hyperparameter
@@ -232,7 +232,7 @@ class Search:
     def tell(self, number: int, epoch: int, top1: float) -> bool:
         """Take in a trial's top-1 after an epoch (from 0); whether it goes on."""
         curve = self.curves[number]
-        if epoch < len(curve):  # a trial that is tried again tells what it has told
+        if epoch < len(curve):  # a trial that is tried again reports the same again
             curve[epoch] = top1
         else:
             curve.append(top1)

@@ -12,7 +12,7 @@ from raq.plan.expected import expected_s
 from raq.plan.facts import DataFound, Facts
 from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import earlier_runs, stale_stages
-from raq.run import forget_work_on_old_inputs
+from raq.run import delete_work_on_old_inputs
 from raq.store.files import read_json
 from raq.store.local import Store
 
@@ -191,7 +191,7 @@ def test_a_checkpoint_on_weights_that_are_made_anew_is_not_gone_on_from(
     store, plan = Store(tmp_path), planned()
     work = store.work_folder("qat", plan["qat"].fingerprint)
     work.mkdir(parents=True)
-    forget_work_on_old_inputs(plan.values(), dict.fromkeys(stale, "x"), store, fresh=False)
+    delete_work_on_old_inputs(plan.values(), dict.fromkeys(stale, "x"), store, fresh=False)
     assert work.exists() == kept
 
 

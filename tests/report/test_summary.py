@@ -66,8 +66,8 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
     print_summary(Console(file=text, width=100), summary, details=True)
     shown = " ".join(text.getvalue().split())
     assert "cpu: 6 launches, 61 s: the time was up (budget) before all asked for was reached" in shown
-    assert "7 of 20 turns were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
-    assert "5 turns were done again" in shown
+    assert "7 of 20 samples were disturbed (at worst a thread waited 21% of the time, others took 0.4 CPUs)" in shown
+    assert "5 samples were taken again" in shown
     assert "DISTURBED: ptq/inductor over fp32/inductor at batch 128: 5 of 6 rounds were disturbed" in shown
     apart = disturbed_warning(
         [("ptq over fp32", SharedRounds(6, 6, 5, 5)), ("qat over fp32", SharedRounds(60, 7, 53, 0))]
