@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from raq.artifact.runtimes import runtime_of_backend
 from raq.doctor import before_run
 from raq.environment import environment, versions
 from raq.errors import RaqError, UserError
 from raq.experiment.load import load_experiment
+from raq.plan.candidates import candidates_of
 from raq.plan.expected import expected_s
 from raq.plan.kinds import KINDS
 from raq.plan.prepare import DryRun, Prepared, prepare
@@ -182,12 +182,11 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
     for stage in prepared.plan:
         if stage.name in stale:
             demand_of(stage, nodes)
-    for name in prepared.experiment.candidates:
-        backend = prepared.experiment.backend(name)
-        missing = [library for library, found in versions(runtime_of_backend(backend).libraries).items() if not found]
+    for candidate in candidates_of(prepared.experiment):
+        missing = [library for library, found in versions(candidate.runtime.libraries).items() if not found]
         if missing:
             raise UserError(
-                f"{name}.backend: {backend} needs {' and '.join(missing)}, not installed here",
+                f"{candidate.name}.backend: {candidate.backend} needs {' and '.join(missing)}, not installed here",
                 f"install the extra: uv sync --extra {missing[0]} (or pip install 'raq[{missing[0]}]')",
             )
     compiles = any(KINDS[stage.kind].needs_compiler and stage.name in stale for stage in prepared.plan)

@@ -65,6 +65,29 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
     indices = {id(observer): n for n, observer in enumerate(activation_observers(own))}
     for node in [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("_guards")]:
         graph.erase_node(node)  # checks of the one input that the graph was exported with
+    scales, zero_points, switches = _add_inputs(graph, names)
+    for number, (node, observer) in enumerate(observer_nodes(own)):
+        with graph.inserting_before(node):
+            if is_weight_observer(observer):
+                new = _rounded_weight(own, node, observer, f"_rounded_{number}")
+            else:
+                index = indices[id(observer)]
+                scale = graph.call_function(torch.ops.aten.select.int, (scales, 0, index))
+                zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, index))
+                bounds = (observer.quant_min, observer.quant_max)
+                new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
+        _switch_users(node, new, switches)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    graph.set_codegen(fx.graph.CodeGen())  # the exported one knows a single input
+    own.delete_all_unused_submodules()
+    graph.lint()
+    own.recompile()
+    return own
+
+
+def _add_inputs(graph: fx.Graph, names: Sequence[str] | None) -> tuple[fx.Node, fx.Node, dict[str, fx.Node]]:
+    """Add the inputs after the images: scales, zero points, and the switches that these names have, by name."""
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     with graph.inserting_after(last):
         scales = graph.placeholder("scales")
@@ -77,39 +100,33 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
         with graph.inserting_after(quantized):
             for n, name in enumerate(names):
                 switches[name] = graph.call_function(torch.ops.aten.select.int, (quantized, 0, n))
-    for number, (node, observer) in enumerate(observer_nodes(own)):
-        with graph.inserting_before(node):
-            if is_weight_observer(observer):
-                if node.args[0].op != "get_attr":  # type: ignore[union-attr]
-                    raise StageError(
-                        f"the weight {node.args[0]} is computed by the model",
-                        "such a model cannot be swept: leave sweep out",
-                    )
-                weight = _attribute(own, str(node.args[0].target))  # type: ignore[union-attr]
-                observer(weight)
-                own.register_buffer(f"_rounded_{number}", FixedFakeQuantize(observer)(weight).detach())
-                new = graph.get_attr(f"_rounded_{number}")
-            else:
-                index = indices[id(observer)]
-                scale = graph.call_function(torch.ops.aten.select.int, (scales, 0, index))
-                zero_point = graph.call_function(torch.ops.aten.select.int, (zero_points, 0, index))
-                bounds = (observer.quant_min, observer.quant_max)
-                new = graph.call_function(fake_quantize, (node.args[0], scale, zero_point, *bounds))
-        made = node.args[0]
-        assert isinstance(made, fx.Node)
-        for user in list(node.users):
-            switch = switches.get(switch_name(user)) or switches.get(switch_name(made))
-            if switch is not None:
-                with graph.inserting_before(user):
-                    read = graph.call_function(torch.ops.aten.where.self, (switch, new, made))
-                user.replace_input_with(node, read)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-    graph.set_codegen(fx.graph.CodeGen())  # the exported one knows a single input
-    own.delete_all_unused_submodules()
-    graph.lint()
-    own.recompile()
-    return own
+    return scales, zero_points, switches
+
+
+def _rounded_weight(own: fx.GraphModule, node: fx.Node, observer: Any, name: str) -> fx.Node:
+    """What is read in place of an observed weight: the weight, rounded once, as the buffer `name`."""
+    weight = node.args[0]
+    assert isinstance(weight, fx.Node)
+    if weight.op != "get_attr":
+        raise StageError(
+            f"the weight {weight} is computed by the model", "such a model cannot be swept: leave sweep out"
+        )
+    value = _attribute(own, str(weight.target))
+    observer(value)
+    own.register_buffer(name, FixedFakeQuantize(observer)(value).detach())
+    return own.graph.get_attr(name)
+
+
+def _switch_users(node: fx.Node, new: fx.Node, switches: dict[str, fx.Node]) -> None:
+    """Let each user of an observed value that has a switch, or whose maker has one, read it rounded only where on."""
+    made = node.args[0]
+    assert isinstance(made, fx.Node)
+    for user in list(node.users):
+        switch = switches.get(switch_name(user)) or switches.get(switch_name(made))
+        if switch is not None:
+            with node.graph.inserting_before(user):
+                read = node.graph.call_function(torch.ops.aten.where.self, (switch, new, made))
+            user.replace_input_with(node, read)
 
 
 def fake_quantize(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:

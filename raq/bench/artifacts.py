@@ -77,9 +77,7 @@ def bench_artifacts(
     contenders = []
     for name, path in zip(names, paths, strict=True):
         runtime = runtime_of_file(path).name
-        contenders.append(
-            ContenderSettings(f"{name}/{runtime}", runtime, min(devices), str(path), min(shapes), threads, "", 0, None)
-        )
+        contenders.append(ContenderSettings(name, runtime, min(devices), str(path), min(shapes), threads, "", 0, None))
     artifacts = [
         {"name": name, "path": str(path), "size_bytes": path.stat().st_size}
         for name, path in zip(names, paths, strict=True)

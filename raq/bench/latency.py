@@ -84,16 +84,16 @@ class Measurement:
         Those are of each contender with the fastest FP32 and with the fastest of all, eager mode left aside where it
         has fewer samples and is not the fastest FP32; where nothing is FP32, with the baseline.
         """
-        rounds = self.rounds[size]
+        rounds, fp32 = self.rounds[size], {c.name for c in self.contenders if c.candidate == BASELINE}
         deciding = [c.name for c in self.contenders if c.name != self.eager]
         typical = {name: float(np.median([r.median_ms(name) for r in with_samples(rounds, name)])) for name in deciding}
         if self.eager is not None:
             eager_ms = float(np.median([r.median_ms(self.eager) for r in with_samples(rounds, self.eager)]))
-            artifacts = [typical[name] for name in deciding if name.partition("/")[0] == BASELINE]
+            artifacts = [typical[name] for name in deciding if name in fp32]
             if not artifacts or eager_ms < min(artifacts):  # the fastest FP32 is eager mode, so it decides
                 deciding.insert(0, self.eager)
                 typical[self.eager] = eager_ms
-        plain = [name for name in deciding if name.partition("/")[0] == BASELINE] or [deciding[0]]
+        plain = [name for name in deciding if name in fp32] or [deciding[0]]
         rivals = {min(plain, key=typical.__getitem__), min(deciding, key=typical.__getitem__)}
         compared = {(one, other) for one in rivals for other in deciding if other != one}
         widths = [relative_half_width(paired_ratio(ratios(rounds, *pair))[1]) for pair in sorted(compared)]

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class ContenderSettings:
-    """What is measured. name: candidate/runtime; path: artifact, or weights for eager; image_shape: [3, H, W]."""
+    """What is measured. path: artifact, or weights for eager; image_shape: [3, H, W]."""
 
-    name: str
+    candidate: str
     runtime: str
     device: str
     path: str
@@ -24,6 +24,11 @@ class ContenderSettings:
     model: str
     classes: int
     working_directory: str | None
+
+    @property
+    def name(self) -> str:
+        """candidate/runtime."""
+        return f"{self.candidate}/{self.runtime}"
 
 
 @dataclass(frozen=True)

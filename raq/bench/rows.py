@@ -93,10 +93,9 @@ def contender_row(
     rounds = with_samples(rounds, name)
     own = counted_rounds([r.launch for r in rounds], [r.sample(name).excluded for r in rounds])
     speedup, interval = paired_ratio(shared)
-    candidate, _, runtime = name.partition("/")
     return {
-        "candidate": candidate,
-        "runtime": runtime,
+        "candidate": contender.candidate,
+        "runtime": contender.runtime,
         "device": contender.device,
         "batch_size": size,
         "threads": contender.threads,

@@ -171,7 +171,7 @@ def submit(
     """The run as a job of a Ray cluster: sends what it needs, follows its log, returns its exit code."""
     from raq.errors import UserError
     from raq.report.terminal import say as say_on
-    from raq.submit.job import ask_on_terminal, show_package
+    from raq.submit.job import Submission, ask_on_terminal, show_package
     from raq.submit.job import submit as submit_experiment
 
     console = new_console()
@@ -184,19 +184,11 @@ def submit(
         return
     if address is None or results is None:
         raise UserError("submit needs --address and --results", "see 'raq submit --help'; --dry-run needs neither")
-    code = submit_experiment(
-        experiment,
-        overrides or [],
-        address,
-        results,
-        fresh,
-        say,
-        ask_on_terminal,
-        follow=not detach,
-        wait_s=wait,
-        include=include or [],
-        insecure=insecure_http,
-    )
+    asked = Submission(
+        experiment=experiment, overrides=overrides or [], address=address, results=results, fresh=fresh, wait_s=wait,
+        include=include or [], insecure=insecure_http, follow=not detach,
+    )  # fmt: skip
+    code = submit_experiment(asked, say, ask_on_terminal)
     raise typer.Exit(code)
 
 

@@ -18,7 +18,6 @@ MODELS = ("resnet18-cifar", "resnet20-cifar")
 # What executes the artifacts of a backend: inductor (an AOTInductor package, .pt2) or executorch (a .pte for phones).
 ARM_ARCHITECTURES = ("aarch64", "arm64")
 BASELINE = "fp32"  # the candidate that the others are compared with
-MIXED = "mixed-"  # of the names of candidates that leave some layers in float
 
 
 class Data(Section):
@@ -183,27 +182,6 @@ class Experiment(Section):
                 for value in tried if isinstance(tried, list) else next(iter(tried.values())):
                     _refuse_value(self.qat, key, value)
         return self
-
-    def backend(self, candidate: str) -> str | None:
-        """The backend of a quantized candidate; None for fp32."""
-        part = {"ptq": self.ptq, "qat": self.qat}.get(kind_of(candidate))
-        return part.backend if part else None
-
-    @property
-    def mixed_candidates(self) -> tuple[str, ...]:
-        """Names of the candidates that leave some layers in float."""
-        asked = self.sweep.layers.candidates if self.sweep is not None and self.sweep.layers is not None else 0
-        return tuple(f"{MIXED}{n}" for n in range(1, asked + 1))
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """Names of the candidates, the baseline first."""
-        return (BASELINE, *(["ptq"] if self.ptq else []), *self.mixed_candidates, *(["qat"] if self.qat else []))
-
-
-def kind_of(candidate: str) -> str:
-    """What a candidate is: fp32, ptq or qat; one of mixed precision is quantized after training."""
-    return "ptq" if candidate.startswith(MIXED) else candidate
 
 
 def _refuse_value(qat: Qat, key: str, value: Any) -> None:

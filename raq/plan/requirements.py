@@ -5,7 +5,6 @@ import math
 from raq.artifact.judgement import Evidence, Lowered, evidence_of, why_not_int8
 from raq.errors import StageError
 from raq.experiment.measurement import Require
-from raq.experiment.schema import kind_of
 from raq.plan.stages import Stage
 from raq.statistics import proportion_interval
 from raq.store.files import Record
@@ -31,7 +30,7 @@ SIGMAS = 3.0  # standard deviations of chance accuracy within which a top-1 coun
 class _Artifact(View):
     """Of a stage's settings, what is checked; those of a stage without an artifact have neither."""
 
-    candidate: str | None = None
+    kind: str | None = None
     device: str = "cpu"
 
 
@@ -99,7 +98,7 @@ def check_results(stage: Stage, values: Record, require: Require) -> None:
 
 def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
-    candidate = kind_of(_artifact(stage).candidate or stage.kind)
+    candidate = _artifact(stage).kind or stage.kind
     limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
     least = limits.get((candidate, row.step))
     if least is not None and _artifact(stage).device != "cpu":
@@ -182,7 +181,7 @@ def _check_quantized(stage: Stage, results: _Results, require: Require) -> None:
 def _check_executed(stage: Stage, results: _Results, require: Require) -> None:
     """Raise StageError if an evaluated artifact that is to be int8 ran too much in float kernels."""
     share = results.executed_int8_mac_share
-    if share is None or _artifact(stage).candidate == "fp32":
+    if share is None or _artifact(stage).kind == "fp32":
         return
     evidence = Evidence(share, share, results.float_by_choice_share, None)
     if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):

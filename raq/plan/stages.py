@@ -10,7 +10,6 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from raq.artifact.runtimes import runtime_of_backend
 from raq.environment import (
     COMPILER_SETTINGS,
     NUMERIC_SETTINGS,
@@ -22,6 +21,7 @@ from raq.environment import (
 from raq.experiment.schema import Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
+from raq.plan.candidates import Candidate, candidates_of
 from raq.plan.facts import (
     Facts,
     Settings,
@@ -74,6 +74,7 @@ class _Plan:
     def __init__(self, experiment: Experiment, facts: Facts) -> None:
         self.experiment = experiment
         self.facts = facts
+        self.candidates = candidates_of(experiment)
         self.stages: dict[str, Stage] = {}
         self.training_device = "cuda" if experiment.resources.train.gpus else "cpu"
         self.data = data_settings(experiment, facts)
@@ -158,8 +159,10 @@ class _Plan:
         trials = self._trials("layer_sweep", settings, set(), fixed)
         asked = {"sweep": sweep.layers.model_dump(mode="json"), "max_drop": sweep.select.max_drop, "trials": trials}
         self.add("sweep/layers", "layer_sweep", "quantize", {**own, **asked}, inputs)
-        for number, name in enumerate(self.experiment.mixed_candidates, start=1):
-            self.add(name, "ptq", "quantize", {**settings, "mixture": number}, {**inputs, "layers": "sweep/layers"})
+        for candidate in self.candidates:
+            if candidate.configuration is not None:
+                own = {**settings, "mixture": candidate.configuration}
+                self.add(candidate.name, "ptq", "quantize", own, {**inputs, "layers": "sweep/layers"})
 
     def _add_ptq_sweep(self, settings: Settings, ptq: Ptq, sweep: PtqSweep) -> None:
         """The calibrations tried before PTQ."""
@@ -193,59 +196,60 @@ class _Plan:
     def add_deployment(self) -> None:
         """The stages that lower, evaluate and measure every candidate on every device."""
         where = devices(self.experiment, len(self.facts.machine.gpus))
-        for candidate in self.experiment.candidates:
+        for candidate in self.candidates:
             for device in self._targets(candidate, where):
                 self._add_lower(candidate, device)
             self._add_evaluate(candidate, where)
         for device in where:
-            self._add_bench(device, [c for c in self.experiment.candidates if device in self._targets(c, where)])
+            self._add_bench(device, [c for c in self.candidates if device in self._targets(c, where)])
 
-    def _targets(self, candidate: str, where: Iterable[str]) -> list[str]:
+    def _targets(self, candidate: Candidate, where: Iterable[str]) -> list[str]:
         """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""
-        backend = self.experiment.backend(candidate)
-        if why_not_lowered(backend, self.facts.machine.architecture, self.experiment.bench.devices):
+        if why_not_lowered(candidate.backend, self.facts.machine.architecture, self.experiment.bench.devices):
             return []
-        able = runtime_of_backend(backend).devices if backend != "arm" else ("cpu",)
+        able = candidate.runtime.devices if candidate.backend != "arm" else ("cpu",)
         return [device for device in where if device in able]
 
-    def _runtime(self, candidate: str) -> Settings:
+    def _runtime(self, candidate: Candidate) -> Settings:
         """What executes a candidate's artifact, and the largest batch that it takes, if there is a limit."""
-        runtime = runtime_of_backend(self.experiment.backend(candidate))
+        runtime = candidate.runtime
         limit = {"max_batch": self.experiment.lower.max_batch} if runtime.has_max_batch else {}
         return {"runtime": runtime.name, **limit}
 
-    def _add_evaluate(self, candidate: str, where: Iterable[str]) -> None:
+    def _add_evaluate(self, candidate: Candidate, where: Iterable[str]) -> None:
         targets = self._targets(candidate, where)
         device = targets[0] if targets else "cpu"
         settings = {
             **self.parity,
             "data": {**self.data, "test_limit": self.experiment.data.test_limit},
-            "candidate": candidate,
+            "candidate": candidate.name,
+            "kind": candidate.kind,
             "device": device,
             "seed": self.experiment.seed,
             "environment": self.numeric,
             **(self._runtime(candidate) if targets else {}),
             "machine": self.facts.machine.as_record("cpu", "architecture", "features"),
         }
-        source = {"artifact": lower_stage_name(candidate, device)} if targets else {"program": candidate}
-        self.add(f"evaluate/{candidate}", "evaluate", pool_of_device(device), settings, source)
+        source = {"artifact": lower_stage_name(candidate.name, device)} if targets else {"program": candidate.name}
+        self.add(f"evaluate/{candidate.name}", "evaluate", pool_of_device(device), settings, source)
 
-    def _add_lower(self, candidate: str, device: str) -> None:
+    def _add_lower(self, candidate: Candidate, device: str) -> None:
         machine = self.facts.machine.as_record("cpu", "architecture", "features")
         compiled_by = chosen_settings(self.facts.machine.settings, COMPILER_SETTINGS)
         settings = {
             **self.common,
             **self.parity,
-            "candidate": candidate,
+            "candidate": candidate.name,
+            "kind": candidate.kind,
             "device": device,
             **self._runtime(candidate),
             "machine": {**machine, "gpus": self.facts.machine.gpus if device == "cuda" else []},
             "compiler": {"version": self.facts.machine.compiler, **compiled_by},
         }
-        source = {"weights": "train"} if candidate == "fp32" else {"program": candidate}
-        self.add(lower_stage_name(candidate, device), "lower", pool_of_device(device), settings, source)
+        source = {"weights": "train"} if candidate.kind == "fp32" else {"program": candidate.name}
+        self.add(lower_stage_name(candidate.name, device), "lower", pool_of_device(device), settings, source)
 
-    def _add_bench(self, device: str, candidates: list[str]) -> None:
+    def _add_bench(self, device: str, candidates: list[Candidate]) -> None:
         settings = {
             "bench": self.experiment.bench.model_dump(mode="json", exclude={"devices"}),
             "device": device,
@@ -256,7 +260,7 @@ class _Plan:
             "image_shape": self.facts.data.image_shape,
             "cpus": self.experiment.resources.bench.cpus,
             "sources": self.facts.sources,
-            "runtimes": {c: runtime_of_backend(self.experiment.backend(c)).name for c in candidates},
+            "runtimes": {c.name: c.runtime.name for c in candidates},
         }
-        inputs = {"weights": "train", **{c: lower_stage_name(c, device) for c in candidates}}
+        inputs = {"weights": "train", **{c.name: lower_stage_name(c.name, device) for c in candidates}}
         self.add(f"bench/{device}", "bench", "bench", settings, inputs)

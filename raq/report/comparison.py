@@ -11,7 +11,7 @@ import numpy as np
 
 from raq.bench.ratio_statistics import ratio_of_ratios
 from raq.report.claims import Rules
-from raq.report.ratios import Summary, compared, row_ratios
+from raq.report.ratios import Summary, baseline_row, compared, row_ratios
 from raq.report.summary import read_predictions_of_run, summarise
 from raq.report.verdict_words import plain_ratio
 from raq.statistics import paired_drop, same_accuracy_p
@@ -167,9 +167,4 @@ def _rows(summary: Summary, name: str) -> list[Summary]:
 
 def _baseline(summary: Summary, like: Summary) -> Summary | None:
     """The baseline's row for the same device and batch size."""
-    name, _, runtime = like["baseline"].partition("/")
-    wanted = (like["device"], like["batch_size"], runtime)
-    return next(
-        (r for r in _rows(summary, name) if (r["device"], r["batch_size"], r["runtime"]) == wanted),
-        None,
-    )
+    return baseline_row(summary["candidates"], like)

@@ -73,9 +73,10 @@ def shared_rounds(one: Summary, other: Summary) -> SharedRounds | None:
 
 def baseline_row(candidates: Sequence[Summary], row: Summary) -> Summary | None:
     """The row that the speedup of a row is over; None if it is not there."""
-    name, _, runtime = row["baseline"].partition("/")
-    rows = [other for c in candidates if c["name"] == name for other in rows_at(c, (row["device"], row["batch_size"]))]
-    return next((other for other in rows if other["runtime"] == runtime), None)
+    rows = {
+        f"{c['name']}/{r['runtime']}": r for c in candidates for r in rows_at(c, (row["device"], row["batch_size"]))
+    }
+    return rows.get(row["baseline"])
 
 
 def _numbers(row: Summary) -> Sequence[int]:

@@ -10,7 +10,7 @@ import numpy as np
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio
 from raq.errors import UserError
-from raq.experiment.schema import kind_of
+from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
 from raq.report.claims import Counts, Measured, Rules
 from raq.report.ratios import Summary, best_fp32, row_ratios
@@ -38,7 +38,9 @@ def summarise(run_folder: Path) -> Summary:
     right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
-    candidates = [_candidate(name, settings, stages, right, store, environment["machine"]) for name in names]
+    kinds = {name: run["stages"][name]["kind"] if name in run["stages"] else BASELINE for name in names}
+    machine = environment["machine"]
+    candidates = [_candidate(name, kinds[name], settings, stages, right, store, machine) for name in names]
     set_against_best_fp32(candidates)
     complete = bool(run["complete"]) and all(stages.values())
     measured = {
@@ -72,6 +74,7 @@ def summarise(run_folder: Path) -> Summary:
 
 def _candidate(
     name: str,
+    kind: str,
     settings: Record,
     stages: dict[str, Record | None],
     right: dict[str, Any],
@@ -81,11 +84,11 @@ def _candidate(
     """What the records of a run say of one candidate."""
     evaluation, program = stages.get(f"evaluate/{name}"), stages.get(name)
     made: Record = program["results"] if program is not None else {}
-    written = settings["train" if name == "fp32" else kind_of(name)]
+    written = settings["train" if kind == BASELINE else kind]
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,
-        "kind": kind_of(name),
+        "kind": kind,
         "config": _config(written, made),
         **_accuracy(name, evaluation, right),
         "artifacts": _artifacts(name, stages, evaluation, store),

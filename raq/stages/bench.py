@@ -24,7 +24,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     cpus = available_cpus()[: call.cpus]
     threads = protocol.threads or len(cpus)
     eager = ContenderSettings(
-        name="fp32/eager",
+        candidate="fp32",
         runtime="eager",
         device=settings.device,
         path=str(call.input("weights") / WEIGHTS),
@@ -37,7 +37,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     contenders = [eager]
     for name, runtime in settings.runtimes.items():
         path = str(call.input(name) / RUNTIMES[runtime].file_name)
-        contenders.append(replace(eager, name=f"{name}/{runtime}", runtime=runtime, path=path))
+        contenders.append(replace(eager, candidate=name, runtime=runtime, path=path))
     results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
     write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
     return results

@@ -64,7 +64,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         results: Results = {"load_s": process.loaded.load_s, "resident_bytes": process.loaded.resident_bytes}
         if runtime.reports_kernels and device == "cpu":
             results |= _executed(call, path, process)
-        if asked.candidate == "fp32":  # does the test split score like the images trained on?
+        if asked.kind == "fp32":  # does the test split score like the images trained on?
             chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
             found = logits(network, dataset, chosen, split="train").argmax(1)
             results |= {

@@ -76,7 +76,7 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
     code: GeneratedCode = resolve(runtime.read)(path)
     if runtime.name_scales is not None:
         code = resolve(runtime.name_scales)(code, given.program)
-    is_fp32 = settings.candidate == "fp32"
+    is_fp32 = settings.kind == "fp32"
     results: Results = {
         "runtime": runtime.name,
         "target": settings.device,

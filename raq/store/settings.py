@@ -147,9 +147,10 @@ class LayerSweepSettings(PtqSettings):
 
 
 class ArtifactSettings(DataSettings):
-    """Of `lower` and `evaluate`. max_batch: the largest batch that the artifact takes; None: any."""
+    """Of `lower` and `evaluate`. kind: fp32, ptq or qat; max_batch: the largest batch that it takes; None: any."""
 
     candidate: str
+    kind: str
     device: str
     machine: MachineOfStage
     runtime: str | None = None

@@ -86,28 +86,35 @@ class Job:
         return False
 
 
-def submit(
-    path: Path,
-    overrides: Sequence[str],
-    address: str,
-    results: str,
-    fresh: bool,
-    say: Say,
-    ask: Ask,
-    follow: bool = True,
-    wait_s: float = 0.0,
-    include: Sequence[Path] = (),
-    insecure: bool = False,
-) -> int:
-    """Send the experiment to the cluster at `address`, a dashboard's URL; the job's exit code, 0 if it was left.
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What is submitted, and where to.
+
+    address: of the cluster's dashboard, a URL; results: a folder that all nodes of the cluster share, or an address
+    that they can reach; fresh: every stage again; wait_s: how long the job may wait for nodes that its stages need;
+    include: files to send that the experiment's code reads (`working_dir.pack`); insecure: plain HTTP to another
+    machine; follow: print its log until its end.
+    """
+
+    experiment: Path
+    overrides: Sequence[str] = ()
+    address: str
+    results: str
+    fresh: bool = False
+    wait_s: float = 0.0
+    include: Sequence[Path] = ()
+    insecure: bool = False
+    follow: bool = True
+
+
+def submit(asked: Submission, say: Say, ask: Ask) -> int:
+    """Send an experiment to a cluster; the job's exit code, 0 if it was left.
 
     A job that is lost by no fault of its own while it is followed is sent again, MAX_SUBMISSIONS times in all, and
-    goes on where it was (with `fresh`, from the start). results: a folder that all nodes of the cluster share, or an
-    address that they can reach; wait_s: how long the job may wait for nodes that its stages need; include: files to
-    send that the experiment's code reads (`package.pack`); insecure: plain HTTP to another machine. Raises UserError
-    for what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the
-    cluster does not take the job or is lost.
+    goes on where it was (with `fresh`, from the start). Raises UserError for what is wrong before anything is sent: the
+    experiment, its package, the address, the token; RaqError if the cluster does not take the job or is lost.
     """
+    address, results = asked.address, asked.results
     if is_address(results):
         check_address(results)
     elif not results.startswith("/"):
@@ -115,19 +122,19 @@ def submit(
             f"--results {results}: the job runs on the cluster, where this is no place",
             "give the absolute path of a folder that all its nodes share, or an address such as s3://BUCKET/FOLDER",
         )
-    _refuse_plain_http(address, insecure)
+    _refuse_plain_http(address, asked.insecure)
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
-        package = pack(path, overrides, Path.cwd(), Path(scratch), include)
-        asked = Job(_connected(address), package, overrides, results, fresh, wait_s, say)
+        package = pack(asked.experiment, asked.overrides, Path.cwd(), Path(scratch), asked.include)
+        jobs = Job(_connected(address), package, asked.overrides, results, asked.fresh, asked.wait_s, say)
         for number in range(1, MAX_SUBMISSIONS + 1):
-            job = asked.sent(number)
+            job = jobs.sent(number)
             size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
             say(f"job {job} submitted to {address}: {size}")
-            if not follow:
+            if not asked.follow:
                 say(_how_to_look(job, address, results))
                 return 0
             try:
-                return _followed_to_its_end(asked, job, address, say, ask)
+                return _followed_to_its_end(jobs, job, address, say, ask)
             except JobLost as lost:
                 reason = f"job {job} was lost: {lost}"
                 if number < MAX_SUBMISSIONS:

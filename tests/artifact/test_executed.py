@@ -28,7 +28,15 @@ def program(digits):
 
 
 def evaluation(candidate: str) -> Stage:
-    return Stage(f"evaluate/{candidate}", "evaluate", "quantize", {"candidate": candidate}, {}, "f", Resources())
+    return Stage(
+        f"evaluate/{candidate}",
+        "evaluate",
+        "quantize",
+        {"candidate": candidate, "kind": candidate},
+        {},
+        "f",
+        Resources(),
+    )
 
 
 def lowered(program, path: Path, **configuration) -> Path:

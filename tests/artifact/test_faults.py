@@ -37,7 +37,9 @@ LABELS = np.zeros(64, dtype=int)
 
 
 def stage(kind: str, candidate: str = "ptq") -> Stage:
-    return Stage(f"{kind}/{candidate}", kind, "quantize", {"candidate": candidate}, {}, "f", Resources())
+    return Stage(
+        f"{kind}/{candidate}", kind, "quantize", {"candidate": candidate, "kind": candidate}, {}, "f", Resources()
+    )
 
 
 @pytest.fixture(scope="module")

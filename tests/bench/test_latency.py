@@ -1,4 +1,4 @@
-"""The measurement: processes of their own, taking turns; when it ends; and the arithmetic of a row."""
+"""The measurement: processes of their own, rounds interleaved; when it ends; and the arithmetic of a row."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def contender(tmp_path_factory: pytest.TempPathFactory) -> ContenderSettings:
     (folder / "bench_user.py").write_text(MODULE)
     name = "bench_user:model"
     torch.save(build_model(name, 10, str(folder)).state_dict(), folder / "w.pt")
-    return ContenderSettings("fp32/eager", "eager", "cpu", str(folder / "w.pt"), (3, 16, 16), 1, name, 10, str(folder))
+    return ContenderSettings("fp32", "eager", "cpu", str(folder / "w.pt"), (3, 16, 16), 1, name, 10, str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def started():
 def test_two_contenders_measured(contender: ContenderSettings, started) -> None:
     before = os.sched_getaffinity(0)
     told: list[tuple[float, str]] = []
-    twin = replace(contender, name="ptq/eager")
+    twin = replace(contender, candidate="ptq")
     found = measure([contender, twin], PROTOCOL, ONE_CPU, lambda share, text: told.append((share, text)), started)
     assert told[-1] == (1.0, "round 6, launch 6")
     assert os.sched_getaffinity(0) == before
@@ -85,12 +85,14 @@ def test_a_run_that_is_kept_apart_from_start_to_end_is_told(contender, started, 
     """Its handovers are all alike; what was remembered tells."""
     monkeypatch.setenv("RAQ_CACHE", str(tmp_path))
     two = replace(contender, threads=2)
-    pair, cpus = [two, replace(two, name="ptq/eager")], available_cpus()[:2]
+    pair, cpus = [two, replace(two, candidate="ptq")], available_cpus()[:2]
     monkeypatch.setattr("raq.bench.noise.MAX_BEYOND_NEAR_US", 0.0)
     monkeypatch.setattr("raq.bench.noise.MAX_FAR_US", math.inf)
     nearest.file_of(cpus, 2).parent.mkdir()
     nearest.file_of(cpus, 2).write_text(json.dumps({"near_us": 1e-6, "seen": datetime.now(UTC).isoformat()}))
-    protocol = PROTOCOL.model_copy(update={"batch_sizes": (1,), "budget_s": 1.0})  # turns are not done again for long
+    protocol = PROTOCOL.model_copy(
+        update={"batch_sizes": (1,), "budget_s": 1.0}
+    )  # samples are not taken again for long
     found = measure(pair, protocol, cpus, started=started)
     assert found["noise"]["handover_us"]["remembered"] == 1e-6
     one, other = found["rows"][:2]
@@ -116,7 +118,7 @@ def test_a_fresh_process_for_every_launch(contender: ContenderSettings, started)
 @pytest.mark.parametrize("rounds", [6, 7, 10, 20])
 def test_any_number_of_rounds_has_an_interval(contender: ContenderSettings, started, rounds: int) -> None:
     protocol = Bench(batch_sizes=(1,), rounds=rounds, precision=None, repetitions=1, round_ms=0.0, warmup=1)
-    found = measure([contender, replace(contender, name="ptq/eager")], protocol, ONE_CPU, started=started)
+    found = measure([contender, replace(contender, candidate="ptq")], protocol, ONE_CPU, started=started)
     assert found["rows"][1]["rounds"] == rounds
     assert found["rows"][1]["speedup_interval"] is not None
 
@@ -126,7 +128,7 @@ def test_rounds_end_with_the_precision_or_with_the_time(
 ) -> None:
     """The budget is far more than a slow machine takes, of which a small share must have passed."""
     monkeypatch.setattr(latency, "SPREAD", 0.02)
-    twin = replace(contender, name="ptq/eager")
+    twin = replace(contender, candidate="ptq")
     small = {"batch_sizes": (1,), "rounds": 6, "round_ms": 0.0, "warmup": 1}
     loose = measure([contender, twin], Bench(**small, precision=1.0, budget_s=60.0), ONE_CPU, started=started)
     assert loose["stopped_by"] == "precision"
@@ -140,7 +142,7 @@ def test_rounds_end_with_the_precision_or_with_the_time(
 
 def test_the_published_protocol_is_one_contender_after_the_other(contender: ContenderSettings, started) -> None:
     published = Bench(protocol="published", batch_sizes=(2,), repetitions=5, warmup=2)
-    found = measure([contender, replace(contender, name="ptq/eager")], published, ONE_CPU, started=started)
+    found = measure([contender, replace(contender, candidate="ptq")], published, ONE_CPU, started=started)
     assert (published.rounds, published.precision, found["stopped_by"]) == (1, None, "repetitions")
     for row in found["rows"]:
         assert (row["samples"], row["rounds"], row["speedup_interval"]) == (5, 1, None)
@@ -160,7 +162,9 @@ def measured(contender: ContenderSettings, times: list[tuple[float, float, bool]
     """A measurement with a round a launch: baseline's time, candidate's time, whether the candidate was disturbed."""
     names = ("fp32/eager", "ptq/eager")
     warmed = Launch(Loaded(2.0, 1, None, 0), {1: Warmed(1.0, 5, True, 7)})
-    found = Measurement([replace(contender, name=n) for n in names], PROTOCOL, ONE_CPU, lambda share, text: None)
+    found = Measurement(
+        [replace(contender, candidate=n.partition("/")[0]) for n in names], PROTOCOL, ONE_CPU, lambda share, text: None
+    )
     found.launches = [dict.fromkeys(names, warmed) for _ in times]
     found.rounds = {
         1: [
@@ -217,47 +221,47 @@ def test_a_system_that_tells_nothing_is_not_called_calm(contender: ContenderSett
 
 
 class Scripted:
-    """A contender's process that is disturbed the first `excluded` times, and remembers whose turn it was."""
+    """A contender's process that is disturbed the first `excluded` times; `order` is that of being asked."""
 
-    def __init__(self, name: str, turns: list[str], excluded: int = 0) -> None:
-        self.name, self.turns, self.excluded = name, turns, excluded
+    def __init__(self, name: str, order: list[str], excluded: int = 0) -> None:
+        self.name, self.order, self.excluded = name, order, excluded
 
     def time_round(self, batch_size: int, repetitions: int, round_ms: float) -> Timed:
-        self.turns.append(self.name)
+        self.order.append(self.name)
         self.excluded -= 1
         waited = 0.5 if self.excluded >= 0 else 0.0
         return Timed([1.0], 1.0, waited, 10.0, None)
 
 
-def test_turns_alternate_and_disturbed_ones_are_done_again(contender: ContenderSettings) -> None:
+def test_the_order_alternates_and_disturbed_samples_are_taken_again(contender: ContenderSettings) -> None:
     found = measured(contender, [])
     found.started = time.perf_counter()
-    turns: list[str] = []
-    processes = {"fp32/eager": Scripted("fp32", turns), "ptq/eager": Scripted("ptq", turns, excluded=2)}
+    order: list[str] = []
+    processes = {"fp32/eager": Scripted("fp32", order), "ptq/eager": Scripted("ptq", order, excluded=2)}
     for n in range(3):
         found.rounds[1].append(found._round(0, 1, processes, backwards=n % 2 == 1))
-    assert turns == ["fp32", "ptq", "ptq", "ptq", "ptq", "fp32", "fp32", "ptq"]
+    assert order == ["fp32", "ptq", "ptq", "ptq", "ptq", "fp32", "fp32", "ptq"]
     assert [s.disturbed for s in found.rounds[1][0].attempts["ptq/eager"]] == [True, True, False]
     assert found.repeating_s > 0
 
 
-def test_the_order_of_turns_is_drawn_for_every_launch(contender: ContenderSettings, started) -> None:
+def test_the_order_is_drawn_for_every_launch(contender: ContenderSettings, started) -> None:
     """No place in the order is any contender's: the first one would be faster than its twin."""
     protocol = Bench(batch_sizes=(1,), rounds=24, precision=None, repetitions=1, round_ms=0.0, warmup=1)
-    entrants = [contender, replace(contender, name="ptq/eager")]
+    entrants = [contender, replace(contender, candidate="ptq")]
     found = Measurement(entrants, protocol, ONE_CPU, lambda share, text: None)
     found.run(started)
     firsts = [next(iter(r.attempts)) for r in found.rounds[1]]
     launches = [r.launch for r in found.rounds[1]]
     assert len(set(launches)) == 6
     by_launch = [[f for f, launch in zip(firsts, launches, strict=True) if launch == n] for n in range(6)]
-    assert all(one[0] != one[1] for one in by_launch), "and turned round within a launch"
+    assert all(one[0] != one[1] for one in by_launch), "and reversed within a launch"
     assert [one[0] for one in by_launch].count("fp32/eager") == 3, "each first as often as the other"
 
 
-def test_eager_mode_has_fewer_turns_and_both_have_what_decides(contender: ContenderSettings, started) -> None:
-    """With two artifacts beside it (here in name alone), it has a turn a launch, in as many launches as it needs."""
-    artifacts = [replace(contender, name=f"{name}/inductor", runtime="inductor") for name in ("fp32", "ptq")]
+def test_eager_mode_has_fewer_samples_and_both_have_what_decides(contender: ContenderSettings, started) -> None:
+    """With two artifacts beside it (here in name alone), it has a sample a launch, in as many launches as it needs."""
+    artifacts = [replace(contender, candidate=name, runtime="inductor") for name in ("twin", "ptq")]
     protocol = Bench(batch_sizes=(1,), precision=1e-9, budget_s=4.0, round_ms=5.0)
     found = Measurement([contender, *artifacts], protocol, ONE_CPU, lambda share, text: None)
     assert found.eager == "fp32/eager"
@@ -266,11 +270,11 @@ def test_eager_mode_has_fewer_turns_and_both_have_what_decides(contender: Conten
     found.contenders = [contender, *(replace(a, runtime="eager") for a in artifacts)]  # as no package is at hand
     found.__class__ = EagerFirst
     found.run(started)
-    turns = {c.name: len(with_samples(found.rounds[1], c.name)) for c in found.contenders}
+    samples = {c.name: len(with_samples(found.rounds[1], c.name)) for c in found.contenders}
     launches = {c.name: {r.launch for r in with_samples(found.rounds[1], c.name)} for c in found.contenders}
-    assert turns["fp32/eager"] == len(launches["fp32/eager"]) >= 6, "one a launch, in as many as an interval needs"
-    assert turns["fp32/inductor"] == turns["ptq/inductor"] >= 2 * len(found.launches) - 1
-    assert launches["fp32/eager"] <= launches["ptq/inductor"]
+    assert samples["fp32/eager"] == len(launches["fp32/eager"]) >= 6, "one a launch, in as many as an interval needs"
+    assert samples["twin/eager"] == samples["ptq/eager"] >= 2 * len(found.launches) - 1
+    assert launches["fp32/eager"] <= launches["ptq/eager"]
     spent = {name: sum(parts.values()) for name, parts in found.spent_s.items()}
     assert sum(spent.values()) <= found.elapsed_s()
     row = contender_row(found.contenders[2], "fp32/eager", 1, found.rounds[1], found.launches)
@@ -298,7 +302,7 @@ def test_precision_is_of_what_decides(contender: ContenderSettings) -> None:
     """Ratios to the fastest FP32 artifact and to the fastest of all; those to eager mode may be as wide as they are."""
     rng = np.random.default_rng(0)
     names = ("fp32/eager", "fp32/inductor", "ptq/inductor")
-    entrants = [replace(contender, name=n, runtime=n.partition("/")[2]) for n in names]
+    entrants = [replace(contender, candidate=n.partition("/")[0], runtime=n.partition("/")[2]) for n in names]
     found = Measurement(entrants, Bench(batch_sizes=(1,)), ONE_CPU, lambda share, text: None)
     found.rounds = {
         1: [
@@ -318,7 +322,12 @@ def test_a_contender_forked_on_a_gpu(contender: ContenderSettings, started) -> N
     """CUDA must not have been started in the process that forks."""
     protocol = Bench(batch_sizes=(2,), rounds=6, precision=None, repetitions=2, round_ms=0.0, warmup=1)
     names = ("fp32/eager", "twin/eager")
-    found = measure([replace(contender, name=n, device="cuda") for n in names], protocol, ONE_CPU, started=started)
+    found = measure(
+        [replace(contender, candidate=n.partition("/")[0], device="cuda") for n in names],
+        protocol,
+        ONE_CPU,
+        started=started,
+    )
     assert all(row["device"] == "cuda" and row["p50_ms"] > 0 for row in found["rows"])
     assert found["noise"]["clocks"][0]["gpus"]
 

@@ -7,12 +7,13 @@ import pytest
 from raq.cli.starter import write_starter
 from raq.errors import UserError
 from raq.experiment.load import load_experiment
+from raq.plan.candidates import candidates_of
 
 
 def test_what_is_written_can_be_asked(tmp_path: Path) -> None:
     path = write_starter("mine", tmp_path)
     experiment = load_experiment(path)
-    assert (experiment.name, experiment.candidates) == ("mine", ("fp32", "ptq", "qat"))
+    assert (experiment.name, [c.name for c in candidates_of(experiment)]) == ("mine", ["fp32", "ptq", "qat"])
     assert "raq plan mine.yaml" in path.read_text()
 
 
