@@ -23,7 +23,7 @@ WITHOUT_TORCH = (
     "lazy", "errors", "environment", "signals", "statistics", "experiment", "store", "sweep", "plan", "stages",
     "submit", "doctor", "report", "run", "cli", "__init__", "__main__",
 )  # fmt: skip
-MAX_TOP, MAX_LINES, MAX_FUNCTION = 9, 400, 75
+MAX_TOP = 9
 FILES = {path: ".".join(("raq", *path.relative_to(ROOT).with_suffix("").parts)) for path in sorted(ROOT.rglob("*.py"))}
 MODULES = {module.removesuffix(".__init__"): path for path, module in FILES.items()}
 

@@ -7,7 +7,8 @@ from ray import tune
 from raq.cluster.events import EventSender
 from raq.cluster.ray_tune import EXPERIMENT, tune_all
 from raq.stages.call import Call, Results
-from raq.stages.layer_sweep import run_layer_trial, search_layers
+from raq.stages.layer_sweep import search_layers
+from raq.stages.layer_trial import run_layer_trial
 from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
 
 

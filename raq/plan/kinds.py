@@ -85,7 +85,7 @@ KINDS: dict[str, StageKind] = {
             "raq.report.lines:sweep",
             distributed="raq.cluster.ray_tune_layers:distributed_layer_sweep",
             is_sweep=True,
-            trial="raq.stages.layer_sweep",
+            trial="raq.stages.layer_trial",
             needs_compiler=True,
         ),
         StageKind(

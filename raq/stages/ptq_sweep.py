@@ -17,7 +17,6 @@ import numpy as np
 from raq.errors import StageError
 from raq.experiment.schema import Calibration
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
-from raq.model.dataset import Dataset
 from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import with_config
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
@@ -28,6 +27,7 @@ from raq.store.views import View, view_file
 from raq.sweep.ptq import choose, curve, grid
 
 if TYPE_CHECKING:
+    from raq.model.dataset import Dataset
     from raq.quantize.ranges import Ranges
 
 NETWORK = "network.pt2"

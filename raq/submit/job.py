@@ -1,8 +1,6 @@
 """An experiment as a job of a running Ray cluster: sent, followed to its end, its exit code returned."""
 
 import asyncio
-import ipaddress
-import logging
 import os
 import re
 import shlex
@@ -14,17 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from raq.cluster.session import RAY_SETTINGS, refuse_credentials
 from raq.errors import RaqError, UserError, first_line
 from raq.signals import Terminated, uninterrupted
 from raq.store.files import now
 from raq.store.object_storage import check_address, is_address
+from raq.submit.connection import connected, refuse_plain_http
 from raq.submit.job_log import ENDED, RECONNECT_S, JobLost, Say, failures, followed
 from raq.submit.working_dir import Package, pack
 
-REQUEST_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 MAX_SUBMISSIONS = 3
 WAIT_AGAIN_S = 120.0  # for the nodes of a cluster that has just been started again
@@ -122,10 +118,10 @@ def submit(asked: Submission, say: Say, ask: Ask) -> int:
             f"--results {results}: the job runs on the cluster, where this is no place",
             "give the absolute path of a folder that all its nodes share, or an address such as s3://BUCKET/FOLDER",
         )
-    _refuse_plain_http(address, asked.insecure)
+    refuse_plain_http(address, asked.insecure)
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
         package = pack(asked.experiment, asked.overrides, Path.cwd(), Path(scratch), asked.include)
-        jobs = Job(_connected(address), package, asked.overrides, results, asked.fresh, asked.wait_s, say)
+        jobs = Job(connected(address), package, asked.overrides, results, asked.fresh, asked.wait_s, say)
         for number in range(1, MAX_SUBMISSIONS + 1):
             job = jobs.sent(number)
             size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
@@ -154,31 +150,6 @@ def show_package(path: Path, overrides: Sequence[str], include: Sequence[Path], 
             say(f"left out: {name}: {why}")
 
 
-def _refuse_plain_http(address: str, insecure: bool) -> None:
-    """UserError for plain HTTP to another machine: code, and the token that lets it run, would go in the open."""
-    try:
-        parts = urlsplit(address if "://" in address else f"http://{address}")
-        host = parts.hostname or ""
-    except ValueError as error:
-        raise UserError(f"--address {address}: no address: {error}", "give http://HOST:8265, or HOST:8265") from None
-    if _is_loopback(host):
-        for name in ("NO_PROXY", "no_proxy"):  # else a proxy would be sent the code, and the token, in the open
-            os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
-        return
-    if parts.scheme != "http" or insecure:
-        return
-    raise UserError(
-        f"--address {address}: plain HTTP to another machine, which anybody on the way can read and change",
-        "use https://, a tunnel ('ray dashboard cluster.yaml' or ssh) to 127.0.0.1, or --insecure-http",
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    return False
-
-
 def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask) -> int:
     """The job's exit code; after Ctrl-C, what was answered. Raises JobLost if it is to be sent again."""
     try:
@@ -199,53 +170,6 @@ def _how_to_look(job: str, address: str, results: str) -> str:
     return (
         f"Its log: ray job logs --address {address} --follow {job}. Its results, where that folder is: "
         f"raq show latest --results {shlex.quote(results)}"
-    )
-
-
-def _connected(address: str) -> Any:
-    """A client of the cluster's job server; UserError if none answers there, or not to this token."""
-    refuse_credentials(address)
-    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would take them in place of what was asked for
-        os.environ.pop(name, None)
-    os.environ.update({name: value for name, value in RAY_SETTINGS.items() if name not in os.environ})
-    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # what is in the package was chosen
-    url = address if "://" in address else f"http://{address}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(
-            f"--address {address}: not the address of a cluster's dashboard", "give http://HOST:8265, or HOST:8265"
-        )
-    from ray.dashboard.modules import dashboard_sdk
-    from ray.dashboard.modules.job import sdk
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    for module in (dashboard_sdk, sdk):  # they raise their own loggers to INFO
-        module.logger.setLevel(logging.ERROR)
-    logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.ERROR)
-
-    class Client(JobSubmissionClient):
-        """Ray's, which waits for ever, with an end to its waits."""
-
-        def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": REQUEST_TIMEOUT_S, **kwargs})
-
-    try:
-        return Client(url)
-    except AuthenticationError as error:
-        raise _refused(address) from error
-    except failures() as error:
-        first = first_line(error)
-        raise UserError(
-            f"--address {address}: no job server of Ray answers: {first}",
-            "give the address of the dashboard (port 8265), reached by 'ray dashboard cluster.yaml' or ssh",
-        ) from error
-
-
-def _refused(address: str) -> UserError:
-    return UserError(
-        f"--address {address}: the cluster refuses this token, or that there is none",
-        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token",
     )
 
 

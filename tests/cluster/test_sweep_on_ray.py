@@ -156,7 +156,7 @@ def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
     assert max(search.scores(), key=lambda score: score or 0) == pytest.approx(0.875)
     grid = tune.ResultGrid(tune.ExperimentAnalysis(str(tmp_path / "tune")))
     assert len(grid) == 6
-    assert len(grid.get_dataframe()) == 5, "Tune lists no row for a trial that has told nothing"
+    assert len(grid.get_dataframe()) == 5, "Tune lists no row for a trial that has reported nothing"
 
 
 def test_a_trial_whose_process_is_lost_is_done_again(sweeper: Sweeper, tmp_path: Path) -> None:
@@ -172,7 +172,12 @@ def test_a_trial_whose_process_is_lost_is_done_again(sweeper: Sweeper, tmp_path:
         tune.report({"top1": 0.5})
 
     told = Told()
-    call = Call(name="sweep/ptq", kind="sweep", settings={}, inputs={}, folder=str(tmp_path / "work"), cpus=1)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "record.json").write_text('{"id": "of some weights"}')
+    call = Call(
+        name="sweep/ptq", kind="ptq_sweep", settings={"trials": "these"}, inputs={"weights": str(tmp_path / "weights")},
+        folder=str(tmp_path / "work"), cpus=1,
+    )  # fmt: skip
     failed = tune_all(call, told, tune.with_parameters(trial), [{"number": n} for n in range(3)], "top1")
     assert failed == {}
     assert any("lost with their process, 1 of them" in text for text in told.texts)

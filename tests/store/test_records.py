@@ -85,7 +85,7 @@ def test_a_stage_does_not_begin_on_a_changed_input(tmp_path: Path) -> None:
         folder=str(tmp_path),
         cpus=1,
     )
-    assert at_hand(call) is call
+    assert at_hand(call) == call
     overwrite(folder / "artifact.pt2", b"native", b"hostil")
     with pytest.raises(UserError, match="not as it was written"):
         at_hand(call)

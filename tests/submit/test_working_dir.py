@@ -231,10 +231,10 @@ def test_no_proxy_is_used_to_reach_this_machine(monkeypatch: pytest.MonkeyPatch)
     """A tunnel ends here: a proxy would be sent the token in the open."""
     from requests.utils import should_bypass_proxies
 
-    from raq.submit.job import _refuse_plain_http
+    from raq.submit.connection import refuse_plain_http
 
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     assert not should_bypass_proxies("http://127.0.0.1:8265", None)
-    _refuse_plain_http("http://127.0.0.1:8265", insecure=False)
+    refuse_plain_http("http://127.0.0.1:8265", insecure=False)
     assert should_bypass_proxies("http://127.0.0.1:8265", None)
