@@ -184,7 +184,7 @@ TWO = {"round_p50_ms": [1.0, 1.0], "round_launch": [0, 0], "round_disturbed": [F
         ({"round_p50_ms": [1.0], "round_launch": [0], "round_disturbed": [False]}, "not as many rounds"),
         ({**TWO, "round_number": [1, 0]}, "not in rising order"),
         ({**TWO, "round_number": [0]}, "not as many throughout"),
-        ({**TWO, "round_number": [7, 8]}, "no round in which its neighbours had a turn"),
+        ({**TWO, "round_number": [7, 8]}, "no round in which its neighbours have a sample"),
         ({**TWO, "round_launch": [0, 1]}, "other launches"),
         ({"round_p50_ms": [1.0, 1.0], "round_launch": [0, 0]}, "only one of round_launch"),
         ({"round_p50_ms": [1.0, 1.0], "round_number": [0, 1]}, "round_number is there, and round_launch is not"),
