@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raq.statistics import CONFIDENCE, Interval
+from raq.store.results import Agreement
 
 Floats = Sequence[float] | npt.NDArray[np.float64]
 Ratios = Sequence[Sequence[float]]  # a list a launch
@@ -127,7 +128,7 @@ def _usual_width(count: int) -> float:
     return float(np.mean(widths))
 
 
-def launch_agreement(launches: Ratios) -> dict[str, float | None] | None:
+def launch_agreement(launches: Ratios) -> Agreement | None:
     """Whether launches agree as well as their rounds would have them; None if they cannot be compared.
 
     between, within: standard deviations of the logarithm of the ratios, of launches beyond what their rounds explain,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from rich import box
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.text import Text
 from raq.experiment.measurement import Margin
 from raq.report.ratios import SharedRounds, shared_rounds
 from raq.report.terminal import clean, plain_console, printable, say
+from raq.report.types import ComparedLatency, Ending
 
 ENDED = {
     "precision": "the precision asked for was reached",
@@ -47,19 +48,19 @@ class BenchDisplay:
         self.bar.stop()
 
 
-def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
+def measurement_in_words(found: Ending) -> list[str]:
     """How a measurement ended, and what disturbed it; one line each."""
-    if found.get("stopped_by") is None:
+    stopped_by, elapsed_s, noise = found.get("stopped_by"), found.get("elapsed_s"), found.get("noise") or {}
+    if stopped_by is None:
         return []
-    lines = [f"{found['launches']} launches, {found['elapsed_s']:.0f} s: {ENDED[found['stopped_by']]}"]
-    noise = found["noise"]
+    lines = [f"{found['launches']} launches, {elapsed_s or 0:.0f} s: {ENDED[stopped_by]}"]
     if noise.get("disturbed_slots"):
         signs = []
-        if noise["waited"]:
-            signs.append(f"a thread waited {100 * noise['waited']['max']:.0f}% of the time")
-        for key, words in (("foreign_cpus", "others took"), ("stolen_cpus", "the hypervisor took")):
-            if noise[key]:
-                signs.append(f"{words} {noise[key]['max']:.1f} CPUs")
+        if waited := noise.get("waited"):
+            signs.append(f"a thread waited {100 * waited['max']:.0f}% of the time")
+        for extent, words in ((noise.get("foreign_cpus"), "others"), (noise.get("stolen_cpus"), "the hypervisor")):
+            if extent:
+                signs.append(f"{words} took {extent['max']:.1f} CPUs")
         lines.append(
             f"{noise['disturbed_slots']} of {noise['slots']} samples were disturbed (at worst {', '.join(signs)}); "
             f"{noise['repeated_slots']} samples were taken again"
@@ -76,19 +77,17 @@ def measurement_in_words(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def disagreement_in_words(rows: Sequence[Mapping[str, Any]]) -> str | None:
+def disagreement_in_words(rows: Sequence[ComparedLatency]) -> str | None:
     """That launches differ by more than their rounds explain, or drift, in comparisons with the best FP32."""
-    known = [
-        (row, row["launch_agreement_over_best_fp32"]) for row in rows if row.get("launch_agreement_over_best_fp32")
-    ]
+    known = [found for row in rows if (found := row.get("launch_agreement_over_best_fp32"))]
     least_p = DISAGREE_P / max(1, 2 * len(known))  # of all of them at once
-    differ = [found for _, found in known if found["p"] is not None and found["p"] < least_p]
-    drift = [found for _, found in known if found["drift_p"] < least_p]
+    differ = [found for found in known if found["p"] is not None and found["p"] < least_p]
+    drift = [found for found in known if found["drift_p"] < least_p]
     if not differ and not drift:
         return None
     said = []
     if differ:
-        most = max(found["between"] for found in differ)
+        most = max(found["between"] or 0.0 for found in differ)
         said.append(f"launches differ by more than their rounds explain in {len(differ)} (at most ±{100 * most:.1f}%)")
     if drift:
         said.append(f"speed drifted from launch to launch in {len(drift)}")
@@ -135,7 +134,7 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
     for row in found["rows"]:
         if f"{row['candidate']}/{row['runtime']}" != row["baseline"]:
             say(console, difference_in_words(row))
-    for line in measurement_in_words(found):
+    for line in measurement_in_words(cast(Ending, found)):
         say(console, line, "dim")
     of_size = {row["batch_size"]: row for row in reversed(found["rows"])}  # the first artifact, which is the baseline
     pairs = [

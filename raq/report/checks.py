@@ -10,12 +10,13 @@ from rich.text import Text
 
 from raq.doctor import Finding
 from raq.report.terminal import clean, printable, say
+from raq.store.results import ParityRow
 
 ALONE = {"inductor": "torch", "executorch": "ExecuTorch"}
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}
 
 
-def parity_in_words(rows: Sequence[Mapping[str, Any]]) -> str:
+def parity_in_words(rows: Sequence[ParityRow]) -> str:
     """The parity chain: each step's top-1, and how far its logits are from the step before it."""
     parts = []
     for row in rows:

@@ -12,6 +12,7 @@ from typing import Any
 
 from raq.bench.ratio_statistics import Ratios, launches_factor, paired_ratio
 from raq.experiment.measurement import Margin
+from raq.report.types import PlainClaim
 from raq.statistics import CONFIDENCE, Interval, drop_interval, together
 
 MAX_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
@@ -74,7 +75,7 @@ class Claim:
     counted: tuple[int, int, int] | None = None
     launches: int = 0
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> PlainClaim:
         """As `raq show --json` prints it."""
         interval = list(self.interval) if self.interval else None
         return {

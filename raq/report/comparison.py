@@ -11,11 +11,13 @@ import numpy as np
 
 from raq.bench.ratio_statistics import ratio_of_ratios
 from raq.report.claims import Rules
-from raq.report.ratios import Summary, baseline_row, compared, row_ratios
+from raq.report.ratios import baseline_row, compared, row_ratios
 from raq.report.summary import read_predictions_of_run, summarise
+from raq.report.types import CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import plain_ratio
 from raq.statistics import paired_drop, same_accuracy_p
 from raq.store.local import read_run
+from raq.store.types import Environment
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")
@@ -42,7 +44,9 @@ def compare(folders: Sequence[Path]) -> Found:
     }
 
 
-def _compared(first: Summary, second: Summary, before: dict[str, Any], after: dict[str, Any], rules: Rules) -> Found:
+def _compared(
+    first: RunSummary, second: RunSummary, before: dict[str, Any], after: dict[str, Any], rules: Rules
+) -> Found:
     names = [c["name"] for c in first["candidates"]]
     others = {c["name"]: c for c in second["candidates"]}
     return {
@@ -63,13 +67,10 @@ def _compared(first: Summary, second: Summary, before: dict[str, Any], after: di
     }
 
 
-def _environment(first: Found, second: Found) -> list[str]:
+def _environment(first: Environment, second: Environment) -> list[str]:
     """What of machine and libraries differs, a line each."""
-    lines = [
-        f"{key}: {first['machine'][key]} and {second['machine'][key]}"
-        for key in MACHINE
-        if first["machine"][key] != second["machine"][key]
-    ]
+    before, after = dict(first["machine"]), dict(second["machine"])
+    lines = [f"{key}: {before[key]} and {after[key]}" for key in MACHINE if before[key] != after[key]]
     libraries = sorted({*first["versions"], *second["versions"]})
     return lines + [
         f"{name}: {first['versions'].get(name)} and {second['versions'].get(name)}"
@@ -78,7 +79,7 @@ def _environment(first: Found, second: Found) -> list[str]:
     ]
 
 
-def _conditions(first: Summary, second: Summary) -> list[str]:
+def _conditions(first: RunSummary, second: RunSummary) -> list[str]:
     """What of the two runs themselves differs or is in doubt, a line each."""
     lines = [f"{s['run']} is not complete: {s['error']}" for s in (first, second) if not s["complete"]]
     if first["experiment"] != second["experiment"]:
@@ -98,13 +99,13 @@ def _conditions(first: Summary, second: Summary) -> list[str]:
     return lines
 
 
-def _used(summary: Summary, name: str) -> str:
+def _used(summary: RunSummary, name: str) -> str:
     """The values of one setting of a run's measurements."""
     of = summary["measurement"] if name == "protocol" else [r for c in summary["candidates"] for r in c["latency"]]
     return ", ".join(sorted({str(entry.get(name)) for entry in of})) or "none"
 
 
-def _weight_bytes(candidate: Summary) -> int | None:
+def _weight_bytes(candidate: CandidateSummary) -> int | None:
     return candidate["artifacts"][0]["weight_bytes"] if candidate["artifacts"] else None
 
 
@@ -125,11 +126,11 @@ def _top1(name: str, before: dict[str, Any], after: dict[str, Any], margin: floa
     return {"points": gain, "interval": [low, high], "p": p, "said": said}
 
 
-def _latency(first: Summary, second: Summary, name: str, margin: float) -> list[Found]:
+def _latency(first: RunSummary, second: RunSummary, name: str, margin: float) -> list[Found]:
     """By device, runtime and batch size, the second run's speedup over the first one's."""
     found = []
     for row in _rows(first, name):
-        other = next((r for r in _rows(second, name) if all(r[part] == row[part] for part in PLACE)), None)
+        other = next((r for r in _rows(second, name) if _place_of(r) == _place_of(row)), None)
         before, after = (_baseline(summary, row) for summary in (first, second))
         if other is None or before is None or after is None or f"{name}/{row['runtime']}" == row["baseline"]:
             continue
@@ -142,7 +143,7 @@ def _latency(first: Summary, second: Summary, name: str, margin: float) -> list[
         bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
         found.append(
             {
-                **{part: row[part] for part in PLACE},
+                **dict(zip(PLACE, _place_of(row), strict=True)),
                 "baseline": row["baseline"],
                 "speedups": [row["speedup"], other["speedup"]],
                 "ratio": ratio,
@@ -154,6 +155,10 @@ def _latency(first: Summary, second: Summary, name: str, margin: float) -> list[
     return found
 
 
+def _place_of(row: ComparedLatency) -> tuple[str, str, int]:
+    return row["device"], row["runtime"], row["batch_size"]
+
+
 def _difference(low: float, high: float, none: float, least: float, most: float, margin: str) -> str:
     """What an interval shows: `none` is no difference, between `least` and `most` is none that counts."""
     if least <= low and high <= most:
@@ -161,10 +166,10 @@ def _difference(low: float, high: float, none: float, least: float, most: float,
     return "cannot tell" if low <= none <= high else "different"
 
 
-def _rows(summary: Summary, name: str) -> list[Summary]:
+def _rows(summary: RunSummary, name: str) -> list[ComparedLatency]:
     return [row for c in summary["candidates"] if c["name"] == name for row in c["latency"]]
 
 
-def _baseline(summary: Summary, like: Summary) -> Summary | None:
+def _baseline(summary: RunSummary, like: ComparedLatency) -> ComparedLatency | None:
     """The baseline's row for the same device and batch size."""
     return baseline_row(summary["candidates"], like)

@@ -10,10 +10,11 @@ from raq.plan.prepare import DryRun
 from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words
 from raq.report.checks import parity_in_words
 from raq.report.live import seconds
-from raq.report.ratios import Summary, compared
+from raq.report.ratios import compared
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.table import fits, table_of_candidates
 from raq.report.terminal import clean, paragraph, printable, say
+from raq.report.types import CandidateSummary, RunSummary
 
 LEGEND = (
     "MB: weights above, file below. top-1 and drop (points): 95% intervals below. int8: share of the MACs. "
@@ -55,7 +56,7 @@ def print_plan(console: Console, run: DryRun) -> None:
     say(console, text, "bold")
 
 
-def print_summary(console: Console, summary: Summary, details: bool = False) -> None:
+def print_summary(console: Console, summary: RunSummary, details: bool = False) -> None:
     """The table of a run and the verdict, last; with details also how it was measured, files, and the parity chain.
 
     On a terminal too narrow for all latencies in one table, each batch size has a table of its own.
@@ -83,18 +84,18 @@ def print_summary(console: Console, summary: Summary, details: bool = False) -> 
     paragraph(console, summary["verdict"]["why"], "bold")
 
 
-def _print_sweeps(console: Console, summary: Summary) -> None:
+def _print_sweeps(console: Console, summary: RunSummary) -> None:
     """What was tried before the candidates were made."""
-    if summary.get("sweep"):
-        print_sweep(console, summary["sweep"])
-    if summary.get("qat_sweep"):
-        print_search(console, summary["qat_sweep"])
-    if summary.get("layer_sweep"):
-        print_layers(console, summary["layer_sweep"])
+    if calibrations := summary.get("sweep"):
+        print_sweep(console, calibrations)
+    if search := summary.get("qat_sweep"):
+        print_search(console, search)
+    if layers := summary.get("layer_sweep"):
+        print_layers(console, layers)
         console.print()
 
 
-def _print_chosen_file(console: Console, summary: Summary) -> None:
+def _print_chosen_file(console: Console, summary: RunSummary) -> None:
     """Where the artifacts of the candidate are that the verdict ships."""
     for candidate in summary["candidates"]:
         if candidate["name"] == summary["verdict"]["choice"]:
@@ -102,7 +103,7 @@ def _print_chosen_file(console: Console, summary: Summary) -> None:
                 say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}")
 
 
-def _print_details(console: Console, summary: Summary) -> None:
+def _print_details(console: Console, summary: RunSummary) -> None:
     """How it was measured, how far launches agree, where the artifacts are, and the parity chain of each candidate."""
     for measurement in summary["measurement"]:
         for line in measurement_in_words(measurement):
@@ -119,7 +120,7 @@ def _print_details(console: Console, summary: Summary) -> None:
             paragraph(console, f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}", "dim")
 
 
-def _say_what_is_special(console: Console, candidates: Sequence[Summary]) -> None:
+def _say_what_is_special(console: Console, candidates: Sequence[CandidateSummary]) -> None:
     """Activations of 7 bits, candidates that are not lowered here, int8 that is float on a GPU."""
     narrow = [c["name"] for c in candidates if c.get("reduce_range")]
     if narrow:
@@ -139,7 +140,7 @@ def _say_what_is_special(console: Console, candidates: Sequence[Summary]) -> Non
         console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
 
 
-def _say_what_ran(console: Console, candidates: Sequence[Summary]) -> None:
+def _say_what_ran(console: Console, candidates: Sequence[CandidateSummary]) -> None:
     """The share of int8 that was seen running, and weights that are packed anew at every call."""
     shares = [(c["name"], a.get("executed_int8_mac_share")) for c in candidates for a in c["artifacts"]]
     seen = [f"{name} {100 * share:.1f}%" for name, share in shares if share is not None and name != "fp32"]

@@ -3,9 +3,10 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raq.errors import UserError
+from raq.report.types import RunSummary
 from raq.store.local import read_run
 from raq.store.object_storage import is_address
 from raq.store.opening import open_store, store_of
@@ -30,7 +31,7 @@ class Run:
         self.record = read_run(self.folder)
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> RunSummary:
         """What `raq show --json` prints."""
         from raq.report.summary import summarise
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from raq.experiment.schema import BASELINE
-from raq.report.ratios import Place, Summary, fastest, rows_at
+from raq.report.ratios import Place, fastest, rows_at
+from raq.report.types import Artifact, CandidateSummary, ComparedLatency
 
 SAME_SIZE = 0.01  # weights that differ by less are equally large
 WORK = {"fp32": 0, "ptq": 1, "qat": 2}  # what making a candidate takes, of candidates that are otherwise alike
@@ -13,8 +14,8 @@ WORK = {"fp32": 0, "ptq": 1, "qat": 2}  # what making a candidate takes, of cand
 class Option:
     """A candidate in one runtime at a place."""
 
-    candidate: Summary
-    row: Summary
+    candidate: CandidateSummary
+    row: ComparedLatency
 
     @property
     def name(self) -> str:
@@ -32,11 +33,10 @@ class Option:
         return WORK.get(self.candidate["kind"], 1)
 
     @property
-    def _artifact(self) -> Summary:
+    def _artifact(self) -> Artifact:
         """Its artifact; the candidate's first one in eager mode, which has none of its own."""
         own = [a for a in self.candidate["artifacts"] if a.get("runtime", "inductor") == self.row["runtime"]]
-        chosen: Summary = (own or self.candidate["artifacts"])[0]
-        return chosen
+        return (own or self.candidate["artifacts"])[0]
 
     @property
     def weight_bytes(self) -> int:
@@ -57,7 +57,7 @@ class Option:
         return self.smaller_than(other) or (not other.smaller_than(self) and self.work < other.work)
 
 
-def options_at(candidate: Summary, place: Place) -> list[Option]:
+def options_at(candidate: CandidateSummary, place: Place) -> list[Option]:
     """What of a candidate may be shipped at a place: FP32 in every runtime, others as artifacts."""
     rows = rows_at(candidate, place)
     if candidate["name"] == BASELINE:

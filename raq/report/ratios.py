@@ -5,17 +5,16 @@ Neither torch nor ray.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from raq.bench.ratio_statistics import Ratios, counted_rounds, paired_ratio, undisturbed_ratios
 from raq.experiment.schema import BASELINE
+from raq.report.types import CandidateSummary, ComparedLatency
 
-Summary = dict[str, Any]
 Place = tuple[str, int]
 """A device and a batch size."""
 
 
-def row_ratios(one: Summary, other: Summary) -> Ratios:
+def row_ratios(one: ComparedLatency, other: ComparedLatency) -> Ratios:
     """The time of one row over that of another of the same measurement, by round; a list a launch."""
     if "round_launch" not in one or "round_launch" not in other:  # older records do not distinguish launches
         return [[a / b for a, b in zip(one["round_p50_ms"], other["round_p50_ms"], strict=True)]]
@@ -24,7 +23,7 @@ def row_ratios(one: Summary, other: Summary) -> Ratios:
     return undisturbed_ratios([one["round_launch"][n] for n, _ in both], one_ms, other_ms, excluded)
 
 
-def _paired(one: Summary, other: Summary) -> tuple[list[tuple[int, int]], list[bool]]:
+def _paired(one: ComparedLatency, other: ComparedLatency) -> tuple[list[tuple[int, int]], list[bool]]:
     """The rounds that two rows share, by their positions in either, and whether one of the two was disturbed."""
     place = {number: n for n, number in enumerate(_numbers(other))}
     both = [(n, place[number]) for n, number in enumerate(_numbers(one)) if number in place]
@@ -59,7 +58,7 @@ class SharedRounds:
         return f"{self.disturbed} of {self.shared} rounds were disturbed"
 
 
-def shared_rounds(one: Summary, other: Summary) -> SharedRounds | None:
+def shared_rounds(one: ComparedLatency, other: ComparedLatency) -> SharedRounds | None:
     """The rounds that a ratio of two rows of a measurement is of; None for older records, which say too little."""
     if "round_launch" not in one or "round_launch" not in other:
         return None
@@ -71,7 +70,7 @@ def shared_rounds(one: Summary, other: Summary) -> SharedRounds | None:
     return SharedRounds(len(both), len(counted), sum(excluded), sum(far))
 
 
-def baseline_row(candidates: Sequence[Summary], row: Summary) -> Summary | None:
+def baseline_row(candidates: Sequence[CandidateSummary], row: ComparedLatency) -> ComparedLatency | None:
     """The row that the speedup of a row is over; None if it is not there."""
     rows = {
         f"{c['name']}/{r['runtime']}": r for c in candidates for r in rows_at(c, (row["device"], row["batch_size"]))
@@ -79,35 +78,35 @@ def baseline_row(candidates: Sequence[Summary], row: Summary) -> Summary | None:
     return rows.get(row["baseline"])
 
 
-def _numbers(row: Summary) -> Sequence[int]:
+def _numbers(row: ComparedLatency) -> Sequence[int]:
     """Which of the rounds a row has a sample in; all of them in older records."""
     return row.get("round_number") or range(len(row["round_p50_ms"]))
 
 
-def rows_at(candidate: Summary, place: Place) -> list[Summary]:
+def rows_at(candidate: CandidateSummary, place: Place) -> list[ComparedLatency]:
     """The latencies of a candidate at a place, one a runtime."""
     return [row for row in candidate["latency"] if (row["device"], row["batch_size"]) == place]
 
 
-def fastest(rows: Sequence[Summary]) -> Summary | None:
+def fastest(rows: Sequence[ComparedLatency]) -> ComparedLatency | None:
     """The row whose time is the lowest, by the ratios within the rounds that two rows share; None without rows.
 
     Each next row is compared with the fastest so far, so that those with fewer rounds decide nothing between others.
     """
-    best: Summary | None = None
+    best: ComparedLatency | None = None
     for row in sorted(rows, key=lambda row: -len(row["round_p50_ms"])):
         if best is None or ((shared := row_ratios(row, best)) and paired_ratio(shared)[0] < 1):
             best = row
     return best
 
 
-def best_fp32(candidates: Sequence[Summary], place: Place) -> Summary | None:
+def best_fp32(candidates: Sequence[CandidateSummary], place: Place) -> ComparedLatency | None:
     """The row of the fastest FP32 there is at a place, eager mode included, with its candidate; None without one."""
     rows = [row | {"candidate": c["name"]} for c in candidates if c["name"] == BASELINE for row in rows_at(c, place)]
     return fastest(rows)
 
 
-def compared(candidates: Sequence[Summary]) -> list[tuple[str, SharedRounds]]:
+def compared(candidates: Sequence[CandidateSummary]) -> list[tuple[str, SharedRounds]]:
     """The rounds that the printed speedups are of, over the best FP32 and over the baseline, each with a name.
 
     Of older records, which say too little, there are none.

@@ -41,12 +41,13 @@ def _line(folder: Path) -> RunLine:
         )
     state = "complete" if run["complete"] else "stopped" if run["error"] else "unfinished"
     try:
-        verdict = summarise(folder)["verdict"]
+        found = summarise(folder)["verdict"]
+        choice, why = found["choice"], found["why"]
     except UserError as error:
-        state, verdict = "damaged", {"choice": None, "why": error.message}
+        state, choice, why = "damaged", None, error.message
     return RunLine(
         run=run["id"], experiment=run["experiment"], started_at=_moment(run.get("started_at")), state=state,
-        choice=verdict["choice"], why=verdict["why"],
+        choice=choice, why=why,
     )  # fmt: skip
 
 

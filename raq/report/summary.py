@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,18 +13,21 @@ from raq.errors import UserError
 from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
 from raq.report.claims import Counts, Measured, Rules
-from raq.report.ratios import Summary, best_fp32, row_ratios
+from raq.report.ratios import best_fp32, row_ratios
+from raq.report.types import Accuracy, Artifact, CandidateSummary, ComparedLatency, MeasurementSummary, RunSummary
 from raq.report.verdict import verdict
 from raq.statistics import discordant, paired_drop, proportion_interval, same_accuracy_p
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
+from raq.store.results import Noise
+from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
 PREDICTIONS = "predictions.npy"
 MAX_PREDICTIONS_BYTES = 4_000_000_000
 
 
-def summarise(run_folder: Path) -> Summary:
+def summarise(run_folder: Path) -> RunSummary:
     """The summary of a run; what is not there (yet) is None.
 
     Raises UserError if a record is damaged.
@@ -55,14 +58,10 @@ def summarise(run_folder: Path) -> Summary:
         "environment": environment,
         "data": run["data"],
         "candidates": candidates,
-        "sweep": _sweep(stages.get("sweep/ptq")),
-        "qat_sweep": _sweep(stages.get("sweep/qat")),
-        "layer_sweep": _sweep(stages.get("sweep/layers")),
-        "measurement": [
-            {key: r["results"].get(key) for key in ("protocol", "stopped_by", "elapsed_s", "launches")}
-            | {"device": r["settings"]["device"], "noise": _noise(r["results"].get("noise") or {})}
-            for r in benches
-        ],
+        "sweep": cast("PtqSweepResults | None", _sweep(stages.get("sweep/ptq"))),
+        "qat_sweep": cast("QatSweepResults | None", _sweep(stages.get("sweep/qat"))),
+        "layer_sweep": cast("LayerSweepResults | None", _sweep(stages.get("sweep/layers"))),
+        "measurement": [_measurement(record) for record in benches],
         "verdict": verdict(candidates, Rules.of(settings), counts_by(right), measured)
         if complete
         else {
@@ -80,7 +79,7 @@ def _candidate(
     right: dict[str, Any],
     store: Store,
     machine: Record,
-) -> Summary:
+) -> CandidateSummary:
     """What the records of a run say of one candidate."""
     evaluation, program = stages.get(f"evaluate/{name}"), stages.get(name)
     made: Record = program["results"] if program is not None else {}
@@ -106,7 +105,7 @@ def _candidate(
             for row in record["results"].get("parity", [])
         ],
         "latency": [
-            {key: value for key, value in row.items() if key != "candidate"}
+            cast(ComparedLatency, {key: value for key, value in row.items() if key != "candidate"})
             for stage, record in stages.items()
             if record is not None and stage.startswith("bench/")
             for row in record["results"]["rows"]
@@ -123,36 +122,37 @@ def _config(written: Record, made: Record) -> Record:
     return {**written, "calibration": made["calibration"]} if "calibration" in made else written
 
 
-def _accuracy(name: str, evaluation: Record | None, right: dict[str, Any]) -> Summary:
+def _accuracy(name: str, evaluation: Record | None, right: dict[str, Any]) -> Accuracy:
     """Top-1 with its interval, and the drop against FP32 on the same images; None of what is not known."""
-    found: Summary = dict.fromkeys(
-        ("top1", "top1_interval", "drop_points", "drop_interval", "same_accuracy_p", "test_images")
-    )
+    found: Accuracy = {
+        "top1": None, "top1_interval": None, "drop_points": None, "drop_interval": None, "same_accuracy_p": None,
+        "test_images": None,
+    }  # fmt: skip
     mine, baseline = right[name], right.get("fp32")
     if evaluation is None or mine is None:
         return found
     results = evaluation["results"]
-    found |= {
-        "top1": results["top1"],
-        "test_images": results["test_images"],
-        "top1_interval": list(proportion_interval(results["correct"], results["test_images"])),
-    }
+    found["top1"], found["test_images"] = results["top1"], results["test_images"]
+    found["top1_interval"] = list(proportion_interval(results["correct"], results["test_images"]))
     if baseline is not None:
         drop, interval = (0.0, (0.0, 0.0)) if name == "fp32" else paired_drop(baseline, mine)
-        same = same_accuracy_p(baseline, mine)
-        found |= {"drop_points": drop, "drop_interval": list(interval), "same_accuracy_p": same}
+        found["drop_points"], found["drop_interval"] = drop, list(interval)
+        found["same_accuracy_p"] = same_accuracy_p(baseline, mine)
     return found
 
 
-def _artifacts(name: str, stages: dict[str, Record | None], evaluation: Record | None, store: Store) -> list[Summary]:
+def _artifacts(name: str, stages: dict[str, Record | None], evaluation: Record | None, store: Store) -> list[Artifact]:
     """The candidate's artifacts, one a device."""
     keys = ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
     resident = evaluation["results"].get("resident_bytes") if evaluation is not None else None
     return [
-        {key: record["results"].get(key) for key in keys}
-        | {"resident_bytes": resident}
-        | _executed(record, evaluation)
-        | {"path": store.place(record, _file_of(record))}
+        cast(
+            Artifact,
+            {key: record["results"].get(key) for key in keys}
+            | {"resident_bytes": resident}
+            | _executed(record, evaluation)
+            | {"path": store.place(record, _file_of(record))},
+        )
         for stage, record in stages.items()
         if record is not None and (stage == f"lower/{name}" or stage.startswith(f"lower/{name}/"))
     ]
@@ -170,7 +170,7 @@ def counts_by(right: Mapping[str, Any]) -> Counts:
     return counts
 
 
-def set_against_best_fp32(candidates: list[Summary]) -> None:
+def set_against_best_fp32(candidates: list[CandidateSummary]) -> None:
     """Add to each latency its speedup over the fastest FP32 there, eager mode included, and how its launches agree."""
     for candidate in candidates:
         for row in candidate["latency"]:
@@ -214,9 +214,15 @@ def _sweep(record: Record | None) -> Record | None:
     return None if record is None else dict(record["results"])
 
 
-def _noise(noise: Record) -> Record:
-    """What is known of the disturbances, without the clocks of every round."""
-    return {key: value for key, value in noise.items() if key != "clocks"}
+def _measurement(record: Record) -> MeasurementSummary:
+    """How a device was measured, without the clocks of every round."""
+    results, noise = record["results"], record["results"].get("noise") or {}
+    return {
+        "protocol": results.get("protocol"), "stopped_by": results.get("stopped_by"),
+        "elapsed_s": results.get("elapsed_s"), "launches": results.get("launches"),
+        "device": record["settings"]["device"],
+        "noise": cast(Noise, {key: value for key, value in noise.items() if key != "clocks"}),
+    }  # fmt: skip
 
 
 def read_predictions_of_run(run_folder: Path) -> dict[str, Any]:

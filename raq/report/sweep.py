@@ -1,6 +1,6 @@
 """The terminal, for sweeps: the curve over calibration sizes, and what was chosen. Neither torch nor ray."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.experiment.sweep import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
+from raq.store.sweep_results import CurveRow, LayerSweepResults, PtqSweepResults, QatSweepResults, QatTrial, Scored
 
 
-def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
+def print_sweep(console: Console, found: PtqSweepResults) -> None:
     """What a sweep's trials came to, a row a calibration; the chosen one is marked, failed trials are listed."""
     config = found["choice"]["config"]
     wanted = tuple(config.get(key) for key in (*METHOD, SIZE))  # older records have fewer keys
@@ -29,7 +30,7 @@ def print_sweep(console: Console, found: Mapping[str, Any]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     several = {key: len({row.get(key) for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
 
-    def said(row: Mapping[str, Any]) -> str:
+    def said(row: CurveRow) -> str:
         channels = f", per {'channel' if row.get(PER_CHANNEL) else 'tensor'}" if several[PER_CHANNEL] else ""
         return channels + (f", {7 if row.get(REDUCE_RANGE) else 8} bits" if several[REDUCE_RANGE] else "")
 
@@ -68,7 +69,7 @@ def _lost(points: float | None, interval: Sequence[float] | None) -> str:
 MAX_TRIALS = 20  # on the terminal; the table of all is in trials.csv
 
 
-def _table_of_trainings(ranked: Sequence[Mapping[str, Any]], keys: Sequence[str], chosen: int, mark: str) -> Table:
+def _table_of_trainings(ranked: Sequence[QatTrial], keys: Sequence[str], chosen: int, mark: str) -> Table:
     """The trials in this order, with the keys that were tried; the chosen one is marked."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -79,7 +80,7 @@ def _table_of_trainings(ranked: Sequence[Mapping[str, Any]], keys: Sequence[str]
         table.add_row(
             mark if trial["number"] == chosen else "",
             f"{trial['number'] + 1}{'†' if trial['front'] else ''}",
-            f"{100 * trial['top1']:.2f}",
+            f"{100 * (trial['top1'] or 0.0):.2f}",
             f"{trial['epochs']}{' ended' if interval is None else ''}",
             *("unset" if trial["config"][key] is None else _short(trial["config"][key]) for key in keys),
             style="bold" if trial["number"] == chosen else "dim" if interval is None else None,
@@ -87,7 +88,7 @@ def _table_of_trainings(ranked: Sequence[Mapping[str, Any]], keys: Sequence[str]
     return table
 
 
-def print_search(console: Console, found: Mapping[str, Any]) -> None:
+def print_search(console: Console, found: QatSweepResults) -> None:
     """What a search for a training came to: the trials ranked, early stops, the Pareto front, which keys mattered."""
     trials, choice = found["trials"], found["choice"]
     states = [trial["state"] for trial in trials]
@@ -106,7 +107,7 @@ def print_search(console: Console, found: Mapping[str, Any]) -> None:
     if len(ranked) > MAX_TRIALS:
         console.print(f"and {len(ranked) - MAX_TRIALS} more: see trials.csv", style="dim", highlight=False)
     mattered = found["importance"]
-    widest = max(t["top1_interval"][1] - t["top1_interval"][0] for t in trials if t.get("top1_interval"))
+    widest = max(high - low for t in trials for low, high in [t.get("top1_interval") or (0.0, 0.0)])
     lines = [
         f"top-1 has 95% intervals of ±{50 * widest:.1f} points at most; ended: early.",
         "†: no other has both a higher top-1 and fewer epochs. Trial 1 is the training as written.",
@@ -141,7 +142,7 @@ HEADING = 9
 MAX_LAYERS, MAX_NAMED = 12, 8
 
 
-def print_layers(console: Console, found: Mapping[str, Any]) -> None:
+def print_layers(console: Console, found: LayerSweepResults) -> None:
     """Which layers quantization hurts, the most hurt ones first, and the configurations that were chosen."""
     everything = found["all_quantized"]
     console.print(
@@ -151,20 +152,24 @@ def print_layers(console: Console, found: Mapping[str, Any]) -> None:
         style="bold",
         highlight=False,
     )
-    known = [row for row in found["sensitivity"] if row["without"] is not None and row["only"] is not None]
-    ranked = sorted(known, key=lambda row: -(row["without"]["sqnr_db"] or 0))
+    known = [
+        (row, left_out, alone)
+        for row in found["sensitivity"]
+        if (left_out := row["without"]) is not None and (alone := row["only"]) is not None
+    ]
+    ranked = sorted(known, key=lambda one: -(one[1]["sqnr_db"] or 0))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
     for name in ("MACs %", "drop in float", "dB in float", "drop alone", "dB alone"):
         table.add_column(name, justify="right")
-    for row in ranked[:MAX_LAYERS]:
+    for row, left_out, alone in ranked[:MAX_LAYERS]:
         table.add_row(
             Text(row["layer"]),
             f"{100 * row['mac_share']:.1f}",
-            f"{row['without']['drop_points']:.2f}",
-            _db(row["without"]["sqnr_db"]),
-            f"{row['only']['drop_points']:.2f}",
-            _db(row["only"]["sqnr_db"]),
+            f"{left_out['drop_points']:.2f}",
+            _db(left_out["sqnr_db"]),
+            f"{alone['drop_points']:.2f}",
+            _db(alone["sqnr_db"]),
         )
     console.print(table)
     console.print(
@@ -185,7 +190,7 @@ def print_layers(console: Console, found: Mapping[str, Any]) -> None:
     console.print(f"chosen: {found['choice']['why']}", markup=False, highlight=False)
 
 
-def _points(row: Mapping[str, Any]) -> str:
+def _points(row: Scored) -> str:
     return f"{row['drop_points']:.2f} ({row['drop_interval'][0]:.2f} to {row['drop_interval'][1]:.2f})"
 
 

@@ -1,26 +1,25 @@
 """The table of candidates: sizes, accuracies, latencies. Neither torch nor ray."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from raq.report.ratios import Summary
+from raq.report.types import Artifact, CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import SMALL_RATIO
 
 MAX_WIDTH = 10_000  # that no table has
 
 
-def fits(console: Console, summary: Summary, keys: Sequence[tuple[str, int]]) -> bool:
+def fits(console: Console, summary: RunSummary, keys: Sequence[tuple[str, int]]) -> bool:
     """Whether the table with these latencies is no wider than the terminal."""
     table = table_of_candidates(summary, keys)
     return Measurement.get(console, console.options.update(width=MAX_WIDTH), table).maximum <= console.width
 
 
-def table_of_candidates(summary: Summary, keys: Sequence[tuple[str, int]]) -> Table:
+def table_of_candidates(summary: RunSummary, keys: Sequence[tuple[str, int]]) -> Table:
     """Candidates by runtime, with the latencies of these devices and batch sizes."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name, justify in (
@@ -39,16 +38,18 @@ def table_of_candidates(summary: Summary, keys: Sequence[tuple[str, int]]) -> Ta
     return table
 
 
-def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> list[str]:
+def _row(candidate: CandidateSummary, runtime: str, keys: Sequence[tuple[str, int]]) -> list[str]:
     """One candidate in one runtime. Size, accuracy and drop are the artifact's, so eager has none of its own."""
     eager = runtime == "eager"
     artifact = candidate["artifacts"][0] if candidate["artifacts"] and not eager else None
     cells = [f"{candidate['name']}\n{runtime}"]
     cells.append(f"{artifact['weight_bytes'] / 1e6:.2f}\n{artifact['size_bytes'] / 1e6:.2f}" if artifact else "")
-    known = not eager and candidate["top1"] is not None
-    cells.append(f"{100 * candidate['top1']:.2f}\n{_interval(candidate['top1_interval'], 100, 1)}" if known else "")
-    drops = known and candidate["kind"] != "fp32" and candidate["drop_points"] is not None
-    cells.append(f"{candidate['drop_points']:.2f}\n{_drop_interval(candidate['drop_interval'])}" if drops else "")
+    top1, interval = candidate["top1"], candidate["top1_interval"]
+    known = not eager and top1 is not None and interval is not None
+    cells.append(f"{100 * (top1 or 0):.2f}\n{_interval(interval or (), 100, 1)}" if known else "")
+    drop, interval = candidate["drop_points"], candidate["drop_interval"]
+    drops = known and candidate["kind"] != "fp32" and interval is not None
+    cells.append(f"{drop:.2f}\n{_drop_interval(interval or ())}" if drops else "")
     cells.append(_share(artifact) if artifact and candidate["kind"] != "fp32" else "")
     for device, size in keys:
         rows = [
@@ -58,12 +59,12 @@ def _row(candidate: Summary, runtime: str, keys: Sequence[tuple[str, int]]) -> l
     return cells
 
 
-def _share(artifact: Mapping[str, Any]) -> str:
+def _share(artifact: Artifact) -> str:
     share = artifact["int8_mac_share"]
     return "?" if share is None else f"{100 * share:.0f}%"
 
 
-def _latency(row: Mapping[str, Any], quantized: bool) -> str:
+def _latency(row: ComparedLatency, quantized: bool) -> str:
     """Milliseconds, the speedup over the baseline and, of a quantized candidate, that over the best FP32."""
     digits = 1 if row["mean_ms"] >= 100 else 2
     spread = "" if row["std_ms"] is None else f" ± {row['std_ms']:.{digits}f}"

@@ -7,7 +7,6 @@ The rules in full: experiments/README.md.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from raq.bench.ratio_statistics import paired_ratio
 from raq.experiment.schema import BASELINE
@@ -24,7 +23,8 @@ from raq.report.claims import (
     step_down,
 )
 from raq.report.options import Option, options_at
-from raq.report.ratios import Place, Summary, best_fp32, fastest, row_ratios
+from raq.report.ratios import Place, best_fp32, fastest, row_ratios
+from raq.report.types import CandidateSummary, ComparedLatency, PlaceChoice, Verdict
 from raq.report.verdict_words import Sentences, at, times
 from raq.statistics import together
 
@@ -39,8 +39,8 @@ class Decision:
 
 
 def verdict(
-    candidates: Sequence[Summary], rules: Rules, counts: Counts, measured: Mapping[str, Measured] | None = None
-) -> dict[str, Any]:
+    candidates: Sequence[CandidateSummary], rules: Rules, counts: Counts, measured: Mapping[str, Measured] | None = None
+) -> Verdict:
     """The choice, why in words, every claim it rests on, and the choice at every place.
 
     candidates: of a summary, the baseline first. measured: by device.
@@ -52,7 +52,7 @@ class _Judge:
     """The claims as they are made, and what they come to."""
 
     def __init__(
-        self, candidates: Sequence[Summary], rules: Rules, counts: Counts, measured: Mapping[str, Measured]
+        self, candidates: Sequence[CandidateSummary], rules: Rules, counts: Counts, measured: Mapping[str, Measured]
     ) -> None:
         self.candidates = candidates
         self.rules = rules
@@ -62,7 +62,7 @@ class _Judge:
         self.words = Sentences(candidates, rules, measured, self.accurate)
         self.slower: list[str] = []  # sentences: who is slower than FP32, and where
 
-    def judge(self) -> dict[str, Any]:
+    def judge(self) -> Verdict:
         """See `verdict`."""
         baseline = self.candidates[0] if self.candidates else None
         keys = {(row["device"], row["batch_size"]) for c in self.candidates for row in c["latency"]}
@@ -82,7 +82,9 @@ class _Judge:
             elif decision.choice != deciding.choice:
                 sentences.append(f"{at(place).capitalize()}, ship {decision.choice}.")
         why = " ".join(dict.fromkeys([*sentences, *self.slower, *self.words.not_chosen(deciding.choice)]))
-        choices = [{"device": d, "batch_size": b, "choice": one.choice} for (d, b), one in found.items()]
+        choices: list[PlaceChoice] = [
+            {"device": d, "batch_size": b, "choice": one.choice} for (d, b), one in found.items()
+        ]
         return {
             "choice": deciding.choice, "why": why, "claims": [claim.plain() for claim in self.claims],
             "choices": choices,
@@ -185,7 +187,7 @@ class _Judge:
         alike = [o for o in able if o.name != best.name and not best.smaller_than(o)]
         return self._of_equals(best, alike, place)
 
-    def _compare_with_fp32(self, options: Sequence[Option], plain: Summary, place: Place) -> set[str]:
+    def _compare_with_fp32(self, options: Sequence[Option], plain: ComparedLatency, place: Place) -> set[str]:
         """Claim that each quantized candidate is faster than FP32, in every runtime; those that are shown not to be."""
         slower = set()
         quantized = [option for option in options if option.name != BASELINE]

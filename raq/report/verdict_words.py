@@ -10,7 +10,8 @@ from raq.bench.ratio_statistics import MIN_LAUNCHES, paired_ratio
 from raq.experiment.schema import BASELINE
 from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_needed, rounded_up
 from raq.report.options import Option
-from raq.report.ratios import Place, Summary, baseline_row, best_fp32, row_ratios, shared_rounds
+from raq.report.ratios import Place, baseline_row, best_fp32, row_ratios, shared_rounds
+from raq.report.types import Artifact, CandidateSummary, ComparedLatency
 
 SMALL_RATIO = 0.1
 
@@ -19,7 +20,7 @@ SMALL_RATIO = 0.1
 class Sentences:
     """What they are of. accurate: by candidate, that it loses no more than it may; measured: by device."""
 
-    candidates: Sequence[Summary]
+    candidates: Sequence[CandidateSummary]
     rules: Rules
     measured: Mapping[str, Measured]
     accurate: Mapping[str, Claim]
@@ -159,7 +160,7 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _smaller(option: Option, baseline: Summary) -> str:
+def _smaller(option: Option, baseline: Artifact) -> str:
     """How much smaller than FP32's artifact an option is: its weights, and its file where that is not the same."""
     weights, file = (
         1 - own / whole
@@ -195,7 +196,7 @@ def times(value: float, interval: Sequence[float] | None) -> str:
     return f"{value:.{digits}f} times ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 
-def _doubt(one: Summary | None, other: Summary) -> str:
+def _doubt(one: ComparedLatency | None, other: ComparedLatency) -> str:
     """What is wrong with the rounds that the ratio of two rows is of, in brackets."""
     rounds = None if one is None else shared_rounds(one, other)
     return f" ({rounds.doubt})" if rounds is not None and rounds.doubt else ""

@@ -134,10 +134,9 @@ class Agreement(TypedDict):
 
 
 @strict
-class BenchRow(TypedDict):
+class Latency(TypedDict):
     """One contender at one batch size."""
 
-    candidate: Name
     runtime: Name
     device: Name
     batch_size: Annotated[int, Field(ge=1, le=2**32)]
@@ -159,6 +158,13 @@ class BenchRow(TypedDict):
     round_disturbed: NotRequired[list[bool]]
     round_number: NotRequired[list[Count]]
     launch_agreement: NotRequired[Agreement | None]
+
+
+@strict
+class BenchRow(Latency):
+    """A latency, with its candidate."""
+
+    candidate: Name
 
 
 @strict

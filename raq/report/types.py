@@ -1,0 +1,123 @@
+"""What a report says, as `raq show --json` and `raq compare --json` print it. Neither torch nor ray."""
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
+
+from raq.store.results import Agreement, Latency, Noise, ParityRow
+from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
+from raq.store.types import DataOfRun, Environment
+
+
+class ComparedLatency(Latency):
+    """A latency with its speedup over the fastest FP32 there; `candidate` where a row stands alone."""
+
+    candidate: NotRequired[str]
+    speedup_over_best_fp32: NotRequired[float | None]
+    speedup_over_best_fp32_interval: NotRequired[list[float] | None]
+    best_fp32: NotRequired[str | None]
+    launch_agreement_over_best_fp32: NotRequired[Agreement | None]
+
+
+class Artifact(TypedDict):
+    """A candidate's artifact on one device; None is what its record does not have."""
+
+    runtime: NotRequired[str | None]
+    target: str
+    path: str
+    size_bytes: int
+    weight_bytes: int
+    int8_mac_share: float | None
+    executed_int8_mac_share: float | None
+    reorders_per_call: dict[str, int] | None
+    resident_bytes: int | None
+    sha256: str | None
+    note: str | None
+    ledger: dict[str, Any] | None
+
+
+class Accuracy(TypedDict):
+    """Top-1 of a candidate, and its drop against FP32 on the same images; None of what is not known."""
+
+    top1: float | None
+    top1_interval: list[float] | None
+    drop_points: float | None
+    drop_interval: list[float] | None
+    same_accuracy_p: float | None
+    test_images: int | None
+
+
+class CandidateSummary(Accuracy):
+    """What the records of a run say of one candidate. config: how it was made, as its section of the experiment."""
+
+    name: str
+    kind: str
+    config: dict[str, Any]
+    artifacts: list[Artifact]
+    float_layers: list[str] | None
+    backend: str | None
+    not_lowered: str | None
+    graph_int8_mac_share: float | None
+    reduce_range: bool | None
+    parity: list[ParityRow]
+    latency: list[ComparedLatency]
+
+
+class Ending(TypedDict):
+    """How a measurement ended, and what disturbed it."""
+
+    protocol: str | None
+    stopped_by: str | None
+    elapsed_s: float | None
+    launches: int | None
+    noise: Noise
+
+
+class MeasurementSummary(Ending):
+    """How one device was measured."""
+
+    device: str
+
+
+class PlainClaim(TypedDict):
+    """A claim of the verdict; holds: None where it is not known."""
+
+    claim: str
+    value: float | None
+    interval: list[float] | None
+    margin: float
+    holds: bool | None
+
+
+class PlaceChoice(TypedDict):
+    """What is shipped at one batch size on one device."""
+
+    device: str
+    batch_size: int
+    choice: str | None
+
+
+class Verdict(TypedDict):
+    """What to ship, and why; choice: None where that is not known."""
+
+    choice: str | None
+    why: str
+    claims: list[PlainClaim]
+    choices: list[PlaceChoice]
+
+
+class RunSummary(TypedDict):
+    """What a run came to; what is not there (yet) is None."""
+
+    run: str
+    experiment: str
+    complete: bool
+    error: str | None
+    environment: Environment
+    data: DataOfRun
+    candidates: list[CandidateSummary]
+    sweep: PtqSweepResults | None
+    qat_sweep: QatSweepResults | None
+    layer_sweep: LayerSweepResults | None
+    measurement: list[MeasurementSummary]
+    verdict: Verdict
