@@ -1,4 +1,4 @@
-"""Which functions a shared library imports, from the dynamic symbol table of its ELF file. Nothing of it is loaded."""
+"""Which symbols a shared library imports, from the dynamic symbol table of its ELF file. The library is not loaded."""
 
 import struct
 from collections.abc import Iterator
@@ -13,16 +13,21 @@ from raq.artifact.cpp import Deadline
 
 MAGIC = b"\x7fELF"
 MACH_O, PE = (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe"), b"MZ"
-MAX_SYMBOLS, MAX_NAME, MAX_TABLE_BYTES, MAX_SECTIONS = 100_000, 1000, 20_000_000, 1000
+MAX_SYMBOLS, MAX_NAME, MAX_TABLE_BYTES, MAX_SECTIONS = (
+    100_000,
+    1000,
+    20_000_000,
+    1000,
+)  # far beyond what the compiler makes
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, section, value, size
 UNDEFINED = 0
 
 
 def imported_symbols(file: IO[bytes], deadline: Deadline) -> set[str] | None:
-    """Names of the undefined symbols of a library's .dynsym; None for a library of another system (Mach-O, PE).
+    """Names of the undefined symbols of a library's .dynsym; None for a library of macOS or Windows (Mach-O, PE).
 
-    Raises ValueError for what is no library, and for an ELF file that is damaged, has no such table, or is not of 64
-    bits, little-endian.
+    Raises ValueError if the file is no library, or an ELF file that is damaged, has no .dynsym, or is not 64-bit
+    little-endian.
     """
     file.seek(0)
     beginning = file.read(4)
@@ -46,7 +51,9 @@ def _undefined(library: ELFFile, deadline: Deadline) -> Iterator[str]:
     if max(table["sh_size"], strings["sh_size"]) > MAX_TABLE_BYTES or table["sh_size"] > MAX_SYMBOLS * SYMBOL.size:
         raise ValueError("its native code has too many symbols")
     names, symbols = strings.data(), table.data()
-    for number, (at, _, _, section, _, _) in enumerate(SYMBOL.iter_unpack(symbols[: len(symbols) // 24 * 24])):
+    for number, (at, _, _, section, _, _) in enumerate(
+        SYMBOL.iter_unpack(symbols[: len(symbols) // SYMBOL.size * SYMBOL.size])
+    ):
         if number % 1000 == 0:
             deadline.check()
         end = names.find(b"\0", at, at + MAX_NAME)

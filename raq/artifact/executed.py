@@ -3,7 +3,7 @@
 In its verbose mode oneDNN writes a line for each primitive that it executes: data types, shapes, implementation
 (oneDNN's documentation, "Verbose mode"; format v1). That proves kernels of int8 better than any reading of code can: an
 unfrozen program, say, calls float ones. It covers oneDNN alone, so what ran elsewhere counts as float. It also reports
-weights that are packed anew at every call, which is time that nothing computes in. Must not import torch.
+weights that are repacked at every call, which wastes time. Must not import torch.
 """
 
 import math
@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-TRACED_BATCHES, MAX_BATCH = (1, 8), 1_000_000
+TRACED_BATCHES = (1, 8)  # weights have the same shape in both, activations do not
+MAX_BATCH = 1_000_000  # a line with a larger one is damaged
 TRACED_CALLS = 3  # the last one counts: the first ones pack weights and build kernels once
 INTEGERS = ("u8", "s8")
 MULTIPLYING = ("convolution", "deconvolution", "inner_product", "matmul", "rnn")
@@ -23,7 +24,7 @@ SIZES = re.compile(r"(mb|ic|oc|od|oh|ow|kd|kh|kw|id|ih|iw|g)(\d+)")
 class Execution:
     """One primitive that ran. macs: multiply-accumulates of the whole batch, None if its shapes do not determine them.
 
-    source, weights: data types; shape: of a reorder, what it reorders.
+    source, weights: data types, of a reorder those of its source and its target; shape: of what a reorder reorders.
     """
 
     primitive: str
@@ -41,9 +42,9 @@ class Execution:
 
 @dataclass(frozen=True)
 class Traced:
-    """What ran in one call. macs and int8_macs: for one image, of oneDNN's kernels; repacked: weights packed anew.
+    """One traced call. executions: primitives that multiply; macs, int8_macs: theirs, for an image; repacked: weights.
 
-    macs is None if the shapes of one are not known.
+    macs is None if the shapes of any are not known.
     """
 
     batch_size: int
@@ -75,9 +76,9 @@ class ExecutedLayer:
 class Executed:
     """What ran, as a record has it.
 
-    executed_int8_mac_share: multiply-accumulates that oneDNN's int8 kernels did, of all that the network does or that
-    were seen if that is more; the least of the batch sizes; 0 if oneDNN reported nothing; None if the total is not
-    known, of the network or of what was seen. reorders_per_call: by batch size, weights that were packed anew.
+    executed_int8_mac_share: multiply-accumulates in oneDNN's int8 kernels, over those of the network or of the trace,
+    whichever is more. The least of the batch sizes; 0 if oneDNN reported nothing; None if either total is unknown.
+    reorders_per_call: by batch size, how many weights were repacked.
     """
 
     executed_int8_mac_share: float | None
@@ -90,10 +91,10 @@ class Executed:
 
 
 def read_trace(text: str, mark: str, weight_sizes: Collection[int]) -> list[Traced] | None:
-    """The last call of each batch size in what a traced process wrote; None if its oneDNN cannot report.
+    """The last call of each batch size, from a log in oneDNN's verbose mode; None if the log has no mark of a call.
 
-    mark: what stands before the batch size in the line that begins a call, not to be guessed by what is traced;
-    weight_sizes: numbers of elements of the artifact's weights, by which a reorder is known to be of one of them.
+    mark: prefix of the line that begins a call, before the batch size; random, so that an artifact cannot forge it.
+    weight_sizes: element counts of the artifact's weights: a reorder of that many elements may be of one of them.
     """
     calls: list[tuple[int, list[Execution]]] = []
     for line in text.splitlines():
@@ -161,7 +162,7 @@ def _macs(primitive: str, problem: str) -> int | None:
 
 
 def _traced(batch_size: int, executions: list[Execution], weights: Collection[tuple[int, ...]]) -> Traced:
-    """weights: shapes of weights that are reordered."""
+    """One call's summary: multiply-accumulates per image, and reorders of weights. weights: their shapes."""
     known = [execution for execution in executions if execution.primitive in MULTIPLYING]
     integer = sum(execution.macs or 0 for execution in known if execution.integer)
     repacked = sum(execution.primitive == "reorder" and execution.shape in weights for execution in executions)
@@ -171,7 +172,7 @@ def _traced(batch_size: int, executions: list[Execution], weights: Collection[tu
 
 
 def summary(traces: Sequence[Traced] | None, total_macs: float | None, layers: Iterable[KnownLayer] = ()) -> Executed:
-    """What was executed: of all that the network does for an image (total_macs), and of these layers, in order."""
+    """What the traces show. total_macs: of the network, for an image; layers: in the order of execution."""
     if not traces:
         return Executed(0.0)
     share = None
@@ -181,7 +182,7 @@ def summary(traces: Sequence[Traced] | None, total_macs: float | None, layers: I
 
 
 def _layers(traced: Traced, layers: Iterable[KnownLayer]) -> list[ExecutedLayer]:
-    """Each layer with the kernel that ran for it: of those left, the first with as many multiply-accumulates.
+    """Each layer with its kernel: the first unused one with the same number of multiply-accumulates.
 
     Which of several equal ones ran for which of several equal layers is not known, nor does it matter.
     """

@@ -1,4 +1,4 @@
-"""The machine while it is measured: which CPUs, and who else takes time on them. Reads /proc and /sys on Linux.
+"""The state of the CPUs during a measurement: which ones, and who else uses them. Reads /proc and /sys on Linux.
 
 What a system does not report is None; nothing is guessed.
 """
@@ -18,7 +18,7 @@ USER, NICE, SYSTEM, IRQ, SOFTIRQ, STEAL = 0, 1, 2, 5, 6, 7  # columns of /proc/s
 
 @contextmanager
 def pinned(cpus: Sequence[int]) -> Iterator[None]:
-    """Run this process, and the children it starts, on these CPUs (where the system has affinities)."""
+    """Run this thread, and the threads and children it starts, on these CPUs (where the system has affinities)."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -37,7 +37,7 @@ def load_average() -> float | None:
 
 @dataclass(frozen=True)
 class Elapsed:
-    """Seconds between two readings of a process's clocks; of the waits, that of the thread that waited longest."""
+    """Wall time, CPU time and run-queue wait between two readings. waited_s: of the thread that waited longest."""
 
     wall_s: float
     cpu_s: float
@@ -46,7 +46,8 @@ class Elapsed:
 
 @dataclass(frozen=True)
 class OwnTimes:
-    """A process's clocks: wall and CPU time of all threads, and by thread how long it could run and had to wait."""
+    """A process's clocks: wall and CPU time of all threads, and by thread the time spent runnable but waiting for a
+    CPU."""
 
     wall_s: float
     cpu_s: float
@@ -75,7 +76,7 @@ def own_times() -> OwnTimes:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Clocks of some CPUs, summed: seconds in which they worked, and that a hypervisor gave to others."""
+    """Busy and steal time summed over some CPUs, in seconds, and the wall time of the reading."""
 
     wall_s: float
     busy_s: float | None

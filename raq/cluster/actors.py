@@ -20,7 +20,7 @@ from raq.cluster.session import output_to
 from raq.environment import Machine, environment
 from raq.errors import LostError, RaqError, UserError, first_line
 from raq.lazy import resolve
-from raq.model.reading import watched
+from raq.model.reading import recording_reads
 from raq.plan.kinds import KINDS
 from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
@@ -55,7 +55,7 @@ class StageActor:
                 folder = Path(here.folder)
                 store.fetch_checkpoint(folder, folder / CHECKPOINTS[0])
                 covered = tuple(Path(p).resolve() for p in (here.data_root, here.weights_file, here.folder) if p)
-                with watched(here.read(SourcesSettings).sources, here.working_directory, covered) as read:
+                with recording_reads(here.read(SourcesSettings).sources, here.working_directory, covered) as read:
                     results = _do(here, send)
                 results |= {"read_files": read} if read else {}
                 digests = store.digests(folder)

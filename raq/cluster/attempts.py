@@ -1,6 +1,6 @@
-"""Attempts at stages: when another one is due, when one has taken too long, when waiting has no end. Knows no Ray.
+"""Retry and time-out rules of stages: when to retry, when an attempt has timed out, when to stop waiting for nodes.
 
-Times are seconds of `clock`; what nodes there are is given.
+Times are seconds of `clock`; which nodes there are is given. Does not import Ray.
 """
 
 import time
@@ -17,7 +17,7 @@ from raq.plan.stages import Stage
 START_TIMEOUT_S = 180.0
 LOST_TIMEOUT_S = 45.0  # how long a stage may wait with no eligible node, without --wait
 MAX_ATTEMPTS, MAX_NODES_LOST = 3, 10
-FULL_BYTES = 20_000_000  # with less free, a disk counts as full
+FULL_BYTES = 20_000_000  # with less free, a record or a checkpoint may not fit
 Clock = Callable[[], float]
 
 
@@ -29,7 +29,7 @@ class Attempt:
     actor: Any
     number: int
     submitted: float
-    last_able: float  # when there was a node that can do it, the last time
+    last_able: float  # the last time that an eligible node existed
     nodes_lost: int = 0
     started: float | None = None  # when its process said that it is at work
     node: str | None = None
@@ -41,11 +41,11 @@ class Attempt:
 
 
 def refuse_another_attempt(attempt: Attempt, what: str, reason: str, free_bytes: int, place: str, log: str) -> None:
-    """StageError if a stage is not to be attempted again.
+    """Raise StageError if a stage may not be retried.
 
     what: what happened, in words; reason: the error; free_bytes: on the disk of the results, which are at `place`.
     """
-    if free_bytes < FULL_BYTES:  # then a process may die of what it cannot write
+    if free_bytes < FULL_BYTES:  # a full disk can kill a process, so that is said first
         raise StageError(
             f"{attempt.stage.name}: {what} ({reason}), and no space is left in {place}",
             "free some space there; finished stages are kept",
@@ -55,21 +55,22 @@ def refuse_another_attempt(attempt: Attempt, what: str, reason: str, free_bytes:
 
 
 @dataclass
-class Patience:
-    """How long a run waits for what. wait_s: for nodes in place of those that are lost, as asked with --wait."""
+class TimeOuts:
+    """The time-outs of a run. wait_s: for replacement nodes (--wait)."""
 
     wait_s: float = 0.0
     clock: Clock = time.monotonic
-    last_end: float = field(default=0.0)  # when a stage ended, the last time: others may have waited for it
+    last_end: float = field(default=0.0)  # the last time that a stage ended: others may have waited for it
 
-    def judge(
+    def check(
         self, attempt: Attempt, demand: Demand, there: list[Node], alive: list[Node], others: Iterable[Attempt]
     ) -> Literal["overdue"] | None:
-        """Whether an attempt has taken longer than its stage may; None if it goes on.
+        """Whether an attempt is overdue: it has exceeded its stage's time limit. Notes when an eligible node was last
+        seen.
 
         there: the nodes that live and stay; alive: with those that a notice says will be taken away; others: all
-        attempts that run. Raises StageError if nodes that it needs are gone for too long, or if it does not start
-        though nothing of ours is at work that it may wait for.
+        running attempts. Raises StageError if the nodes it needs have been gone for too long, or if it has not started
+        although no other stage of this run uses resources.
         """
         now, name = self.clock(), attempt.stage.name
         limit = attempt.stage.resources.timeout_s

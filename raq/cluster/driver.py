@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.cluster.attempts import Attempt, Patience, refuse_another_attempt
+from raq.cluster.attempts import Attempt, TimeOuts, refuse_another_attempt
 from raq.cluster.calls import Answer, ErrorAnswer, Handover, LostAnswer
 from raq.cluster.nodes import (
     ENDING_TIMEOUT_S,
@@ -54,7 +54,7 @@ class Driver:
     postponed: list[Attempt] = field(default_factory=list)  # to be tried again when no other distributed stage runs
     handover: Handover = field(init=False)
     scheduler: Scheduler = field(init=False)
-    patience: Patience = field(init=False)
+    time_outs: TimeOuts = field(init=False)
     watch: NodeWatch = field(init=False)
     queue: Any = field(init=False)
 
@@ -62,7 +62,7 @@ class Driver:
         self.handover = Handover(
             self.experiment, self.plan, self.store, self.run_folder, self.working_directory, self.wait_s
         )
-        self.patience = Patience(self.wait_s)
+        self.time_outs = TimeOuts(self.wait_s)
         self.watch = NodeWatch(self.nodes)
 
     def run(self, stale: Mapping[str, str]) -> None:
@@ -172,7 +172,7 @@ class Driver:
 
         stage = attempt.stage
         self.scheduler.release(attempt.start)
-        self.patience.last_end = time.monotonic()
+        self.time_outs.last_end = time.monotonic()
         others_wait = any(other.started is None for other in self.running.values())
         if others_wait or attempt.node in self.watch.leaving:
             ray.kill(attempt.actor)
@@ -225,7 +225,7 @@ class Driver:
         for reference, attempt in list(self.running.items()):
             demand = self.scheduler.demands[attempt.stage.name]
             others = self.running.values()
-            if self.patience.judge(attempt, demand, self.watch.there, self.watch.alive, others) == "overdue":
+            if self.time_outs.check(attempt, demand, self.watch.there, self.watch.alive, others) == "overdue":
                 del self.running[reference]
                 self._try_again(attempt, "it did not end in time", f"{attempt.stage.resources.timeout_s:g} s")
 
@@ -234,7 +234,7 @@ class Driver:
 
         Ray sees to that; but actors that have ended what they did there are not taken again.
         """
-        leaving = self.watch.look()
+        leaving = self.watch.refresh()
         for node, when in leaving.items():
             for name in [attempt.stage.name for attempt in self.running.values() if attempt.node == node]:
                 self.listener(name, {"text": f"its node will be taken away{when}", "notice": True})

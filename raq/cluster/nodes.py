@@ -1,4 +1,4 @@
-"""The nodes of a cluster: what each has to give, which are there, and which a notice says will be taken away."""
+"""The nodes of a cluster: what each has to give, which are alive, and which are draining (will be taken away)."""
 
 import time
 from collections.abc import Container, Mapping
@@ -9,8 +9,10 @@ from raq.environment import available_cpus, gpus
 BENCH_RESOURCE = "bench"
 NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
 LOOK_EVERY_S = 5.0
-ENDING_TIMEOUT_S = 5.0  # until a node is dead that has asked its processes to end
-NOTICED_TIMEOUT_S = 30.0  # until Ray calls a node dead that has stopped answering; before, it starts actors there
+ENDING_TIMEOUT_S = 5.0  # a node that is shut down is reported dead within that
+NOTICED_TIMEOUT_S = (
+    30.0  # Ray marks a node dead that does not answer (health_check_* of ray start); until then it schedules there
+)
 
 
 @dataclass(frozen=True)
@@ -37,31 +39,32 @@ def local_node() -> Node:
 class NodeWatch:
     """The nodes while a run goes on."""
 
-    there: list[Node]  # those that live and stay, as seen the last time
-    alive: list[Node] = field(init=False)  # and those that live and will be taken away
+    there: list[Node]  # live and not draining, at the last refresh
+    alive: list[Node] = field(init=False)  # all live ones, the draining ones too
     leaving: dict[str, str] = field(default_factory=dict)  # by id, and when, in words
     looked: float = 0.0  # when Ray was asked, the last time
 
     def __post_init__(self) -> None:
         self.alive = self.there
 
-    def look(self) -> dict[str, str]:
-        """Ask Ray, at most every LOOK_EVERY_S; the nodes of which it is new that they will be taken away."""
+    def refresh(self) -> dict[str, str]:
+        """Refresh the lists, at most every LOOK_EVERY_S; the nodes that started draining since: by id, when they
+        end."""
         if time.monotonic() - self.looked < LOOK_EVERY_S:
             return {}
         self.looked = time.monotonic()
         leaving = draining_nodes()
-        self.alive, self.there = nodes_now(but=()), nodes_now(but=leaving)
+        self.alive, self.there = nodes_now(exclude=()), nodes_now(exclude=leaving)
         new = {node: when for node, when in leaving.items() if node not in self.leaving}
         self.leaving |= new
         return new
 
 
-def nodes_now(but: Container[str] | None = None) -> list[Node]:
-    """The nodes that live, but for these, by id; by default, those that a notice says will be taken away."""
+def nodes_now(exclude: Container[str] | None = None) -> list[Node]:
+    """The live nodes, without those of these ids; by default without the draining ones, which will be taken away."""
     import ray
 
-    leaving = draining_nodes() if but is None else but
+    leaving = draining_nodes() if exclude is None else exclude
     return [
         Node(
             int(node["Resources"].get("CPU", 0)),
@@ -86,7 +89,7 @@ def draining_nodes() -> dict[str, str]:
 
 
 def node_is_gone(identity: str, timeout_s: float) -> bool:
-    """Whether this node is dead, by its id, as soon as that is known, or not after timeout_s."""
+    """Wait up to timeout_s for Ray to report the node with this id dead; whether it did."""
     import ray
 
     until = time.monotonic() + timeout_s

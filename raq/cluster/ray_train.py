@@ -40,7 +40,7 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 USUAL_START_S = float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
 LOST = (RayActorError, ActorUnschedulableError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, LostError)
 FAILED = "failed.json"
-PLACE = "place"  # the file of a training in which its workers note their placement group
+PLACEMENT_GROUP = "place"  # the marker in which rank 0 writes the id of the workers' placement group
 QUIET_S, RELEASE_TIMEOUT_S = 8.0, 60.0
 UNUSED_HELPERS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
@@ -50,7 +50,7 @@ class _Trainer(TorchTrainer):
 
     One serves Ray Data sets, of which there are none; the other asks the dashboard whether the controller lives, and
     a cluster started by raq has no dashboard. Each costs seconds to start and a percent of a core for as long as
-    training runs. A Ray that builds its callbacks in another way starts them as ever.
+    training runs. A Ray that builds its callbacks differently starts them as usual.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -62,7 +62,7 @@ class RayTrainContext:
     """The loop's context in a worker of Ray Train; checkpoints go through it to the trainer's storage."""
 
     def __init__(self, call: Call, send: EventSender) -> None:
-        """Rank 0 notes, for this stage, the placement group that the workers have."""
+        """Rank 0 records the workers' placement group, so that it can be removed if the stage's actor dies."""
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -71,9 +71,9 @@ class RayTrainContext:
         self.progress = send
         group = get_current_placement_group()
         if self.rank == 0 and group is not None:
-            if read_marker(call, PLACE) is not None:
+            if read_marker(call, PLACEMENT_GROUP) is not None:
                 self.progress({"text": "its workers were started again, from their last epoch"})
-            write_marker(call, PLACE, group.id.hex())
+            write_marker(call, PLACEMENT_GROUP, group.id.hex())
 
     def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Report the epoch from every rank (a barrier), with rank 0's checkpoint."""
@@ -93,7 +93,7 @@ class RayTrainContext:
 
 
 def _upload_of(call: Call) -> Callable[[Checkpoint, str], Checkpoint] | None:
-    """What sends a checkpoint, and tries again where Ray Train itself would not; None where Ray Train copies it."""
+    """A function that uploads a checkpoint with retries; None for a shared folder, where Ray Train copies it."""
     store = store_of(call)
     if not store.sends_checkpoints_itself():
         return None
@@ -114,9 +114,10 @@ class _Asked:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker runs. Whatever it raises Ray Train tries again, MAX_FAILURES times, from the last checkpoint.
+    """The entry point of each worker. Ray Train retries any exception, MAX_FAILURES times, from the last checkpoint.
 
-    One of our own errors would only come again: it is left in a file, and the next attempt ends on seeing that.
+    An error of raq's own would only come again: the worker writes it to the marker FAILED, and the next attempt returns
+    when it finds that.
     """
     asked = _Asked(**config)
     call = at_hand(asked.call)
@@ -136,7 +137,7 @@ def _worker(config: dict[str, Any]) -> None:
 def distributed_stage(call: Call, send: EventSender) -> Results:
     """FP32 or quantization-aware training by `call.workers` workers, and what is made of it."""
     trained = train_on_workers(call, send)
-    delete_marker(call, PLACE)
+    delete_marker(call, PLACEMENT_GROUP)
     results: Results = _training_of(call).finish(call, trained)
     return results
 
@@ -151,11 +152,11 @@ def _training_of(call: Call) -> Any:
 def train_on_workers(
     call: Call, send: EventSender, report: Callable[[dict[str, Any]], None] | None = None
 ) -> TrainingResult:
-    """Train by `call.workers` workers, or as many of `call.elastic` as there is room for; from the last checkpoint.
+    """Train on `call.workers` workers, or on a number within `call.elastic` if that is set, from the last checkpoint.
 
-    report: in a trial of Tune, what takes the rows of the history, those too that are there already.
-    The trainer's name and storage come from the stage's fingerprint, as Ray Train continues whatever has its name.
-    Raises StageError if the workers cannot start or keep failing, LostError if they, or what starts them, keep dying.
+    report: in a trial of Ray Tune, receives each row of the history, those from before a restart too. The trainer's
+    name and storage come from the stage's fingerprint, as Ray Train continues whatever has its name. Raises StageError
+    if the workers cannot start or keep failing, LostError if they, or Ray Train's controller, keep being lost.
     """
     Path(call.folder).mkdir(parents=True, exist_ok=True)
     delete_marker(call, FAILED)
@@ -177,10 +178,10 @@ def train_on_workers(
 
 
 def _trainer(call: Call, send: EventSender, *, for_tune: bool) -> _Trainer:
-    # Ray Train gives these to its controller; on a cluster that was joined they are not in this process's environment
+    # Ray Train copies these to its controller; on a cluster that raq did not start, this process does not have them
     for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
         os.environ.setdefault(name, RAY_SETTINGS[name])
-    # elastic, it takes the workers that there are, as soon as this has passed
+    # elastic, it starts with the workers that there are once this has passed, so --wait does not extend it
     os.environ[START_TIMEOUT] = f"{USUAL_START_S if call.elastic else max(USUAL_START_S, call.wait_s):g}"
     per_worker: dict[str, float] = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
     path, filesystem = store_of(call).training_storage(Path(call.folder))
@@ -219,7 +220,7 @@ def _raise_noted(call: Call) -> None:
 
 
 def _storage_was_lost(call: Call, error: Exception) -> bool:
-    """Whether Ray Train ended as the storage did not answer, which it does again: Ray Train itself waits for nothing.
+    """Whether training failed because storage was unreachable, and storage is back. Ray Train does not retry that.
 
     Raises StorageError if it does not answer in time.
     """
@@ -256,7 +257,8 @@ def remove_group(identity: str) -> None:
 def remove_leaked_groups() -> None:
     """Remove the placement groups of a training whose stage actor died: Ray removes them only when the job ends.
 
-    Only for a job in which no other distributed training runs: its groups are known by the job's id at their end. The
+    A group's id ends with that of its job: all groups of the job are removed, so no other distributed training may run
+    in it. The
     dead actor's controller lives on for a moment, and may take new places for the workers that it has lost: they are
     given back until none has appeared for QUIET_S, at most for RELEASE_TIMEOUT_S.
     """
@@ -271,9 +273,9 @@ def remove_leaked_groups() -> None:
 
 
 def was_lost(error: Any) -> bool:
-    """Whether something of Ray ended with its process or its node, and not by what it did itself.
+    """Whether an error of Ray was caused by losing a process or node, not by the code that ran there.
 
-    Of several workers one is enough: the others fail as they no longer reach it.
+    One lost worker is enough: the others fail because they no longer reach it.
     """
     inner = [*getattr(error, "worker_failures", {}).values()]
     inner += [

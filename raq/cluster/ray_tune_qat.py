@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raq.cluster.events import EventSender
-from raq.cluster.ray_train import PLACE, remove_group, train_on_workers, was_lost
+from raq.cluster.ray_train import PLACEMENT_GROUP, remove_group, train_on_workers, was_lost
 from raq.cluster.ray_tune import (
     MAX_PASSES,
     Progress,
@@ -213,4 +213,4 @@ class _RemoveGroups(tune.Callback):
 
     def _remove_group(self, trial: Any) -> None:
         with suppress(OSError, ValueError, ray.exceptions.RayError, RaqError):
-            remove_group(read_marker(call_of(self.call, trial.config), PLACE) or "")
+            remove_group(read_marker(call_of(self.call, trial.config), PLACEMENT_GROUP) or "")

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from raq.experiment.fields import Backend, Positive, Section, Share
 
-# What a recipe sets; any key written in the experiment wins over its recipe.
+# The values of each recipe; keys set in the experiment win over them.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {
         "epochs": 15,
@@ -41,17 +41,18 @@ class Optimisation(Section):
     epochs: Positive
     """Passes over the training images."""
     batch_size: Positive = 128
-    """Images an optimiser step, over all workers together."""
+    """Images per optimiser step, over all workers together."""
     lr: Annotated[float, Field(gt=0, le=100)]
     """Learning rate; with one-cycle and cosine, its peak."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """Of SGD."""
+    """SGD's momentum."""
     nesterov: bool
     """Nesterov's momentum."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     """L2 penalty, on matrices and kernels only (not on biases or normalisation)."""
     schedule: Literal["constant", "one-cycle", "cosine"]
-    """Learning rate over the steps: constant; up for a fifth then down to 0; cosine down to 0."""
+    """Learning rate over the steps. constant; one-cycle: linear warm-up over the first fifth, then linearly to 0;
+    cosine: cosine decay to 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     """Of the cross-entropy."""
     augment: bool
@@ -59,8 +60,8 @@ class Optimisation(Section):
     progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)]
     """Image sides, as shares of the full side, through which the epochs go in order; []: full size."""
     workers: Workers = 1
-    """Data-parallel workers; one trains in one actor, more through Ray Train. [least, most]: as many as there is room
-    for, more and fewer as nodes come and go."""
+    """Data-parallel workers. 1: in one actor; more: by Ray Train. [least, most]: elastic, the number changes as nodes
+    join or leave."""
 
     @model_validator(mode="after")
     def _check_momentum(self) -> "Optimisation":
@@ -82,7 +83,8 @@ class Train(Optimisation):
     """FP32 training."""
 
     recipe: Literal["fast", "published"] = "fast"
-    """Where unwritten keys of `train` come from."""
+    """Preset that supplies the value of every key that is not set in `train`. published: that of the code which raq
+    grew from; fast: augmentation, one-cycle, smaller images first."""
 
     @model_validator(mode="before")
     @classmethod
@@ -90,7 +92,9 @@ class Train(Optimisation):
         if not isinstance(given, dict):
             return given
         recipe = given.get("recipe", "fast")
-        named = recipe if isinstance(recipe, str) and recipe in RECIPES else "fast"  # a wrong one is refused as such
+        named = (
+            recipe if isinstance(recipe, str) and recipe in RECIPES else "fast"
+        )  # an unknown one is refused by its own field
         return {**RECIPES[named], **given}
 
 
@@ -104,7 +108,7 @@ class Qat(Optimisation):
     lr: Annotated[float, Field(gt=0, le=100)] = 0.0005
     """Learning rate; with one-cycle and cosine, its peak."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD."""
+    """SGD's momentum."""
     nesterov: bool = True
     """Nesterov's momentum."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -118,10 +122,11 @@ class Qat(Optimisation):
     progressive: Annotated[tuple[float, ...], Field(strict=False, max_length=0)] = ()
     """Always []: an exported graph has one image size."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None
-    """Epochs (a fraction will do) after which activation ranges stand; null: two thirds of the epochs."""
+    """Epochs, fractions allowed, after which observers (activation ranges) are frozen; null: two thirds of the
+    epochs."""
     freeze_bn_after: Annotated[float, Field(ge=0)] | None = None
     """Epochs after which batch normalisation uses its running statistics; null: half of the epochs."""
     distillation: Share = 0.0
-    """Share of the loss that is the divergence from the FP32 network's answers; the rest is the cross-entropy."""
+    """Share of the loss that is the KL divergence from the FP32 network, the teacher; the rest is the cross-entropy."""
     temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
-    """Of both networks' answers in that divergence."""
+    """Temperature of the softmax of teacher and student in that divergence."""

@@ -1,7 +1,7 @@
 """The per-user cache of decoded images: arrays that are memory-mapped ever after.
 
-The folder `RAQ_CACHE` (default: ~/.cache/raq) holds one folder a source, named by what the source's files are, and in
-it the arrays and their digest; a change of the source is another folder. Must not import torch or ray.
+The folder `RAQ_CACHE` (default: ~/.cache/raq) holds a folder for each source, named after a hash of the source's files,
+with the arrays and their digest; when the source changes, another folder is written. Must not import torch or ray.
 """
 
 import hashlib
@@ -21,16 +21,17 @@ from raq.errors import RaqError, UserError
 
 Array = npt.NDArray[Any]
 SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
-MAX_CLASSES = 100_000
+MAX_CLASSES = 100_000  # more are a mistake: labels that are something else
 DECODER = 1  # counts up when decoding changes: arrays of older decoders are not read again
 
 
 def cached(
     name: str, identity: Any, decode: Callable[[], dict[str, Array]], source: str
 ) -> tuple[dict[str, Array], str, str]:
-    """The arrays of a source, decoded at most once, with their digest.
+    """The arrays of a source, their digest, and the source: decoded by the first call, memory-mapped by later ones.
 
-    The folder appears whole or not at all; a second process that decodes at the same time loses nothing.
+    identity: plain values that change when the source does; source: its name, for messages. The folder is renamed into
+    place: if two processes decode at once, the second keeps what the first has stored.
     """
     key = hashlib.sha256(
         json.dumps([DECODER, metadata.version("pillow"), name, identity], sort_keys=True).encode()
@@ -47,8 +48,11 @@ def cached(
                     np.save(work / f"{split}.npy", array)
                 meta = {"digest": arrays_digest(arrays), "source": source}
                 (work / "meta.json").write_text(json.dumps(meta))
-                if not folder.exists():
+                try:
                     work.rename(folder)
+                except OSError:
+                    if not (folder / "meta.json").is_file():  # else another process was faster
+                        raise
         except OSError as error:
             raise RaqError(
                 f"{folder}: the decoded images cannot be stored: {error.strerror}",
@@ -71,14 +75,14 @@ def cached(
 
 
 def _state(folder: Path) -> tuple[tuple[int, int, int], ...]:
-    """Sizes and times of the cached files: while they stand, one process computes their digest once."""
+    """Sizes and times of the cached files, as a key: a process computes the digest again only when one changes."""
     stats = [(folder / f"{split}.npy").stat() for split in SPLITS]
     return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
 
 
 @lru_cache(maxsize=16)
 def _digest_of_cache(folder: str, state: tuple[tuple[int, int, int], ...]) -> str:
-    """`arrays_digest` of what lies in the folder now: what its meta.json says of it is not taken on trust."""
+    """`arrays_digest`, computed anew: what meta.json says is verified, not trusted."""
     return arrays_digest({split: np.load(Path(folder) / f"{split}.npy", mmap_mode="r") for split in SPLITS})
 
 
@@ -93,7 +97,8 @@ def arrays_digest(arrays: dict[str, Array]) -> str:
 
 
 def checked(arrays: dict[str, Array], source: str) -> dict[str, Array]:
-    """The arrays, if they are what a data set is: uint8 [N, 3, H, W] and a label from 0 up for each."""
+    """The four arrays, labels as int64; UserError unless images are uint8 [N, 3, H, W] with a label from 0 up for
+    each."""
 
     def refuse(what: str) -> UserError:
         return UserError(f"{source}: {what}", "images are uint8 [N, 3, H, W], labels whole numbers [N] from 0")
@@ -123,11 +128,11 @@ def checked(arrays: dict[str, Array], source: str) -> dict[str, Array]:
     return {**{split: arrays[split] for split in SPLITS if "images" in split}, **labels}
 
 
-def listing(files: list[Path]) -> list[list[Any]]:
-    """What identifies files without reading them: path, size, times of the last change of content and of status.
+def file_stats(files: list[Path]) -> list[list[Any]]:
+    """What identifies files without reading them: path, size, mtime and ctime of each.
 
-    The second one (ctime) changes with the content too, and cannot be set back as the first one can: a file whose
-    content is replaced under its old size and time is noticed. A copy of a data set is decoded anew.
+    ctime changes with the content too, and no program can set it back, unlike mtime: a file whose content is replaced
+    under its old size and time is noticed. A copy of a data set is decoded anew.
     """
     stats = [(str(file), file.stat()) for file in files]
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

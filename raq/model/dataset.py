@@ -1,4 +1,4 @@
-"""Data sets as they are trained on: uint8 arrays with limits, hold-out and normalisation.
+"""Load a data set: uint8 arrays, with limits of size, a validation split and normalisation.
 
 Where they come from is in sources.py; what happens to a batch (crop, flip, normalise) in augmentation.py. Must not
 import torch or ray at its top: plans are made without them.
@@ -18,7 +18,7 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagefolder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's, as torchvision's weights expect
 }
-LIMIT_SEED = 20240  # samples of train_limit and test_limit do not move with the experiment's seed
+LIMIT_SEED = 20240  # any number, but fixed: what train_limit and test_limit choose does not depend on the seed
 
 
 @dataclass(frozen=True)

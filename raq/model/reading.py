@@ -1,8 +1,8 @@
-"""Which of the user's files count while a stage runs: those that were planned with, and whatever else it reads.
+"""Which files of the user a stage depends on: those known when the plan was made, and those it reads when it runs.
 
-A plan knows what the user's function imports (`user_code.sources_of`). What it imports by other means, runs or reads
-when it is called is found here, by the process that runs it: opened files, by an audit hook of Python's, and modules
-that are there. They are kept in the stage's record, and a change in one makes it stale. Must not import torch or ray.
+A plan knows what the user's function imports (`user_code.sources_of`). What the function opens or imports only when it
+is called is recorded here, by the process that runs it: opened files through a Python audit hook, modules from
+sys.modules. Their digests are stored in the stage's record: the stage is stale once one of them changes.
 """
 
 import os
@@ -19,7 +19,9 @@ from raq.store.settings import Sources
 
 MAX_FILES, MAX_FILE_BYTES = 1000, 50_000_000
 NOT_LOOKED_AT = ("results", "__pycache__")
-_opened: list[set[str]] = []  # what is watched now; a hook cannot be taken off again, so there is one, put on once
+_opened: list[
+    set[str]
+] = []  # one set per active recording; an audit hook cannot be removed, so it is installed once per process
 _hooked: list[bool] = []
 
 
@@ -32,12 +34,15 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def watched(planned: Mapping[str, Sources], folder: str | None, ignored: tuple[Path, ...]) -> Iterator[dict[str, str]]:
-    """With what is read of `folder`, the user's working folder, watched: filled, at the end, with SHA-256 by file.
+def recording_reads(
+    planned: Mapping[str, Sources], folder: str | None, ignored: tuple[Path, ...]
+) -> Iterator[dict[str, str]]:
+    """Record which files user code reads inside `folder` during the block. Yields a dict, filled on exit: SHA-256 by
+    name.
 
     planned: the sources of a plan, by function; their files must be as planned with, before and after, else UserError.
-    ignored: files and folders that are covered by other means, such as data and weights. Without sources of the user's
-    nothing is watched.
+    ignored: files and folders that are covered by other means, such as data and weights. A plan without user code
+    records nothing; nor are files beyond MAX_FILES or MAX_FILE_BYTES recorded.
     """
     found: dict[str, str] = {}
     if not planned or folder is None:
@@ -59,7 +64,7 @@ def watched(planned: Mapping[str, Sources], folder: str | None, ignored: tuple[P
 
 
 def refuse_changed_sources(planned: Mapping[str, Sources], folder: Path) -> None:
-    """UserError if a file of the user's code is not what the plan was made with."""
+    """UserError if a file of the user's code differs from the version the plan was made with."""
     for function, sources in planned.items():
         for name, digest in sources.files.items():
             path = folder / name
@@ -88,9 +93,9 @@ def _digests(opened: set[str], folder: Path, known: set[str], ignored: tuple[Pat
 
 
 def changed_read(read_files: Mapping[str, str], folder: Path) -> str | None:
-    """The first file that a stage has read (by name, its SHA-256) and that is another one now; None if none is.
+    """The first recorded file (by name, its SHA-256) whose content has changed; None if none has.
 
-    Files outside the working folder count where they are.
+    Files outside the working folder are checked only if they exist on this machine.
     """
     for name, digest in read_files.items():
         path = folder / name

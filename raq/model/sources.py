@@ -10,7 +10,7 @@ import numpy as np
 from raq.environment import cache_folder
 from raq.errors import UserError, first_line
 from raq.experiment.schema import Data
-from raq.model.cache import SPLITS, Array, arrays_digest, cached, checked, listing
+from raq.model.cache import SPLITS, Array, arrays_digest, cached, checked, file_stats
 from raq.model.user_code import import_function, on_path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -44,9 +44,9 @@ def cifar10(data: Data) -> tuple[dict[str, Array], str, str]:
     official = folder / "cifar-10-batches-py"
     if official.is_dir():
         files = sorted(f for f in official.iterdir() if f.is_file())
-        return cached("cifar10", listing(files), partial(_read_official_cifar10, folder), str(official))
+        return cached("cifar10", file_stats(files), partial(_read_official_cifar10, folder), str(official))
     parts = _parquet_parts(folder)
-    return cached("cifar10", listing(parts["train"] + parts["test"]), partial(_read_parquet, parts), str(folder))
+    return cached("cifar10", file_stats(parts["train"] + parts["test"]), partial(_read_parquet, parts), str(folder))
 
 
 def cifar10_places(root: str | None) -> list[Path]:
@@ -83,7 +83,7 @@ def _download_cifar10(folder: Path, looked: list[Path]) -> tuple[dict[str, Array
         ) from None
     official = folder / "cifar-10-batches-py"
     files = sorted(f for f in official.iterdir() if f.is_file())
-    return cached("cifar10", listing(files), partial(_read_official_cifar10, folder), str(official))
+    return cached("cifar10", file_stats(files), partial(_read_official_cifar10, folder), str(official))
 
 
 def _read_official_cifar10(folder: Path) -> dict[str, Array]:
@@ -165,7 +165,7 @@ def imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
             arrays[f"{split}_labels"] = np.asarray([classes[name] for _, name in pairs])
         return arrays
 
-    identity = [data.image_size, listing([file for pairs in listed.values() for file, _ in pairs])]
+    identity = [data.image_size, file_stats([file for pairs in listed.values() for file, _ in pairs])]
     return cached("imagefolder", identity, decode, str(root))
 
 

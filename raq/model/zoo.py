@@ -46,7 +46,7 @@ def build_model(name: str, classes: int, working_directory: str | None = None) -
 
 
 def check_output(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
-    """Raise UserError unless the network turns float32 [n, 3, H, W] into logits [n, classes]. Its mode is kept."""
+    """Raise UserError unless the network turns float32 [n, 3, H, W] into logits [n, classes]. Its mode is restored."""
     was = model.training
     try:
         with torch.no_grad():
@@ -118,7 +118,7 @@ def load_state(model: nn.Module, weights: StateDict, name: str, source: str) -> 
         if not torch.isfinite(weights[key].float()).all():
             raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
     state = OrderedDict(weights)
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # some modules ask for their version
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # load_state_dict reads each module's version from _metadata
     model.load_state_dict(state)
 
 

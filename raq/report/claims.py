@@ -1,8 +1,8 @@
 """Claims: a value with its interval, and whether it keeps within a margin; several at once; what would settle one.
 
 A claim holds if its whole interval is on the right side of its margin, does not if all of it is on the other side, and
-is not known otherwise: tests of non-inferiority and, two at a time, of equivalence (Schuirmann 1987). Neither torch nor
-ray.
+is undecided otherwise. One such claim is a test of non-inferiority; two are one of equivalence (Schuirmann 1987).
+Neither torch nor ray.
 """
 
 import math
@@ -15,15 +15,16 @@ from raq.experiment.measurement import Margin
 from raq.report.types import PlainClaim
 from raq.statistics import CONFIDENCE, Interval, drop_interval, together
 
-MAX_TIMES = 100  # so much more evidence is not asked for: the value lies at the margin
+MAX_TIMES = 100  # if even so much more data would not decide a claim, it is said to lie too near the margin
 Counts = Callable[[str, str], tuple[int, int, int] | None]
-"""How many test images the first candidate alone has right (the second has lost them), how many the second alone has
-(it has won them), and of how many; None where it is not known."""
+"""counts(a, b): test images that only a gets right (b lost them), that only b does (b won them), and all compared; None
+if unknown."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the experiment asks. max_drop, accuracy_margin: points; speed_margin: a share; batch_size: that decides.
+    """The rules of an experiment's verdict. max_drop, accuracy_margin: points; speed_margin: a share; batch_size: the
+    one that decides, None: the largest; then: what decides among those that keep within max_drop, latency or size.
 
     precision, budget_s: of its bench, None where a run does not say.
     """
@@ -52,7 +53,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Measured:
-    """How many seconds a device was measured, and why it ended; None where a record does not say."""
+    """Seconds that a device was measured, and which limit ended that; None where a record does not say."""
 
     elapsed_s: float | None = None
     stopped_by: str | None = None
@@ -62,8 +63,8 @@ class Measured:
 class Claim:
     """One sentence, and what was found of it.
 
-    margin: in the value's unit. holds: None where it is not known. confidence: of the interval. counted: the images
-    lost, won and compared that a drop rests on; launches: how many a ratio rests on.
+    margin: in the value's unit. holds: True, False, or None if undecided. confidence: of the interval. counted: images
+    lost, won and compared, behind a drop of accuracy; launches: how many are behind a ratio.
     """
 
     text: str
@@ -129,8 +130,9 @@ def ratio_claim(
 def step_down(claims: Mapping[str, Callable[[float], Claim]]) -> dict[str, Claim]:
     """Several claims at once, each by name as a function of the confidence: Holm's procedure (Holm 1979).
 
-    Of m claims the clearest is tested at 0.05 / m, the next at 0.05 / (m - 1), and so on, until one is not settled:
-    that one and the rest stay at its level.
+    The m claims are tested in order of clarity at levels 0.05 / m, 0.05 / (m - 1), and so on. The first undecided claim
+    and all later ones keep its level. Clarity is the distance
+    from the margin in widths of the interval: an order close to that of p-values, for intervals that are not symmetric.
     """
 
     def clarity(name: str) -> float:
@@ -165,14 +167,14 @@ def images_needed(claim: Claim) -> str:
     if not settled(MAX_TIMES):
         return f"; it lies too near the margin for {images} test images, or {MAX_TIMES} times as many"
     low, high = 1.0, float(MAX_TIMES)
-    for _ in range(20):
+    for _ in range(20):  # bisection on a logarithmic scale: to far less than the two digits that are said
         middle = math.sqrt(low * high)
         low, high = (low, middle) if settled(middle) else (middle, high)
-    return f"; it takes about {rounded_up(images * high)} test images, and {images} are there"
+    return f"; about {rounded_up(images * high)} test images would decide it, and there are {images}"
 
 
 def measuring_needed(claim: Claim, measured: Measured, rules: Rules) -> str:
-    """How much longer to measure to settle a claim about a ratio, if launches go on as far apart; in words."""
+    """In words: how much longer to measure to decide a claim about a ratio, if launches stay as far apart."""
     assert claim.value is not None
     assert claim.interval is not None
     low, high = claim.interval

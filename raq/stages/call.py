@@ -1,4 +1,4 @@
-"""A stage's call, and what every kind of stage needs of it: its data, its network, its part of the parity chain.
+"""What a stage's actor is given (`Call`), the names of the files that stages leave, and who may do a stage.
 
 torch is imported inside the functions: the driver reads this module's types without paying for it.
 """
@@ -28,11 +28,12 @@ WEIGHTS, PROGRAM, PREDICTIONS, SAMPLES, LOGITS = (
 class Call:
     """A stage as its actor gets it: plain values and absolute paths.
 
-    inputs: role -> folder of the finished stage; folder: where this one works; data_root, weights_file and
-    working_directory: where things lie, which no fingerprint covers; cpus: how many CPUs are its own; labels: those
-    that the nodes of its workers or trials must have; elastic: the least and the most workers of a training that goes
-    on when nodes come and go, of which there is room for `workers` at first; address: where the results are, if not in
-    the folders named, which are then the driver's; wait_s: how long to wait for nodes in place of those that are lost.
+    inputs: role -> folder of the finished stage. folder: where this one works.
+    data_root, weights_file, working_directory: paths; fingerprints cover what lies there, not the paths.
+    cpus, gpus: of the stage, or of each of its workers or trials. labels: that the nodes of those must have.
+    elastic: the least and the most workers of an elastic training; `workers` is how many fit at the start.
+    address: of the results in object storage; if it is set, the folders above exist on the driver only.
+    wait_s: how long to wait for nodes in place of those that are lost.
     """
 
     name: str
@@ -78,6 +79,6 @@ def refuse_other_machine(planned: MachineOfStage) -> None:
 
 
 def trials_folder(call: Call) -> Path:
-    """Where the trials are kept that depend on the same weights (as trained by one execution), data and code."""
+    """The folder of the trials that share this call's weights (of one execution), data and code."""
     trials = call.read(TrialSettings).trials
     return Path(call.folder).parents[1] / "trials" / f"{trials[:16]}-{execution_of(call.input('weights'))[:8]}"

@@ -21,17 +21,17 @@ from raq.submit.connection import connected, refuse_plain_http
 from raq.submit.job_log import ENDED, RECONNECT_S, JobLost, Say, failures, followed
 from raq.submit.working_dir import Package, pack
 
-STOP_TIMEOUT_S = 60.0
-MAX_SUBMISSIONS = 3
-WAIT_AGAIN_S = 120.0  # for the nodes of a cluster that has just been started again
+END_TIMEOUT_S = 60.0  # for a job's final status, which comes after its last line
+MAX_SUBMISSIONS = 3  # one that is lost each time is not lost by chance
+WAIT_AGAIN_S = 120.0  # for nodes to rejoin a restarted cluster
 KILLED = (-9, 137)
 INTERRUPTED = 130
 Ask = Callable[[], str]  # after Ctrl-C: "stop" or "detach"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is asked of the cluster, however often it has to be sent."""
+class JobRequest:
+    """A job to submit; it may be submitted more than once."""
 
     client: Any
     package: Package
@@ -41,8 +41,8 @@ class Job:
     wait_s: float
     say: Say
 
-    def sent(self, number: int) -> str:
-        """Send it, the `number`th time; the job's id. RaqError if the cluster does not take it."""
+    def submit(self, number: int) -> str:
+        """Submit it, for the `number`th time; the job's id. RaqError if the cluster rejects it."""
         package, again = self.package, number > 1
         command = ["python", "-m", "raq", "run", package.experiment, "--address", "auto", "--results", self.results]
         for override in self.overrides:
@@ -52,7 +52,7 @@ class Job:
         command += ["--wait", f"{wait_s:g}"] if wait_s else []
         moment = re.sub(r"[^0-9]", "", now())[:14]
         identity = f"raq-{package.name}-{moment}-{os.getpid()}" + (f"-{number}" if again else "")
-        until = time.monotonic() + (WAIT_AGAIN_S if again else 0)  # one that has just been started may not take it yet
+        until = time.monotonic() + (WAIT_AGAIN_S if again else 0)  # a restarted cluster may refuse jobs at first
         while True:
             try:
                 job: str = self.client.submit_job(
@@ -66,7 +66,7 @@ class Job:
                 self.say(f"interrupted while job {identity} was sent: if the cluster has taken it, it goes on there")
                 raise
             except failures() as error:
-                if self._taken(identity):  # and its answer was lost
+                if self._taken(identity):  # the cluster took it, and its reply was lost
                     return identity
                 if time.monotonic() >= until:
                     first = first_line(error)
@@ -88,8 +88,8 @@ class Submission:
 
     address: of the cluster's dashboard, a URL; results: a folder that all nodes of the cluster share, or an address
     that they can reach; fresh: every stage again; wait_s: how long the job may wait for nodes that its stages need;
-    include: files to send that the experiment's code reads (`working_dir.pack`); insecure: plain HTTP to another
-    machine; follow: print its log until its end.
+    include: extra files to upload, that the experiment's code reads (`working_dir.pack`); insecure: plain HTTP to
+    another machine; follow: print its log until its end.
     """
 
     experiment: Path
@@ -104,37 +104,38 @@ class Submission:
 
 
 def submit(asked: Submission, say: Say, ask: Ask) -> int:
-    """Send an experiment to a cluster; the job's exit code, 0 if it was left.
+    """Submit an experiment as a Ray job; the job's exit code, or 0 if the user detached or did not follow it.
 
-    A job that is lost by no fault of its own while it is followed is sent again, MAX_SUBMISSIONS times in all, and
-    goes on where it was (with `fresh`, from the start). Raises UserError for what is wrong before anything is sent: the
-    experiment, its package, the address, the token; RaqError if the cluster does not take the job or is lost.
+    If the cluster loses the job while it is followed (its process is killed, the head restarts), it is submitted again,
+    MAX_SUBMISSIONS times in all, and resumes from finished stages (with `fresh`, from the start). Raises UserError for
+    what is wrong before anything is sent: the experiment, its package, the address, the token; RaqError if the cluster
+    does not take the job or is lost.
     """
     address, results = asked.address, asked.results
     if is_address(results):
         check_address(results)
     elif not results.startswith("/"):
         raise UserError(
-            f"--results {results}: the job runs on the cluster, where this is no place",
+            f"--results {results}: the job runs on the cluster, so this must be a place there",
             "give the absolute path of a folder that all its nodes share, or an address such as s3://BUCKET/FOLDER",
         )
     refuse_plain_http(address, asked.insecure)
     with tempfile.TemporaryDirectory(prefix="raq-submit-") as scratch:
         package = pack(asked.experiment, asked.overrides, Path.cwd(), Path(scratch), asked.include)
-        jobs = Job(connected(address), package, asked.overrides, results, asked.fresh, asked.wait_s, say)
+        request = JobRequest(connected(address), package, asked.overrides, results, asked.fresh, asked.wait_s, say)
         for number in range(1, MAX_SUBMISSIONS + 1):
-            job = jobs.sent(number)
+            job = request.submit(number)
             size = f"{package.files} file{'s' if package.files > 1 else ''}, {package.size_bytes / 1000:.0f} kB"
             say(f"job {job} submitted to {address}: {size}")
             if not asked.follow:
                 say(_how_to_look(job, address, results))
                 return 0
             try:
-                return _followed_to_its_end(jobs, job, address, say, ask)
+                return _followed_to_its_end(request, job, address, say, ask)
             except JobLost as lost:
                 reason = f"job {job} was lost: {lost}"
                 if number < MAX_SUBMISSIONS:
-                    say(f"{reason}; submitted again, {number + 1} of at most {MAX_SUBMISSIONS} times")
+                    say(f"{reason}; submitting it again ({number + 1} of at most {MAX_SUBMISSIONS})")
     raise RaqError(
         f"{reason}; it was submitted {MAX_SUBMISSIONS} times", "finished stages are kept; see the head's logs"
     )
@@ -150,14 +151,17 @@ def show_package(path: Path, overrides: Sequence[str], include: Sequence[Path], 
             say(f"left out: {name}: {why}")
 
 
-def _followed_to_its_end(asked: Job, job: str, address: str, say: Say, ask: Ask) -> int:
-    """The job's exit code; after Ctrl-C, what was answered. Raises JobLost if it is to be sent again."""
+def _followed_to_its_end(asked: JobRequest, job: str, address: str, say: Say, ask: Ask) -> int:
+    """Follow a job to its end; its exit code. After Ctrl-C the user is asked: 0 on detach, 130 after a stop.
+
+    Raises JobLost if the job should be submitted again.
+    """
     try:
         began = asyncio.run(followed(asked.client, job, say))
         return _ended(asked.client, job, say, asked.results, began=began)
     except KeyboardInterrupt as interruption:
         answer = "detach"
-        with suppress(KeyboardInterrupt):  # the second one, while it is asked
+        with suppress(KeyboardInterrupt):  # a second Ctrl-C while the question is shown means detach
             answer = answer if isinstance(interruption, Terminated) else ask()
         with uninterrupted():
             if answer != "stop":
@@ -174,7 +178,7 @@ def _how_to_look(job: str, address: str, results: str) -> str:
 
 
 def _until_ended(client: Any, job: str) -> Any:
-    until = time.monotonic() + STOP_TIMEOUT_S
+    until = time.monotonic() + END_TIMEOUT_S
     while True:
         try:
             info = client.get_job_info(job)
@@ -187,12 +191,15 @@ def _until_ended(client: Any, job: str) -> Any:
                     "see 'ray job status' once it answers again",
                 ) from error
         if time.monotonic() > until:
-            raise RaqError(f"job {job} has not ended within {STOP_TIMEOUT_S:.0f} s", "see 'ray job status'")
+            raise RaqError(f"job {job} has not ended within {END_TIMEOUT_S:.0f} s", "see 'ray job status'")
         time.sleep(0.5)
 
 
 def _ended(client: Any, job: str, say: Say, results: str, *, began: bool) -> int:
-    """The exit code of a job that has ended; began: whether it has said anything."""
+    """Wait for a job's final status; its exit code. began: whether it printed anything.
+
+    Raises JobLost if the job should be submitted again, RaqError if it was stopped or never began.
+    """
     info = _until_ended(client, job)
     status, code = str(info.status), info.driver_exit_code
     if status == "SUCCEEDED":

@@ -87,7 +87,7 @@ def processes_of(folder: Path) -> list[str]:
 def test_interrupted_and_continued(workplace: Workplace, number: int, moment: str) -> None:
     """A signal at that moment: 130, no process left; the next run goes on after the last finished epoch."""
     temporary = Path(tempfile.mkdtemp(prefix="raq-", dir="/tmp"))
-    settings = ["--set", "train.epochs=40", "--set", "qat=null", "--set", "ptq=null", "--set", "bench.rounds=1"]
+    settings = ["--set", "train.epochs=12", "--set", "qat=null", "--set", "ptq=null", "--set", "bench.rounds=1"]
     process = subprocess.Popen(
         workplace.command("run", "tiny.yaml", *settings), cwd=workplace.folder, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)},
@@ -121,7 +121,7 @@ def test_interrupted_and_continued(workplace: Workplace, number: int, moment: st
             break
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=60)
-    assert "train: done: 40 epochs" in lines[-1]
+    assert "train: done: 12 epochs" in lines[-1]
     assert not any("epoch 1:" in line for line in lines)
 
 

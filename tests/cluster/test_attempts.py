@@ -11,7 +11,7 @@ from raq.cluster.attempts import (
     MAX_NODES_LOST,
     START_TIMEOUT_S,
     Attempt,
-    Patience,
+    TimeOuts,
     refuse_another_attempt,
 )
 from raq.cluster.nodes import Node
@@ -66,55 +66,55 @@ def test_a_full_disk_ends_the_run() -> None:
 
 def test_a_stage_that_takes_too_long_is_overdue() -> None:
     clock = Clock()
-    patience, slow = Patience(clock=clock), attempt(clock, timeout_s=60, started=clock.now)
+    time_outs, slow = TimeOuts(clock=clock), attempt(clock, timeout_s=60, started=clock.now)
     clock.now += 60
-    assert patience.judge(slow, ONE, [NODE], [NODE], [slow]) is None
+    assert time_outs.check(slow, ONE, [NODE], [NODE], [slow]) is None
     clock.now += 1
-    assert patience.judge(slow, ONE, [NODE], [NODE], [slow]) == "overdue"
+    assert time_outs.check(slow, ONE, [NODE], [NODE], [slow]) == "overdue"
 
 
 def test_without_a_limit_a_stage_at_work_may_take_for_ever_even_if_its_node_is_gone() -> None:
     """That its node is gone its actor's death tells."""
     clock = Clock()
-    patience, slow = Patience(clock=clock), attempt(clock, started=clock.now)
+    time_outs, slow = TimeOuts(clock=clock), attempt(clock, started=clock.now)
     clock.now += 1e6
-    assert patience.judge(slow, ONE, [], [], [slow]) is None
+    assert time_outs.check(slow, ONE, [], [], [slow]) is None
 
 
 def test_a_stage_without_nodes_is_given_up_after_a_while_or_after_the_wait() -> None:
     for wait_s, longest in ((0.0, LOST_TIMEOUT_S), (500.0, 500.0)):
         clock = Clock()
-        patience, waits = Patience(wait_s, clock), attempt(clock)
+        time_outs, waits = TimeOuts(wait_s, clock), attempt(clock)
         busy = attempt(clock, started=clock.now)
         clock.now += longest
-        assert patience.judge(waits, ONE, [], [NODE], [waits, busy]) is None
+        assert time_outs.check(waits, ONE, [], [NODE], [waits, busy]) is None
         clock.now += 1
         with pytest.raises(StageError, match=f"none have come for {longest:.0f} s"):
-            patience.judge(waits, ONE, [], [NODE], [waits, busy])
+            time_outs.check(waits, ONE, [], [NODE], [waits, busy])
 
 
 def test_a_node_that_comes_back_begins_the_wait_anew() -> None:
     clock = Clock()
-    patience, waits = Patience(clock=clock), attempt(clock, started=clock.now, workers=2)
+    time_outs, waits = TimeOuts(clock=clock), attempt(clock, started=clock.now, workers=2)
     for _ in range(5):
         clock.now += LOST_TIMEOUT_S - 1
-        assert patience.judge(waits, MANY, [NODE], [NODE], [waits]) is None, "one node of two"
+        assert time_outs.check(waits, MANY, [NODE], [NODE], [waits]) is None, "one node of two"
         clock.now += 1
-        assert patience.judge(waits, MANY, [NODE, NODE], [NODE, NODE], [waits]) is None
+        assert time_outs.check(waits, MANY, [NODE, NODE], [NODE, NODE], [waits]) is None
     clock.now += LOST_TIMEOUT_S + 1
     with pytest.raises(StageError, match="nodes that it needs are gone"):
-        patience.judge(waits, MANY, [NODE], [NODE], [waits])
+        time_outs.check(waits, MANY, [NODE], [NODE], [waits])
 
 
 def test_what_does_not_start_though_nothing_is_at_work_is_given_up() -> None:
     clock = Clock()
-    patience, waits = Patience(clock=clock), attempt(clock)
+    time_outs, waits = TimeOuts(clock=clock), attempt(clock)
     busy = attempt(clock, started=clock.now)
     clock.now += 10 * START_TIMEOUT_S
-    assert patience.judge(waits, ONE, [NODE], [NODE], [waits, busy]) is None, "it may wait for what is at work"
-    patience.last_end = clock.now
+    assert time_outs.check(waits, ONE, [NODE], [NODE], [waits, busy]) is None, "it may wait for what is at work"
+    time_outs.last_end = clock.now
     clock.now += START_TIMEOUT_S
-    assert patience.judge(waits, ONE, [NODE], [NODE], [waits]) is None
+    assert time_outs.check(waits, ONE, [NODE], [NODE], [waits]) is None
     clock.now += 1
     with pytest.raises(StageError, match=f"no node started it within {START_TIMEOUT_S:.0f} s"):
-        patience.judge(waits, ONE, [NODE], [NODE], [waits])
+        time_outs.check(waits, ONE, [NODE], [NODE], [waits])

@@ -224,7 +224,7 @@ def test_what_cannot_be_swept(sweeper: Sweeper) -> None:
         ("sweep.ptq.calibration.size=[100000]", "sweep.ptq.calibration.size has 100000, and there are"),
         ("sweep.ptq.calibration.sizes=[16]", "unknown key"),
         ("sweep.ptq.calibration.percentile=[99.0]", "is of the percentile observer, which is not tried"),
-        ("data.validation_fraction=0.002", "1 validation images, which tell nothing"),
+        ("data.validation_fraction=0.002", "1 validation images, too few to compare"),
     ):
         with pytest.raises(UserError) as raised:
             prepare(sweeper.place.experiment, [given])

@@ -9,7 +9,7 @@ import pytest
 
 import raq
 from raq.errors import UserError
-from raq.model.reading import changed_read, watched
+from raq.model.reading import changed_read, recording_reads
 from raq.model.user_code import import_function, on_path, shadowing, sources_of
 from raq.store.settings import Sources
 
@@ -130,7 +130,7 @@ def test_what_is_read_only_when_it_runs_is_seen_then(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     planned = {"dynamic:build": sources_of("dynamic:build", str(tmp_path))}
     assert list(planned["dynamic:build"].files) == ["dynamic.py"]
-    with watched(planned, str(tmp_path), (tmp_path / "data",)) as read:
+    with recording_reads(planned, str(tmp_path), (tmp_path / "data",)) as read:
         build = import_function("dynamic:build", str(tmp_path))
         with on_path(str(tmp_path)):
             build(10)
@@ -153,7 +153,7 @@ def test_what_others_read_is_not_the_users(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     others = [contextlib.__file__, pytest.__file__, raq.__file__]
-    with watched({"net:build": Sources(files={}, distributions={})}, str(folder), ()) as read:
+    with recording_reads({"net:build": Sources(files={}, distributions={})}, str(folder), ()) as read:
         for file in (*others, elsewhere):
             Path(file).read_text()
     assert str(elsewhere) in read
@@ -163,9 +163,9 @@ def test_what_others_read_is_not_the_users(tmp_path: Path) -> None:
 def test_code_that_changes_between_plan_and_stage_is_refused(package: Path) -> None:
     planned = {"my_package:build": sources_of("my_package:build", str(package))}
     said = r"loose\.py, which my_package:build imports, has changed since the plan"
-    with pytest.raises(UserError, match=said), watched(planned, str(package), ()):
+    with pytest.raises(UserError, match=said), recording_reads(planned, str(package), ()):
         (package / "loose.py").write_text("value = 2\n")
-    with pytest.raises(UserError, match="has changed since the plan"), watched(planned, str(package), ()):
+    with pytest.raises(UserError, match="has changed since the plan"), recording_reads(planned, str(package), ()):
         pass
 
 

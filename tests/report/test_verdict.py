@@ -95,7 +95,7 @@ def test_a_drop_that_may_be_too_large_is_not_shipped() -> None:
     assert claim(found, "ptq loses at most")["holds"] is None
     assert "ptq is faster, and whether it loses at most 1 points of top-1 is not known (1.00 points" in found["why"]
     near = classify([fp32(), candidate("ptq", row(200))], ptq=(3, 0, 400))["why"]
-    assert "it takes about 6100 test images, and 400 are there" in near
+    assert "about 6100 test images would decide it, and there are 400" in near
 
 
 def test_what_it_takes_is_enough() -> None:
@@ -150,7 +150,7 @@ def test_of_two_as_fast_whose_accuracy_is_not_known_none_is() -> None:
     )
     assert found["choice"] is None
     assert "ptq and qat are equally fast, and which is more accurate is not known within 0.3 points" in found["why"]
-    assert "test images, and 2000 are there; or accept a larger select.margin.accuracy" in found["why"]
+    assert "test images would decide it, and there are 2000; or accept a larger select.margin.accuracy" in found["why"]
     wide = Rules(1.0, accuracy_margin=2.0)
     pair = [fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))]
     assert classify(pair, wide, ptq=(8, 8, 2000), qat=(0, 0, 2000))["choice"] == "ptq"
