@@ -100,7 +100,7 @@ def _print_chosen_file(console: Console, summary: RunSummary) -> None:
     for candidate in summary["candidates"]:
         if candidate["name"] == summary["verdict"]["choice"]:
             for artifact in candidate["artifacts"]:
-                say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}")
+                say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}", whole=True)
 
 
 def _print_details(console: Console, summary: RunSummary) -> None:
@@ -114,7 +114,7 @@ def _print_details(console: Console, summary: RunSummary) -> None:
         say(console, disagreement, "dim")
     for candidate in summary["candidates"]:
         for artifact in candidate["artifacts"] if candidate["name"] != summary["verdict"]["choice"] else []:
-            say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}")
+            say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}", whole=True)
     for candidate in summary["candidates"]:
         if candidate["parity"]:
             paragraph(console, f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}", "dim")
@@ -133,7 +133,7 @@ def _say_what_is_special(console: Console, candidates: Sequence[CandidateSummary
             share = candidate["graph_int8_mac_share"]
             meant = "" if share is None else f"; its graph means {100 * share:.1f}% of the MACs to be int8"
             said = f"{candidate['name']} is not lowered: {candidate['not_lowered']}. top-1 is the program's own{meant}."
-            console.print(said, markup=False, highlight=False, style="yellow", soft_wrap=True)
+            say(console, said, "yellow")
     _say_what_ran(console, candidates)
     notes = {a["note"] for c in candidates for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):

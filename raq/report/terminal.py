@@ -34,9 +34,10 @@ def clean(value: Value) -> Value:
     return cast(Value, found)
 
 
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line, made printable, broken by the terminal alone."""
-    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+def say(console: Console, text: str, style: str | None = None, *, whole: bool = False) -> None:
+    """Print a line, made printable; on a terminal broken between words, unless it is to stay whole, as a path is."""
+    unbroken = whole or not console.is_terminal
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=unbroken)
 
 
 def paragraph(console: Console, text: str, style: str | None = None) -> None:
