@@ -130,7 +130,7 @@ def _check(path: Path, own: Path, record: dict[str, Any] | None, found: Checked,
         found.layers = [CheckedLayer(**layer.model_dump()) for layer in audit.layers]
         found.others, found.int8_mac_share = list(audit.others), made.audit.int8_mac_share
         found.by_choice_share = evidence_of(made).by_choice
-    if _judge_machine(found, found.metadata) and (run or found.vouched):
+    if _judge_machine(found, found.metadata, native=runtime_of_file(own).is_native) and (run or found.vouched):
         _run(own, path, found, found.metadata, found.ledger)
 
 
@@ -224,11 +224,11 @@ def _judge(found: Checked, require: float, max_float_weights: float) -> None:
         found.problems.append(f"float copies of int8 weights are kept: {', '.join(found.ledger.duplicates[:5])}")
 
 
-def _judge_machine(found: Checked, metadata: Metadata) -> bool:
-    """Whether it can be run here; if not, why is added."""
+def _judge_machine(found: Checked, metadata: Metadata, *, native: bool) -> bool:
+    """Whether it can be run here; if not, why is added. native: it is native code; a .pte is data for its runtime."""
     problems: list[str] = []
     here = torch_version()
-    if metadata.torch not in (None, here):
+    if native and metadata.torch not in (None, here):
         problems.append(f"made by torch {metadata.torch}, here is torch {here}: lower it again")
     if metadata.architecture not in (None, platform.machine()):
         problems.append(f"made for {metadata.architecture}, and this machine is {platform.machine()}")

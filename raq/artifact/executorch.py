@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES, GeneratedCode
-from raq.artifact.metadata import METADATA_KEY, Metadata
+from raq.artifact.metadata import METADATA_KEY
 from raq.artifact.xnnpack import ProgramReader, bytes_digest
 from raq.environment import require_executorch
 from raq.errors import StageError, first_line
@@ -56,7 +56,7 @@ def lower(
     # smaller example would bound the memory that is planned
     bounded = export_program(
         program.module(),
-        torch.zeros(max(2, max_batch), *(Metadata({METADATA_KEY: metadata}).input_shape or ())),
+        torch.zeros(max(2, max_batch), *metadata["input"]),
         max_batch,
     )
     try:

@@ -46,9 +46,9 @@ class Metadata:
 
     @property
     def torch(self) -> str | None:
-        """The version of torch that made native code; None of a .pte, which is data whatever torch made it."""
+        """The version of torch that made it."""
         found = self.ours.get("torch")
-        return None if found is None or "executorch" in self.ours else str(found)
+        return None if found is None else str(found)
 
     @property
     def max_batch(self) -> int | None:

@@ -28,10 +28,10 @@ from raq.bench.messages import (
     encode,
 )
 from raq.environment import inductor_cache
-from raq.errors import StageError
+from raq.errors import StageError, first_line
 
 ANSWER_TIMEOUT_S, END_TIMEOUT_S = 600.0, 10.0
-MAX_REPLY_BYTES = 100_000_000
+MAX_REPLY_BYTES = 2_000_000_000  # some 80 million samples
 R = TypeVar("R", Loaded, Warmed, Timed)
 
 
@@ -78,14 +78,19 @@ class ContenderProcess:
                     f"{self.name}: no answer in {ANSWER_TIMEOUT_S:.0f} s", "lower bench.round_ms or repetitions"
                 )
             reply = decode(self.connection.recv_bytes(MAX_REPLY_BYTES))
-        except (OSError, EOFError, ValueError):
+        except ValueError as error:
+            raise StageError(
+                f"{self.name}: {first_line(error)}", "the artifact disturbs its process; run it again"
+            ) from None
+        except (OSError, EOFError):
             raise StageError(
                 f"{self.name}: its process ended{_last_line(self.errors)}", "run it again; was there enough memory?"
             ) from None
         if isinstance(reply, Failed):
             cause = ContenderError(reply.trace) if reply.trace else None
             raise StageError(f"{self.name}: {reply.error}", reply.hint) from cause
-        assert isinstance(reply, expected), reply
+        if not isinstance(reply, expected):
+            raise StageError(f"{self.name}: an answer that was not asked for", "the artifact disturbs its process")
         return reply
 
     def close(self) -> None:

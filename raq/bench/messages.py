@@ -116,9 +116,12 @@ def encode(message: Command | Reply) -> bytes:
 
 def decode(content: bytes) -> Any:
     """The message that these bytes are; ValueError if they are none."""
-    named = json.loads(content)
-    if not isinstance(named, list) or len(named) != 2 or named[0] not in MESSAGES:
-        raise ValueError("no message of a contender")
+    try:
+        named = json.loads(content)
+    except RecursionError:
+        raise ValueError("its answer is nested too deep") from None
+    if not isinstance(named, list) or len(named) != 2 or not isinstance(named[0], str) or named[0] not in MESSAGES:
+        raise ValueError("its answer is none that is known")
     return _adapter(named[0]).validate_python(named[1])
 
 

@@ -46,7 +46,7 @@ def _hidden_libraries() -> list[str]:
 
 def interrupted() -> int:
     """What is said when a command was interrupted: of a run, that what it has finished is not lost."""
-    runs = "run" in sys.argv[1:2]
+    runs = sys.argv[1:2] in (["run"], ["submit"])
     hint = "finished stages are kept; the same command goes on from there" if runs else ""
     return say_error("interrupted", hint, INTERRUPTED)
 

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raq.cluster.calls import Answer, ErrorAnswer, LostAnswer
+from raq.cluster.answers import Answer, ErrorAnswer, LostAnswer
 from raq.cluster.events import EventSender
 from raq.cluster.nodes import BENCH_RESOURCE, NODE_ID, Node, given_labels
 from raq.cluster.resources import ActorKind

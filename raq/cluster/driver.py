@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raq.cluster.answers import Answer, ErrorAnswer, LostAnswer
 from raq.cluster.attempts import Attempt, TimeOuts, refuse_another_attempt
-from raq.cluster.calls import Answer, ErrorAnswer, Handover, LostAnswer
+from raq.cluster.calls import Handover
 from raq.cluster.nodes import (
     ENDING_TIMEOUT_S,
     NODE_ID,

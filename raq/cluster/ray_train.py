@@ -24,7 +24,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from raq.cluster.calls import ErrorAnswer
+from raq.cluster.answers import ErrorAnswer
 from raq.cluster.events import EventSender
 from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
 from raq.errors import LostError, RaqError, StageError, UserError, last_line

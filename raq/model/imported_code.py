@@ -22,8 +22,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from raq.errors import first_line
-
 MAX_IMPORTS = 2000
 
 
@@ -38,7 +36,7 @@ def main() -> None:
     try:
         getattr(importlib.import_module(module_name), function)
     except BaseException as error:
-        first = first_line(error)
+        first = next(iter(str(error).strip().splitlines()), "")  # as errors.first_line: nothing of raq is imported here
         found: dict[str, Any] = {"error": f"{type(error).__name__}: {first}"}
     else:
         found = _describe(before, Path(folder))

@@ -1,6 +1,7 @@
 """The user's own `module:function`: importing it, and what it is made of. Must not import torch or ray."""
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ def sources_of(name: str, working_directory: str) -> Sources:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=False
         )
-        found = _Found.model_validate_json(done.stdout.strip().splitlines()[-1])
+        found = _Found.model_validate(json.loads(done.stdout.strip().splitlines()[-1]))
     except subprocess.TimeoutExpired:
         raise _not_imported(name, f"it takes longer than {IMPORT_TIMEOUT_S:.0f} s", working_directory) from None
     except (ValueError, IndexError):

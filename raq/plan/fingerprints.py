@@ -32,6 +32,7 @@ EXEMPT = {
     "raq.stages.dispatch": "calls the function that the table names",
     "raq.model.reading": "notes which of the user's files were read",
     "raq.model.imported_code": "finds the user's files, whose digests are in the settings",
+    "raq.cluster.answers": "what an actor says when a stage has ended",
     "raq.cluster.events": "reports how far a stage is",
     "raq.cluster.nodes": "which nodes there are changes no result",
     "raq.cluster.session": "how a cluster is joined changes no result",

@@ -35,8 +35,7 @@ class Option:
     @property
     def _artifact(self) -> Artifact:
         """Its artifact; the candidate's first one in eager mode, which has none of its own."""
-        own = [a for a in self.candidate["artifacts"] if a.get("runtime", "inductor") == self.row["runtime"]]
-        return (own or self.candidate["artifacts"])[0]
+        return artifact_of(self.candidate, self.row)
 
     @property
     def weight_bytes(self) -> int:
@@ -55,6 +54,13 @@ class Option:
     def cheaper_than(self, other: "Option") -> bool:
         """Whether it is smaller or, equally large, takes less to make."""
         return self.smaller_than(other) or (not other.smaller_than(self) and self.work < other.work)
+
+
+def artifact_of(candidate: CandidateSummary, row: ComparedLatency) -> Artifact:
+    """The artifact that a row measured; in eager mode, which has none of its own, the one for its device, or any."""
+    there = [a for a in candidate["artifacts"] if a.get("target", row["device"]) == row["device"]]
+    own = [a for a in there if a.get("runtime", "inductor") == row["runtime"]]
+    return (own or there or candidate["artifacts"])[0]
 
 
 def options_at(candidate: CandidateSummary, place: Place) -> list[Option]:

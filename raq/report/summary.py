@@ -95,7 +95,7 @@ def _candidate(
         "backend": backend,
         "not_lowered": None
         if lowered
-        else why_not_lowered(backend, machine["architecture"], settings["bench"]["devices"]),
+        else why_not_lowered(backend, machine.get("architecture", ""), settings["bench"]["devices"]),
         "graph_int8_mac_share": evaluation["results"].get("graph_int8_mac_share") if evaluation else None,
         "reduce_range": {**(program.get("settings") or {}), **made}.get("reduce_range") if program else None,
         "parity": [

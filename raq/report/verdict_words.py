@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from raq.bench.ratio_statistics import MIN_LAUNCHES, paired_ratio
 from raq.experiment.schema import BASELINE
 from raq.report.claims import Claim, Measured, Rules, images_needed, measuring_needed, rounded_up
-from raq.report.options import Option
+from raq.report.options import Option, artifact_of
 from raq.report.ratios import Place, baseline_row, best_fp32, row_ratios, shared_rounds
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency
 
@@ -32,7 +32,7 @@ class Sentences:
         row, over = option.row, f"{plain['candidate']}/{plain['runtime']}"
         parts = []
         if option.name != BASELINE:
-            parts.append(_smaller(option, self.candidates[0]["artifacts"][0]))
+            parts.append(_smaller(option, artifact_of(self.candidates[0], option.row)))
             best = f"{times(*paired_ratio(row_ratios(plain, row)))} as fast as the best FP32 ({over})"
             parts.append(best + _doubt(plain, row))
         if option.contender != row["baseline"] and (option.name == BASELINE or over != row["baseline"]):
@@ -100,9 +100,7 @@ class Sentences:
         maybe = [rival for rival in inaccurate if rival not in faster]
         for group, verb in ((faster, "is faster" if len(faster) == 1 else "are faster"), (maybe, "may be faster")):
             if group:
-                reasons.append(
-                    self.unproven(group, verb if not faster else "is faster" if len(group) == 1 else "are faster")
-                )
+                reasons.append(self.unproven(group, verb))
         for rival in unsure:
             claim = not_faster[rival.contender]
             if rival not in inaccurate and rival not in unknown:

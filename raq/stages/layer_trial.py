@@ -6,7 +6,6 @@ validation images; trials are kept by what they depend on, as those of calibrati
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from raq.stages.call import Call, Progress, trials_folder
 from raq.stages.chosen import chosen_calibration
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import read_predictions
+from raq.stages.trials import keep_one, read_predictions
 from raq.store.files import atomic_write, exclusive_lock, short_digest, write_json
 from raq.store.views import View, view_file
 from raq.sweep.layers import Config, LayerCost, quantized
@@ -66,7 +65,7 @@ class _Trials:
     call: Call = field(compare=False)
 
 
-@lru_cache(maxsize=1)
+@keep_one
 def _loaded(trials: _Trials) -> _Loaded:
     from raq.artifact.inductor import load
     from raq.quantize.ranges import load_ranges

@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE
 from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import with_config
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import BASELINE, evaluate_baseline, read_predictions, write_table
+from raq.stages.trials import BASELINE, evaluate_baseline, keep_one, read_predictions, write_table
 from raq.store.files import atomic_write, exclusive_lock, short_digest, write_json
 from raq.store.settings import PtqSettings, PtqSweepSettings
 from raq.store.views import View, view_file
@@ -49,7 +48,7 @@ class _Program:
     call: Call = field(compare=False)
 
 
-@lru_cache(maxsize=1)
+@keep_one
 def _loaded(program: _Program) -> _Loaded:
     from raq.artifact.inductor import load
 

@@ -5,13 +5,13 @@ Plain torch, never ray; torch is imported inside the functions.
 
 import copy
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from raq.stages.call import WEIGHTS, Call, Progress, Results
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
 from raq.stages.programs import count_macs, keep_program
 from raq.stages.transfer import local_context
+from raq.stages.trials import keep_one
 from raq.store.files import digest, file_digest
 from raq.store.settings import QatSettings
 
@@ -108,7 +108,7 @@ def prepared_for_qat(call: Call) -> "fx.GraphModule":
     return copy.deepcopy(_prepared(_Graph(digest([weights, asked.qat.backend, asked.reduce_range, asked.model]), call)))
 
 
-@lru_cache(maxsize=1)
+@keep_one
 def _prepared(graph: _Graph) -> "fx.GraphModule":
     from raq.quantize.qat import prepare_qat
 

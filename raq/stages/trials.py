@@ -3,9 +3,10 @@
 Torch is imported inside the functions; never ray.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from raq.store.views import View, view_file
 if TYPE_CHECKING:
     from torch import nn
 
+K = TypeVar("K")
+V = TypeVar("V")
 CONFIG, BASELINE = "config", "baseline.npy"
 TABLE = "trials"
 
@@ -31,6 +34,23 @@ def evaluate_baseline(call: Call, network: "nn.Module", progress: Progress) -> N
         progress({"text": "evaluating FP32"})
         with atomic_write(path) as scratch:
             np.save(scratch, predict(network, read_dataset(call), split="validation").astype(np.int32))
+
+
+def keep_one(make: Callable[[K], V]) -> Callable[[K], V]:
+    """A function of a hashable key that keeps its last result; it lets go of that before it makes another one.
+
+    What a process reads for many trials is large: two of them at once may be more than there is room for.
+    """
+    kept: dict[K, V] = {}
+
+    @wraps(make)
+    def known_or_made(key: K) -> V:
+        if key not in kept:
+            kept.clear()
+            kept[key] = make(key)
+        return kept[key]
+
+    return known_or_made
 
 
 class _Counted(View):

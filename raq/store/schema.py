@@ -34,6 +34,10 @@ def check_run(run: Values, place: str) -> None:
         kind, _, candidate = name.partition("/")
         if kind == "evaluate" and not _is_candidate(candidate, run["settings"]):
             raise _wrong(place, f"stages.{name}", "there is no such candidate in settings")
+        if kind == "evaluate" and candidate != "fp32" and candidate not in run["stages"]:
+            raise _wrong(place, f"stages.{candidate}", "Field required: it is evaluated")
+        if not candidate and _is_candidate(kind, run["settings"]) and stage["kind"] != _kind_of(kind):
+            raise _wrong(place, f"stages.{name}.kind", f"{stage['kind']}, and {_kind_of(kind)} is meant")
         if kind in ("evaluate", "lower", "bench") and stage["kind"] != kind:
             raise _wrong(place, f"stages.{name}.kind", f"{stage['kind']}, and {kind} is meant")
     if any(name.startswith("evaluate/") for name in run["stages"]) and "evaluate/fp32" not in run["stages"]:
@@ -41,10 +45,13 @@ def check_run(run: Values, place: str) -> None:
 
 
 def _is_candidate(name: str, settings: Values) -> bool:
-    if name == "fp32":
-        return True
-    kind = "ptq" if name.startswith("mixed-") else name
-    return kind in ("ptq", "qat") and settings[kind] is not None
+    kind = _kind_of(name)
+    return name == "fp32" or (kind in ("ptq", "qat") and settings[kind] is not None)
+
+
+def _kind_of(name: str) -> str:
+    """The kind of the stage that makes a candidate's program."""
+    return "ptq" if name.startswith("mixed-") else name
 
 
 def _check_alien_keys(results: Values, place: str) -> None:

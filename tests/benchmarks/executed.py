@@ -69,7 +69,8 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     isolated.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
     with isolated.IsolatedProcess(path, threads=2) as process:
         traces = process.trace((3, side, side), sizes)
-    told = executed.summary(traces, counted.total, found.as_record()["layers"])
+    known = [executed.KnownLayer(layer.name, layer.macs) for layer in found.layers]
+    told = executed.summary(traces, counted.total, known).as_record()
     rows = told.pop("executed_layers")
     return {
         "case": case, "macs": counted.total, "read_int8_mac_share": found.int8_mac_share, **told,

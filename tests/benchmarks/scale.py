@@ -21,7 +21,9 @@ from typing import Any
 import ray
 
 from raq.cluster import actors
+from raq.cluster.answers import Answer
 from raq.cluster.driver import Driver
+from raq.cluster.events import Event
 from raq.cluster.nodes import Node
 from raq.cluster.session import cluster
 from raq.environment import commit, environment
@@ -51,24 +53,17 @@ class Simulated:
     def __init__(self, queue: Any) -> None:
         self.queue, self.rng = queue, random.Random(0)
 
-    async def run(self, call: Any, log: str, attempt: int) -> dict[str, Any]:
+    async def run(self, call: Any, log: str, attempt: int) -> Answer:
         """A stage that takes some milliseconds and leaves a file."""
-        self.queue.send.remote({"stage": call.name, "attempt": attempt, "node": "node-0"})
+        self.queue.put.remote(Event(call.name, attempt, node="node-0"))
         await asyncio.sleep(self.rng.uniform(0.01, 0.1))
         Path(call.folder).mkdir(parents=True, exist_ok=True)
         (Path(call.folder) / "file").write_text(call.name)
-        return {
-            "id": uuid.uuid4().hex,
-            "files": {},
-            "digests": None,
-            "results": RESULTS.get(call.kind, {}) | {"history": [{"epoch": n, "loss": 1 / (n + 1)} for n in range(10)]},
-            "environment": environment(),
-            "started_at": now(),
-            "cpus": call.cpus,
-            "workers": 1,
-            "node": None,
-            "duration_s": 0.05,
-        }
+        history = [{"epoch": n, "loss": 1 / (n + 1)} for n in range(10)]
+        return Answer(
+            id=uuid.uuid4().hex, results=RESULTS.get(call.kind, {}) | {"history": history}, files={}, digests=None,
+            environment=environment(), cpus=call.cpus, workers=1, node=None, started_at=now(), duration_s=0.05,
+        )  # fmt: skip
 
 
 class Handle:

@@ -97,7 +97,7 @@ def in_an_actor(call: Call) -> float:
     actor = start_actor(start_event_queue(), ActorKind(Demand(call.cpus, 0, 1)))
     answer = ray.get(actor.run.remote(call, f"{call.folder}.log", 1), timeout=600)
     ray.kill(actor)
-    return speed(answer["results"]["history"])
+    return speed(answer.results["history"])
 
 
 def in_ray_train(call: Call) -> float:

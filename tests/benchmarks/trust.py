@@ -198,10 +198,17 @@ def in_one_process(contenders: list[ContenderSettings], batch: int, rounds: int)
     """Milliseconds by round and contender, all of them loaded into this process and called in turns."""
     from dataclasses import asdict
 
+    from raq.artifact.runtimes import RUNTIMES
     from raq.bench.contender import Contender
+    from raq.bench.messages import Load
+
+    def load(c: ContenderSettings) -> Load:
+        runtime = RUNTIMES.get(c.runtime)
+        how = (None, None) if runtime is None else (runtime.load, runtime.prepare)
+        return Load(**asdict(c), cpus=available_cpus(), load=how[0], prepare=how[1])
 
     with torch.inference_mode():
-        loaded = {c.name: Contender(asdict(c)) for c in contenders}
+        loaded = {c.name: Contender(load(c)) for c in contenders}
         for entrant in loaded.values():
             entrant.warm_up(batch, 5, 2.0)
         found: dict[str, list[float]] = {name: [] for name in loaded}

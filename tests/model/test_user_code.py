@@ -1,6 +1,7 @@
 """The user's code: whatever it imports counts, and what cannot be imported is said."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,15 @@ def test_every_file_that_comes_along_is_covered(package: Path) -> None:
         "my_package/deep/down.py", "my_package/late.py", "my_package/names.py", "my_package/nets.py",
     ]  # fmt: skip
     assert found.distributions.keys() == {"PyYAML"}
+
+
+def test_a_file_whose_name_is_not_utf8_is_covered_too(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9"))
+    folder.mkdir()
+    (folder / "inner.py").write_text("value = 1\n")
+    (tmp_path / "m2.py").write_text(f"import os, sys\nsys.path.insert(0, os.fsdecode({os.fsencode(folder)!r}))\n"
+                                    "import inner\ndef f(n):\n    return n\n")  # fmt: skip
+    assert len(sources_of("m2:f", str(tmp_path)).files) == 2
 
 
 @pytest.mark.parametrize(

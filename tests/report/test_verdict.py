@@ -225,6 +225,25 @@ def test_everything_that_is_open_is_told() -> None:
     assert "ptq and qat are faster, and whether they lose" in found["why"]
 
 
+def test_who_is_faster_and_who_may_be_are_not_mixed_up() -> None:
+    """Of the rivals whose accuracy is not known, one is shown to be faster than what may be shipped, one may be."""
+    three = [fp32(), candidate("ptq", row(150)), candidate("qat", row(640, noise=0.3, launches=8))]
+    found = classify(three, ptq=(4, 0, 400), qat=(4, 0, 400))
+    assert "ptq is faster, and whether it loses" in found["why"]
+    assert "qat may be faster, and whether it loses" in found["why"]
+
+
+def test_the_file_that_is_told_is_that_of_the_device() -> None:
+    plain, ptq = fp32(row(800, device="cuda")), candidate("ptq", row(200, device="cuda"))
+    for one, cpu, cuda in ((plain, 45e6, 104e6), (ptq, 12e6, 52e6)):
+        (on_cpu,) = one["artifacts"]
+        one["artifacts"] = [
+            {**on_cpu, "target": "cpu", "size_bytes": cpu}, {**on_cpu, "target": "cuda", "size_bytes": cuda},
+        ]  # fmt: skip
+    found = classify([plain, ptq], ptq=0)
+    assert "75% smaller in weights (50% as a file)" in found["why"]
+
+
 def test_what_it_takes_when_precision_ended_it() -> None:
     noisy = {"noise": 0.05, "launches": 12}
     pair = [fp32(row(800, **noisy)), candidate("ptq", row(200, **noisy)), candidate("qat", row(199, **noisy))]

@@ -142,6 +142,26 @@ def test_the_reference_runs_are_shown(stores: dict[str, Path]) -> None:
         assert code == 0, text
 
 
+@pytest.mark.parametrize("change", ["another kind", "gone"])
+def test_a_run_without_the_stage_of_a_candidate_is_damaged(stores: dict[str, Path], change: str) -> None:
+    """It would be shown as FP32, or not at all, with all the runs beside it."""
+    root = stores["cifar10"]
+    (path,) = root.glob("runs/*/run.json")
+    before = path.read_text()
+    run = json.loads(before)
+    stages = {name: stage for name, stage in run["stages"].items() if name != "ptq"}
+    if change == "another kind":
+        stages["ptq"] = run["stages"]["train"]
+    try:
+        write_json(path, sealed({**run, "stages": stages}))
+        code, text = said("show", "--results", str(root))
+        assert (code, "stages.ptq" in text) == (2, True), text
+        code, text = said("runs", "--results", str(root))
+        assert (code, "damaged" in text) == (0, True), text
+    finally:
+        path.write_text(before)
+
+
 @FEW
 @given(st.data())
 def test_any_record_is_shown_or_one_clear_line(stores: dict[str, Path], data: st.DataObject) -> None:
