@@ -11,8 +11,11 @@ from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import read_metadata
 from raq.artifact.metadata import METADATA_KEY, Metadata
+from raq.artifact.packing import weights_packed_once
 from raq.environment import torch_version
 from raq.errors import StageError, first_line
+
+PACKED_FOR = 1  # images a call: the layouts are those that larger batches want too (results/log.md)
 
 
 def lower(
@@ -38,7 +41,7 @@ def lower(
         "aot_inductor.metadata": {METADATA_KEY: written},
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), weights_packed_once(PACKED_FOR):
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
     except Exception as error:
         first = first_line(error)
