@@ -241,6 +241,7 @@ def _write_run(
         stage.name: {
             "kind": stage.kind,
             "fingerprint": stage.fingerprint,
+            "id": store.execution(stage.kind, stage.fingerprint),
             "why": stale.get(stage.name),
             "depends": stage.depends,
         }

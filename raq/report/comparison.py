@@ -90,7 +90,11 @@ def _conditions(first: RunSummary, second: RunSummary) -> list[str]:
         used = [_used(summary, name) for summary in (first, second)]
         if used[0] != used[1]:
             lines.append(f"{what}: {used[0]} and {used[1]}")
+    if None not in first["executions"].values() and first["executions"] == second["executions"]:
+        lines.append("both show the same executions of every stage, so nothing can differ")
     for summary in (first, second):
+        if summary["made_anew"]:
+            lines.append(f"{summary['run']}: made anew since: {', '.join(summary['made_anew'])}")
         doubtful = [rounds for _, rounds in compared(summary["candidates"]) if rounds.doubt]
         if any(rounds.mostly_far for rounds in doubtful):
             lines.append(f"{summary['run']} was measured where the CPUs were far apart")

@@ -69,6 +69,8 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
         console.print(table_of_candidates(summary, group))
     if details:
         paragraph(console, LEGEND, "dim")
+    if made_anew := summary.get("made_anew"):
+        say(console, f"made anew since this run, so these are newer figures: {', '.join(made_anew)}", "yellow")
     _say_what_is_special(console, summary["candidates"])
     if details:
         _print_details(console, summary)

@@ -46,6 +46,7 @@ def summarise(run_folder: Path) -> RunSummary:
     candidates = [_candidate(name, kinds[name], settings, stages, right, store, machine) for name in names]
     set_against_best_fp32(candidates)
     complete = bool(run["complete"]) and all(stages.values())
+    executions = {name: None if record is None else record.get("id") for name, record in stages.items()}
     measured = {
         r["settings"]["device"]: Measured(r["results"].get("elapsed_s"), r["results"].get("stopped_by"))
         for r in benches
@@ -55,6 +56,8 @@ def summarise(run_folder: Path) -> RunSummary:
         "experiment": run["experiment"],
         "complete": complete,
         "error": run["error"],
+        "executions": executions,
+        "made_anew": [name for name, stage in run["stages"].items() if stage.get("id") not in (None, executions[name])],
         "environment": environment,
         "data": run["data"],
         "candidates": candidates,

@@ -107,12 +107,17 @@ class Verdict(TypedDict):
 
 
 class RunSummary(TypedDict):
-    """What a run came to; what is not there (yet) is None."""
+    """What a run came to; what is not there (yet) is None.
+
+    executions: by stage, the id of the one that is shown; made_anew: stages of which the run itself had another one.
+    """
 
     run: str
     experiment: str
     complete: bool
     error: str | None
+    executions: dict[str, str | None]
+    made_anew: list[str]
     environment: Environment
     data: DataOfRun
     candidates: list[CandidateSummary]

@@ -59,6 +59,7 @@ class RunStage(TypedDict):
 
     kind: Kind
     fingerprint: Fingerprint
+    id: NotRequired[Name | None]
     why: NotRequired[Text | None]
     depends: NotRequired[dict[str, str]]
 

@@ -11,6 +11,7 @@ from workplace import Workplace, clear_error
 
 from raq.environment import Machine, has_vnni
 from raq.report.comparison import compare
+from raq.report.summary import summarise
 from raq.store.files import read_json, write_json
 from raq.store.local import Store, sealed
 
@@ -275,6 +276,7 @@ def set_times(store: Store, milliseconds: float) -> None:
 def test_a_run_against_itself(two_runs) -> None:
     (compared,) = compare(two_runs[1])["comparisons"]
     assert compared["environment"] == []
+    assert "both show the same executions of every stage, so nothing can differ" in compared["conditions"]
     assert [c["name"] for c in compared["candidates"]] == ["fp32", "ptq", "qat"]
     for candidate in compared["candidates"]:
         assert candidate["top1"]["points"] == 0.0
@@ -284,6 +286,15 @@ def test_a_run_against_itself(two_runs) -> None:
             assert row["ratio"] == pytest.approx(1.0)
             assert "equal within 2%" in row["said"] or "cannot tell" in row["said"], "as the machine is busy or not"
     json.dumps(compared, allow_nan=False)
+
+
+def test_a_stage_made_anew_since_is_said(two_runs) -> None:
+    """Its record is of another execution than the run's own."""
+    store, (_, folder) = two_runs
+    (path,) = (store.root / "stages").glob("bench-*/record.json")
+    assert summarise(folder)["made_anew"] == []
+    write_json(path, sealed({**read_json(path), "id": "of another execution"}))
+    assert summarise(folder)["made_anew"] == ["bench/cpu"]
 
 
 def test_a_tenth_of_the_speed_is_seen(two_runs) -> None:

@@ -31,7 +31,8 @@ def fp32(threads: int = 2, disturbed: int = 0, far: int = 0) -> list[dict]:
 def run_of(name: str, **changes) -> dict:
     return {
         "run": name, "experiment": "e", "complete": True, "error": None, "data": {"digest": "d"},
-        "measurement": [{"protocol": "interleaved"}], "candidates": fp32(), **changes,
+        "measurement": [{"protocol": "interleaved"}], "candidates": fp32(), "executions": {"train": name},
+        "made_anew": [], **changes,
     }  # fmt: skip
 
 
@@ -53,6 +54,15 @@ def test_what_is_not_the_same_besides_is_told() -> None:
     ]
     assert _conditions(run_of("a"), run_of("b", candidates=fp32(disturbed=9, far=8))) == [
         "b was measured where the CPUs were far apart"
+    ]
+
+
+def test_runs_of_the_same_executions_cannot_differ() -> None:
+    """After --fresh an earlier run shows the newer ones."""
+    newer = run_of("a", executions={"train": "b"}, made_anew=["train"])
+    assert _conditions(newer, run_of("b")) == [
+        "both show the same executions of every stage, so nothing can differ",
+        "a: made anew since: train",
     ]
 
 
