@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from raq.store.object_storage import StorageError
 
 MAX_FAILURES, MAX_PREEMPTIONS = 2, 10
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-USUAL_START_S = float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
 LOST = (RayActorError, ActorUnschedulableError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, LostError)
 FAILED = "failed.json"
 PLACEMENT_GROUP = "place"  # the marker in which rank 0 writes the id of the workers' placement group
@@ -177,12 +177,19 @@ def train_on_workers(
     raise AssertionError("the last attempt returns or raises")
 
 
+@cache
+def _usual_start_s() -> float:
+    """How long workers may take to start, as this process was started: it is set anew for every training."""
+    return float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
+
+
 def _trainer(call: Call, send: EventSender, *, for_tune: bool) -> _Trainer:
     # Ray Train copies these to its controller; on a cluster that raq did not start, this process does not have them
     for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
         os.environ.setdefault(name, RAY_SETTINGS[name])
     # elastic, it starts with the workers that there are once this has passed, so --wait does not extend it
-    os.environ[START_TIMEOUT] = f"{USUAL_START_S if call.elastic else max(USUAL_START_S, call.wait_s):g}"
+    usual_s = _usual_start_s()
+    os.environ[START_TIMEOUT] = f"{usual_s if call.elastic else max(usual_s, call.wait_s):g}"
     per_worker: dict[str, float] = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
     path, filesystem = store_of(call).training_storage(Path(call.folder))
     return _Trainer(

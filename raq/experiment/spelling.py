@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import MutableMapping
+from functools import cache
 from typing import Any
 
 from raq.errors import UserError
@@ -11,7 +12,6 @@ RENAMED: dict[tuple[str, ...], str] = {
     ("data", "validation"): "validation_fraction",
     ("sweep", "layers", "most"): "max_float_layers",
 }
-_said: set[tuple[str, ...]] = set()
 
 
 def spelled_as_today(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -19,10 +19,14 @@ def spelled_as_today(parts: tuple[str, ...]) -> tuple[str, ...]:
     if parts not in RENAMED:
         return parts
     now = (*parts[:-1], RENAMED[parts])
-    if parts not in _said:
-        _said.add(parts)
-        sys.stderr.write(f"raq: {'.'.join(parts)} is now called {'.'.join(now)}; the old name is still read\n")
+    say_renamed(".".join(parts), ".".join(now))
     return now
+
+
+@cache
+def say_renamed(old: str, new: str) -> None:
+    """Say, once a process, that a key has another name now."""
+    sys.stderr.write(f"raq: {old} is now called {new}; the old name is still read\n")
 
 
 def rename_keys(tree: MutableMapping[str, Any], lines: dict[Location, str]) -> None:

@@ -145,7 +145,7 @@ def test_bad_overrides(tmp_path: Path, override: str) -> None:
 def test_names_of_older_versions_are_read_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "e.yaml"
     file.write_text("name: e\ndata: {name: digits, validation: 0.3}\n")
-    spelling._said.clear()
+    spelling.say_renamed.cache_clear()
     assert load_experiment(file).data.validation_fraction == 0.3
     assert load_experiment(file, ["data.validation=0.2"]).data.validation_fraction == 0.2
     said = capsys.readouterr().err
