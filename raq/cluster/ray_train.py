@@ -188,8 +188,7 @@ def _trainer(call: Call, send: EventSender, *, for_tune: bool) -> _Trainer:
     for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
         os.environ.setdefault(name, RAY_SETTINGS[name])
     # elastic, it starts with the workers that there are once this has passed, so --wait does not extend it
-    usual_s = _usual_start_s()
-    os.environ[START_TIMEOUT] = f"{usual_s if call.elastic else max(usual_s, call.wait_s):g}"
+    os.environ[START_TIMEOUT] = f"{_usual_start_s() if call.elastic else max(_usual_start_s(), call.wait_s):g}"
     per_worker: dict[str, float] = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
     path, filesystem = store_of(call).training_storage(Path(call.folder))
     return _Trainer(
