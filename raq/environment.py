@@ -166,8 +166,13 @@ def _is_one_of(name: str, wanted: tuple[str, ...]) -> bool:
 @cache
 def compiler_version() -> str | None:
     """The first line of what the C++ compiler that Inductor calls says of itself; None without one."""
-    command = shlex.split(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
+    command = compiler_command()
     return next(iter((_output(*command, "--version") or "").splitlines()), None) if command else None
+
+
+def compiler_command() -> list[str]:
+    """The C++ compiler that Inductor calls, as a command."""
+    return shlex.split(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
 
 
 @cache

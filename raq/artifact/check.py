@@ -124,7 +124,7 @@ def _check(path: Path, own: Path, record: dict[str, Any] | None, found: Checked,
     known = made.float_weight_share
     found.float_weight_share = known if known is not None else float_weights_of_code(code)
     if made.audit is None or record is None:
-        found.layers, found.int8_mac_share = _layers(code), share_of_code(code, found.metadata)
+        found.layers, found.int8_mac_share = layers_of_code(code), share_of_code(code, found.metadata)
     else:
         audit = view(_Shown, record, str(path.parent / "record.json")).audit
         found.layers = [CheckedLayer(**layer.model_dump()) for layer in audit.layers]
@@ -159,7 +159,7 @@ def float_weights_of_code(code: GeneratedCode) -> float | None:
     return sizes[True] / total if total else None
 
 
-def _layers(code: GeneratedCode) -> list[CheckedLayer]:
+def layers_of_code(code: GeneratedCode) -> list[CheckedLayer]:
     """Kernel calls as layers, by the name of their weight: all that a package shows without its program."""
     return [
         CheckedLayer(

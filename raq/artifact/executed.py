@@ -24,7 +24,8 @@ SIZES = re.compile(r"(mb|ic|oc|od|oh|ow|kd|kh|kw|id|ih|iw|g)(\d+)")
 class Execution:
     """One primitive that ran. macs: multiply-accumulates of the whole batch, None if its shapes do not determine them.
 
-    source, weights: data types, of a reorder those of its source and its target; shape: of what a reorder reorders.
+    source, weights: data types, of a reorder those of its source and its target; shape: of what a reorder reorders; ms:
+    how long it took, None where the line does not say.
     """
 
     primitive: str
@@ -33,6 +34,7 @@ class Execution:
     weights: str
     macs: int | None
     shape: tuple[int, ...] = ()
+    ms: float | None = None
 
     @property
     def integer(self) -> bool:
@@ -96,13 +98,7 @@ def read_trace(text: str, mark: str, weight_sizes: Collection[int]) -> list[Trac
     mark: prefix of the line that begins a call, before the batch size; random, so that an artifact cannot forge it.
     weight_sizes: element counts of the artifact's weights: a reorder of that many elements may be of one of them.
     """
-    calls: list[tuple[int, list[Execution]]] = []
-    for line in text.splitlines():
-        size = line.removeprefix(mark)
-        if line.startswith(mark) and size.isdigit() and len(size) < 8 and 0 < int(size) <= MAX_BATCH:
-            calls.append((int(size), []))
-        elif calls and (execution := read_execution(line)) is not None:
-            calls[-1][1].append(execution)
+    calls = read_calls(text, mark)
     if not calls:
         return None
     last = {batch_size: executions for batch_size, executions in calls}
@@ -120,6 +116,18 @@ def read_trace(text: str, mark: str, weight_sizes: Collection[int]) -> list[Trac
     return [_traced(batch_size, executions, weights[batch_size]) for batch_size, executions in last.items()]
 
 
+def read_calls(text: str, mark: str) -> list[tuple[int, list[Execution]]]:
+    """Every call in a log in oneDNN's verbose mode, in order: its batch size, and what it executed (`read_trace`)."""
+    calls: list[tuple[int, list[Execution]]] = []
+    for line in text.splitlines():
+        size = line.removeprefix(mark)
+        if line.startswith(mark) and size.isdigit() and len(size) < 8 and 0 < int(size) <= MAX_BATCH:
+            calls.append((int(size), []))
+        elif calls and (execution := read_execution(line)) is not None:
+            calls[-1][1].append(execution)
+    return calls
+
+
 def read_execution(line: str) -> Execution | None:
     """The primitive that a line of the trace says was executed; None for any other line."""
     fields = line.split(",")
@@ -129,10 +137,14 @@ def read_execution(line: str) -> Execution | None:
     primitive, implementation, tensors, problem = fields[at + 2], fields[at + 3], fields[at + 5], fields[-2]
     types = {part.partition(":")[0]: part.split(":")[1] for part in tensors.split() if part.count(":") > 0}
     source, weights = types.get("src", types.get("src_layer", "")), types.get("wei", types.get("wei_layer", ""))
+    try:
+        ms = float(fields[-1])
+    except ValueError:
+        ms = None
     if primitive == "reorder":
-        return Execution(primitive, implementation, source, types.get("dst", ""), None, _dimensions(problem))
+        return Execution(primitive, implementation, source, types.get("dst", ""), None, _dimensions(problem), ms)
     macs = _macs(primitive, problem) if primitive in MULTIPLYING else 0
-    return Execution(primitive, implementation, source, weights, macs)
+    return Execution(primitive, implementation, source, weights, macs, ms=ms)
 
 
 def _dimensions(text: str) -> tuple[int, ...]:

@@ -112,8 +112,12 @@ class IsolatedProcess:
             images = torch.randn(batch_size, *image_shape, generator=generator)
             for _ in range(TRACED_CALLS):
                 self(images, traced=True)
+        return read_trace(self.log(), self.mark, weight_sizes)
+
+    def log(self) -> str:
+        """What the process has written to standard error, oneDNN's reports among it."""
         self.errors.seek(0)
-        return read_trace(self.errors.read(MAX_TRACE_BYTES).decode(errors="replace"), self.mark, weight_sizes)
+        return self.errors.read(MAX_TRACE_BYTES).decode(errors="replace")
 
     def _end(self) -> None:
         self.child.kill()

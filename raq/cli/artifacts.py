@@ -76,6 +76,24 @@ def bench(
         print_bench(new_console(), found)
 
 
+def profile(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A package (.pt2) for a CPU.")],
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=65_536, metavar="N", help="Images a call.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: all CPUs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Milliseconds by layer and kernel, beside what this CPU can do at most. It loads and runs the artifact."""
+    from raq.bench.profile import profile as profile_artifact
+    from raq.environment import environment
+    from raq.report.profile import print_profile
+
+    found = profile_artifact(artifact, batch_size, threads)
+    if as_json:
+        print_json({**found.as_record(), "environment": environment()})
+    else:
+        print_profile(new_console(), found)
+
+
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs' folders or ids, or 'latest'.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from raq.cli.artifacts import bench, check, compare
+from raq.cli.artifacts import bench, check, compare, profile
 from raq.cli.failures import INTERRUPTED, interrupted, say_error, system_error, unforeseen
 from raq.cli.options import (
     DEFAULT_RESULTS,
@@ -143,6 +143,7 @@ def runs(
 
 app.command(short_help="Inspect an artifact: is it quantized, and where not?")(check)
 app.command(short_help="Measure the latency of artifacts side by side.")(bench)
+app.command(short_help="Show where an artifact's time goes, layer by layer.")(profile)
 app.command(short_help="Compare runs: what differs, and is it real?")(compare)
 
 

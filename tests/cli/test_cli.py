@@ -20,7 +20,20 @@ def test_help_names_the_verbs(workplace: Workplace) -> None:
     done = workplace.raq_here("--help")
     assert done.returncode == 0
     verbs = re.findall(r"^  ([a-z]+)  +\S", done.stdout.partition("Commands:")[2], re.MULTILINE)
-    assert verbs == ["init", "run", "plan", "show", "runs", "check", "bench", "compare", "submit", "schema", "doctor"]
+    assert verbs == [
+        "init",
+        "run",
+        "plan",
+        "show",
+        "runs",
+        "check",
+        "bench",
+        "profile",
+        "compare",
+        "submit",
+        "schema",
+        "doctor",
+    ]
 
 
 def test_without_a_verb(workplace: Workplace) -> None:

@@ -1,0 +1,153 @@
+"""`raq profile`: where an artifact's time goes, by layer and kernel, and how near its kernels come to the CPU's peak.
+
+Calls are timed as `raq bench` times them. Then the artifact runs in another process, where oneDNN reports what it
+executes and for how long: what a call takes beyond that is in no kernel of oneDNN (Inductor's own loops, allocation,
+the runtime itself). An artifact is native code: profiling it loads and runs it.
+"""
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raq.artifact.check import layers_of_code
+from raq.artifact.executed import MULTIPLYING, Execution, KnownLayer, read_calls
+from raq.artifact.metadata import Metadata
+from raq.artifact.runtimes import read, runtime_of_file
+from raq.bench.launcher import fork_server
+from raq.bench.messages import ContenderSettings
+from raq.bench.peak import Peak, measure_peak
+from raq.environment import available_cpus
+from raq.errors import UserError
+
+WARM_UP_CALLS, CALLS, ROUND_MS = 5, 20, 500.0
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """A primitive that oneDNN executed. ms: the median over calls; gops: of its arithmetic, two a multiply-accumulate.
+
+    layer: whose it is, None if it is none's (a reorder, an addition) or not known; int8: whether it multiplied
+    integers; peak_share: gops over what this CPU can do at most, None where that is not known.
+    """
+
+    layer: str | None
+    primitive: str
+    implementation: str
+    int8: bool
+    ms: float
+    gops: float | None
+    peak_share: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a call goes, in milliseconds.
+
+    call_ms: the median of calls without reports; kernels: in the order of execution; multiplying_ms: of those that
+    multiply; reorder_ms: of reorders; elsewhere_ms: of a call, beyond oneDNN's kernels; gops: of all
+    multiply-accumulates of a call over its whole time; peak: of this CPU.
+    """
+
+    path: str
+    batch_size: int
+    threads: int
+    calls: int
+    call_ms: float
+    multiplying_ms: float
+    reorder_ms: float
+    other_kernels_ms: float
+    elsewhere_ms: float
+    reorders: int
+    gops: float | None
+    peak: Peak
+    kernels: list[KernelTime] = field(default_factory=list)
+
+    def as_record(self) -> dict[str, Any]:
+        """As plain values: what `raq profile --json` prints."""
+        return asdict(self)
+
+
+def profile(path: Path, batch_size: int, threads: int | None = None) -> Profile:
+    """Profile an artifact at a batch size, on so many threads (default: all CPUs of this process).
+
+    Raises UserError if there is no such file, if it is not for a CPU, or if its runtime does not report kernels;
+    StageError if it does not run.
+    """
+    import torch
+
+    from raq.artifact.isolated import IsolatedProcess
+
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2)")
+    runtime = runtime_of_file(path)
+    code = read(path)
+    metadata = Metadata(code.metadata)
+    if not runtime.reports_kernels or metadata.device != "cpu":
+        raise UserError(f"{path}: what runs in it is not reported", "profile a package of Inductor for a CPU")
+    shape = metadata.input_shape
+    if shape is None:
+        raise UserError(f"{path}: the size of its input is not known (raq did not make it)", "profile one of raq's")
+    used = threads or len(available_cpus())
+    settings = ContenderSettings("artifact", runtime.name, "cpu", str(path), shape, used, "", 0, None)
+    with fork_server({runtime.name}) as server, server.launch(settings, available_cpus()) as contender:
+        contender.warm_up(batch_size, WARM_UP_CALLS, cap_s=2.0)
+        plain = contender.time_round(batch_size, CALLS, round_ms=ROUND_MS).samples_ms
+    images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    with IsolatedProcess(path, "cpu", used, runtime) as process:
+        for _ in range(WARM_UP_CALLS):
+            process(images)
+        for _ in range(CALLS):
+            process(images, traced=True)
+        calls = [executions for size, executions in read_calls(process.log(), process.mark) if size == batch_size]
+    usual = [call for call in calls[len(calls) // 2 :] if len(call) == len(calls[-1])]  # the first ones may still build
+    layers = [KnownLayer(layer.name, layer.macs) for layer in layers_of_code(code) if layer.macs is not None]
+    return _profile(str(path), batch_size, used, plain, usual, layers, measure_peak(used))
+
+
+def _profile(
+    path: str,
+    batch_size: int,
+    threads: int,
+    plain: list[float],
+    calls: list[list[Execution]],
+    layers: list[KnownLayer],
+    peak: Peak,
+) -> Profile:
+    """The profile of calls that executed the same."""
+    kernels: list[KernelTime] = []
+    left = list(layers)
+    for same in zip(*calls, strict=True):
+        one, ms = same[0], statistics.median(execution.ms or 0.0 for execution in same)
+        layer = None
+        if one.primitive in MULTIPLYING:
+            layer = next((known for known in left if known.macs * batch_size == one.macs), None)
+            if layer is not None:
+                left.remove(layer)
+        gops = 2 * one.macs / ms / 1e6 if one.macs and ms > 0 else None
+        most = peak.int8_gops if one.integer else peak.fp32_gops
+        kernels.append(
+            KernelTime(
+                None if layer is None else layer.name, one.primitive, one.implementation, one.integer, ms, gops,
+                None if gops is None or most is None else gops / most,
+            )
+        )  # fmt: skip
+    sums = {
+        what: sum(kernel.ms for kernel in kernels if _kind(kernel) == what)
+        for what in ("multiplying", "reorder", "other")
+    }
+    call_ms = statistics.median(plain)
+    macs = sum(execution.macs or 0 for execution in calls[-1]) if calls else 0
+    return Profile(
+        path=path, batch_size=batch_size, threads=threads, calls=len(calls), call_ms=call_ms,
+        multiplying_ms=sums["multiplying"], reorder_ms=sums["reorder"], other_kernels_ms=sums["other"],
+        elsewhere_ms=call_ms - sum(sums.values()),
+        reorders=sum(kernel.primitive == "reorder" for kernel in kernels),
+        gops=2 * macs / call_ms / 1e6 if macs else None, peak=peak, kernels=kernels,
+    )  # fmt: skip
+
+
+def _kind(kernel: KernelTime) -> str:
+    if kernel.primitive == "reorder":
+        return "reorder"
+    return "multiplying" if kernel.primitive in MULTIPLYING else "other"
