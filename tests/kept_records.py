@@ -1,5 +1,5 @@
-"""The runs kept in results/reference, judged anew: intervals from the rounds and images that they keep, the verdict by
-today's rules.
+"""The runs kept in results/reference, computed again: intervals from the rounds and images that they keep, the verdict
+by today's rules.
 """
 
 import json
@@ -65,9 +65,9 @@ def judged_now(name: str) -> Found:
             row["speedup"], row["speedup_interval"] = value, list(interval) if interval else None
     set_against_best_fp32(summary["candidates"])
     measured = summary.setdefault("measurement", [])
-    told = {m["device"]: Measured(m.get("elapsed_s"), m.get("stopped_by")) for m in measured}
+    reported = {m["device"]: Measured(m.get("elapsed_s"), m.get("stopped_by")) for m in measured}
     return {
         **summary,
         "said": summary["verdict"],
-        "verdict": verdict(summary["candidates"], Rules.of(settings), counts, told),
+        "verdict": verdict(summary["candidates"], Rules.of(settings), counts, reported),
     }

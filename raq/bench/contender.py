@@ -4,7 +4,7 @@ This process imports torch once, and the FUNCTIONs that load artifacts, calls th
 libraries of runtimes, and forks for every contender: all start from the same libraries at the same addresses, and a new
 launch costs what loading the artifact costs. It takes one socket for each contender over the Unix socket FD; the child
 answers one message after the other there (messages.py), sleeps in a read between them, so that it takes nothing from
-the contender whose turn it is, and ends with its socket.
+the contender that is being timed, and ends with its socket.
 """
 
 import os

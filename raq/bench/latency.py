@@ -2,7 +2,7 @@
 
 Two runtimes in one process disturb one another by up to 40% (spinning thread pools), a shared machine drifts by tens of
 percent within a minute, and a process may be faster than its twin for as long as it lives (where its memory lies): so
-contenders take turns round by round, every two rounds or so in new processes, and a speedup comes from the ratios
+rounds of all contenders are interleaved, every two or so in new processes, and a speedup comes from the ratios
 within rounds, a value a launch (ratio_statistics.py). The order in which a launch's processes start, are warmed up and
 take their first samples is drawn for every other launch, and reversed for the next one; so is that of samples from
 round to round. So each contender comes before each other one as often as after it: the one that always came first was

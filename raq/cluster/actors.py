@@ -73,7 +73,7 @@ class StageActor:
                 return ErrorAnswer(error.message, error.hint, user=isinstance(error, UserError))
             except SystemExit:  # by SIGTERM, as a node ends that is taken away, or by the user's code
                 traceback.print_exc()
-                return LostAnswer("its process was told to end", "SystemExit")
+                return LostAnswer("its process was asked to end", "SystemExit")
             except Exception as error:
                 traceback.print_exc()
                 return ErrorAnswer(f"{type(error).__name__}: {first_line(error)}", "", user=False)

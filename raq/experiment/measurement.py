@@ -23,7 +23,7 @@ class Bench(Section):
     """How latency is measured."""
 
     protocol: Literal["interleaved", "published"] = "interleaved"
-    """interleaved: contenders take turns, round by round, in new processes, until the speedups are known to
+    """interleaved: rounds of all contenders alternate, in new processes, until the speedups are known to
     `precision`. published: one contender after the other, `warmup` calls, then `repetitions` (50), mean and standard
     deviation; no intervals."""
     devices: Literal["auto"] | Annotated[tuple[Literal["cpu", "cuda"], ...], Field(strict=False, min_length=1)] = "auto"

@@ -46,7 +46,7 @@ def build_model(name: str, classes: int, working_directory: str | None = None) -
 
 
 def check_output(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
-    """Raise UserError unless the network turns float32 [n, 3, H, W] into logits [n, classes]. Its mode is restored."""
+    """Raise UserError unless the network maps float32 [n, 3, H, W] to logits [n, classes]. Its mode is restored."""
     was = model.training
     try:
         with torch.no_grad():

@@ -203,8 +203,8 @@ def _does_no_products(func: Any) -> bool:
 def network_macs(network: nn.Module, example: Tensor) -> NetworkMacs:
     """The multiply-accumulates of a network in evaluation mode.
 
-    example: float32 [n, 3, H, W], of which the first two images are run: with one, an outer product cannot be told
-    from scaling.
+    example: float32 [n, 3, H, W], of which the first two images are run: with one, an outer product cannot be
+    distinguished from scaling.
     """
     network.eval()
     counter = MacCounter()

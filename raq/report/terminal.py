@@ -1,7 +1,7 @@
 """The terminal itself: a console that takes nothing for markup, and text without what moves a cursor.
 
 What is printed comes from records and from strangers' files, so nothing of it may be an escape sequence, a control
-character, a mark that turns the direction of writing, or rich's own markup. Neither torch nor ray.
+character, a mark that reverses the direction of writing, or rich's own markup. Neither torch nor ray.
 """
 
 from collections.abc import Mapping

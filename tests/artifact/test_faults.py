@@ -351,8 +351,8 @@ def test_a_strangers_word_excuses_nothing(package: Path, tmp_path: Path) -> None
         metadata = next(n for n in archive.namelist() if n.endswith("wrapper_metadata.json"))
     lstm = source + b"\nF(aoti_torch_cpu_mkldnn_rnn_layer(a, w));\n"
     path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", lstm)
-    told = {"candidate": "ptq", "macs": 1, "float_by_choice": ["0", "3", "8"]}
-    path = with_member(path, tmp_path / "b.pt2", metadata, json.dumps({"raq": json.dumps(told)}).encode())
+    reported = {"candidate": "ptq", "macs": 1, "float_by_choice": ["0", "3", "8"]}
+    path = with_member(path, tmp_path / "b.pt2", metadata, json.dumps({"raq": json.dumps(reported)}).encode())
     found = check.check(path, NOWHERE, run=False, require=0.95)
     assert "an unknown share of its MACs is int8, required is 0.95" in found["problems"][0]
     assert any("float by choice: no record vouches" in note for note in found["notes"])
@@ -377,13 +377,13 @@ def test_an_opaque_call_makes_the_share_unknown(package: Path, tmp_path: Path) -
     """Of a stranger's package: what a library call computes that has no shapes in the code could be anything."""
     with zipfile.ZipFile(package) as archive:
         source = next(archive.read(n) for n in archive.namelist() if n.endswith(".wrapper.cpp"))
-        told = next(n for n in archive.namelist() if n.endswith("wrapper_metadata.json"))
+        reported = next(n for n in archive.namelist() if n.endswith("wrapper_metadata.json"))
     for call in (
         b"aoti_torch_proxy_executor_call_function(p, 0, 0, a, 1, t);",
         b"F(aoti_torch_cpu_mkldnn_rnn_layer(a, w));",
     ):
         path = with_member(package, tmp_path / "a.pt2", ".wrapper.cpp", source + b"\n" + call + b"\n")
-        path = with_member(path, tmp_path / "b.pt2", told, b"{}")
+        path = with_member(path, tmp_path / "b.pt2", reported, b"{}")
         found = check.check(path, NOWHERE, run=False, require=0.95)
         assert found["int8_mac_share"] is None
         assert "an unknown share of its MACs is int8" in found["problems"][0]

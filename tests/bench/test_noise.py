@@ -1,4 +1,4 @@
-"""What disturbs a measurement: judged from known clocks, and seen on a real neighbour."""
+"""What disturbs a measurement: classified from known clocks, and seen on a real neighbour."""
 
 import json
 import subprocess

@@ -70,10 +70,10 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     with isolated.IsolatedProcess(path, threads=2) as process:
         traces = process.trace((3, side, side), sizes)
     known = [executed.KnownLayer(layer.name, layer.macs) for layer in found.layers]
-    told = executed.summary(traces, counted.total, known).as_record()
-    rows = told.pop("executed_layers")
+    reported = executed.summary(traces, counted.total, known).as_record()
+    rows = reported.pop("executed_layers")
     return {
-        "case": case, "macs": counted.total, "read_int8_mac_share": found.int8_mac_share, **told,
+        "case": case, "macs": counted.total, "read_int8_mac_share": found.int8_mac_share, **reported,
         "layers": len(rows), "layers_seen_in_int8": sum(row["int8"] for row in rows), "problem": found.problem,
     }  # fmt: skip
 

@@ -240,9 +240,9 @@ def preemption(setting: Setting, chance: random.Random, run: Run) -> str | None:
               "--node-id", identity, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
               "--deadline-remaining-seconds", f"{NOTICE_S:.0f}"]  # fmt: skip
     subprocess.run(notice, check=True, capture_output=True)
-    told = time.monotonic()
+    reported = time.monotonic()
     setting.add_worker()
-    time.sleep(max(0.0, NOTICE_S - (time.monotonic() - told)))
+    time.sleep(max(0.0, NOTICE_S - (time.monotonic() - reported)))
     setting.cluster.lose(lost)
     return f"worker-{lost}"
 
@@ -411,7 +411,7 @@ def one_run(
             again_code = waited_for(again)
         duration = time.monotonic() - began
         said = [*run.said, *(again.said if again else [])]
-        told = [line.partition(" ")[2].replace(str(setting.folder.parent), "...") for line in said]
+        reported = [line.partition(" ")[2].replace(str(setting.folder.parent), "...") for line in said]
         records = records_of(results)
         runs = open_store(results).run_folders()
         complete = bool(runs) and read_run(runs[-1])["complete"]
@@ -425,7 +425,7 @@ def one_run(
         "first_stage_done_s": round(first_s, 1), "complete": complete, "stages_done_before": len(finished_before),
         "stages_lost": lost,
         "attempts": {stage: record["attempts"] for stage, record in records.items() if record["attempts"] > 1},
-        "visible": [line for line in told if any(word in line for word in VISIBLE) and "of top-1 lost" not in line],
+        "visible": [line for line in reported if any(word in line for word in VISIBLE) and "of top-1 lost" not in line],
         "left": left_over(setting, results), "commit": commit(), "source": source(),
     }  # fmt: skip
     return {**found, "records": flat(records), "said": said}
@@ -543,7 +543,7 @@ def kept(folder: Path, found: Found) -> Found:
 
 
 def one_error(row: Found) -> bool:
-    """Whether what could not be cured was told once, soon after."""
+    """Whether what could not be cured was reported once, soon after."""
     errors = [line for line in row["visible"] if line.startswith("raq: ")]
     return row["code"] != 0 and len(errors) == 1 and row["error_after_s"] < 60
 

@@ -67,8 +67,8 @@ def main() -> None:
             path = Path(artifact["path"])
             artifact["path"] = f"{path.parent.name}/{path.name}"
     summary["pairs"] = pairs(run_folder)
-    told = {key: value for key, value in summary.items() if not key.endswith("sweep")}  # those stand in the records
-    write_json(target / "summary.json", without_paths(told))
+    reported = {key: value for key, value in summary.items() if not key.endswith("sweep")}  # those stand in the records
+    write_json(target / "summary.json", without_paths(reported))
     run = read_json(run_folder / "run.json")
     write_json(target / "run.json", without_paths(run))
     records = {}

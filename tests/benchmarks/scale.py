@@ -3,9 +3,9 @@
     uv run python tests/benchmarks/scale.py [--candidates 1000]
 
 The driver, its store and a real Ray are what they are; the stages are simulated: one process answers for the actors of
-fifty nodes, after some milliseconds, with a small file and plausible results. Told are seconds of the driver's CPU time
-a candidate (three stages each), how its resident memory grows, and what listing and finding records takes. The record
-goes to results/reference/scale.json.
+fifty nodes, after some milliseconds, with a small file and plausible results. Reported are seconds of the driver's CPU
+time a candidate (three stages each), how its resident memory grows, and what listing and finding records takes. The
+record goes to results/reference/scale.json.
 """
 
 import argparse

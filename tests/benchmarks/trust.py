@@ -187,8 +187,12 @@ def simulated(correlation: float, deviation: float, runs: int, seed: int = 0) ->
         held += interval[0] <= 1 <= interval[1]
         held_narrow += interval[0] <= 1 <= interval[1] and width <= 0.02
         widths.append(width)
-    told = {"correlation": correlation, "deviation": deviation, "median half width": statistics.median(widths)}
-    return {**told, "coverage": share(held, runs), "of those within 2%": share(held_narrow, narrow) if narrow else None}
+    reported = {"correlation": correlation, "deviation": deviation, "median half width": statistics.median(widths)}
+    return {
+        **reported,
+        "coverage": share(held, runs),
+        "of those within 2%": share(held_narrow, narrow) if narrow else None,
+    }
 
 
 SIMULATED = ((0.0, 0.0), (0.0, 0.02), (0.5, 0.02), (0.5, 0.03), (0.8, 0.02), (0.8, 0.03), (0.9, 0.02), (0.9, 0.03))

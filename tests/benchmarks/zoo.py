@@ -45,7 +45,7 @@ def settle(network: Any, side: int = SIDE) -> None:
 
 
 def one(name: str, folder: Path) -> dict[str, Any]:
-    """Take one model through; what fails is told by its error, and what comes after it is left out."""
+    """Take one model through; what fails is reported by its error, and what comes after it is left out."""
     import torch
     from torchao.quantization.pt2e import move_exported_model_to_eval
 

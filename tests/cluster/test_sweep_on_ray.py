@@ -116,7 +116,7 @@ def test_an_extended_sweep_does_the_new_trials_alone_and_a_broken_one_ends_no_ot
     assert pd.read_csv(found["folder"] / "trials.csv")["error"].notna().sum() == 2
 
 
-class Told:
+class Reported:
     """Keeps what is posted."""
 
     def __init__(self) -> None:
@@ -147,9 +147,9 @@ def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
     call = Call(
         name="sweep/qat", kind="qat_sweep", settings={"qat": QAT}, inputs={}, folder=str(tmp_path), cpus=1, workers=2
     )
-    told = Told()
-    tune_search(call, told, search, tune.with_resources(trial, {"cpu": 1}), 2)
-    assert told.texts[-1] == "trial 6 of 6"
+    reported = Reported()
+    tune_search(call, reported, search, tune.with_resources(trial, {"cpu": 1}), 2)
+    assert reported.texts[-1] == "trial 6 of 6"
     assert [c["lr"] for c in search.configs] == [0.001, 0.01, 0.02, 0.3, 0.4, 0.5]
     assert search.stops() == [None, None, None, None, 1, 1]
     assert search.failed == {3: "ValueError: broken"}
@@ -171,16 +171,16 @@ def test_a_trial_whose_process_is_lost_is_done_again(sweeper: Sweeper, tmp_path:
             os.kill(os.getpid(), signal.SIGKILL)
         tune.report({"top1": 0.5})
 
-    told = Told()
+    reported = Reported()
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "record.json").write_text('{"id": "of some weights"}')
     call = Call(
         name="sweep/ptq", kind="ptq_sweep", settings={"trials": "these"}, inputs={"weights": str(tmp_path / "weights")},
         folder=str(tmp_path / "work"), cpus=1,
     )  # fmt: skip
-    failed = tune_all(call, told, tune.with_parameters(trial), [{"number": n} for n in range(3)], "top1")
+    failed = tune_all(call, reported, tune.with_parameters(trial), [{"number": n} for n in range(3)], "top1")
     assert failed == {}
-    assert any("lost with their process, 1 of them" in text for text in told.texts)
+    assert any("lost with their process, 1 of them" in text for text in reported.texts)
 
 
 @pytest.mark.slow

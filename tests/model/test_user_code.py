@@ -68,14 +68,14 @@ def test_an_upgraded_distribution_is_another_source(package: Path, monkeypatch: 
     site = package / "site"
     (site / "third_party").mkdir(parents=True)
     (site / "third_party" / "__init__.py").write_text("")
-    told = site / "third_party-1.0.dist-info"
-    told.mkdir()
-    (told / "RECORD").write_text("third_party/__init__.py,,\n")
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    reported = site / "third_party-1.0.dist-info"
+    reported.mkdir()
+    (reported / "RECORD").write_text("third_party/__init__.py,,\n")
+    (reported / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
     (package / "net.py").write_text("import third_party\ndef build(num_classes): ...\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
     assert sources_of("net:build", str(package)).distributions == {"third-party": "1.0"}
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.1\n")
+    (reported / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.1\n")
     assert sources_of("net:build", str(package)).distributions == {"third-party": "1.1"}
 
 

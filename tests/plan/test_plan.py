@@ -241,8 +241,8 @@ def test_what_has_changed_is_named(tmp_path: Path) -> None:
     assert why(Facts(DATA, machine, sources=of({**files, "m/new.py": "3" * 64}, libraries))) == "m/new.py is new"
     assert why(Facts(DATA, machine, sources=of({"m/blocks.py": "1" * 64}, libraries))) == "m/old.py is gone"
     assert why(Facts(DATA, machine, sources=of(files, {"timm": "1.1"}))) == "timm 1.0 -> 1.1"
-    told = replace(machine, settings={"ONEDNN_MAX_CPU_ISA": "AVX2"})
-    assert why(Facts(DATA, told, sources=sources)) == "ONEDNN_MAX_CPU_ISA unset -> AVX2"
+    reported = replace(machine, settings={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert why(Facts(DATA, reported, sources=sources)) == "ONEDNN_MAX_CPU_ISA unset -> AVX2"
     assert why(Facts(DATA, machine, sources=sources), train={"epochs": 3}) == "train.epochs 15 -> 3"
 
 
@@ -272,7 +272,7 @@ def test_the_compiler_and_python_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_instruction_set_that_onednn_may_not_use_reduces_ranges() -> None:
     """On a CPU with VNNI, which 8-bit activations stand on."""
-    told = replace(MACHINE, settings={"ONEDNN_MAX_CPU_ISA": "avx512_core"})
-    assert planned(Facts(DATA, told))["ptq"].settings["reduce_range"] is True
-    told = replace(MACHINE, settings={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"})
-    assert planned(Facts(DATA, told))["ptq"].settings["reduce_range"] is False
+    reported = replace(MACHINE, settings={"ONEDNN_MAX_CPU_ISA": "avx512_core"})
+    assert planned(Facts(DATA, reported))["ptq"].settings["reduce_range"] is True
+    reported = replace(MACHINE, settings={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"})
+    assert planned(Facts(DATA, reported))["ptq"].settings["reduce_range"] is False

@@ -1,4 +1,4 @@
-"""One real run in which PTQ is for Arm and QAT for phones: made, evaluated, lowered where that can be, and told."""
+"""One real run in which PTQ is for Arm and QAT for phones: made, evaluated, lowered where that can be, and reported."""
 
 import json
 

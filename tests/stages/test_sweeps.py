@@ -85,11 +85,11 @@ LAYERS = {"0", "3", "8"}
 
 
 def mixture_with_a_layer(found: dict) -> tuple[str, dict]:
-    """The first chosen mixture that leaves a layer in float, not only pooling; and its candidate's name."""
-    number, mixture = next(
+    """The first chosen configuration that leaves a layer in float, not only pooling; and its candidate's name."""
+    number, chosen = next(
         (n, m) for n, m in enumerate(found["choice"]["mixtures"], 1) if LAYERS & {*m["layers"].split()}
     )
-    return f"mixed-{number}", mixture
+    return f"mixed-{number}", chosen
 
 
 def test_layers_left_in_float(machine: Machine) -> None:

@@ -119,26 +119,26 @@ def test_addresses_that_are_none(workplace: Workplace) -> None:
     shared = ("--results", "/shared")
     for address, said in (("ray://x:1", "not the address"), ("127.0.0.1:9", "no job server of Ray answers")):
         assert said in clear_error(workplace.raq_here("submit", "tiny.yaml", "--address", address, *shared), 2)
-    told = workplace.raq_here("submit", "tiny.yaml", "--address", "http://user:word@127.0.0.1:9", *shared)
-    assert "word" not in clear_error(told, 2)
+    reported = workplace.raq_here("submit", "tiny.yaml", "--address", "http://user:word@127.0.0.1:9", *shared)
+    assert "word" not in clear_error(reported, 2)
     here = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", "results")
     assert "give the absolute path" in clear_error(here, 2)
     secret = "s3://key:word@bucket/folder"
-    told = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", secret)
-    assert "word@" not in clear_error(told, 2)
+    reported = workplace.raq_here("submit", "tiny.yaml", "--address", "127.0.0.1:9", "--results", secret)
+    assert "word@" not in clear_error(reported, 2)
 
 
 def test_a_log_that_comes_again_is_told_once() -> None:
-    told: list[str] = []
-    lines = Lines(told.append)
+    reported: list[str] = []
+    lines = Lines(reported.append)
     for piece in ("one\ntw", "o\nthr"):
         lines.take(piece)
     lines.again()  # the connection broke within the third
     for piece in ("one\n", "two\nthree\r\nfour"):
         lines.take(piece)
-    assert told == ["one", "two", "three"]
+    assert reported == ["one", "two", "three"]
     lines.ended()
-    assert told == ["one", "two", "three", "four"]
+    assert reported == ["one", "two", "three", "four"]
 
 
 class EndedFirst:
@@ -156,6 +156,6 @@ class EndedFirst:
 def test_the_last_lines_of_a_job_that_has_ended_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error stands there; a job that failed without one is a riddle."""
     monkeypatch.setattr(following, "LOOK_AGAIN_S", 0.4)
-    told: list[str] = []
-    assert asyncio.run(following.followed(EndedFirst(), "job", told.append))
-    assert told == ["train: running", "raq: train: no space is left"]
+    reported: list[str] = []
+    assert asyncio.run(following.followed(EndedFirst(), "job", reported.append))
+    assert reported == ["train: running", "raq: train: no space is left"]

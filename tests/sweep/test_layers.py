@@ -1,4 +1,4 @@
-"""Which layers stay in float: trials, ladders, the choice."""
+"""Which layers stay in float: trials, greedy orderings, the choice."""
 
 from raq.sweep.layers import (
     Configuration,

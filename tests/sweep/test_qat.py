@@ -74,7 +74,7 @@ def test_a_trial_that_is_tried_again_or_fails() -> None:
     first, second = search.ask(), search.ask()
     assert (first, second) == (0, 1)
     assert search.tell(0, 0, 0.5)
-    assert search.tell(0, 0, 0.5), "told again"
+    assert search.tell(0, 0, 0.5), "reported again"
     assert search.curves[0] == [0.5]
     search.fail(0, "broken")
     assert search.scores()[0] is None
