@@ -6,7 +6,7 @@ the runtime itself). An artifact is native code: profiling it loads and runs it.
 """
 
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,16 @@ class KernelTime:
     """A primitive that oneDNN executed. ms: the median over calls; gops: of its arithmetic, two a multiply-accumulate.
 
     layer: whose it is, None if it is none's (a reorder, an addition) or not known; int8: whether it multiplied
-    integers; peak_share: gops over what this CPU can do at most, None where that is not known.
+    integers; dtype: of what it reads; macs: of the whole batch, of what multiplies; peak_share: gops over what this CPU
+    can do at most, None where that is not known.
     """
 
     layer: str | None
     primitive: str
     implementation: str
     int8: bool
+    dtype: str
+    macs: int | None
     ms: float
     gops: float | None
     peak_share: float | None
@@ -63,9 +66,29 @@ class Profile:
     peak: Peak
     kernels: list[KernelTime] = field(default_factory=list)
 
+    @property
+    def peak_gops(self) -> float | None:
+        """The CPU's peak for what the artifact's layers compute in: int8 if any of them does."""
+        return self.peak.int8_gops if any(kernel.int8 for kernel in self.kernels) else self.peak.fp32_gops
+
     def as_record(self) -> dict[str, Any]:
-        """As plain values: what `raq profile --json` prints."""
-        return asdict(self)
+        """As plain values: what `raq profile --json` prints. other_ms: of a call, beyond its layers' kernels."""
+        layers = [kernel for kernel in self.kernels if kernel.primitive in MULTIPLYING]
+        return {
+            "path": self.path, "batch_size": self.batch_size, "threads": self.threads, "calls": self.calls,
+            "total_ms": self.call_ms,
+            "layers": [
+                {
+                    "name": kernel.layer, "kernel": kernel.implementation, "dtype": kernel.dtype, "ms": kernel.ms,
+                    "macs": kernel.macs, "gops": kernel.gops, "peak_share": kernel.peak_share,
+                }
+                for kernel in layers
+            ],
+            "other_ms": self.call_ms - self.multiplying_ms, "reorder_ms": self.reorder_ms,
+            "other_kernels_ms": self.other_kernels_ms, "outside_onednn_ms": self.elsewhere_ms,
+            "reorders_per_call": self.reorders, "gops": self.gops, "peak_gops": self.peak_gops,
+            "peaks": self.peak.as_record(),
+        }  # fmt: skip
 
 
 def profile(path: Path, batch_size: int, threads: int | None = None) -> Profile:
@@ -128,7 +151,8 @@ def _profile(
         most = peak.int8_gops if one.integer else peak.fp32_gops
         kernels.append(
             KernelTime(
-                None if layer is None else layer.name, one.primitive, one.implementation, one.integer, ms, gops,
+                None if layer is None else layer.name, one.primitive, one.implementation, one.integer, one.source,
+                one.macs if one.primitive in MULTIPLYING else None, ms, gops,
                 None if gops is None or most is None else gops / most,
             )
         )  # fmt: skip

@@ -42,7 +42,7 @@ def print_profile(console: Console, found: Profile) -> None:
         say(console, f"{found.reorders} reorders a call", "dim")
     int8, fp32 = found.peak.int8_gops, found.peak.fp32_gops
     peaks = [f"{gops:.0f} GOPS in {what}" for what, gops in (("int8", int8), ("FP32", fp32)) if gops is not None]
-    most = int8 if any(kernel.int8 for kernel in found.kernels) else fp32
+    most = found.peak_gops
     if found.gops is not None and peaks:
         of = "" if most is None else f", {_share(found.gops / most)} of the peak"
         say(console, f"{found.gops:.0f} GOPS over the whole call{of}; this CPU at most: {' and '.join(peaks)}", "dim")

@@ -37,6 +37,10 @@ def test_the_parts_of_a_call_add_up() -> None:
     assert convolution.gops == pytest.approx(20.0), "two million operations in a tenth of a millisecond"
     assert convolution.peak_share == pytest.approx(0.2)
     assert found.gops == pytest.approx(2 / 0.7)
+    record = found.as_record()
+    assert (record["total_ms"], record["peak_gops"], record["reorders_per_call"]) == (0.7, 100.0, 1)
+    assert [(one["name"], one["dtype"], one["macs"]) for one in record["layers"]] == [("conv1", "u8", 1_000_000)]
+    assert record["other_ms"] == pytest.approx(0.6)
 
 
 def test_a_real_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
