@@ -102,18 +102,22 @@ def read_trace(text: str, mark: str, weight_sizes: Collection[int]) -> list[Trac
     if not calls:
         return None
     last = {batch_size: executions for batch_size, executions in calls}
+    reordered = {
+        batch_size: {e.shape for e in executions if e.primitive == "reorder" and math.prod(e.shape) in weight_sizes}
+        for batch_size, executions in last.items()
+    }
     # a weight has the same shape whatever the batch, and no activation has
-    shapes = [{e.shape for e in executions if e.primitive == "reorder"} for executions in last.values()]
-    common = set.intersection(*shapes)
+    always = set.intersection(*reordered.values()) if len(last) > 1 else set()
     weights = {
-        batch_size: {
-            shape
-            for shape in (common if len(last) > 1 else {s for s in shapes[0] if s[:1] != (batch_size,)})
-            if math.prod(shape) in weight_sizes
-        }
-        for batch_size in last
+        batch_size: {shape for shape in shapes if shape in always or not _may_be_images(shape, batch_size)}
+        for batch_size, shapes in reordered.items()
     }
     return [_traced(batch_size, executions, weights[batch_size]) for batch_size, executions in last.items()]
+
+
+def _may_be_images(shape: tuple[int, ...], batch_size: int) -> bool:
+    """Whether it may be the shape of activations: of convolutions' the first side is the batch, of others' any."""
+    return len(shape) < 4 or shape[0] == batch_size
 
 
 def read_calls(text: str, mark: str) -> list[tuple[int, list[Execution]]]:
