@@ -1,6 +1,7 @@
 """What this machine and installation are: versions, commit, CPU features, GPU. Neither torch nor ray is imported."""
 
 import getpass
+import importlib
 import logging
 import os
 import platform
@@ -17,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raq.errors import UserError
+from raq.errors import UserError, first_line
 
 NUMERIC_SETTINGS = (
     "ONEDNN_", "DNNL_", "TORCH_MKLDNN_", "ATEN_CPU_CAPABILITY",
@@ -262,6 +263,17 @@ def cache_folder() -> Path:
 def available_cpus() -> list[int]:
     """The CPUs that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def require_library(name: str, extra: str) -> None:
+    """Import a library of an extra; UserError if it is not installed, or does not work here."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"the library {name} cannot be used: {first_line(error)}",
+            f"install the extra: uv sync --extra {extra} (or pip install 'raq[{extra}]')",
+        ) from None
 
 
 def require_executorch() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raq.artifact.checked import Checked, CheckedLayer, Trial
-from raq.artifact.executed import KnownLayer, summary
+from raq.artifact.executed import KnownLayer
 from raq.artifact.generated_code import GeneratedCode
 from raq.artifact.judgement import (
     AuditedLayer,
@@ -22,7 +22,6 @@ from raq.artifact.judgement import (
     Lowered,
     OtherOperation,
     evidence_of,
-    weight_sizes,
     why_not_int8,
 )
 from raq.artifact.metadata import Metadata
@@ -192,16 +191,16 @@ def _judge(found: Checked, require: float, max_float_weights: float) -> None:
     """Add what is wrong with it, by the same judgement as the gate of a run."""
     if found.ledger is None or found.metadata is None:
         return
-    candidate = found.metadata.candidate
     if found.metadata.device != "cpu":
         found.notes.append("made for a GPU: there its arithmetic is float, whatever its weights are")
-    elif candidate == "fp32":
+    elif found.metadata.is_fp32:
         found.notes.append("marked as fp32: nothing is to be int8")
     else:
         executed = found.executed.executed_int8_mac_share
         evidence = Evidence(found.int8_mac_share, executed, found.by_choice_share, found.float_weight_share)
         missing = why_not_int8(evidence, require, max_float_weights)
         if missing:
+            candidate = found.metadata.candidate
             said = "" if candidate is None else f"offered as {candidate}, and "
             floats = len(found.others) + sum(not layer.int8 for layer in found.layers)
             found.problems.insert(
@@ -264,8 +263,8 @@ def _run(own: Path, path: Path, found: Checked, metadata: Metadata, sizes: Ledge
             three = network(images)
             single = torch.cat([network(images[n : n + 1]) for n in range(3)])
             again = network(images)
-            if process.runtime.reports_kernels and metadata.device == "cpu":
-                _trace(process, shape, found, sizes)
+            if metadata.device == "cpu":
+                _ask_what_ran(process, shape, found, sizes)
     except StageError as error:
         found.problems.append(error.message.replace(str(own), str(path)))
         return
@@ -280,12 +279,14 @@ def _run(own: Path, path: Path, found: Checked, metadata: Metadata, sizes: Ledge
     found.ran = Trial(process.runtime.name, loaded.load_s, loaded.resident_bytes, int(three.shape[1]), between)
 
 
-def _trace(process: "IsolatedProcess", shape: tuple[int, ...], found: Checked, sizes: Ledger) -> None:
-    """Let oneDNN report which kernels it executes; StageError if it ends meanwhile."""
+def _ask_what_ran(process: "IsolatedProcess", shape: tuple[int, ...], found: Checked, sizes: Ledger) -> None:
+    """Add which kernels it executes, where that can be known; StageError if it ends meanwhile."""
+    from raq.artifact.account import what_ran
+
     counted = [KnownLayer(layer.name, layer.macs) for layer in found.layers if layer.macs is not None]
     total = found.total_macs
     if total is None and len(counted) == len(found.layers):
         total = sum(layer.macs for layer in counted)  # of a stranger's: all that its code calls
-    found.executed = summary(
-        process.trace(shape, weight_sizes(entry.shape for entry in sizes.constants)), total, counted
-    )
+    executed = what_ran(process, shape, [entry.shape for entry in sizes.constants], total, counted)
+    if executed is not None:
+        found.executed = executed

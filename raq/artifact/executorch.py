@@ -7,7 +7,6 @@ read there. Formats: executorch's schema/program.fbs and backends/xnnpack/serial
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES, GeneratedCode
 from raq.artifact.metadata import METADATA_KEY
-from raq.artifact.xnnpack import ProgramReader, bytes_digest
+from raq.artifact.xnnpack import ProgramReader
 from raq.environment import require_executorch
 from raq.errors import StageError, first_line
 from raq.quantize.export import export_program
@@ -36,7 +35,12 @@ def is_pte(path: Path) -> bool:
 
 
 def lower(
-    program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu", max_batch: int | None = None
+    program: ExportedProgram,
+    path: Path,
+    metadata: dict[str, Any],
+    device: str = "cpu",
+    max_batch: int | None = None,
+    min_batch: int = 1,
 ) -> None:
     """Lower a quantized program to XNNPACK, for batches of 1 to `max_batch` (memory is planned for the largest).
 
@@ -128,24 +132,6 @@ def read(path: Path) -> GeneratedCode:
 def read_metadata(path: Path) -> dict[str, Any]:
     """A program's metadata; raises as `read` does."""
     return read(path).metadata
-
-
-def name_scales(code: GeneratedCode, program: ExportedProgram) -> GeneratedCode:
-    """The code with each call's scale called as in the quantized program that it was lowered from; None if unknown.
-
-    `read` knows the scales of a weight's channels by their digest alone.
-    """
-    tensors = {**program.state_dict, **program.constants}
-    names: dict[str, list[str]] = {}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.ndim == 1 and tensor.is_floating_point():
-            names.setdefault(bytes_digest(tensor.detach().float().contiguous().numpy().tobytes()), []).append(name)
-    found = [names.get(call.weight_scale or "", []) for call in code.calls]
-    calls = [
-        replace(call, weight_scale=known[0] if len(known) == 1 else None)
-        for call, known in zip(code.calls, found, strict=True)
-    ]
-    return replace(code, calls=calls)
 
 
 def _metadata(plans: dict[str, Any]) -> dict[str, Any]:

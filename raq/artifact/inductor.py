@@ -15,13 +15,19 @@ from raq.artifact.packing import weights_packed_once
 from raq.environment import torch_version
 from raq.errors import StageError, first_line
 
-PACKED_FOR = 1  # images a call: the layouts are those that larger batches want too (results/log.md)
-
 
 def lower(
-    program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str = "cpu", max_batch: int | None = None
+    program: ExportedProgram,
+    path: Path,
+    metadata: dict[str, Any],
+    device: str = "cpu",
+    max_batch: int | None = None,
+    min_batch: int = 1,
 ) -> None:
     """Compile a program with Inductor, weights frozen in, into the package at `path`, for any batch size.
+
+    min_batch: the batch size whose layouts weights get. int8 layers want the same for all; of float ones, some 1x1
+    convolutions want one for single images and another for more, and are then packed anew at a call (results/log.md).
 
     `metadata` (plain values) travels in the package, with torch's version. Compiled under no_grad: with gradients
     possible Inductor does not freeze, and unfrozen int8 graphs run as dequantize, float kernel, quantize.
@@ -41,7 +47,7 @@ def lower(
         "aot_inductor.metadata": {METADATA_KEY: written},
     }
     try:
-        with torch.no_grad(), weights_packed_once(PACKED_FOR):
+        with torch.no_grad(), weights_packed_once(min_batch):
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
     except Exception as error:
         first = first_line(error)

@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from raq.artifact.executed import TRACED_BATCHES, TRACED_CALLS, Traced, read_trace
@@ -33,6 +34,17 @@ MAX_TRACE_BYTES = 100_000_000
 START_TIMEOUT_S, CALL_TIMEOUT_S = 120.0, 600.0
 MAX_CLASSES, MAX_ANSWER_BYTES = 10_000_000, 2_000_000_000
 CHILD = "raq.artifact.alone"
+
+
+class ReportedKernel(View):
+    """What a runtime says that it executes. nodes: of the file, that it computes; int8: whether in integers."""
+
+    nodes: list[str]
+    kernel: str
+    int8: bool
+
+
+_REPORT = TypeAdapter(list[ReportedKernel])
 
 
 class Loaded(View):
@@ -113,6 +125,17 @@ class IsolatedProcess:
             for _ in range(TRACED_CALLS):
                 self(images, traced=True)
         return read_trace(self.log(), self.mark, weight_sizes)
+
+    def account(self, image_shape: Sequence[int]) -> list[ReportedKernel]:
+        """What the runtime itself says that it executes for one image, where it can say so.
+
+        image_shape: [3, H, W]. Raises StageError if it does not run.
+        """
+        answer = self._exchange(struct.pack("4q", 0, *image_shape), CALL_TIMEOUT_S)
+        try:
+            return _REPORT.validate_json(answer)
+        except ValueError:
+            raise self._failure("it gave no sensible account of what it executes") from None
 
     def log(self) -> str:
         """What the process has written to standard error, oneDNN's reports among it."""

@@ -45,6 +45,11 @@ class Metadata:
         return None if found is None else str(found)
 
     @property
+    def is_fp32(self) -> bool:
+        """Whether it says that nothing of it is quantized."""
+        return self.ours.get("kind", self.candidate) == "fp32"
+
+    @property
     def torch(self) -> str | None:
         """The version of torch that made it."""
         found = self.ours.get("torch")

@@ -4,10 +4,10 @@ A new runtime is one entry here, its file in this room with the functions named,
 named as "module:function": reading the table imports no library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from raq.artifact.metadata import Metadata
 from raq.errors import StageError
@@ -24,17 +24,19 @@ class Runtime:
     """One runtime.
 
     file_name: of an artifact in its stage's folder. backends: those whose quantized programs it executes; it executes
-    FP32 programs beside them. devices: where. libraries: distributions that it needs beside torch.
+    FP32 programs beside them. devices: where. libraries: distributions that it needs beside torch; made_by: those that
+    its artifacts are made with.
 
-    lower: (program, path, metadata, device, max_batch) -> None, writes the artifact. load: (path, threads) -> a
-    function of normalised float32 [n, 3, H, W] to logits [n, classes]. read: path -> GeneratedCode, executes nothing.
-    read_metadata: path -> the artifact's metadata, by itself. recognises: path -> whether a file is one of its own.
-    name_scales: (code, program) -> code, its scales called as in the program, if `read` does not know them.
+    lower: (program, path, metadata, device, max_batch, min_batch) -> None, writes the artifact. load: (path, threads)
+    -> a function of normalised float32 [n, 3, H, W] to logits [n, classes]. read: path -> GeneratedCode, executes
+    nothing. read_metadata: path -> the artifact's metadata, by itself. recognises: path -> whether a file is one of
+    its own. name_scales: (code, program) -> code, its scales called as in the program, if `read` does not know them.
     prepare: () -> None, imports its libraries; UserError if they are not installed. refuse: path -> None, StageError if
     this installation cannot execute the file. alone: the module that loads an artifact in a process without raq.
 
     is_native: artifacts are code for this kind of CPU. has_max_batch: they take batches up to a size that is fixed when
-    they are made. reports_kernels: on the CPU it computes by oneDNN, which reports what it executes.
+    they are made. packs_weights: when they are made, weights get the layout that the smallest measured batch size
+    wants. reports: who says what is executed on a CPU: oneDNN, the runtime itself, or nobody.
     """
 
     name: str
@@ -48,12 +50,14 @@ class Runtime:
     recognises: str
     alone: str
     libraries: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
     name_scales: str | None = None
     prepare: str | None = None
     refuse: str | None = None
     is_native: bool = False
     has_max_batch: bool = False
-    reports_kernels: bool = False
+    packs_weights: bool = False
+    reports: Literal["onednn", "itself"] | None = None
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -72,7 +76,8 @@ RUNTIMES: dict[str, Runtime] = {
             alone="raq.artifact.alone_inductor",
             refuse="raq.artifact.inductor:refuse_other_torch",
             is_native=True,
-            reports_kernels=True,
+            packs_weights=True,
+            reports="onednn",
         ),
         Runtime(
             "executorch",
@@ -86,9 +91,43 @@ RUNTIMES: dict[str, Runtime] = {
             recognises="raq.artifact.executorch:is_pte",
             alone="raq.artifact.alone_executorch",
             libraries=("executorch",),
-            name_scales="raq.artifact.executorch:name_scales",
+            name_scales="raq.artifact.scales:name_scales",
             prepare="raq.environment:require_executorch",
             has_max_batch=True,
+        ),
+        Runtime(
+            "openvino",
+            "artifact.onnx",
+            backends=("x86",),
+            devices=("cpu",),
+            lower="raq.artifact.openvino:lower",
+            load="raq.artifact.openvino:load",
+            read="raq.artifact.onnx:read",
+            read_metadata="raq.artifact.onnx:read_metadata",
+            recognises="raq.artifact.openvino:recognises",
+            alone="raq.artifact.alone_openvino",
+            libraries=("openvino",),
+            made_by=("onnx", "onnxscript"),
+            name_scales="raq.artifact.scales:name_scales",
+            prepare="raq.artifact.openvino:prepare",
+            reports="itself",
+        ),
+        Runtime(
+            "onnxruntime",
+            "artifact.onnx",
+            backends=("x86",),
+            devices=("cpu",),
+            lower="raq.artifact.onnxruntime:lower",
+            load="raq.artifact.onnxruntime:load",
+            read="raq.artifact.onnx:read",
+            read_metadata="raq.artifact.onnx:read_metadata",
+            recognises="raq.artifact.onnxruntime:recognises",
+            alone="raq.artifact.alone_onnxruntime",
+            libraries=("onnxruntime",),
+            made_by=("onnx", "onnxscript"),
+            name_scales="raq.artifact.scales:name_scales",
+            prepare="raq.artifact.onnxruntime:prepare",
+            reports="itself",
         ),
     )
 }
@@ -96,12 +135,20 @@ FP32_RUNTIME = "inductor"
 
 
 def runtime_of_backend(backend: str | None) -> Runtime:
-    """The runtime that executes what this backend quantizes; None: the one that executes FP32 programs."""
+    """The runtime that usually executes what this backend quantizes; None: the one that executes FP32 programs."""
+    return runtimes_of_backend(backend, (FP32_RUNTIME,))[0]
+
+
+def runtimes_of_backend(backend: str | None, asked: Sequence[str]) -> list[Runtime]:
+    """Of the runtimes asked for, by name, those that execute what this backend quantizes (None: FP32), in that order.
+
+    If it is none of them, the first in the table that does.
+    """
     if backend is None:
-        return RUNTIMES[FP32_RUNTIME]
-    found = next((each for each in RUNTIMES.values() if backend in each.backends), None)
-    assert found is not None, f"no runtime executes what the backend {backend} quantizes"
-    return found
+        return [RUNTIMES[name] for name in asked]
+    able = [each for each in RUNTIMES.values() if backend in each.backends]
+    assert able, f"no runtime executes what the backend {backend} quantizes"
+    return [RUNTIMES[name] for name in asked if RUNTIMES[name] in able] or able[:1]
 
 
 def runtime_of_file(path: Path) -> Runtime:

@@ -54,7 +54,7 @@ class KernelCall:
     """A call of a convolution or matrix kernel. What the code does not show is None.
 
     macs: multiply-accumulates an image; layer: the module, by the name of its bias; weight: name of the constant;
-    weight_scale: the quantized program's name of its scale.
+    weight_scale: the quantized program's name of its scale; node: what the file calls this call, where it has names.
     """
 
     kernel: str
@@ -65,6 +65,7 @@ class KernelCall:
     weight_shape: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
     macs: int | None
+    node: str | None = None
 
 
 def read_constants(lines: list[CodeLine]) -> list[Constant]:

@@ -1,6 +1,5 @@
 """What an ExecuTorch program computes: its plan, and the graphs of XNNPACK that it delegates to, read."""
 
-import hashlib
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES
+from raq.artifact.scales import bytes_digest
 from raq.artifact.wrapper_code import Constant, KernelCall
 
 NOT_FINITE = re.compile(r":\s*[-+]?(?:inf|nan)\b")  # flatc prints them; JSON has none
@@ -25,11 +25,6 @@ CONVOLUTIONS, TRANSPOSED = ("XNNConv2d", "XNNDepthwiseConv2d"), "XNNConvTranspos
 MULTIPLYING = (*CONVOLUTIONS, TRANSPOSED, "XNNFullyConnected", "XNNBatchMatrixMultiply", "XNNScaledDotProductAttention")
 OPERATORS = {"aten::convolution": 1, "aten::linear": 1, "aten::addmm": 2, "aten::mm": 1, "aten::bmm": None}
 Graph = dict[str, Any]
-
-
-def bytes_digest(content: bytes) -> str:
-    """SHA-256."""
-    return hashlib.sha256(content).hexdigest()
 
 
 class ProgramReader:

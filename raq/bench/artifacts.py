@@ -75,9 +75,13 @@ def bench_artifacts(
             raise UserError(f"{path} takes at most {most} images a call", f"give --batch-size {most}, or less")
     names = _names(paths, metadata)
     contenders = []
-    for name, path in zip(names, paths, strict=True):
+    for name, path, own in zip(names, paths, metadata, strict=True):
         runtime = runtime_of_file(path).name
-        contenders.append(ContenderSettings(name, runtime, min(devices), str(path), min(shapes), threads, "", 0, None))
+        contenders.append(
+            ContenderSettings(
+                name, runtime, min(devices), str(path), min(shapes), threads, "", 0, None, fp32=own.is_fp32
+            )
+        )
     artifacts = [
         {"name": name, "path": str(path), "size_bytes": path.stat().st_size}
         for name, path in zip(names, paths, strict=True)
@@ -87,7 +91,7 @@ def bench_artifacts(
 
 def _metadata(path: Path) -> Metadata:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
+        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2, .pte or .onnx)")
     return read_metadata(path)
 
 

@@ -27,7 +27,6 @@ from raq.bench.noise import Sample, classify, summary
 from raq.bench.ratio_statistics import MIN_UNDISTURBED_LAUNCHES, paired_ratio, relative_half_width
 from raq.bench.rows import Launch, Round, contender_row, mark_far, ratios, samples, with_samples
 from raq.experiment.measurement import Bench
-from raq.experiment.schema import BASELINE
 
 MIN_ROUNDS_A_LAUNCH, MAX_ROUNDS_A_LAUNCH = 2, 20
 TIMING_OVER_LAUNCHING = 1.0  # how long the rounds of a launch may take, over what starting its processes took
@@ -84,7 +83,7 @@ class Measurement:
         Those are of each contender with the fastest FP32 and with the fastest of all, eager mode left aside where it
         has fewer samples and is not the fastest FP32; where nothing is FP32, with the baseline.
         """
-        rounds, fp32 = self.rounds[size], {c.name for c in self.contenders if c.candidate == BASELINE}
+        rounds, fp32 = self.rounds[size], {c.name for c in self.contenders if c.fp32}
         deciding = [c.name for c in self.contenders if c.name != self.eager]
         typical = {name: float(np.median([r.median_ms(name) for r in with_samples(rounds, name)])) for name in deciding}
         if self.eager is not None:

@@ -4,7 +4,7 @@ launcher.py asks, contender.py answers. Imports neither torch nor ray.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class ContenderSettings:
-    """What is measured. path: artifact, or weights for eager; image_shape: [3, H, W]."""
+    """What is measured. path: artifact, or weights for eager; image_shape: [3, H, W]; fp32: not quantized."""
 
     candidate: str
     runtime: str
@@ -24,6 +24,7 @@ class ContenderSettings:
     model: str
     classes: int
     working_directory: str | None
+    fp32: bool = field(default=False, kw_only=True)
 
     @property
     def name(self) -> str:

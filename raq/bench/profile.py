@@ -106,7 +106,7 @@ def profile(path: Path, batch_size: int, threads: int | None = None) -> Profile:
     runtime = runtime_of_file(path)
     code = read(path)
     metadata = Metadata(code.metadata)
-    if not runtime.reports_kernels or metadata.device != "cpu":
+    if runtime.reports != "onednn" or metadata.device != "cpu":
         raise UserError(f"{path}: what runs in it is not reported", "profile a package of Inductor for a CPU")
     shape = metadata.input_shape
     if shape is None:

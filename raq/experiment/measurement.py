@@ -13,10 +13,21 @@ PUBLISHED_PROTOCOL: dict[str, Any] = {"warmup": 5, "repetitions": 50, "round_ms"
 class Lower(Section):
     """Compilation into what is deployed."""
 
-    runtimes: Annotated[tuple[Literal["inductor"], ...], Field(strict=False, min_length=1)] = ("inductor",)
-    """inductor: an AOTInductor package that runs with torch alone."""
+    runtimes: Annotated[
+        tuple[Literal["inductor", "openvino", "onnxruntime"], ...], Field(strict=False, min_length=1)
+    ] = ("inductor",)
+    """What executes FP32 and the x86 backend's programs; each makes contenders of its own: the first under the plain
+    names (fp32, ptq, qat), the others as ptq-openvino and so on. inductor: an AOTInductor package that runs with torch
+    alone. openvino, onnxruntime: an ONNX file with the same weights and scales (extras of the same names; CPU only).
+    ONNX Runtime computes a convolution in int8 only if its output is quantized, so none right before an addition."""
     max_batch: BatchSize = 128
     """xnnpack: the largest batch that the .pte takes, as its memory is planned for it; packages take any."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Lower":
+        if len(set(self.runtimes)) < len(self.runtimes):
+            raise ValueError(f"runtimes: {list(self.runtimes)} names a runtime twice")
+        return self
 
 
 class Bench(Section):

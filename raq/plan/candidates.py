@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from raq.artifact.runtimes import Runtime, runtime_of_backend
+from raq.artifact.runtimes import Runtime, runtimes_of_backend
 from raq.experiment.schema import BASELINE, Experiment, Ptq
 from raq.experiment.training import Qat
 
@@ -12,33 +12,41 @@ CandidateKind = Literal["fp32", "ptq", "qat"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One version of the network.
+    """One version of the network, in one runtime.
 
-    name: fp32, ptq, qat, mixed-1, ...; kind: how it is quantized; backend: whose kernels its graph is annotated for,
-    None for fp32; runtime: what executes its artifacts; configuration: of mixed precision, which one of the search for
-    layers, from 1.
+    name: fp32, ptq, qat, mixed-1, ptq-openvino, ...; kind: how it is quantized; backend: whose kernels its graph is
+    annotated for, None for fp32; runtime: what executes its artifacts; program: the stage that makes its program, which
+    candidates in several runtimes share; configuration: of mixed precision, which one of the search for layers, from 1.
     """
 
     name: str
     kind: CandidateKind
     backend: str | None
     runtime: Runtime
+    program: str
     configuration: int | None = None
 
 
 def candidates_of(experiment: Experiment) -> tuple[Candidate, ...]:
-    """The candidates of an experiment, the baseline first."""
-    found = [_candidate(BASELINE, "fp32", None)]
+    """The candidates of an experiment, the baseline first; then those in the runtime asked for first, then others."""
+    found = _candidates(BASELINE, "fp32", None, experiment)
     if experiment.ptq is not None:
-        found.append(_candidate("ptq", "ptq", experiment.ptq))
+        found += _candidates("ptq", "ptq", experiment.ptq, experiment)
         layers = experiment.sweep.layers if experiment.sweep is not None else None
         count = layers.candidates if layers is not None else 0
-        found += [_candidate(f"mixed-{number}", "ptq", experiment.ptq, number) for number in range(1, count + 1)]
+        for number in range(1, count + 1):
+            found += _candidates(f"mixed-{number}", "ptq", experiment.ptq, experiment, number)
     if experiment.qat is not None:
-        found.append(_candidate("qat", "qat", experiment.qat))
-    return tuple(found)
+        found += _candidates("qat", "qat", experiment.qat, experiment)
+    return tuple(sorted(found, key=lambda candidate: candidate.name != candidate.program))
 
 
-def _candidate(name: str, kind: CandidateKind, part: Ptq | Qat | None, configuration: int | None = None) -> Candidate:
+def _candidates(
+    program: str, kind: CandidateKind, part: Ptq | Qat | None, experiment: Experiment, configuration: int | None = None
+) -> list[Candidate]:
+    """A program in every runtime that executes it, of those asked for: the first under its own name."""
     backend = None if part is None else part.backend
-    return Candidate(name, kind, backend, runtime_of_backend(backend), configuration)
+    return [
+        Candidate(f"{program}-{runtime.name}" if number else program, kind, backend, runtime, program, configuration)
+        for number, runtime in enumerate(runtimes_of_backend(backend, experiment.lower.runtimes))
+    ]

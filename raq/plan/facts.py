@@ -82,7 +82,8 @@ def runtime_libraries(settings: Settings) -> tuple[str, ...]:
     asked = view(_Runtimes, settings, "settings")
     names = {asked.runtime, *asked.runtimes.values()}
     names |= {runtime_of_backend(part.backend).name for part in (asked.ptq, asked.qat) if part is not None}
-    return tuple(library for name in RUNTIMES if name in names for library in RUNTIMES[name].libraries)
+    used = [RUNTIMES[name] for name in RUNTIMES if name in names]
+    return tuple(dict.fromkeys(library for each in used for library in (*each.libraries, *each.made_by)))
 
 
 def lower_stage_name(candidate: str, device: str) -> str:

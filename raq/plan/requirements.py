@@ -187,7 +187,7 @@ def _check_executed(stage: Stage, results: _Results, require: Require) -> None:
     if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):
         return
     floats = sorted((row for row in results.executed_layers if not row.int8), key=lambda row: -row.macs)
-    named = ", ".join(f"{row.name} ({row.kernel or 'no kernel of oneDNN'})" for row in floats[:10]) or "none"
+    named = ", ".join(f"{row.name} ({row.kernel or 'no kernel is known'})" for row in floats[:10]) or "none"
     raise StageError(
         f"{stage.name}: not quantized: {share:.3f} of its MACs ran in int8 kernels, required is "
         f"{require.int8_mac_share * (1 - evidence.by_choice):.4g}; layers that did not: {named}",

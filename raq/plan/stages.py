@@ -160,7 +160,7 @@ class _Plan:
         asked = {"sweep": sweep.layers.model_dump(mode="json"), "max_drop": sweep.select.max_drop, "trials": trials}
         self.add("sweep/layers", "layer_sweep", "quantize", {**own, **asked}, inputs)
         for candidate in self.candidates:
-            if candidate.configuration is not None:
+            if candidate.configuration is not None and candidate.name == candidate.program:
                 own = {**settings, "mixture": candidate.configuration}
                 self.add(candidate.name, "ptq", "quantize", own, {**inputs, "layers": "sweep/layers"})
 
@@ -230,7 +230,7 @@ class _Plan:
             **(self._runtime(candidate) if targets else {}),
             "machine": self.facts.machine.as_record("cpu", "architecture", "features"),
         }
-        source = {"artifact": lower_stage_name(candidate.name, device)} if targets else {"program": candidate.name}
+        source = {"artifact": lower_stage_name(candidate.name, device)} if targets else {"program": candidate.program}
         self.add(f"evaluate/{candidate.name}", "evaluate", pool_of_device(device), settings, source)
 
     def _add_lower(self, candidate: Candidate, device: str) -> None:
@@ -243,10 +243,11 @@ class _Plan:
             "kind": candidate.kind,
             "device": device,
             **self._runtime(candidate),
+            **({"min_batch": min(self.experiment.bench.batch_sizes)} if candidate.runtime.packs_weights else {}),
             "machine": {**machine, "gpus": self.facts.machine.gpus if device == "cuda" else []},
             "compiler": {"version": self.facts.machine.compiler, **compiled_by},
         }
-        source = {"weights": "train"} if candidate.kind == "fp32" else {"program": candidate.name}
+        source = {"weights": "train"} if candidate.kind == "fp32" else {"program": candidate.program}
         self.add(lower_stage_name(candidate.name, device), "lower", pool_of_device(device), settings, source)
 
     def _add_bench(self, device: str, candidates: list[Candidate]) -> None:
@@ -261,6 +262,7 @@ class _Plan:
             "cpus": self.experiment.resources.bench.cpus,
             "sources": self.facts.sources,
             "runtimes": {c.name: c.runtime.name for c in candidates},
+            "kinds": {c.name: c.kind for c in candidates},
         }
         inputs = {"weights": "train", **{c.name: lower_stage_name(c.name, device) for c in candidates}}
         self.add(f"bench/{device}", "bench", "bench", settings, inputs)

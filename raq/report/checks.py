@@ -12,7 +12,7 @@ from raq.doctor import Finding
 from raq.report.terminal import clean, printable, say
 from raq.store.results import ParityRow
 
-ALONE = {"inductor": "torch", "executorch": "ExecuTorch"}
+ALONE = {"inductor": "torch", "executorch": "ExecuTorch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}
 
 
@@ -38,9 +38,7 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
         ran = {row["name"]: row["int8"] for row in found["executed_layers"]}
         console.print(_layers([*found["layers"], *others], ran))
     if found["executed_int8_mac_share"] is not None:
-        say(
-            console, f"seen running: {100 * found['executed_int8_mac_share']:.1f}% of the MACs in oneDNN's int8 kernels"
-        )
+        say(console, f"seen running: {100 * found['executed_int8_mac_share']:.1f}% of the MACs in int8 kernels")
     if found["ledger"]:
         sizes = found["ledger"]
         types = ", ".join(f"{dtype} {_mb(count)}" for dtype, count in sizes["by_dtype"].items())

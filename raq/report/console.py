@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raq.experiment.schema import BASELINE
 from raq.plan.prepare import DryRun
 from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words
 from raq.report.checks import parity_in_words
@@ -144,10 +145,12 @@ def _say_what_is_special(console: Console, candidates: Sequence[CandidateSummary
 
 def _say_what_ran(console: Console, candidates: Sequence[CandidateSummary]) -> None:
     """The share of int8 that was seen running, and weights that are packed anew at every call."""
-    shares = [(c["name"], a.get("executed_int8_mac_share")) for c in candidates for a in c["artifacts"]]
-    seen = [f"{name} {100 * share:.1f}%" for name, share in shares if share is not None and name != "fp32"]
+    quantized = [candidate for candidate in candidates if candidate["kind"] != BASELINE]
+    shares = [(c["name"], a.get("executed_int8_mac_share")) for c in quantized for a in c["artifacts"]]
+    seen = [f"{name} {100 * share:.1f}%" for name, share in shares if share is not None]
     if seen:
-        say(console, f"seen running in int8 kernels (oneDNN's own report), of all MACs: {', '.join(seen)}", "dim")
+        said = "seen running in int8 kernels (reported by oneDNN, or the runtime itself), of all MACs"
+        say(console, f"{said}: {', '.join(seen)}", "dim")
     for candidate in candidates:
         for artifact in candidate["artifacts"]:
             repacked = {size: count for size, count in (artifact.get("reorders_per_call") or {}).items() if count}

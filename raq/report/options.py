@@ -23,6 +23,11 @@ class Option:
         return str(self.candidate["name"])
 
     @property
+    def fp32(self) -> bool:
+        """Whether it is not quantized."""
+        return self.candidate["kind"] == BASELINE
+
+    @property
     def contender(self) -> str:
         """Candidate and runtime."""
         return f"{self.name}/{self.row['runtime']}"
@@ -66,7 +71,7 @@ def artifact_of(candidate: CandidateSummary, row: ComparedLatency) -> Artifact:
 def options_at(candidate: CandidateSummary, place: Place) -> list[Option]:
     """What of a candidate may be shipped at a place: FP32 in every runtime, others as artifacts."""
     rows = rows_at(candidate, place)
-    if candidate["name"] == BASELINE:
+    if candidate["kind"] == BASELINE:
         return [Option(candidate, row) for row in rows]
     row = fastest([row for row in rows if row["runtime"] != "eager"])
     return [Option(candidate, row)] if row is not None and candidate["artifacts"] else []

@@ -102,7 +102,7 @@ def fastest(rows: Sequence[ComparedLatency]) -> ComparedLatency | None:
 
 def best_fp32(candidates: Sequence[CandidateSummary], place: Place) -> ComparedLatency | None:
     """The row of the fastest FP32 there is at a place, eager mode included, with its candidate; None without one."""
-    rows = [row | {"candidate": c["name"]} for c in candidates if c["name"] == BASELINE for row in rows_at(c, place)]
+    rows = [row | {"candidate": c["name"]} for c in candidates if c["kind"] == BASELINE for row in rows_at(c, place)]
     return fastest(rows)
 
 
@@ -118,7 +118,7 @@ def compared(candidates: Sequence[CandidateSummary]) -> list[tuple[str, SharedRo
         for row in candidate["latency"]:
             name = f"{candidate['name']}/{row['runtime']}"
             for plain in (best[row["device"], row["batch_size"]], baseline_row(candidates, row)):
-                over = None if plain is None else f"{BASELINE}/{plain['runtime']}"
+                over = None if plain is None else f"{plain.get('candidate', BASELINE)}/{plain['runtime']}"
                 rounds = None if plain is None or over == name else shared_rounds(plain, row)
                 if rounds is not None:
                     found.append((f"{name} over {over} at batch {row['batch_size']}", rounds))

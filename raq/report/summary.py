@@ -21,6 +21,7 @@ from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
 from raq.store.results import Noise
+from raq.store.schema import program_of
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
 PREDICTIONS = "predictions.npy"
@@ -41,7 +42,7 @@ def summarise(run_folder: Path) -> RunSummary:
     right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
-    kinds = {name: run["stages"][name]["kind"] if name in run["stages"] else BASELINE for name in names}
+    kinds = {name: run["stages"].get(program_of(name), {}).get("kind", BASELINE) for name in names}
     machine = environment["machine"]
     candidates = [_candidate(name, kinds[name], settings, stages, right, store, machine) for name in names]
     set_against_best_fp32(candidates)
@@ -84,13 +85,14 @@ def _candidate(
     machine: Record,
 ) -> CandidateSummary:
     """What the records of a run say of one candidate."""
-    evaluation, program = stages.get(f"evaluate/{name}"), stages.get(name)
+    evaluation, program = stages.get(f"evaluate/{name}"), stages.get(program_of(name))
     made: Record = program["results"] if program is not None else {}
     written = settings["train" if kind == BASELINE else kind]
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,
         "kind": kind,
+        "program": program_of(name),
         "config": _config(written, made),
         **_accuracy(name, evaluation, right),
         "artifacts": _artifacts(name, stages, evaluation, store),
@@ -104,7 +106,7 @@ def _candidate(
         "parity": [
             row
             for stage, record in stages.items()
-            if record is not None and stage in (name, f"lower/{name}", f"evaluate/{name}")
+            if record is not None and stage in (program_of(name), f"lower/{name}", f"evaluate/{name}")
             for row in record["results"].get("parity", [])
         ],
         "latency": [

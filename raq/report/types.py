@@ -48,10 +48,14 @@ class Accuracy(TypedDict):
 
 
 class CandidateSummary(Accuracy):
-    """What the records of a run say of one candidate. config: how it was made, as its section of the experiment."""
+    """What the records of a run say of one candidate. config: how it was made, as its section of the experiment.
+
+    program: what it is lowered from, by name; candidates in several runtimes share it.
+    """
 
     name: str
     kind: str
+    program: str
     config: dict[str, Any]
     artifacts: list[Artifact]
     float_layers: list[str] | None

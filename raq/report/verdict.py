@@ -153,7 +153,7 @@ class _Judge:
             r for r in rivals
             if r not in able and not_slower[r.contender].holds is not False and r.smaller_than(best)
         ]  # fmt: skip
-        if unproven and best.name == BASELINE:
+        if unproven and best.fp32:
             better = "may be as fast and is smaller" if len(unproven) == 1 else "may be as fast and are smaller"
             return Decision(None, self.words.unproven(unproven, better) + ".")
         equal = [r for r in rivals if r in able and not_slower[r.contender].holds]
@@ -190,9 +190,9 @@ class _Judge:
     def _compare_with_fp32(self, options: Sequence[Option], plain: ComparedLatency, place: Place) -> set[str]:
         """Claim that each quantized candidate is faster than FP32, in every runtime; those that are shown not to be."""
         slower = set()
-        quantized = [option for option in options if option.name != BASELINE]
-        for other in (option for option in options if option.name == BASELINE):
-            best = "the best FP32, " if other.row["runtime"] == plain["runtime"] else ""
+        quantized = [option for option in options if not option.fp32]
+        for other in (option for option in options if option.fp32):
+            best = "the best FP32, " if other.row["round_p50_ms"] is plain["round_p50_ms"] else ""
             whom = f"{best}{other.contender}, {at(place)}"
             made = step_down(
                 {

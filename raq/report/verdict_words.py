@@ -31,11 +31,11 @@ class Sentences:
         assert plain is not None
         row, over = option.row, f"{plain['candidate']}/{plain['runtime']}"
         parts = []
-        if option.name != BASELINE:
+        if not option.fp32:
             parts.append(_smaller(option, artifact_of(self.candidates[0], option.row)))
             best = f"{times(*paired_ratio(row_ratios(plain, row)))} as fast as the best FP32 ({over})"
             parts.append(best + _doubt(plain, row))
-        if option.contender != row["baseline"] and (option.name == BASELINE or over != row["baseline"]):
+        if option.contender != row["baseline"] and (option.fp32 or over != row["baseline"]):
             doubt = _doubt(baseline_row(self.candidates, row), row)
             parts.append(f"{times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}{doubt}")
         if option.contender == f"{BASELINE}/eager":
@@ -95,7 +95,7 @@ class Sentences:
         """Why none can be shipped: every rival that may be faster than the best."""
         unknown = [rival for rival in unsure if not_faster[rival.contender].interval is None]
         reasons = [self._too_few(best, unknown, place)] if unknown else []
-        inaccurate = [rival for rival in unsure if rival.name != BASELINE and not self.accurate[rival.name].holds]
+        inaccurate = [rival for rival in unsure if not rival.fp32 and not self.accurate[rival.name].holds]
         faster = [rival for rival in inaccurate if not_faster[rival.contender].holds is False]
         maybe = [rival for rival in inaccurate if rival not in faster]
         for group, verb in ((faster, "is faster" if len(faster) == 1 else "are faster"), (maybe, "may be faster")):

@@ -33,11 +33,14 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         model=settings.model,
         classes=settings.classes,
         working_directory=call.working_directory,
+        fp32=True,
     )
     contenders = [eager]
     for name, runtime in settings.runtimes.items():
         path = str(call.input(name) / RUNTIMES[runtime].file_name)
-        contenders.append(replace(eager, candidate=name, runtime=runtime, path=path))
+        contenders.append(
+            replace(eager, candidate=name, runtime=runtime, path=path, fp32=settings.kinds[name] == "fp32")
+        )
     results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
     write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
     return results

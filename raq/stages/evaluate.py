@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.artifact.executed import KnownLayer
-from raq.artifact.judgement import LedgerOfRecord, Lowered, evidence_of, weight_sizes
+from raq.artifact.judgement import LedgerOfRecord, Lowered, evidence_of
 from raq.artifact.runtimes import RUNTIMES, in_parts
 from raq.lazy import resolve
 from raq.stages.call import LOGITS, PREDICTIONS, Call, Progress, Results, refuse_other_machine
@@ -62,7 +62,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         chain.step("reloaded", network)
         predicted = predict(network, dataset)
         results: Results = {"load_s": process.loaded.load_s, "resident_bytes": process.loaded.resident_bytes}
-        if runtime.reports_kernels and device == "cpu":
+        if device == "cpu":
             results |= _executed(call, path, process)
         if asked.kind == "fp32":  # does the test split score like the images trained on?
             chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
@@ -75,16 +75,18 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
 
 
 def _executed(call: Call, path: Path, process: "IsolatedProcess") -> Results:
-    """Which kernels run in the artifact's process, against what it should do according to its record."""
-    from raq.artifact.executed import summary
+    """Which kernels run in the artifact's process, against what it should do according to its record.
+
+    Nothing where its runtime cannot say.
+    """
+    from raq.artifact.account import what_ran
 
     made = view_results(_Artifact, path.parent)
-    traces = process.trace(
-        call.read(DataSettings).data.image_shape, weight_sizes(entry.shape for entry in made.ledger.constants)
-    )
     known, by_choice = ([], 0.0) if made.audit is None else (made.audit.layers, evidence_of(made).by_choice)
+    shapes = [entry.shape for entry in made.ledger.constants]
     layers = [KnownLayer(layer.name, layer.macs) for layer in known]
-    return {**summary(traces, made.macs, layers).as_record(), "float_by_choice_share": by_choice}
+    found = what_ran(process, call.read(DataSettings).data.image_shape, shapes, made.macs, layers)
+    return {} if found is None else {**found.as_record(), "float_by_choice_share": by_choice}
 
 
 def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results:

@@ -31,7 +31,7 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     given = _program(call, chain)
     progress({"text": f"compiling for {settings.device}"})
     most = settings.max_batch if runtime.has_max_batch else None
-    resolve(runtime.lower)(given.program, path, _metadata(settings, given), settings.device, most)
+    resolve(runtime.lower)(given.program, path, _metadata(settings, given), settings.device, most, settings.min_batch)
     lowered = resolve(runtime.load)(path, call.cpus)
     chain.step("lowered", lowered if most is None else in_parts(lowered, most), settings.device)
     started = time.perf_counter()
@@ -57,6 +57,7 @@ def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
     data = settings.data
     return {
         "candidate": settings.candidate,
+        "kind": settings.kind,
         "model": settings.model,
         "input": list(data.image_shape),
         "mean": list(data.mean),

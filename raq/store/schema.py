@@ -34,10 +34,11 @@ def check_run(run: Values, place: str) -> None:
         kind, _, candidate = name.partition("/")
         if kind == "evaluate" and not _is_candidate(candidate, run["settings"]):
             raise _wrong(place, f"stages.{name}", "there is no such candidate in settings")
-        if kind == "evaluate" and candidate != "fp32" and candidate not in run["stages"]:
-            raise _wrong(place, f"stages.{candidate}", "Field required: it is evaluated")
-        if not candidate and _is_candidate(kind, run["settings"]) and stage["kind"] != _kind_of(kind):
-            raise _wrong(place, f"stages.{name}.kind", f"{stage['kind']}, and {_kind_of(kind)} is meant")
+        program = program_of(candidate)
+        if kind == "evaluate" and program != "fp32" and program not in run["stages"]:
+            raise _wrong(place, f"stages.{program}", "Field required: it is evaluated")
+        if not candidate and _is_candidate(kind, run["settings"]) and stage["kind"] != kind_of(kind):
+            raise _wrong(place, f"stages.{name}.kind", f"{stage['kind']}, and {kind_of(kind)} is meant")
         if kind in ("evaluate", "lower", "bench") and stage["kind"] != kind:
             raise _wrong(place, f"stages.{name}.kind", f"{stage['kind']}, and {kind} is meant")
     if any(name.startswith("evaluate/") for name in run["stages"]) and "evaluate/fp32" not in run["stages"]:
@@ -45,13 +46,20 @@ def check_run(run: Values, place: str) -> None:
 
 
 def _is_candidate(name: str, settings: Values) -> bool:
-    kind = _kind_of(name)
-    return name == "fp32" or (kind in ("ptq", "qat") and settings[kind] is not None)
+    kind = kind_of(name)
+    return kind == "fp32" or (kind in ("ptq", "qat") and settings[kind] is not None)
 
 
-def _kind_of(name: str) -> str:
-    """The kind of the stage that makes a candidate's program."""
-    return "ptq" if name.startswith("mixed-") else name
+def program_of(name: str) -> str:
+    """The program of a candidate, by its name: ptq of ptq-openvino, mixed-1 of mixed-1-openvino, and so on."""
+    parts = name.split("-")
+    return "-".join(parts[:2] if parts[0] == "mixed" else parts[:1])
+
+
+def kind_of(name: str) -> str:
+    """How a candidate is quantized, by its name: fp32, ptq or qat."""
+    program = program_of(name)
+    return "ptq" if program.startswith("mixed-") else program
 
 
 def _check_alien_keys(results: Values, place: str) -> None:

@@ -158,14 +158,15 @@ class ArtifactSettings(DataSettings):
 
 
 class LowerSettings(ArtifactSettings):
-    """Of `lower`."""
+    """Of `lower`. min_batch: the smallest batch size that is measured, whose layouts weights get."""
 
     model: str
     runtime: str
+    min_batch: int = 1
 
 
 class BenchSettings(Settings):
-    """Of `bench`. runtimes: by candidate."""
+    """Of `bench`. runtimes, kinds (fp32, ptq, qat): by candidate."""
 
     bench: Bench
     device: str
@@ -174,3 +175,4 @@ class BenchSettings(Settings):
     classes: int
     image_shape: tuple[int, int, int]
     runtimes: dict[str, str]
+    kinds: dict[str, str]

@@ -74,7 +74,7 @@ Found = dict[str, Any]
 def contender(name: str, function: str, weights: Path) -> ContenderSettings:
     model = f"trust_contenders:{function}"
     threads, folder = len(available_cpus()), str(Path(__file__).parent)
-    return ContenderSettings(name, "eager", "cpu", str(weights), SHAPE, threads, model, 10, folder)
+    return ContenderSettings(name, "eager", "cpu", str(weights), SHAPE, threads, model, 10, folder, fp32=name == "fp32")
 
 
 def raw(found: Found) -> Found:
@@ -141,10 +141,12 @@ def quickstart_contenders(results: Path) -> tuple[list[ContenderSettings], Bench
     threads = len(available_cpus())
     model = run["settings"]["model"]["name"]
     weights = str(stages["train"] / "weights.pt")
-    found = [ContenderSettings("fp32", "eager", "cpu", weights, SHAPE, threads, model, 10, None)]
+    found = [ContenderSettings("fp32", "eager", "cpu", weights, SHAPE, threads, model, 10, None, fp32=True)]
     for name in ("fp32", "ptq", "qat"):
         path = str(stages[f"lower/{name}"] / "artifact.pt2")
-        found.append(ContenderSettings(name, "inductor", "cpu", path, SHAPE, threads, model, 10, None))
+        found.append(
+            ContenderSettings(name, "inductor", "cpu", path, SHAPE, threads, model, 10, None, fp32=name == "fp32")
+        )
     return found, load_experiment(QUICKSTART).bench
 
 

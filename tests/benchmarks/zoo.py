@@ -130,7 +130,7 @@ def measured(name: str, folder: Path) -> list[dict[str, Any]]:
         "classes": CLASSES, "working_directory": None,
     }  # fmt: skip
     contenders = [
-        ContenderSettings("fp32", "eager", path=str(folder / "weights.pt"), **shared),
+        ContenderSettings("fp32", "eager", path=str(folder / "weights.pt"), fp32=True, **shared),
         ContenderSettings("int8", "inductor", path=str(folder / "int8.pt2"), **shared),
     ]
     protocol = Bench(batch_sizes=(1, BATCH), rounds=8, warmup=2, repetitions=2, precision=0.05, budget_s=60.0)

@@ -8,7 +8,7 @@ import torch
 from networks import EXAMPLE, small
 from torchao.quantization.pt2e import FakeQuantizeBase
 
-from raq.artifact import audit, check, executorch, runtimes, sizes
+from raq.artifact import audit, check, executorch, runtimes, scales, sizes
 from raq.artifact.isolated import IsolatedProcess
 from raq.bench.artifacts import bench_artifacts, bench_settings
 from raq.errors import StageError, UserError
@@ -76,7 +76,7 @@ def test_quantization_aware_graphs(backend: str) -> None:
 
 
 def test_the_pte_calls_integer_nodes_for_all_layers(program, artifact_pte: Path) -> None:
-    code = executorch.name_scales(runtimes.read(artifact_pte), program)
+    code = scales.name_scales(runtimes.read(artifact_pte), program)
     found = audit.audit(program, code)
     assert found.int8_mac_share == 1.0
     assert found.problem == ""

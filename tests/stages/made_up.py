@@ -22,7 +22,9 @@ def count_in_words(results: Results) -> str:
     return f"{results['tensors']} tensors"
 
 
-def lower(program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str, max_batch: int | None) -> None:
+def lower(
+    program: ExportedProgram, path: Path, metadata: dict[str, Any], device: str, most: int | None, least: int
+) -> None:
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={"raq": json.dumps(metadata)})
 

@@ -1,0 +1,58 @@
+"""What really ran, asked of whatever knows: oneDNN's reports for packages, else the runtime's own account.
+
+ONNX Runtime has its profile, OpenVINO the graph that it compiled: each says by its file's nodes which kernel computes
+them, and in what. A kernel computes several nodes where they are fused.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from raq.artifact.executed import Executed, ExecutedLayer, KnownLayer, summary
+from raq.artifact.isolated import IsolatedProcess, ReportedKernel
+from raq.artifact.judgement import weight_sizes
+from raq.artifact.runtimes import read
+from raq.artifact.wrapper_code import KernelCall
+
+
+def what_ran(
+    process: IsolatedProcess,
+    image_shape: Sequence[int],
+    constant_shapes: Iterable[Sequence[int]],
+    total_macs: int | None,
+    layers: Sequence[KnownLayer],
+) -> Executed | None:
+    """What ran in an artifact's process on a CPU; None if its runtime cannot say.
+
+    image_shape: [3, H, W]; constant_shapes: of the artifact's constants; total_macs: of the network, for an image.
+    Raises StageError if it does not run.
+    """
+    if process.runtime.reports == "onednn":
+        return summary(process.trace(image_shape, weight_sizes(constant_shapes)), total_macs, layers)
+    if process.runtime.reports == "itself":
+        return reported(process.account(image_shape), read(process.path).calls, total_macs, layers)
+    return None
+
+
+def reported(
+    kernels: Iterable[ReportedKernel], calls: Sequence[KernelCall], total_macs: int | None, layers: Sequence[KnownLayer]
+) -> Executed:
+    """What ran, from a runtime's account: a call that no int8 kernel computes counts as float.
+
+    calls: of the file; a layer's is the first unused one with as many multiply-accumulates.
+    """
+    by_node = {node: kernel for kernel in kernels for node in kernel.nodes}
+    ran = [(call.macs, by_node.get(call.node or "")) for call in calls]
+    integer = sum(macs or 0 for macs, kernel in ran if kernel is not None and kernel.int8)
+    total = max(total_macs or 0, sum(macs or 0 for macs, _ in ran))
+    share = None if not total or any(macs is None for macs, _ in ran) else integer / total
+    found, left = [], list(ran)
+    for layer in layers:
+        own = next((each for each in left if each[0] == layer.macs), None)
+        if own is not None:
+            left.remove(own)
+        kernel = own[1] if own is not None else None
+        found.append(
+            ExecutedLayer(
+                layer.name, layer.macs, None if kernel is None else kernel.kernel, kernel is not None and kernel.int8
+            )
+        )
+    return Executed(share, {}, found)

@@ -1,0 +1,57 @@
+"""How a process without raq loads an ONNX file: with ONNX Runtime alone. Run by alone.py; imports no raq."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOREIGN = {"torchao", "onnx", "onnxscript"}  # what must not be needed
+NEW_NAME = re.compile(r"(_token_\d+|_nchwc|/duplicated)*_kernel_time$")  # after what the file calls a node
+PLACE: dict[str, Any] = {}  # what was loaded, for `account`
+
+
+def prepare(threads: int) -> None:
+    """Import ONNX Runtime before the load is timed."""
+    import onnxruntime
+
+    PLACE["options"] = options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+
+
+def load(path: str) -> Any:
+    """The file as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, PLACE["options"], providers=["CPUExecutionProvider"])
+    PLACE["path"], name = path, session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def account(images: Any) -> list[dict[str, Any]]:
+    """The kernels that ran for a batch, as ONNX Runtime's own profile has them.
+
+    Each with the nodes of the file that it computes, what it is called, and whether it computes in int8.
+    """
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = PLACE["options"]
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(PLACE["path"], options, providers=["CPUExecutionProvider"])
+        session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found = []
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            types = [next(iter(entry)) for entry in event["args"].get("input_type_shape", [])]
+            found.append(
+                {
+                    "nodes": [NEW_NAME.sub("", event["name"])],
+                    "kernel": f"{event['args']['op_name']} {types[0] if types else ''}".strip(),
+                    "int8": types[:1] in (["uint8"], ["int8"]),
+                }
+            )
+    return found

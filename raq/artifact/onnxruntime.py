@@ -1,0 +1,54 @@
+"""ONNX Runtime: what it executes is an ONNX file. Needs the extra `onnxruntime`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from raq.artifact import onnx
+from raq.environment import require_library, versions
+from raq.errors import StageError, first_line
+
+NAME = "onnxruntime"
+
+
+def prepare() -> None:
+    """Import ONNX Runtime; UserError if it is not installed."""
+    require_library(NAME, NAME)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a file is ONNX for ONNX Runtime."""
+    return onnx.is_onnx(path, NAME)
+
+
+def lower(
+    program: ExportedProgram,
+    path: Path,
+    metadata: dict[str, Any],
+    device: str = "cpu",
+    max_batch: int | None = None,
+    min_batch: int = 1,
+) -> None:
+    """Write a program for ONNX Runtime, for any batch size. Raises as `onnx.write` does."""
+    assert device == "cpu", "there is no other"
+    prepare()
+    onnx.write(program, path, {**metadata, "runtime": NAME, **versions(("torch", NAME))})
+
+
+def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    """The file as a function of normalised float32 [n, 3, H, W], on `threads` threads; StageError if it is damaged."""
+    prepare()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise StageError(f"{path}: the artifact cannot be loaded: {first_line(error)}", "lower it again") from error
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
