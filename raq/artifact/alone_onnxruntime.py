@@ -4,20 +4,21 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 FOREIGN = {"torchao", "onnx", "onnxscript"}  # what must not be needed
 NEW_NAME = re.compile(r"(_token_\d+|_nchwc|/duplicated)*_kernel_time$")  # after what the file calls a node
-PLACE: dict[str, Any] = {}  # what was loaded, for `account`
+LOADED = SimpleNamespace()  # what `account` needs
 
 
 def prepare(threads: int) -> None:
     """Import ONNX Runtime before the load is timed."""
     import onnxruntime
 
-    PLACE["options"] = options = onnxruntime.SessionOptions()
+    LOADED.options = options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
 
 
@@ -25,8 +26,8 @@ def load(path: str) -> Any:
     """The file as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, PLACE["options"], providers=["CPUExecutionProvider"])
-    PLACE["path"], name = path, session.get_inputs()[0].name
+    session = onnxruntime.InferenceSession(path, LOADED.options, providers=["CPUExecutionProvider"])
+    LOADED.path, name = path, session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
@@ -38,9 +39,9 @@ def account(images: Any) -> list[dict[str, Any]]:
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
-        options = PLACE["options"]
+        options = LOADED.options
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(PLACE["path"], options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(LOADED.path, options, providers=["CPUExecutionProvider"])
         session.run(None, {session.get_inputs()[0].name: images.numpy()})
         events = json.loads(Path(session.end_profiling()).read_text())
     found = []

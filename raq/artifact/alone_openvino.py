@@ -1,11 +1,12 @@
 """How a process without raq loads an ONNX file: with OpenVINO alone. Run by alone.py; imports no raq."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 FOREIGN = {"torchao", "onnx", "onnxscript"}  # what must not be needed
-PLACE: dict[str, Any] = {}  # what was loaded, for `account`
+LOADED = SimpleNamespace()  # what `account` needs
 
 
 def compiled(path: str, threads: int) -> Any:
@@ -20,13 +21,13 @@ def prepare(threads: int) -> None:
     """Import OpenVINO before the load is timed."""
     import openvino  # noqa: F401
 
-    PLACE["threads"] = threads
+    LOADED.threads = threads
 
 
 def load(path: str) -> Any:
     """The file as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
-    PLACE["model"] = compiled(path, PLACE["threads"])
-    request = PLACE["model"].create_infer_request()
+    LOADED.model = compiled(path, LOADED.threads)
+    request = LOADED.model.create_infer_request()
     return lambda images: torch.from_numpy(request.infer([images.numpy()], share_inputs=True)[0].copy())
 
 
@@ -36,7 +37,7 @@ def account(images: Any) -> list[dict[str, Any]]:
     Each with the nodes of the file that it computes, what it is called, and whether it computes in int8.
     """
     found = []
-    for operation in PLACE["model"].get_runtime_model().get_ops():
+    for operation in LOADED.model.get_runtime_model().get_ops():
         known = {key: value.astype(str) for key, value in operation.get_rt_info().items()}
         kind, precision = known.get("layerType", ""), known.get("runtimePrecision", "")
         if kind not in ("Const", "Input", "Output"):

@@ -50,6 +50,12 @@ class Metadata:
         return self.ours.get("kind", self.candidate) == "fp32"
 
     @property
+    def runtime(self) -> str | None:
+        """What executes it, where its format does not say that."""
+        found = self.ours.get("runtime")
+        return None if found is None else str(found)
+
+    @property
     def torch(self) -> str | None:
         """The version of torch that made it."""
         found = self.ours.get("torch")

@@ -15,10 +15,10 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES, GeneratedCode
-from raq.artifact.metadata import METADATA_KEY
+from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.scales import bytes_digest
 from raq.artifact.wrapper_code import Constant, KernelCall
-from raq.environment import require_library
+from raq.environment import require_library, versions
 from raq.errors import StageError, first_line
 from raq.store.files import refuse_constant
 
@@ -47,20 +47,20 @@ def is_onnx(path: Path, runtime: str) -> bool:
     if len(start) < 3 or start[:1] != VERSION_FIELD or start[1] >= 128:
         return False
     try:
-        named = read_metadata(path).get(METADATA_KEY, {}).get("runtime", "onnxruntime")
+        named = Metadata(read_metadata(path)).runtime or "onnxruntime"
     except StageError:
         return False
-    return bool(named == runtime)
+    return named == runtime
 
 
-def write(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
-    """Write a program as ONNX, for any batch size; `metadata` (plain values) travels in the file.
+def write(program: ExportedProgram, path: Path, runtime: str, metadata: dict[str, Any]) -> None:
+    """Write a program as ONNX for a runtime, for any batch size; `metadata` (plain values) travels in the file.
 
     Raises StageError if an operator has no translation or the file would be larger than 2 GB, UserError if a library
     is not installed.
     """
     for name in ("onnx", "onnxscript"):
-        require_library(name, str(metadata["runtime"]))
+        require_library(name, runtime)
     import torch
 
     try:
@@ -72,7 +72,10 @@ def write(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> Non
         model = found.model_proto
         _forget_sources(model)
         entry = model.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, json.dumps(metadata, sort_keys=True)
+        entry.key, entry.value = (
+            METADATA_KEY,
+            json.dumps({**metadata, "runtime": runtime, **versions(("torch", runtime))}, sort_keys=True),
+        )
         content = model.SerializeToString()
     except Exception as error:
         raise StageError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact import onnx
-from raq.environment import require_library, versions
+from raq.environment import require_library
 from raq.errors import StageError, first_line
 
 NAME = "onnxruntime"
@@ -36,7 +36,7 @@ def lower(
     """Write a program for ONNX Runtime, for any batch size. Raises as `onnx.write` does."""
     assert device == "cpu", "there is no other"
     prepare()
-    onnx.write(program, path, {**metadata, "runtime": NAME, **versions(("torch", NAME))})
+    onnx.write(program, path, NAME, metadata)
 
 
 def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from raq.artifact import onnx
 from raq.artifact.alone_openvino import compiled
-from raq.environment import require_library, versions
+from raq.environment import require_library
 from raq.errors import StageError, first_line
 
 NAME = "openvino"
@@ -37,7 +37,7 @@ def lower(
     """Write a program for OpenVINO, for any batch size. Raises as `onnx.write` does."""
     assert device == "cpu", "there is no other"
     prepare()
-    onnx.write(program, path, {**metadata, "runtime": NAME, **versions(("torch", NAME))})
+    onnx.write(program, path, NAME, metadata)
 
 
 def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:

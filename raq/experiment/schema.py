@@ -145,6 +145,16 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_runtimes(self) -> "Experiment":
+        others = [name for name in self.lower.runtimes if name != "inductor"]
+        if others and self.bench.devices != "auto" and "cpu" not in self.bench.devices:
+            raise ValueError(
+                f"lower.runtimes has {', '.join(others)}, for CPUs alone, and bench.devices has "
+                f"{', '.join(self.bench.devices)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_batches(self) -> "Experiment":
         largest = max(self.bench.batch_sizes)
         if any(part and part.backend == "xnnpack" for part in (self.ptq, self.qat)) and largest > self.lower.max_batch:

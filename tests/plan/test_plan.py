@@ -137,6 +137,39 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
     assert changed(planned(), planned(ptq={"backend": "arm"})) == PTQ
 
 
+def test_a_program_is_deployed_in_every_runtime_asked_for() -> None:
+    """Each has an artifact, an evaluation and a latency; the program is made once; what is there stays up to date."""
+    found = planned(lower={"runtimes": ["inductor", "openvino"]})
+    names = {f"{name}-openvino" for name in ("fp32", "ptq", "qat")}
+    assert set(found) == EVERYTHING | {f"{stage}/{name}" for name in names for stage in ("lower", "evaluate")}
+    assert changed(planned(), found) == {"bench/cpu"}
+    assert found["lower/ptq-openvino"].inputs == {"program": "ptq"}
+    assert found["lower/fp32-openvino"].inputs == {"weights": "train"}
+    assert found["evaluate/qat-openvino"].inputs == {"artifact": "lower/qat-openvino"}
+    assert found["bench/cpu"].settings["kinds"]["fp32-openvino"] == "fp32"
+    assert list(found["bench/cpu"].settings["runtimes"].items())[2:4] == [
+        ("qat", "inductor"),
+        ("fp32-openvino", "openvino"),
+    ]
+    alone = planned(lower={"runtimes": ["openvino"]})
+    assert set(alone) == EVERYTHING
+    assert alone["bench/cpu"].settings["runtimes"] == dict.fromkeys(("fp32", "ptq", "qat"), "openvino")
+    backends = {"ptq": {"backend": "xnnpack"}, "qat": {"backend": "arm"}}
+    other = planned(lower={"runtimes": ["openvino"]}, **backends)
+    assert other["bench/cpu"].settings["runtimes"] == {"fp32": "openvino", "ptq": "executorch"}
+    with pytest.raises(ValueError, match="openvino, for CPUs alone, and bench.devices has cuda"):
+        planned(lower={"runtimes": ["inductor", "openvino"]}, bench={"devices": ["cuda"]})
+    with pytest.raises(ValueError, match="names a runtime twice"):
+        planned(lower={"runtimes": ["openvino", "openvino"]})
+
+
+def test_weights_are_packed_for_the_smallest_batch_that_is_measured() -> None:
+    eight, sixteen = planned(bench={"batch_sizes": [32, 8]}), planned(bench={"batch_sizes": [16, 32]})
+    assert eight["lower/ptq"].settings["min_batch"] == 8
+    assert changed(eight, sixteen) == LOWERED
+    assert changed(eight, planned(bench={"batch_sizes": [8]})) == {"bench/cpu"}
+
+
 def test_why_a_stage_is_stale(tmp_path: Path) -> None:
     plan = list(planned().values())
     store = Store(tmp_path)

@@ -40,7 +40,8 @@ def row(
 
 
 def candidate(name: str, *rows: dict[str, Any], weight_mb: float = 11.2, drop: float = 0.0) -> dict[str, Any]:
-    kind = name if name in ("fp32", "qat") else "ptq"
+    program = name.removesuffix("-openvino")
+    kind = program if program in ("fp32", "qat") else "ptq"
     artifact = {"runtime": "inductor", "weight_bytes": 1e6 * weight_mb, "size_bytes": 1e6 * weight_mb}
     return {
         "name": name, "kind": kind, "drop_points": drop, "test_images": IMAGES, "artifacts": [artifact],
@@ -208,6 +209,20 @@ def test_every_fp32_counts_not_the_one_that_looks_faster() -> None:
     found = classify([fp32(eager, row(20, 1)), candidate("ptq", row(19.4, 1))], ptq=0)
     assert found["choice"] is None
     assert "the speed of fp32/eager and ptq/inductor has no interval, as 3 launches are too few" in found["why"]
+
+
+def test_fp32_in_another_runtime_is_fp32() -> None:
+    """Beside it int8 has to be faster than the fastest FP32 there is, whoever executes that."""
+    other = candidate("fp32-openvino", row(600, runtime="openvino"), weight_mb=44.7)
+    found = classify([fp32(), candidate("ptq", row(700)), other], ptq=0, fp32_openvino=0)
+    assert found["choice"] == "fp32-openvino"
+    assert "ptq is slower than the best FP32, fp32-openvino/openvino, at batch 128 on cpu" in found["why"]
+    assert claim(found, "ptq is faster than fp32/inductor")["holds"] is True
+    int8 = candidate("ptq-openvino", row(150, runtime="openvino"))
+    found = classify([fp32(), candidate("ptq", row(700)), other, int8], ptq=0, fp32_openvino=0, ptq_openvino=0)
+    assert found["choice"] == "ptq-openvino"
+    assert "4.00 times (3.98 to 4.02) as fast as the best FP32 (fp32-openvino/openvino)" in found["why"]
+    assert not any("fp32-openvino is faster than" in one["claim"] for one in found["claims"])
 
 
 def test_a_candidate_whose_accuracy_is_not_known_at_all_is_in_the_way() -> None:

@@ -71,8 +71,8 @@ def test_a_made_up_runtime(machine: Machine, monkeypatch: pytest.MonkeyPatch) ->
     names = ("lower", "load", "read", "read_metadata", "recognises")
     entry = Runtime("saved", "artifact.saved", ("none",), ("cpu",), alone="made_up_alone",
                     **{name: f"made_up:{name}" for name in names})  # fmt: skip
-    monkeypatch.setitem(runtimes.RUNTIMES, "saved", entry)
-    monkeypatch.setattr(runtimes, "FP32_RUNTIME", "saved")
+    for name in ("saved", "inductor"):  # what is asked for is what it stands in for
+        monkeypatch.setitem(runtimes.RUNTIMES, name, entry)
     plan = machine.plan("ptq=null")
     assert plan["lower/fp32"].settings["runtime"] == "saved"
     assert plan["bench/cpu"].settings["runtimes"] == {"fp32": "saved"}
