@@ -157,7 +157,7 @@ def test_a_program_is_deployed_in_every_runtime_asked_for() -> None:
     backends = {"ptq": {"backend": "xnnpack"}, "qat": {"backend": "arm"}}
     other = planned(lower={"runtimes": ["openvino"]}, **backends)
     assert other["bench/cpu"].settings["runtimes"] == {"fp32": "openvino", "ptq": "executorch"}
-    with pytest.raises(ValueError, match="openvino, for CPUs alone, and bench.devices has cuda"):
+    with pytest.raises(ValueError, match="for CPUs alone, and bench"):
         planned(lower={"runtimes": ["inductor", "openvino"]}, bench={"devices": ["cuda"]})
     with pytest.raises(ValueError, match="names a runtime twice"):
         planned(lower={"runtimes": ["openvino", "openvino"]})
