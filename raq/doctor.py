@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from raq.environment import LIBRARIES, gpus, has_vnni, machine, versions
+from raq.environment import EXTRAS, LIBRARIES, gpus, has_vnni, machine, versions
 
 State = Literal["ok", "note", "bad"]
 FREE_DISK_BYTES, FREE_MEMORY_BYTES, SHARED_MEMORY_BYTES = 5e9, 4e9, 2e8
@@ -63,11 +63,11 @@ def packages() -> list[Finding]:
     missing = [name for name, version in found.items() if version is None]
     findings = [Finding(name, "ok", version) for name, version in found.items() if version is not None]
     findings += [Finding(name, "bad", "not installed", "uv sync") for name in missing]
-    executorch = versions(("executorch",)).get("executorch")
-    if executorch is None:
-        findings.append(Finding("executorch", "note", "not installed", "only the xnnpack backend needs it"))
-    else:
-        findings.append(Finding("executorch", "ok", executorch))
+    for name, installed in versions(tuple(EXTRAS)).items():
+        if installed is None:
+            findings.append(Finding(name, "note", "not installed", f"only {EXTRAS[name]} needs it"))
+        else:
+            findings.append(Finding(name, "ok", installed))
     if "torch" in missing or "torchvision" in missing:
         return findings
     wanted = next((r for r in metadata.requires("torchvision") or [] if re.match(r"torch\s*\(?==", r)), None)

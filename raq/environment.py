@@ -49,6 +49,10 @@ ISA_FEATURES = (
 )  # fmt: skip
 EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
+EXTRAS = {
+    "executorch": "the xnnpack backend", "openvino": "the runtime of that name",
+    "onnxruntime": "the runtime of that name",
+}  # fmt: skip
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
 
@@ -240,7 +244,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.system(),
-        "versions": versions((*LIBRARIES, "executorch", "raq")),
+        "versions": versions((*LIBRARIES, *EXTRAS, "raq")),
         "commit": commit(),
         "machine": machine().as_record(),
     }

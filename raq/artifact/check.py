@@ -1,7 +1,7 @@
 """`raq check`: is an artifact quantized, is it whole, is it the one that was evaluated? Ours or a stranger's.
 
-An AOTInductor package is native code, which runs when it is loaded; a .pte is instructions for a runtime that was not
-written to withstand a malicious one. So it is read, not loaded, unless the user asks
+An AOTInductor package is native code, which runs when it is loaded; a .pte or .onnx is instructions for a runtime that
+was not written to withstand a malicious one. So it is read, not loaded, unless the user asks
 for that, or a record in the user's own results folder vouches for its digest; and then it runs in a process of its own,
 where oneDNN reports the kernels that it executes.
 """
@@ -79,7 +79,7 @@ def check(path: Path, results: Path, *, run: bool, require: float, max_float_wei
     largest share of its weights that may be floats. Raises UserError if there is no such file.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2 or .pte)")
+        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2, .pte or .onnx)")
     problem = _not_an_artifact(path)
     if problem:
         return Checked(str(path), None, path.stat().st_size, problems=[f"{path}: {problem}"]).as_record()

@@ -34,6 +34,8 @@ class Runtime:
     prepare: () -> None, imports its libraries; UserError if they are not installed. refuse: path -> None, StageError if
     this installation cannot execute the file. alone: the module that loads an artifact in a process without raq.
 
+    use: the line of Python that loads a file without raq, with {path} and {threads} to fill in.
+
     is_native: artifacts are code for this kind of CPU. has_max_batch: they take batches up to a size that is fixed when
     they are made. packs_weights: when they are made, weights get the layout that the smallest measured batch size
     wants. reports: who says what is executed on a CPU: oneDNN, the runtime itself, or nobody.
@@ -49,6 +51,7 @@ class Runtime:
     read_metadata: str
     recognises: str
     alone: str
+    use: str = ""
     libraries: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
     name_scales: str | None = None
@@ -74,6 +77,7 @@ RUNTIMES: dict[str, Runtime] = {
             read_metadata="raq.artifact.generated_code:read_metadata",
             recognises="raq.artifact.generated_code:is_package",
             alone="raq.artifact.alone_inductor",
+            use="torch.set_num_threads({threads}); network = torch._inductor.aoti_load_package({path!r})",
             refuse="raq.artifact.inductor:refuse_other_torch",
             is_native=True,
             packs_weights=True,
@@ -90,6 +94,8 @@ RUNTIMES: dict[str, Runtime] = {
             read_metadata="raq.artifact.executorch:read_metadata",
             recognises="raq.artifact.executorch:is_pte",
             alone="raq.artifact.alone_executorch",
+            use="portable_lib._unsafe_reset_threadpool({threads}); "
+            "network = executorch.runtime.Runtime.get().load_program({path!r}).load_method('forward')",
             libraries=("executorch",),
             name_scales="raq.artifact.scales:name_scales",
             prepare="raq.environment:require_executorch",
@@ -106,6 +112,8 @@ RUNTIMES: dict[str, Runtime] = {
             read_metadata="raq.artifact.onnx:read_metadata",
             recognises="raq.artifact.openvino:recognises",
             alone="raq.artifact.alone_openvino",
+            use='network = openvino.Core().compile_model({path!r}, "CPU", {{"INFERENCE_NUM_THREADS": {threads}, '
+            '"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}})',
             libraries=("openvino",),
             made_by=("onnx", "onnxscript"),
             name_scales="raq.artifact.scales:name_scales",
@@ -123,6 +131,8 @@ RUNTIMES: dict[str, Runtime] = {
             read_metadata="raq.artifact.onnx:read_metadata",
             recognises="raq.artifact.onnxruntime:recognises",
             alone="raq.artifact.alone_onnxruntime",
+            use="options = onnxruntime.SessionOptions(); options.intra_op_num_threads = {threads}; "
+            "network = onnxruntime.InferenceSession({path!r}, options)",
             libraries=("onnxruntime",),
             made_by=("onnx", "onnxscript"),
             name_scales="raq.artifact.scales:name_scales",

@@ -1,26 +1,30 @@
-"""`raq profile`: where an artifact's time goes, by layer and kernel, and how near its kernels come to the CPU's peak.
+"""Where an artifact's time goes, by layer and kernel, and how near its kernels come to the CPU's peak.
 
-Calls are timed as `raq bench` times them. Then the artifact runs in another process, where oneDNN reports what it
-executes and for how long: what a call takes beyond that is in no kernel of oneDNN (Inductor's own loops, allocation,
-the runtime itself). An artifact is native code: profiling it loads and runs it.
+`raq profile` times calls as `raq bench` does; in a run it is done for every artifact, whose times are known. Then the
+artifact runs in another process, where oneDNN reports what it executes and for how long: what a call takes beyond that
+is in no kernel of oneDNN (Inductor's own loops, allocation, the runtime itself). An artifact is native code: profiling
+it loads and runs it.
 """
 
 import statistics
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raq.artifact.check import layers_of_code
 from raq.artifact.executed import MULTIPLYING, Execution, KnownLayer, read_calls
-from raq.artifact.metadata import Metadata
-from raq.artifact.runtimes import read, runtime_of_file
+from raq.artifact.runtimes import RUNTIMES, read, read_metadata, runtime_of_file
 from raq.bench.launcher import fork_server
 from raq.bench.messages import ContenderSettings
 from raq.bench.peak import Peak, measure_peak
 from raq.environment import available_cpus
 from raq.errors import UserError
+from raq.store.views import View, view
 
 WARM_UP_CALLS, CALLS, ROUND_MS = 5, 20, 500.0
+MIN_TRACED, TRACED_S = 4, 3.0  # calls of one batch size: at least so many, and no more once they have taken this long
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,10 @@ def profile(path: Path, batch_size: int, threads: int | None = None) -> Profile:
     Raises UserError if there is no such file, if it is not for a CPU, or if its runtime does not report kernels;
     StageError if it does not run.
     """
-    import torch
-
-    from raq.artifact.isolated import IsolatedProcess
-
     if not path.is_file():
         raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2)")
     runtime = runtime_of_file(path)
-    code = read(path)
-    metadata = Metadata(code.metadata)
+    metadata = read_metadata(path)
     if runtime.reports != "onednn" or metadata.device != "cpu":
         raise UserError(f"{path}: what runs in it is not reported", "profile a package of Inductor for a CPU")
     shape = metadata.input_shape
@@ -116,16 +115,73 @@ def profile(path: Path, batch_size: int, threads: int | None = None) -> Profile:
     with fork_server({runtime.name}) as server, server.launch(settings, available_cpus()) as contender:
         contender.warm_up(batch_size, WARM_UP_CALLS, cap_s=2.0)
         plain = contender.time_round(batch_size, CALLS, round_ms=ROUND_MS).samples_ms
-    images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
-    with IsolatedProcess(path, "cpu", used, runtime) as process:
-        for _ in range(WARM_UP_CALLS):
-            process(images)
-        for _ in range(CALLS):
-            process(images, traced=True)
-        calls = [executions for size, executions in read_calls(process.log(), process.mark) if size == batch_size]
-    usual = [call for call in calls[len(calls) // 2 :] if len(call) == len(calls[-1])]  # the first ones may still build
-    layers = [KnownLayer(layer.name, layer.macs) for layer in layers_of_code(code) if layer.macs is not None]
-    return _profile(str(path), batch_size, used, plain, usual, layers, measure_peak(used))
+    calls = _traced_calls(settings, [batch_size])[batch_size]
+    return _profile(str(path), batch_size, used, plain, calls, _layers(path), measure_peak(used))
+
+
+class _Timed(View):
+    """Of a row of a measurement, what a call took."""
+
+    candidate: str
+    runtime: str
+    batch_size: int
+    p50_ms: float
+
+
+class _Rows(View):
+    rows: list[_Timed]
+
+
+def profiles(
+    contenders: Iterable[ContenderSettings], measured: dict[str, Any], sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The profiles of those artifacts on a CPU whose kernels oneDNN reports, as plain values, at every batch size.
+
+    measured: the results of their measurement, which say what a call took. Each is as `Profile.as_record`, with
+    `candidate` and `runtime` in place of the path. Raises StageError if one does not run.
+    """
+    timed = view(_Rows, measured, "the measurement").rows
+    call_ms = {(row.candidate, row.runtime, row.batch_size): row.p50_ms for row in timed}
+    found: list[dict[str, Any]] = []
+    peak: Peak | None = None
+    for contender in contenders:
+        runtime = RUNTIMES.get(contender.runtime)
+        if runtime is None or runtime.reports != "onednn" or contender.device != "cpu":
+            continue
+        peak = peak or measure_peak(contender.threads)
+        path = Path(contender.path)
+        traced, layers = _traced_calls(contender, sizes), _layers(path)
+        for size in sizes:
+            plain = [call_ms[contender.candidate, contender.runtime, size]]
+            record = _profile("", size, contender.threads, plain, traced[size], layers, peak).as_record()
+            del record["path"]
+            found.append({"candidate": contender.candidate, "runtime": contender.runtime, **record})
+    return found
+
+
+def _layers(path: Path) -> list[KnownLayer]:
+    """The layers of an artifact whose arithmetic is known, by its code."""
+    return [KnownLayer(layer.name, layer.macs) for layer in layers_of_code(read(path)) if layer.macs is not None]
+
+
+def _traced_calls(contender: ContenderSettings, sizes: Sequence[int]) -> dict[int, list[list[Execution]]]:
+    """What oneDNN reports of calls of each batch size, those at the beginning left out: they may build kernels."""
+    import torch
+
+    from raq.artifact.isolated import IsolatedProcess
+
+    runtime = RUNTIMES[contender.runtime]
+    with IsolatedProcess(Path(contender.path), "cpu", contender.threads, runtime) as process:
+        for size in sizes:
+            images = torch.randn(size, *contender.image_shape, generator=torch.Generator().manual_seed(0))
+            started = time.perf_counter()
+            for number in range(WARM_UP_CALLS + CALLS):
+                if number >= MIN_TRACED and time.perf_counter() - started > TRACED_S:
+                    break
+                process(images, traced=True)
+        reported = read_calls(process.log(), process.mark)
+    calls = {size: [executions for of, executions in reported if of == size] for size in sizes}
+    return {size: [call for call in own[len(own) // 2 :] if len(call) == len(own[-1])] for size, own in calls.items()}
 
 
 def _profile(

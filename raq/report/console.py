@@ -6,11 +6,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.experiment.schema import BASELINE
 from raq.plan.prepare import DryRun
 from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words
 from raq.report.checks import parity_in_words
 from raq.report.live import seconds
+from raq.report.profile import profile_in_words
 from raq.report.ratios import compared
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.table import fits, table_of_candidates
@@ -99,11 +101,15 @@ def _print_sweeps(console: Console, summary: RunSummary) -> None:
 
 
 def _print_chosen_file(console: Console, summary: RunSummary) -> None:
-    """Where the artifacts of the candidate are that the verdict ships."""
+    """Where the artifacts of the candidate are that the verdict ships, and how to load them as they were measured."""
     for candidate in summary["candidates"]:
         if candidate["name"] == summary["verdict"]["choice"]:
             for artifact in candidate["artifacts"]:
                 say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}", whole=True)
+                runtime = RUNTIMES.get(artifact.get("runtime") or FP32_RUNTIME)
+                threads = {row.get("threads") for row in candidate["latency"] if row["device"] == artifact["target"]}
+                if runtime is not None and runtime.use and len(threads) == 1:
+                    say(console, runtime.use.format(path=artifact["path"], threads=threads.pop()), "dim", whole=True)
 
 
 def _print_details(console: Console, summary: RunSummary) -> None:
@@ -111,6 +117,8 @@ def _print_details(console: Console, summary: RunSummary) -> None:
     for measurement in summary["measurement"]:
         for line in measurement_in_words(measurement):
             say(console, f"{measurement['device']}: {line}", "dim")
+        for profile in measurement.get("profiles", []):
+            say(console, profile_in_words(profile), "dim")
     rows = [row | {"candidate": c["name"]} for c in summary["candidates"] for row in c["latency"]]
     disagreement = disagreement_in_words(rows)
     if disagreement:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from raq.bench.profile import KernelTime, Profile
 from raq.report.terminal import printable, say
+from raq.store.results import ArtifactProfile
 
 MIN_SHARE = 0.005  # of a call: kernels that take less are counted together
 
@@ -46,6 +47,22 @@ def print_profile(console: Console, found: Profile) -> None:
     if found.gops is not None and peaks:
         of = "" if most is None else f", {_share(found.gops / most)} of the peak"
         say(console, f"{found.gops:.0f} GOPS over the whole call{of}; this CPU at most: {' and '.join(peaks)}", "dim")
+
+
+def profile_in_words(found: ArtifactProfile) -> str:
+    """Where the time of a call goes, and how near it comes to the CPU's peak."""
+    total = found["total_ms"]
+    of_peak = (
+        ""
+        if found["gops"] is None or not found["peak_gops"]
+        else (f"; {found['gops']:.0f} GOPS, {_share(found['gops'] / found['peak_gops'])} of what this CPU can do")
+    )
+    return (
+        f"{found['candidate']} at batch {found['batch_size']}: of {total:.2f} ms "
+        f"{_share((total - found['other_ms']) / total)} in kernels that multiply, "
+        f"{_share((found['reorder_ms'] + found['other_kernels_ms']) / total)} in oneDNN's others, "
+        f"{_share(found['outside_onednn_ms'] / total)} outside of oneDNN{of_peak}"
+    )
 
 
 def _name(kernel: KernelTime) -> str:

@@ -4,7 +4,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from raq.store.results import Agreement, Latency, Noise, ParityRow
+from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, ParityRow
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 from raq.store.types import DataOfRun, Environment
 
@@ -78,9 +78,10 @@ class Ending(TypedDict):
 
 
 class MeasurementSummary(Ending):
-    """How one device was measured."""
+    """How one device was measured. profiles: where the time goes, of artifacts whose kernels are reported."""
 
     device: str
+    profiles: NotRequired[list[ArtifactProfile]]
 
 
 class PlainClaim(TypedDict):

@@ -15,6 +15,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     """Latency of every candidate's artifact beside the FP32 network in eager mode."""
     from raq.bench.latency import EVERY_SAMPLE, measure
     from raq.bench.messages import ContenderSettings
+    from raq.bench.profile import profiles
     from raq.environment import available_cpus
     from raq.store.files import write_json
 
@@ -43,4 +44,5 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         )
     results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
     write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
-    return results
+    progress({"text": "profiling"})
+    return {**results, "profiles": profiles(contenders[1:], results, protocol.batch_sizes)}

@@ -200,6 +200,40 @@ class Noise(TypedDict, total=False):
 
 
 @strict
+class ProfiledLayer(TypedDict):
+    """A kernel that multiplies; name: of its layer, None if it is not known."""
+
+    name: Text | None
+    kernel: Text
+    dtype: Name
+    ms: Number
+    macs: Count | None
+    gops: Number | None
+    peak_share: Number | None
+
+
+@strict
+class ArtifactProfile(TypedDict):
+    """Where the time of an artifact's calls goes, as `raq profile --json` has it."""
+
+    candidate: Name
+    runtime: Name
+    batch_size: Count
+    threads: Count
+    calls: Count
+    total_ms: Number
+    layers: list[ProfiledLayer]
+    other_ms: Number
+    reorder_ms: Number
+    other_kernels_ms: Number
+    outside_onednn_ms: Number
+    reorders_per_call: Count
+    gops: Number | None
+    peak_gops: Number | None
+    peaks: Values
+
+
+@strict
 class Measurement(TypedDict):
     """What a bench stage found."""
 
@@ -209,6 +243,7 @@ class Measurement(TypedDict):
     elapsed_s: NotRequired[Number]
     launches: NotRequired[Count]
     noise: NotRequired[Noise]
+    profiles: NotRequired[list[ArtifactProfile]]
 
 
 @strict

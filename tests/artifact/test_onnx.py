@@ -1,14 +1,18 @@
 """ONNX files for OpenVINO and ONNX Runtime: of the same program, and what each of the two really computes in int8."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from networks import EXAMPLE, quantized, small
 from torch import nn
 
+import raq
 from raq.artifact import check, onnxruntime, openvino, runtimes, scales, sizes
 from raq.artifact.account import reported, what_ran
 from raq.artifact.audit import audit
@@ -17,7 +21,7 @@ from raq.artifact.isolated import IsolatedProcess, ReportedKernel
 from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.wrapper_code import KernelCall
 from raq.bench.artifacts import bench_artifacts, bench_settings
-from raq.errors import StageError
+from raq.errors import StageError, UserError
 from raq.model.parity import sqnr_db
 from raq.quantize.export import export_network
 
@@ -201,3 +205,30 @@ def test_they_are_measured_side_by_side(files: dict[str, Path]) -> None:
     found = bench_artifacts(list(files.values()), protocol)
     assert [row["runtime"] for row in found["rows"]] == list(NAMES)
     assert all(row["p50_ms"] > 0 for row in found["rows"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_artifact_as_a_function(name: str, program, files: dict[str, Path]) -> None:
+    network = raq.load_artifact(files[name], threads=1)
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    logits = network(images)
+    assert logits.dtype == np.float32
+    assert logits.shape == (2, 10)
+    assert np.array_equal(logits, network(torch.from_numpy(images)))
+    assert np.array_equal(logits, LOAD[name](files[name], 1)(torch.from_numpy(images)).numpy())
+    for wrong in (images[0], images[:0], images[:, :, :16]):
+        with pytest.raises(UserError, match=r"give at least one image of \[3, 32, 32\]|images of shape"):
+            network(wrong)
+    with pytest.raises(UserError, match="there is no such file"):
+        raq.load_artifact("none.onnx")
+    with pytest.raises(UserError, match="threads is 0"):
+        raq.load_artifact(files[name], threads=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_lines_to_use(name: str, files: dict[str, Path]) -> None:
+    """What is printed beside the file that is shipped loads it in a process without raq."""
+    line = runtimes.RUNTIMES[name].use.format(path=str(files[name]), threads=1)
+    done = subprocess.run([sys.executable, "-c", f"import {name}; {line}; print(type(network).__name__)"],
+                          check=True, capture_output=True, text=True)  # fmt: skip
+    assert done.stdout.split()[-1] in ("CompiledModel", "InferenceSession")

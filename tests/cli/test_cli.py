@@ -102,6 +102,13 @@ def test_show_json_is_the_contract(finished: Workplace) -> None:
     (measurement,) = shown["measurement"]
     assert (measurement["protocol"], measurement["stopped_by"], measurement["launches"]) == ("interleaved", "rounds", 6)
     assert measurement["noise"]["slots"] >= 6 * 4 * 2, "four contenders, two sizes, six rounds"
+    profiles = {(one["candidate"], one["batch_size"]): one for one in measurement["profiles"]}
+    assert profiles.keys() == {(name, size) for name in ("fp32", "ptq", "qat") for size in (1, 8)}
+    times = {(c["name"], row["batch_size"]): row["p50_ms"] for c in shown["candidates"] for row in c["latency"]
+             if row["runtime"] == "inductor"}  # fmt: skip
+    assert {key: one["total_ms"] for key, one in profiles.items()} == times
+    types = {key: {layer["dtype"] for layer in one["layers"]} for key, one in profiles.items()}
+    assert all(found == ({"f32"} if name == "fp32" else {"u8"}) for (name, _), found in types.items())
 
 
 def test_a_second_run_does_nothing(finished: Workplace) -> None:

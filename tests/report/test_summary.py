@@ -38,6 +38,12 @@ FAST = [100.0, 101.0, 99.0, 100.0, 100.5, 99.5]
 VERDICT = {"choice": "ptq", "why": "Ship ptq: it is [fast].", "claims": [], "choices": []}
 
 
+PROFILE = {
+    "candidate": "ptq", "batch_size": 8, "total_ms": 10.0, "other_ms": 4.0, "reorder_ms": 1.0, "other_kernels_ms": 0.5,
+    "outside_onednn_ms": 2.5, "gops": 450.0, "peak_gops": 900.0,
+}  # fmt: skip
+
+
 def test_seven_bits_are_said() -> None:
     ptq = candidate("ptq", 0.899, FAST, 11.2, (0.1, -0.1, 0.3))
     summary = {
@@ -57,7 +63,7 @@ def test_how_the_measurement_went_is_under_the_table() -> None:
     noise = {"disturbed_slots": 7, "repeated_slots": 5, "slots": 20, "repeating_s": 1.0, "stolen_cpus": None,
              "waited": {"mean": 0.01, "max": 0.21}, "foreign_cpus": {"mean": 0.01, "max": 0.4}}  # fmt: skip
     measurement = {"device": "cpu", "protocol": "interleaved", "stopped_by": "budget", "elapsed_s": 61.0,
-                   "launches": 6, "noise": noise}  # fmt: skip
+                   "launches": 6, "noise": noise, "profiles": [PROFILE]}  # fmt: skip
     summary = {
         "run": "r", "experiment": "e", "candidates": [FP32, ptq], "verdict": VERDICT,
         "environment": {"machine": {"cpu": "a cpu", "cpus": 2, "gpus": []}}, "measurement": [measurement],
