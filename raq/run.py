@@ -183,11 +183,16 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
         if stage.name in stale:
             demand_of(stage, nodes)
     for candidate in candidates_of(prepared.experiment):
-        missing = [library for library, found in versions(candidate.runtime.libraries).items() if not found]
+        runtime = candidate.runtime
+        needed = (*runtime.libraries, *runtime.made_by)
+        missing = [library for library, found in versions(needed).items() if not found]
         if missing:
+            asked = f"{candidate.name}.backend: {candidate.backend}"
+            if runtime.name in prepared.experiment.lower.runtimes:
+                asked = f"lower.runtimes: {runtime.name}"
             raise UserError(
-                f"{candidate.name}.backend: {candidate.backend} needs {' and '.join(missing)}, not installed here",
-                f"install the extra: uv sync --extra {missing[0]} (or pip install 'raq[{missing[0]}]')",
+                f"{asked} needs {' and '.join(missing)}, not installed here",
+                f"install the extra: uv sync --extra {runtime.name} (or pip install 'raq[{runtime.name}]')",
             )
     compiles = any(KINDS[stage.kind].needs_compiler and stage.name in stale for stage in prepared.plan)
     wrong = before_run(store.root, compiles=compiles)

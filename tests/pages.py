@@ -146,6 +146,30 @@ def executed() -> str:
     return "\n".join(lines)
 
 
+def peers() -> str:
+    """Artifacts of several runtimes beside NNCF's int8 in OpenVINO: milliseconds, and times the baseline's."""
+    found = [json.loads(path.read_text()) for path in sorted((REFERENCE / "peers").glob("*.json"))]
+    names = list(dict.fromkeys(row["candidate"] for row in found[0]["measured"]["rows"]))
+    lines = [f"| | batch | {' | '.join(names)} | launches |", f"|---|---|{'---|' * len(names)}---|"]
+    for record in found:
+        rows = {(row["candidate"], row["batch_size"]): row for row in record["measured"]["rows"]}
+        for size in sorted({size for _, size in rows}):
+            cells = [_beside(rows[name, size], rows[names[0], size]) for name in names]
+            count = len(set(rows[names[1], size]["round_launch"]))
+            network = record["model"].removeprefix("torchvision:")
+            lines.append(f"| {network} | {size} | {' | '.join(cells)} | {count} |")
+    return "\n".join(lines)
+
+
+def _beside(row: Found, first: Found) -> str:
+    """A latency, and how many times that of the first it is, with its interval."""
+    if row is first:
+        return f"{row['p50_ms']:.2f}"
+    low, high = row["speedup_interval"] or (None, None)
+    interval = " (no interval)" if low is None else f" ({1 / high:.2f} to {1 / low:.2f})"
+    return f"{row['p50_ms']:.2f}: {1 / row['speedup']:.2f}{interval}"
+
+
 def calibration() -> str:
     """The curve over calibration sizes."""
     sweep = read("calibration-sweep/records.json")["sweep/ptq"]["results"]
@@ -373,6 +397,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10-verdict": lambda: quoted("cifar10"),
     "mixed-precision-verdict": lambda: quoted("mixed-precision"),
     "executed": executed,
+    "peers": peers,
     "calibration": calibration,
     "faults": faults,
     "trust": trust,

@@ -35,18 +35,22 @@ def what_ran(
 def reported(
     kernels: Iterable[ReportedKernel], calls: Sequence[KernelCall], total_macs: int | None, layers: Sequence[KnownLayer]
 ) -> Executed:
-    """What ran, from a runtime's account: a call that no int8 kernel computes counts as float.
+    """What ran, from a runtime's account: a call that no int8 kernel is known to compute counts as float.
 
-    calls: of the file; a layer's is the first unused one with as many multiply-accumulates.
+    calls: of the file; a layer's is the first unused one with as many multiply-accumulates. A call of unknown size
+    counts as float too if the network's total is known, else the share is not.
     """
-    by_node = {node: kernel for kernel in kernels for node in kernel.nodes}
-    ran = [(call.macs, by_node.get(call.node or "")) for call in calls]
+    by_name: dict[str, list[ReportedKernel]] = {}
+    for each in kernels:
+        for name in each.nodes:
+            by_name.setdefault(name, []).append(each)
+    ran = [(call.macs, _kernel_of(call, by_name)) for call in calls]
     integer = sum(macs or 0 for macs, kernel in ran if kernel is not None and kernel.int8)
     total = max(total_macs or 0, sum(macs or 0 for macs, _ in ran))
-    share = None if not total or any(macs is None for macs, _ in ran) else integer / total
+    unknown = total_macs is None and any(macs is None for macs, _ in ran)
     found, left = [], list(ran)
     for layer in layers:
-        own = next((each for each in left if each[0] == layer.macs), None)
+        own = next((one for one in left if one[0] == layer.macs), None)
         if own is not None:
             left.remove(own)
         kernel = own[1] if own is not None else None
@@ -55,4 +59,13 @@ def reported(
                 layer.name, layer.macs, None if kernel is None else kernel.kernel, kernel is not None and kernel.int8
             )
         )
-    return Executed(share, {}, found)
+    return Executed(integer / total if total and not unknown else None, {}, found)
+
+
+def _kernel_of(call: KernelCall, by_name: dict[str, list[ReportedKernel]]) -> ReportedKernel | None:
+    """The kernel that computes a call: the first of its names that the account has; of several one in float."""
+    for name in call.names:
+        found = by_name.get(name)
+        if found:
+            return min(found, key=lambda kernel: kernel.int8)
+    return None

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 FOREIGN = {"torchao", "onnx", "onnxscript"}  # what must not be needed
-NEW_NAME = re.compile(r"(_token_\d+|_nchwc|/duplicated)*_kernel_time$")  # after what the file calls a node
+FROM_FLOATS = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention")  # they quantize what they read themselves
+NEW_NAME = re.compile(
+    r"(_token_\d+|_nchwc|/duplicated|/MatMulAddFusion)*_kernel_time$"
+)  # after what the file calls a node
 LOADED = SimpleNamespace()  # what `account` needs
 
 
@@ -48,11 +51,12 @@ def account(images: Any) -> list[dict[str, Any]]:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             types = [next(iter(entry)) for entry in event["args"].get("input_type_shape", [])]
+            operator = event["args"]["op_name"]
             found.append(
                 {
                     "nodes": [NEW_NAME.sub("", event["name"])],
-                    "kernel": f"{event['args']['op_name']} {types[0] if types else ''}".strip(),
-                    "int8": types[:1] in (["uint8"], ["int8"]),
+                    "kernel": f"{operator} {types[0] if types else ''}".strip(),
+                    "int8": types[:1] in (["uint8"], ["int8"]) or operator in FROM_FLOATS,
                 }
             )
     return found

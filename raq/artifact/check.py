@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
                 "NEON": "asimd"}  # fmt: skip
+FLOAT_PRODUCTS = ("MatMul float", "Gemm float")  # as an .onnx asks for them
 MIN_DB_BETWEEN_BATCHES = 20.0
 MAX_BYTES = 8_000_000_000
 
@@ -88,7 +89,8 @@ def check(path: Path, results: Path, *, run: bool, require: float, max_float_wei
         shutil.copyfile(path, own)
         found = Checked(str(path), file_digest(own), own.stat().st_size)
         _check(path, own, _record(path, Store(results.resolve())), found, run=run)
-    _judge(found, require, max_float_weights)
+        native = runtime_of_file(own).is_native
+    _judge(found, require, max_float_weights, native=native)
     return found.as_record()
 
 
@@ -141,7 +143,7 @@ def share_of_code(code: GeneratedCode, metadata: Metadata) -> float | None:
     """
     stated = metadata.macs
     unknown = [call.kernel for call in code.calls if call.macs is None]
-    if any(stated is None or not FLOAT.search(kernel) for kernel in unknown):
+    if any(stated is None or not (FLOAT.search(kernel) or kernel in FLOAT_PRODUCTS) for kernel in unknown):
         return None
     total = max(stated or 0, sum(call.macs or 0 for call in code.calls))
     integer = sum(call.macs or 0 for call in code.calls if call.integer)
@@ -163,7 +165,7 @@ def layers_of_code(code: GeneratedCode) -> list[CheckedLayer]:
     return [
         CheckedLayer(
             name=call.layer or call.weight or f"call {number}",
-            operator="conv" if "conv" in call.kernel else "linear",
+            operator="conv" if "conv" in call.kernel.lower() else "linear",
             macs=call.macs,
             annotated=None,
             int8=call.integer,
@@ -187,7 +189,7 @@ def _record(path: Path, store: Store) -> dict[str, Any] | None:
     return {} if known is None or named.kind != "lower" else known
 
 
-def _judge(found: Checked, require: float, max_float_weights: float) -> None:
+def _judge(found: Checked, require: float, max_float_weights: float, *, native: bool) -> None:
     """Add what is wrong with it, by the same judgement as the gate of a run."""
     if found.ledger is None or found.metadata is None:
         return
@@ -212,9 +214,10 @@ def _judge(found: Checked, require: float, max_float_weights: float) -> None:
             "it says that layers are in float by choice: no record vouches for it; --min-int8-share sets the limit"
         )
     if not found.vouched and not found.ran:
-        found.notes.append(
-            "read, not run: whether its native code comes from the C++ inside is not known; --run shows what runs"
-        )
+        unknown = "whether its native code comes from the C++ inside is not known"
+        if not native:
+            unknown = "what its runtime makes of it is not known"
+        found.notes.append(f"read, not run: {unknown}; --run shows what runs")
     repacked = {size: count for size, count in found.executed.reorders_per_call.items() if count}
     if repacked:
         counts = ", ".join(f"{count} at batch {size}" for size, count in repacked.items())

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact import onnx
+from raq.artifact.addends import quantize_addends
 from raq.environment import require_library
 from raq.errors import StageError, first_line
 
@@ -21,8 +22,8 @@ def prepare() -> None:
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file is ONNX for ONNX Runtime."""
-    return onnx.is_onnx(path, NAME)
+    """Whether a file is ONNX, and not made for OpenVINO."""
+    return onnx.is_onnx(path) and not onnx.is_for(path, "openvino")
 
 
 def lower(
@@ -33,10 +34,13 @@ def lower(
     max_batch: int | None = None,
     min_batch: int = 1,
 ) -> None:
-    """Write a program for ONNX Runtime, for any batch size. Raises as `onnx.write` does."""
+    """Write a program for ONNX Runtime, for any batch size. Raises as `onnx.write` does.
+
+    What convolutions add to shortcuts is quantized too, else they would be computed in float (addends.py).
+    """
     assert device == "cpu", "there is no other"
     prepare()
-    onnx.write(program, path, NAME, metadata)
+    onnx.write(program, path, NAME, metadata, quantize_addends)
 
 
 def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:

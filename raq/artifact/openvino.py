@@ -23,7 +23,7 @@ def prepare() -> None:
 
 def recognises(path: Path) -> bool:
     """Whether a file is ONNX for OpenVINO."""
-    return onnx.is_onnx(path, NAME)
+    return onnx.is_for(path, NAME)
 
 
 def lower(

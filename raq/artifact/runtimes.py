@@ -36,6 +36,8 @@ class Runtime:
 
     use: the line of Python that loads a file without raq, with {path} and {threads} to fill in.
 
+    has_7_bits: whether activations may have 7 bits (reduce_range).
+
     is_native: artifacts are code for this kind of CPU. has_max_batch: they take batches up to a size that is fixed when
     they are made. packs_weights: when they are made, weights get the layout that the smallest measured batch size
     wants. reports: who says what is executed on a CPU: oneDNN, the runtime itself, or nobody.
@@ -57,6 +59,7 @@ class Runtime:
     name_scales: str | None = None
     prepare: str | None = None
     refuse: str | None = None
+    has_7_bits: bool = True
     is_native: bool = False
     has_max_batch: bool = False
     packs_weights: bool = False
@@ -113,11 +116,12 @@ RUNTIMES: dict[str, Runtime] = {
             recognises="raq.artifact.openvino:recognises",
             alone="raq.artifact.alone_openvino",
             use='network = openvino.Core().compile_model({path!r}, "CPU", {{"INFERENCE_NUM_THREADS": {threads}, '
-            '"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}})',
+            '"ENABLE_HYPER_THREADING": True, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}})',
             libraries=("openvino",),
             made_by=("onnx", "onnxscript"),
             name_scales="raq.artifact.scales:name_scales",
             prepare="raq.artifact.openvino:prepare",
+            has_7_bits=False,
             reports="itself",
         ),
         Runtime(
@@ -132,11 +136,12 @@ RUNTIMES: dict[str, Runtime] = {
             recognises="raq.artifact.onnxruntime:recognises",
             alone="raq.artifact.alone_onnxruntime",
             use="options = onnxruntime.SessionOptions(); options.intra_op_num_threads = {threads}; "
-            "network = onnxruntime.InferenceSession({path!r}, options)",
+            "options.inter_op_num_threads = 1; network = onnxruntime.InferenceSession({path!r}, options)",
             libraries=("onnxruntime",),
             made_by=("onnx", "onnxscript"),
             name_scales="raq.artifact.scales:name_scales",
             prepare="raq.artifact.onnxruntime:prepare",
+            has_7_bits=False,
             reports="itself",
         ),
     )
@@ -166,7 +171,7 @@ def runtime_of_file(path: Path) -> Runtime:
     for runtime in RUNTIMES.values():
         if resolve(runtime.recognises)(path):
             return runtime
-    known = " nor as a ".join(Path(runtime.file_name).suffix for runtime in RUNTIMES.values())
+    known = " nor as a ".join(dict.fromkeys(Path(runtime.file_name).suffix for runtime in RUNTIMES.values()))
     raise StageError(f"{path}: not a readable package: it begins neither as a {known}", "give one that 'raq run' made")
 
 

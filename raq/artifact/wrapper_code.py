@@ -54,7 +54,8 @@ class KernelCall:
     """A call of a convolution or matrix kernel. What the code does not show is None.
 
     macs: multiply-accumulates an image; layer: the module, by the name of its bias; weight: name of the constant;
-    weight_scale: the quantized program's name of its scale; node: what the file calls this call, where it has names.
+    weight_scale: the quantized program's name of its scale; names: what the file calls
+    this call, where it has names.
     """
 
     kernel: str
@@ -65,7 +66,7 @@ class KernelCall:
     weight_shape: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
     macs: int | None
-    node: str | None = None
+    names: tuple[str, ...] = ()
 
 
 def read_constants(lines: list[CodeLine]) -> list[Constant]:

@@ -51,6 +51,9 @@ class KernelTime:
 class Profile:
     """Where the time of a call goes, in milliseconds.
 
+    Kernels are timed in another process than calls: in one where the CPUs were slower, they may come to more than a
+    call, and elsewhere_ms to less than nothing.
+
     call_ms: the median of calls without reports; kernels: in the order of execution; multiplying_ms: of those that
     multiply; reorder_ms: of reorders; elsewhere_ms: of a call, beyond oneDNN's kernels; gops: of all
     multiply-accumulates of a call over its whole time; peak: of this CPU.

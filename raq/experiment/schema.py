@@ -152,6 +152,10 @@ class Experiment(Section):
                 f"lower.runtimes has {', '.join(others)}, for CPUs alone, and bench.devices has "
                 f"{', '.join(self.bench.devices)}"
             )
+        if "inductor" not in self.lower.runtimes and self.bench.devices != "auto" and "cuda" in self.bench.devices:
+            raise ValueError(
+                f"bench.devices has cuda, and lower.runtimes has {', '.join(others)}, for CPUs alone: add inductor"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from raq.environment import (
     has_vnni,
     versions,
 )
+from raq.errors import UserError
 from raq.experiment.schema import Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
@@ -118,6 +119,7 @@ class _Plan:
     def add_candidates(self) -> None:
         """The stages that make quantized programs."""
         saturates = not has_vnni(self.facts.machine)
+        self._refuse_7_bits(saturates)
         for name, part in (("ptq", self.experiment.ptq), ("qat", self.experiment.qat)):
             if part is None:
                 continue
@@ -150,6 +152,19 @@ class _Plan:
         """Whether activations have 7 bits: as asked, else where 8 could saturate."""
         asked = part.reduce_range if isinstance(part, Ptq) else None
         return part.backend == "x86" and (saturates if asked is None else asked)
+
+    def _refuse_7_bits(self, saturates: bool) -> None:
+        """UserError for 7-bit activations in a runtime whose artifacts cannot say that."""
+        parts = {"ptq": self.experiment.ptq, "qat": self.experiment.qat}
+        for candidate in self.candidates:
+            part = parts.get(candidate.kind)
+            if part is not None and not candidate.runtime.has_7_bits and self._reduces_range(part, saturates):
+                why = "as this CPU has no VNNI, and its int8 kernels could saturate" if saturates else "reduce_range"
+                raise UserError(
+                    f"lower.runtimes has {candidate.runtime.name}, whose files cannot say that activations have 7 bits "
+                    f"({candidate.kind}: {why})",
+                    f"leave {candidate.runtime.name} out here, or set ptq.reduce_range to false",
+                )
 
     def _add_mixed(self, settings: Settings, inputs: dict[str, str], sweep: Sweep) -> None:
         """The search for layers to leave in float, and the candidates that it finds, calibrated as ptq is."""
@@ -201,7 +216,9 @@ class _Plan:
                 self._add_lower(candidate, device)
             self._add_evaluate(candidate, where)
         for device in where:
-            self._add_bench(device, [c for c in self.candidates if device in self._targets(c, where)])
+            there = [c for c in self.candidates if device in self._targets(c, where)]
+            if there:  # on a GPU that was found, and that nothing asked for, there may be none
+                self._add_bench(device, there)
 
     def _targets(self, candidate: Candidate, where: Iterable[str]) -> list[str]:
         """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""

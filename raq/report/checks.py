@@ -49,7 +49,7 @@ def print_check(console: Console, found: Mapping[str, Any]) -> None:
             f"weights {_mb(sizes['weight_bytes'])}, scales and biases {_mb(sizes['scale_bytes'])}",
         )
     if found["ran"]:
-        resident, alone = found["ran"]["resident_bytes"], ALONE[found["ran"]["runtime"]]
+        resident, alone = found["ran"]["resident_bytes"], ALONE.get(found["ran"]["runtime"], found["ran"]["runtime"])
         memory = "" if resident is None else f", {_mb(resident)} resident"
         say(
             console,

@@ -90,6 +90,7 @@ def _conditions(first: RunSummary, second: RunSummary) -> list[str]:
         used = [_used(summary, name) for summary in (first, second)]
         if used[0] != used[1]:
             lines.append(f"{what}: {used[0]} and {used[1]}")
+    lines += _other_runtimes(first, second)
     if None not in first["executions"].values() and first["executions"] == second["executions"]:
         lines.append("both show the same executions of every stage, so nothing can differ")
     for summary in (first, second):
@@ -101,6 +102,19 @@ def _conditions(first: RunSummary, second: RunSummary) -> list[str]:
         if not all(rounds.mostly_far for rounds in doubtful):
             lines.append(f"{summary['run']} was measured on a machine that was disturbed")
     return lines
+
+
+def _other_runtimes(first: RunSummary, second: RunSummary) -> list[str]:
+    """The candidates of both runs that other runtimes execute, whose latencies are not compared."""
+    one, other = (
+        {c["name"]: sorted({str(a["runtime"]) for a in c["artifacts"] if a.get("runtime")}) for c in s["candidates"]}
+        for s in (first, second)
+    )
+    return [
+        f"{name} is executed by {' and '.join(one[name])}, and by {' and '.join(other[name])}"
+        for name in one
+        if one[name] and other.get(name) and one[name] != other[name]
+    ]
 
 
 def _used(summary: RunSummary, name: str) -> str:

@@ -108,7 +108,7 @@ def _print_chosen_file(console: Console, summary: RunSummary) -> None:
                 say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}", whole=True)
                 runtime = RUNTIMES.get(artifact.get("runtime") or FP32_RUNTIME)
                 threads = {row.get("threads") for row in candidate["latency"] if row["device"] == artifact["target"]}
-                if runtime is not None and runtime.use and len(threads) == 1:
+                if runtime is not None and runtime.use and len(threads) == 1 and None not in threads:
                     say(console, runtime.use.format(path=artifact["path"], threads=threads.pop()), "dim", whole=True)
 
 
@@ -117,6 +117,8 @@ def _print_details(console: Console, summary: RunSummary) -> None:
     for measurement in summary["measurement"]:
         for line in measurement_in_words(measurement):
             say(console, f"{measurement['device']}: {line}", "dim")
+        if why := measurement.get("not_profiled"):
+            say(console, f"{measurement['device']}: where the time goes is not known: {why}", "yellow")
         for profile in measurement.get("profiles", []):
             say(console, profile_in_words(profile), "dim")
     rows = [row | {"candidate": c["name"]} for c in summary["candidates"] for row in c["latency"]]

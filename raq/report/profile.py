@@ -1,18 +1,22 @@
 """The terminal, for `raq profile`: a line a kernel, and what they come to. Neither torch nor ray."""
 
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raq.bench.profile import KernelTime, Profile
 from raq.report.terminal import printable, say
 from raq.store.results import ArtifactProfile
+
+if TYPE_CHECKING:
+    from raq.bench.profile import KernelTime, Profile
 
 MIN_SHARE = 0.005  # of a call: kernels that take less are counted together
 
 
-def print_profile(console: Console, found: Profile) -> None:
+def print_profile(console: Console, found: "Profile") -> None:
     """The kernels in the order of execution, those that hardly count left out; then where the time of a call goes."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
@@ -65,7 +69,7 @@ def profile_in_words(found: ArtifactProfile) -> str:
     )
 
 
-def _name(kernel: KernelTime) -> str:
+def _name(kernel: "KernelTime") -> str:
     """The implementation, which names the primitive but for that of a reorder."""
     return kernel.implementation if kernel.primitive != "reorder" else f"reorder {kernel.implementation}"
 

@@ -226,7 +226,7 @@ def _measurement(record: Record) -> MeasurementSummary:
         "protocol": results.get("protocol"), "stopped_by": results.get("stopped_by"),
         "elapsed_s": results.get("elapsed_s"), "launches": results.get("launches"),
         "device": record["settings"]["device"],
-        "profiles": results.get("profiles") or [],
+        "profiles": results.get("profiles") or [], "not_profiled": results.get("not_profiled"),
         "noise": cast(Noise, {key: value for key, value in noise.items() if key != "clocks"}),
     }  # fmt: skip
 

@@ -118,8 +118,8 @@ class _Judge:
                     drop_claim, f"{c['name']} loses at most {margin:g} points of top-1",
                     self.counts(BASELINE, c["name"]), margin,
                 )
-                for c in self.candidates[1:]
-                if c["latency"]
+                for c in self.candidates
+                if c["latency"] and c["kind"] != BASELINE
             }
         )  # fmt: skip
         self.claims += accurate.values()
@@ -127,7 +127,7 @@ class _Judge:
 
     def _admissible(self, option: Option) -> bool | None:
         """Whether a candidate loses no more than it may."""
-        return True if option.name == BASELINE else self.accurate[option.name].holds
+        return True if option.fp32 else self.accurate[option.name].holds
 
     def _judge_place(self, place: Place) -> Decision:
         plain = best_fp32(self.candidates, place)
@@ -248,7 +248,7 @@ class _Judge:
                     self.counts(other.name, option.name), margin, together(len(group) - 1),
                 )
                 for other in group
-                if other is not option
+                if other is not option and not (option.fp32 and other.fp32)
             ]
             for option in group
         }  # fmt: skip

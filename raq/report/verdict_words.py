@@ -46,7 +46,7 @@ class Sentences:
 
     def _accuracy_of(self, option: Option) -> str:
         """What a choice loses; of FP32, what the others do."""
-        if option.name != BASELINE:
+        if not option.fp32:
             claim = self.accurate[option.name]
             assert claim.value is not None
             assert claim.interval is not None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raq.artifact.runtimes import RUNTIMES
+from raq.errors import StageError
 from raq.stages.call import SAMPLES, WEIGHTS, Call, Progress, Results, refuse_other_machine
 from raq.store.settings import BenchSettings
 
@@ -45,4 +46,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
     write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
     progress({"text": "profiling"})
-    return {**results, "profiles": profiles(contenders[1:], results, protocol.batch_sizes)}
+    try:
+        return {**results, "profiles": profiles(contenders[1:], results, protocol.batch_sizes)}
+    except StageError as error:  # what was measured is worth more
+        return {**results, "profiles": [], "not_profiled": error.message}

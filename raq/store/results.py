@@ -244,6 +244,7 @@ class Measurement(TypedDict):
     launches: NotRequired[Count]
     noise: NotRequired[Noise]
     profiles: NotRequired[list[ArtifactProfile]]
+    not_profiled: NotRequired[Text | None]
 
 
 @strict

@@ -71,7 +71,7 @@ def make(model: str, folder: Path) -> None:
         inductor.lower(program, folder / f"{name}.pt2", metadata, min_batch=min(sizes))
         our_openvino.lower(program, folder / f"{name}.openvino.onnx", metadata)
         onnxruntime.lower(program, folder / f"{name}.onnxruntime.onnx", metadata)
-    plain = openvino.Core().read_model(folder / "fp32.openvino.onnx")
+    plain = openvino.convert_model(folder / "fp32.openvino.onnx")  # fuses batch norms, as NNCF expects
     kind = {"model_type": nncf.ModelType.TRANSFORMER} if "vit" in model else {}
     theirs = nncf.quantize(plain, nncf.Dataset([image[None].numpy() for image in images]), **kind)
     openvino.save_model(theirs, folder / "nncf.xml", compress_to_fp16=False)
@@ -153,7 +153,7 @@ def main() -> None:
             write_json(
                 record,
                 {
-                    "model": model, "when": now(), "environment": environment(), "artifacts": shares,
+                    "model": model, "measured_at": now(), "environment": environment(), "artifacts": shares,
                     "measured": found,
                 },
             )  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from raq.environment import Machine, settings_of
+from raq.errors import UserError
 from raq.experiment.schema import Experiment
 from raq.plan import stages as planning
 from raq.plan.expected import expected_s
@@ -161,6 +162,22 @@ def test_a_program_is_deployed_in_every_runtime_asked_for() -> None:
         planned(lower={"runtimes": ["inductor", "openvino"]}, bench={"devices": ["cuda"]})
     with pytest.raises(ValueError, match="names a runtime twice"):
         planned(lower={"runtimes": ["openvino", "openvino"]})
+
+
+def test_7_bits_and_gpus_are_not_for_every_runtime() -> None:
+    both = {"lower": {"runtimes": ["inductor", "openvino"]}}
+    old = Facts(DATA, replace(MACHINE, features=["avx2"]))
+    with pytest.raises(UserError, match="openvino, whose files cannot say that activations have 7 bits"):
+        planned(old, **both)
+    with pytest.raises(UserError, match="ptq: reduce_range"):
+        planned(ptq={"reduce_range": True}, qat=None, **both)
+    assert "lower/fp32-openvino" in planned(old, ptq=None, qat=None, **both)
+    gpu = Facts(DATA, replace(MACHINE, gpus=["H200"]))
+    assert {"lower/ptq/cuda", "lower/ptq-openvino"} <= set(planned(gpu, **both))
+    assert "lower/ptq-openvino/cuda" not in planned(gpu, **both)
+    assert "bench/cuda" not in planned(gpu, lower={"runtimes": ["openvino"]})
+    with pytest.raises(ValueError, match="for CPUs alone: add inductor"):
+        planned(gpu, lower={"runtimes": ["openvino"]}, bench={"devices": ["cpu", "cuda"]})
 
 
 def test_weights_are_packed_for_the_smallest_batch_that_is_measured() -> None:

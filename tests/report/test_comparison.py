@@ -25,7 +25,7 @@ def fp32(threads: int = 2, disturbed: int = 0, far: int = 0) -> list[dict]:
         }
         for runtime, ms in (("eager", 2.0), ("inductor", 1.0))
     ]  # fmt: skip
-    return [{"name": "fp32", "kind": "fp32", "latency": rows}]
+    return [{"name": "fp32", "kind": "fp32", "artifacts": [], "latency": rows}]
 
 
 def run_of(name: str, **changes) -> dict:

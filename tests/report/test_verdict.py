@@ -225,6 +225,21 @@ def test_fp32_in_another_runtime_is_fp32() -> None:
     assert not any("fp32-openvino is faster than" in one["claim"] for one in found["claims"])
 
 
+@pytest.mark.parametrize("then", ["speed", "size"])
+@pytest.mark.parametrize("ms", [400, 800])
+def test_fp32_in_two_runtimes_is_equally_accurate(ms: float, then: str) -> None:
+    """300 images show no drop of less than a point; of the same network no claim about it is made."""
+    other = candidate("fp32-openvino", row(ms, runtime="openvino"), weight_mb=44.7)
+    images = 300
+    found = classify(
+        [fp32(), candidate("ptq", row(900)), other], Rules(1.0, then=then), ptq=(90, 0, images),
+        fp32_openvino=(0, 0, images),
+    )  # fmt: skip
+    assert found["choice"] in (("fp32-openvino",) if ms == 400 and then == "speed" else ("fp32", "fp32-openvino"))
+    assert not any("fp32-openvino loses" in one["claim"] for one in found["claims"])
+    assert "no quantized candidate may be shipped" in found["why"]
+
+
 def test_a_candidate_whose_accuracy_is_not_known_at_all_is_in_the_way() -> None:
     found = classify([fp32(), candidate("ptq", row(200)), candidate("qat", row(150))], ptq=0)
     assert found["choice"] is None
