@@ -19,7 +19,8 @@ class Lower(Section):
     """What executes FP32 and the x86 backend's programs; each makes contenders of its own: the first under the plain
     names (fp32, ptq, qat), the others as ptq-openvino and so on. inductor: an AOTInductor package that runs with torch
     alone. openvino, onnxruntime: an ONNX file with the same weights and scales (extras of the same names; CPU only).
-    ONNX Runtime computes a convolution in int8 only if its output is quantized, so none right before an addition."""
+    ONNX Runtime computes a convolution in int8 only if its output is quantized; raq quantizes what is added to a
+    shortcut for it. Neither takes 7-bit activations (reduce_range)."""
     max_batch: BatchSize = 128
     """xnnpack: the largest batch that the .pte takes, as its memory is planned for it; packages take any."""
 
