@@ -44,16 +44,21 @@ TELL_ONLY = (
 ISA_FEATURES = (
     ("SSE41", ()), ("AVX", ()), ("AVX2", ("avx2",)), ("AVX2_VNNI", ("avx2", "avx_vnni")),
     ("AVX2_VNNI_2", ("avx2", "avx_vnni")), ("AVX512_CORE", ("avx2", "avx512f")),
-    ("AVX512_CORE_VNNI", ("avx2", "avx512f", "avx512_vnni")), ("AVX512_CORE_BF16", ("avx2", "avx512f", "avx512_vnni")),
-    ("AVX512_CORE_FP16", ("avx2", "avx512f", "avx512_vnni")), ("AVX10_1_512", ("avx2", "avx512f", "avx512_vnni")),
+    ("AVX512_CORE_VNNI", ("avx2", "avx512f", "avx512_vnni")),
+    ("AVX512_CORE_BF16", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16")),
+    ("AVX512_CORE_FP16", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")),
+    ("AVX10_1_512", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")),
 )  # fmt: skip
 EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
 EXTRAS = {
     "executorch": "the xnnpack backend", "openvino": "the runtime of that name",
-    "onnxruntime": "the runtime of that name",
+    "onnxruntime": "the runtime of that name", "nncf": "ptq.others: [nncf]",
 }  # fmt: skip
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+FEATURES = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16",
+    "asimd", "asimddp", "i8mm", "bf16", "asimdhp",
+)  # fmt: skip
 
 
 def inductor_cache() -> Path:

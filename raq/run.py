@@ -184,15 +184,20 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
             demand_of(stage, nodes)
     for candidate in candidates_of(prepared.experiment):
         runtime = candidate.runtime
-        needed = (*runtime.libraries, *runtime.made_by)
-        missing = [library for library, found in versions(needed).items() if not found]
+        other = () if candidate.quantizer is None else (candidate.quantizer,)
+        missing = [
+            library for library, found in versions((*runtime.libraries, *runtime.made_by, *other)).items() if not found
+        ]
         if missing:
+            extra = candidate.quantizer or runtime.name
             asked = f"{candidate.name}.backend: {candidate.backend}"
-            if runtime.name in prepared.experiment.lower.runtimes:
+            if candidate.quantizer is not None:
+                asked = f"ptq.others: {candidate.quantizer}"
+            elif runtime.name in prepared.experiment.lower.runtimes:
                 asked = f"lower.runtimes: {runtime.name}"
             raise UserError(
                 f"{asked} needs {' and '.join(missing)}, not installed here",
-                f"install the extra: uv sync --extra {runtime.name} (or pip install 'raq[{runtime.name}]')",
+                f"install the extra: uv sync --extra {extra} (or pip install 'raq[{extra}]')",
             )
     compiles = any(KINDS[stage.kind].needs_compiler and stage.name in stale for stage in prepared.plan)
     wrong = before_run(store.root, compiles=compiles)

@@ -197,6 +197,8 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
         found.notes.append("made for a GPU: there its arithmetic is float, whatever its weights are")
     elif found.metadata.is_fp32:
         found.notes.append("marked as fp32: nothing is to be int8")
+    elif found.metadata.is_half:
+        found.notes.append("marked as half precision: nothing is to be int8")
     else:
         executed = found.executed.executed_int8_mac_share
         evidence = Evidence(found.int8_mac_share, executed, found.by_choice_share, found.float_weight_share)

@@ -16,6 +16,7 @@ TRACED_BATCHES = (1, 8)  # weights have the same shape in both, activations do n
 MAX_BATCH = 1_000_000  # a line with a larger one is damaged
 TRACED_CALLS = 3  # the last one counts: the first ones pack weights and build kernels once
 INTEGERS = ("u8", "s8")
+HALVES = ("bf16", "f16")
 MULTIPLYING = ("convolution", "deconvolution", "inner_product", "matmul", "rnn")
 SIZES = re.compile(r"(mb|ic|oc|od|oh|ow|kd|kh|kw|id|ih|iw|g)(\d+)")
 
@@ -41,10 +42,16 @@ class Execution:
         """Whether it multiplied integers."""
         return self.source in INTEGERS and self.weights in INTEGERS
 
+    @property
+    def half(self) -> bool:
+        """Whether it multiplied floats of 16 bits."""
+        return self.source in HALVES and self.weights in HALVES
+
 
 @dataclass(frozen=True)
 class Traced:
-    """One traced call. executions: primitives that multiply; macs, int8_macs: theirs, for an image; repacked: weights.
+    """One traced call. executions: primitives that multiply; macs, int8_macs, half_macs (in floats of 16 bits): theirs,
+    for an image; repacked: weights.
 
     macs is None if the shapes of any are not known.
     """
@@ -52,6 +59,7 @@ class Traced:
     batch_size: int
     executions: list[Execution]
     int8_macs: float
+    half_macs: float
     macs: float | None
     repacked: int
 
@@ -80,12 +88,14 @@ class Executed:
 
     executed_int8_mac_share: multiply-accumulates in oneDNN's int8 kernels, over those of the network or of the trace,
     whichever is more. The least of the batch sizes; 0 if oneDNN reported nothing; None if either total is unknown.
+    executed_half_mac_share: the same of kernels in floats of 16 bits.
     reorders_per_call: by batch size, how many weights were repacked.
     """
 
     executed_int8_mac_share: float | None
     reorders_per_call: dict[str, int] = field(default_factory=dict)
     executed_layers: list[ExecutedLayer] = field(default_factory=list)
+    executed_half_mac_share: float | None = None
 
     def as_record(self) -> dict[str, Any]:
         """As plain values, for a record."""
@@ -181,20 +191,23 @@ def _traced(batch_size: int, executions: list[Execution], weights: Collection[tu
     """One call's summary: multiply-accumulates per image, and reorders of weights. weights: their shapes."""
     known = [execution for execution in executions if execution.primitive in MULTIPLYING]
     integer = sum(execution.macs or 0 for execution in known if execution.integer)
+    half = sum(execution.macs or 0 for execution in known if execution.half)
     repacked = sum(execution.primitive == "reorder" and execution.shape in weights for execution in executions)
     unknown = any(execution.macs is None for execution in known)
     total = None if unknown else sum(e.macs or 0 for e in known) / batch_size
-    return Traced(batch_size, known, integer / batch_size, total, repacked)
+    return Traced(batch_size, known, integer / batch_size, half / batch_size, total, repacked)
 
 
 def summary(traces: Sequence[Traced] | None, total_macs: float | None, layers: Iterable[KnownLayer] = ()) -> Executed:
     """What the traces show. total_macs: of the network, for an image; layers: in the order of execution."""
     if not traces:
-        return Executed(0.0)
-    share = None
+        return Executed(0.0, executed_half_mac_share=0.0)
+    int8 = half = None
     if total_macs and all(traced.macs is not None for traced in traces):
-        share = min(traced.int8_macs / max(total_macs, traced.macs or 0) for traced in traces)
-    return Executed(share, {str(traced.batch_size): traced.repacked for traced in traces}, _layers(traces[0], layers))
+        int8 = min(traced.int8_macs / max(total_macs, traced.macs or 0) for traced in traces)
+        half = min(traced.half_macs / max(total_macs, traced.macs or 0) for traced in traces)
+    repacked = {str(traced.batch_size): traced.repacked for traced in traces}
+    return Executed(int8, repacked, _layers(traces[0], layers), half)
 
 
 def _layers(traced: Traced, layers: Iterable[KnownLayer]) -> list[ExecutedLayer]:

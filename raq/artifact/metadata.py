@@ -50,6 +50,11 @@ class Metadata:
         return self.ours.get("kind", self.candidate) == "fp32"
 
     @property
+    def is_half(self) -> bool:
+        """Whether it says that it computes in floats of 16 bits."""
+        return bool(self.ours.get("kind") == "half")
+
+    @property
     def runtime(self) -> str | None:
         """What executes it, where its format does not say that."""
         found = self.ours.get("runtime")

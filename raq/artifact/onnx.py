@@ -18,7 +18,7 @@ from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.onnx_bytes import MODEL_GRAPH, MODEL_METADATA, fields, text_entry
 from raq.artifact.onnx_graph import Graph, with_shapes
 from raq.environment import require_library, versions
-from raq.errors import StageError, first_line
+from raq.errors import RaqError, StageError, first_line
 from raq.store.files import refuse_constant
 
 OPSET = 21
@@ -74,6 +74,8 @@ def write(
         written = {**metadata, "runtime": runtime, **versions(("torch", runtime))}
         entry.key, entry.value = METADATA_KEY, json.dumps(written, sort_keys=True)
         content = model.SerializeToString()
+    except RaqError:
+        raise
     except Exception as error:
         raise StageError(
             f"the program cannot be written as ONNX: {first_line(error)}",

@@ -14,13 +14,14 @@ from raq.artifact.metadata import LONGEST_SIDE, Metadata
 from raq.artifact.runtimes import read_metadata, runtime_of_file
 from raq.bench.latency import measure
 from raq.bench.messages import ContenderSettings
+from raq.bench.throughput import stream_count, throughputs
 from raq.environment import available_cpus
 from raq.errors import UserError, first_problem
 from raq.experiment.measurement import Bench
 
 BENCH_OPTIONS = {
     "protocol": "--protocol", "batch_sizes": "--batch-size", "precision": "--precision", "budget_s": "--budget",
-    "threads": "--threads",
+    "threads": "--threads", "streams": "--streams",
 }  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def bench_artifacts(
     threads = protocol.threads or len(cpus)
     if threads > len(cpus):
         raise UserError(f"--threads {threads}, and there are {len(cpus)} CPUs", f"give at most {len(cpus)}")
+    stream_count(protocol, cpus)
     metadata = [_metadata(path) for path in paths]
     shapes = {_shape(path, own, shape) for path, own in zip(paths, metadata, strict=True)}
     devices = {own.device for own in metadata}
@@ -86,7 +88,10 @@ def bench_artifacts(
         {"name": name, "path": str(path), "size_bytes": path.stat().st_size}
         for name, path in zip(names, paths, strict=True)
     ]
-    return {"artifacts": artifacts, **measure(contenders, protocol, cpus, progress)}
+    measured = {"artifacts": artifacts, **measure(contenders, protocol, cpus, progress)}
+    if protocol.streams is not None and devices == {"cpu"}:
+        measured["throughput"] = throughputs(contenders, protocol, cpus, progress)
+    return measured
 
 
 def _metadata(path: Path) -> Metadata:

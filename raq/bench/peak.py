@@ -13,18 +13,17 @@ from raq.environment import Machine, compiler_command, machine
 SECONDS, TIMEOUT_S = 0.4, 60.0
 # Ten independent chains hide the latency of an instruction (4 or 5 cycles on two ports). Operations per instruction are
 # twice the multiply-accumulates: 64 of int8 and 16 of float in 512 bits, half of that in 256.
-LOOPS = {
+CHAINS = 10
+LOOPS = {  # type of a chain, its beginning, the two factors, the step, operations
     "avx512_vnni": (
-        "__m512i a=_mm512_set1_epi8(1),b=_mm512_set1_epi8(1);__m512i s[10];for(auto&x:s)x=_mm512_setzero_si512();",
-        "x=_mm512_dpbusd_epi32(x,a,b);", 128,
+        "__m512i", "_mm512_setzero_si512()", "_mm512_set1_epi8(1)", "_mm512_set1_epi8(1)",
+        "_mm512_dpbusd_epi32(x, a, b)", 128,
     ),
     "avx512f": (
-        "__m512 a=_mm512_set1_ps(1),b=_mm512_set1_ps(1e-9);__m512 s[10];for(auto&x:s)x=_mm512_setzero_ps();",
-        "x=_mm512_fmadd_ps(a,b,x);", 32,
+        "__m512", "_mm512_setzero_ps()", "_mm512_set1_ps(1)", "_mm512_set1_ps(1e-9)", "_mm512_fmadd_ps(a, b, x)", 32,
     ),
     "avx2": (
-        "__m256 a=_mm256_set1_ps(1),b=_mm256_set1_ps(1e-9);__m256 s[10];for(auto&x:s)x=_mm256_setzero_ps();",
-        "x=_mm256_fmadd_ps(a,b,x);", 16,
+        "__m256", "_mm256_setzero_ps()", "_mm256_set1_ps(1)", "_mm256_set1_ps(1e-9)", "_mm256_fmadd_ps(a, b, x)", 16,
     ),
 }  # fmt: skip
 SOURCE = """
@@ -36,18 +35,20 @@ SOURCE = """
 #include <vector>
 volatile char sink;
 static double one(double seconds) {
-  %(begin)s
+  %(type)s a = %(one)s, b = %(other)s;
+  %(chains)s
   long loops = 0;
   auto started = std::chrono::steady_clock::now();
   double passed = 0;
   while (passed < seconds) {
-    for (int n = 0; n < 100000; ++n)
-      for (auto& x : s) { %(step)s asm volatile("" : "+x"(x)); }
+    for (int n = 0; n < 100000; ++n) {
+      %(steps)s
+    }
     loops += 100000;
     passed = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   }
-  for (auto& x : s) sink = ((char*)&x)[0];
-  return loops * 10.0 * %(operations)d / passed / 1e9;
+  %(ends)s
+  return loops * double(%(count)d) * %(operations)d / passed / 1e9;
 }
 int main(int count, char** given) {
   int threads = std::atoi(given[1]);
@@ -86,11 +87,27 @@ def measure_peak(threads: int, here: Machine | None = None) -> Peak:
     return Peak(threads, int8, _gops(floats, threads) if floats is not None else None)
 
 
+def _parts(loop: str) -> dict[str, str | int]:
+    """What the source of a loop is made of. Each chain is a variable: elements of an array would live in memory."""
+    kind, zero, one, other, step, operations = LOOPS[loop]
+    names = [f"s{n}" for n in range(CHAINS)]
+    # the empty assembly keeps the compiler from computing many steps at once
+    steps = [f"{name} = {step.replace('x)', f'{name})').replace('(x', f'({name}')};" for name in names]
+    return {
+        "type": kind, "one": one, "other": other, "operations": operations, "count": CHAINS,
+        "chains": f"{kind} {', '.join(f'{name} = {zero}' for name in names)};",
+        "steps": " ".join(
+            f'{each} asm volatile("" : "+x"({name}));' for each, name in zip(steps, names, strict=True)
+        ),
+        "ends": " ".join(f"sink = ((char*)&{name})[0];" for name in names),
+    }  # fmt: skip
+
+
 def _gops(loop: str, threads: int) -> float | None:
-    begin, step, operations = LOOPS[loop]
+    source_code = SOURCE % _parts(loop)
     with tempfile.TemporaryDirectory(prefix="raq-peak-") as scratch:
         source, program = Path(scratch) / "peak.cpp", Path(scratch) / "peak"
-        source.write_text(SOURCE % {"begin": begin, "step": step, "operations": operations})
+        source.write_text(source_code)
         compile_it = [*compiler_command(), "-O2", "-march=native", "-pthread", str(source), "-o", str(program)]
         try:
             subprocess.run(compile_it, check=True, capture_output=True, timeout=TIMEOUT_S)

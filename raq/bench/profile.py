@@ -9,12 +9,17 @@ it loads and runs it.
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from raq.artifact.check import layers_of_code
 from raq.artifact.executed import MULTIPLYING, Execution, KnownLayer, read_calls
+from raq.artifact.isolated import IsolatedProcess
 from raq.artifact.runtimes import RUNTIMES, read, read_metadata, runtime_of_file
 from raq.bench.launcher import fork_server
 from raq.bench.messages import ContenderSettings
@@ -23,6 +28,7 @@ from raq.environment import available_cpus
 from raq.errors import UserError
 from raq.store.views import View, view
 
+MAX_LOADING = 4  # processes at a time
 WARM_UP_CALLS, CALLS, ROUND_MS = 5, 20, 500.0
 MIN_TRACED, TRACED_S = 4, 3.0  # calls of one batch size: at least so many, and no more once they have taken this long
 
@@ -118,7 +124,8 @@ def profile(path: Path, batch_size: int, threads: int | None = None) -> Profile:
     with fork_server({runtime.name}) as server, server.launch(settings, available_cpus()) as contender:
         contender.warm_up(batch_size, WARM_UP_CALLS, cap_s=2.0)
         plain = contender.time_round(batch_size, CALLS, round_ms=ROUND_MS).samples_ms
-    calls = _traced_calls(settings, [batch_size])[batch_size]
+    with _isolated(settings) as process:
+        calls = _traced_calls(process, shape, [batch_size])[batch_size]
     return _profile(str(path), batch_size, used, plain, calls, _layers(path), measure_peak(used))
 
 
@@ -145,21 +152,32 @@ def profiles(
     """
     timed = view(_Rows, measured, "the measurement").rows
     call_ms = {(row.candidate, row.runtime, row.batch_size): row.p50_ms for row in timed}
+    able = [each for each in contenders if each.device == "cpu" and _reports_kernels(each.runtime)]
     found: list[dict[str, Any]] = []
-    peak: Peak | None = None
-    for contender in contenders:
-        runtime = RUNTIMES.get(contender.runtime)
-        if runtime is None or runtime.reports != "onednn" or contender.device != "cpu":
-            continue
-        peak = peak or measure_peak(contender.threads)
-        path = Path(contender.path)
-        traced, layers = _traced_calls(contender, sizes), _layers(path)
-        for size in sizes:
-            plain = [call_ms[contender.candidate, contender.runtime, size]]
-            record = _profile("", size, contender.threads, plain, traced[size], layers, peak).as_record()
-            del record["path"]
-            found.append({"candidate": contender.candidate, "runtime": contender.runtime, **record})
+    if not able:
+        return found
+    peak = measure_peak(able[0].threads)
+    with ExitStack() as stack:
+        with ThreadPoolExecutor(min(len(able), MAX_LOADING)) as loaders:  # most of the time goes into loading
+            processes = list(loaders.map(stack.enter_context, map(_isolated, able)))
+        for contender, process in zip(able, processes, strict=True):
+            traced, layers = _traced_calls(process, contender.image_shape, sizes), _layers(Path(contender.path))
+            for size in sizes:
+                plain = [call_ms[contender.candidate, contender.runtime, size]]
+                record = _profile("", size, contender.threads, plain, traced[size], layers, peak).as_record()
+                del record["path"]
+                found.append({"candidate": contender.candidate, "runtime": contender.runtime, **record})
     return found
+
+
+def _reports_kernels(runtime: str) -> bool:
+    """Whether oneDNN reports what a runtime executes."""
+    return runtime in RUNTIMES and RUNTIMES[runtime].reports == "onednn"
+
+
+def _isolated(contender: ContenderSettings) -> IsolatedProcess:
+    """The process, not yet started, in which an artifact runs alone."""
+    return IsolatedProcess(Path(contender.path), "cpu", contender.threads, RUNTIMES[contender.runtime])
 
 
 def _layers(path: Path) -> list[KnownLayer]:
@@ -167,22 +185,18 @@ def _layers(path: Path) -> list[KnownLayer]:
     return [KnownLayer(layer.name, layer.macs) for layer in layers_of_code(read(path)) if layer.macs is not None]
 
 
-def _traced_calls(contender: ContenderSettings, sizes: Sequence[int]) -> dict[int, list[list[Execution]]]:
+def _traced_calls(
+    process: IsolatedProcess, image_shape: Sequence[int], sizes: Sequence[int]
+) -> dict[int, list[list[Execution]]]:
     """What oneDNN reports of calls of each batch size, those at the beginning left out: they may build kernels."""
-    import torch
-
-    from raq.artifact.isolated import IsolatedProcess
-
-    runtime = RUNTIMES[contender.runtime]
-    with IsolatedProcess(Path(contender.path), "cpu", contender.threads, runtime) as process:
-        for size in sizes:
-            images = torch.randn(size, *contender.image_shape, generator=torch.Generator().manual_seed(0))
-            started = time.perf_counter()
-            for number in range(WARM_UP_CALLS + CALLS):
-                if number >= MIN_TRACED and time.perf_counter() - started > TRACED_S:
-                    break
-                process(images, traced=True)
-        reported = read_calls(process.log(), process.mark)
+    for size in sizes:
+        images = torch.randn(size, *image_shape, generator=torch.Generator().manual_seed(0))
+        started = time.perf_counter()
+        for number in range(WARM_UP_CALLS + CALLS):
+            if number >= MIN_TRACED and time.perf_counter() - started > TRACED_S:
+                break
+            process(images, traced=True)
+    reported = read_calls(process.log(), process.mark)
     calls = {size: [executions for of, executions in reported if of == size] for size in sizes}
     return {size: [call for call in own[len(own) // 2 :] if len(call) == len(own[-1])] for size, own in calls.items()}
 

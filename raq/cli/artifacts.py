@@ -52,6 +52,10 @@ def bench(
         float | None, typer.Option(metavar="SECONDS", help="Time after which it ends in any case; default: 180.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: all CPUs.")] = None,
+    streams: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Also images a second, of so many processes of one thread each."),
+    ] = None,
     shape: Annotated[
         str | None,
         typer.Option("--input-shape", "--input", metavar="3,H,W", help="Shape of an image, where no metadata has it."),
@@ -65,8 +69,9 @@ def bench(
     from raq.report.bench import BenchDisplay, print_bench
 
     settings = bench_settings(
-        protocol=protocol, batch_sizes=batch_sizes, precision=precision, budget_s=budget, threads=threads
-    )
+        protocol=protocol, batch_sizes=batch_sizes, precision=precision, budget_s=budget, threads=threads,
+        streams=streams,
+    )  # fmt: skip
     with BenchDisplay(quiet=as_json) as display:
         found = bench_artifacts(artifacts, settings, image_shape(shape), display.progress)
     found["environment"] = environment()

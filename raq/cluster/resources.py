@@ -36,6 +36,7 @@ class ActorKind:
 
 class _Bench(View):
     threads: int | None = None
+    streams: int | str | None = None
 
 
 class _Asked(View):
@@ -49,7 +50,9 @@ def _asked(stage: Stage) -> _Asked:
 
 
 def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
-    """What a stage takes of these nodes; unset CPUs are all of a node's (for training, shared among its workers).
+    """What a stage takes of these nodes; unset CPUs are all of a node's, or half of them for stages that run in pairs.
+
+    For training, all are shared among its workers.
 
     Raises UserError if no node, or not all together, can give it: waiting would never end.
     """
@@ -68,13 +71,15 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
     total = sum(node.cpus for node in able)
     if KINDS[stage.kind].is_sweep:
         return _demand_of_sweep(stage, able, wants_gpu)
-    cpus = stage.resources.cpus or max(1, min(largest, total // stage.workers))
-    threads = _asked(stage).bench.threads
-    if threads is not None and threads > cpus:
-        raise UserError(
-            f"bench.threads is {threads}, and {stage.name} has {cpus} CPUs",
-            f"lower it to at most {cpus}, or leave it out",
-        )
+    shares = max(2 * KINDS[stage.kind].in_pairs, 1)
+    cpus = stage.resources.cpus or max(1, min(largest // shares, total // stage.workers))
+    bench = _asked(stage).bench
+    for key, asked in (("threads", bench.threads), ("streams", bench.streams)):
+        if isinstance(asked, int) and asked > cpus:
+            raise UserError(
+                f"bench.{key} is {asked}, and {stage.name} has {cpus} CPUs",
+                f"lower it to at most {cpus}, or leave it out",
+            )
     if cpus > largest:
         raise UserError(
             f"resources.{stage.pool}.cpus is {cpus}, and the largest node has {largest} CPUs",

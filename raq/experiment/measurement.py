@@ -44,6 +44,10 @@ class Bench(Section):
     """Images a call, each size once; artifacts take at most 65,536."""
     threads: Positive | None = None
     """Intra-op threads; null: the CPUs of the bench actor."""
+    streams: Positive | Literal["auto"] | None = None
+    """Also measure throughput on CPUs: so many processes at once, of one thread and one CPU each, in images a second
+    (MLPerf's offline scenario; latency at batch 1 is its single-stream); auto: one a CPU of the bench actor. It is
+    shown, and decides nothing."""
     precision: Annotated[float, Field(gt=0, le=1)] | None = 0.02
     """Half width, relative to it, of the 95% interval of each ratio that decides (an artifact's time to that of the
     fastest FP32 artifact, and of the fastest of all) at which rounds end; null: after `rounds`."""
@@ -92,6 +96,9 @@ class Require(Section):
     lowering a quantized candidate fails, by its code, and evaluating it, by the kernels that ran."""
     float_weight_share: Share = 0.5
     """Share of a quantized candidate's weights that may be stored as floats; above it, lowering fails."""
+    half_mac_share: Share = 0.9
+    """Share of all multiply-accumulates that kernels of 16 bits must have done, of the candidates of `half`; below it,
+    evaluating them fails."""
     max_drop: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Points of top-1 that a candidate may lose and still be chosen: the upper end of the drop's 95% interval, of all
     candidates at once, has to be within it."""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -93,13 +93,32 @@ class Ptq(Section):
     reduce_range: bool | None = None
     """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
     calibration: Calibration = Calibration()
+    others: Annotated[tuple[Literal["nncf", "onnxruntime"], ...], Field(strict=False)] = ()
+    """Other tools' quantization beside it, each a candidate under the tool's name, on the same number of calibration
+    images, by the tool's defaults: nncf (runs in OpenVINO), onnxruntime (runs in ONNX Runtime). They are measured as
+    they come: require.int8_mac_share is not asked of them. Extras of the same names."""
+
+
+class Half(Section):
+    """FP32's weights and activations rounded to 16 bits: what int8 has to beat. Compiled by Inductor alone."""
+
+    dtypes: Annotated[tuple[Literal["bfloat16", "float16"], ...], Field(strict=False, min_length=1)] = ("bfloat16",)
+    """Each is a candidate, bf16 or fp16. A CPU must compute in it: bfloat16 by AVX512_BF16 or AMX, float16 by
+    AVX512_FP16 or AMX."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Half":
+        if len(set(self.dtypes)) < len(self.dtypes):
+            raise ValueError(f"dtypes: {list(self.dtypes)} names one twice")
+        return self
 
 
 class Resources(Section):
     """What one worker or actor of a kind of stage is given."""
 
     cpus: Positive | None = None
-    """CPUs, for each worker or actor; null: all of a node (for training: an equal share of them a worker)."""
+    """CPUs, for each worker or actor; null: all of a node (for training: an equal share of them a worker; for lower
+    and evaluate, of which two run side by side: half)."""
     gpus: Natural = 0
     """GPUs, for each worker or actor."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -129,6 +148,7 @@ class Experiment(Section):
     train: Train = Field(default_factory=lambda: Train.model_validate({}))
     ptq: Ptq | None = Ptq()
     qat: Qat | None = Qat()
+    half: Half | None = None
     sweep: Sweep | None = None
     lower: Lower = Lower()
     parity: Parity = Parity()

@@ -3,20 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from raq.artifact.runtimes import Runtime, runtimes_of_backend
+from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime, runtimes_of_backend
 from raq.experiment.schema import BASELINE, Experiment, Ptq
 from raq.experiment.training import Qat
 
-CandidateKind = Literal["fp32", "ptq", "qat"]
+CandidateKind = Literal["fp32", "half", "ptq", "qat"]
+RUNTIME_OF_OTHERS = {"nncf": "openvino", "onnxruntime": "onnxruntime"}  # by the tool of ptq.others
+HALF_NAMES = {"bfloat16": "bf16", "float16": "fp16"}  # candidates, by the type that they compute in
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One version of the network, in one runtime.
 
-    name: fp32, ptq, qat, mixed-1, ptq-openvino, ...; kind: how it is quantized; backend: whose kernels its graph is
-    annotated for, None for fp32; runtime: what executes its artifacts; program: the stage that makes its program, which
-    candidates in several runtimes share; configuration: of mixed precision, which one of the search for layers, from 1.
+    name: fp32, bf16, ptq, qat, mixed-1, ptq-openvino, ...; kind: how it is quantized; backend: whose kernels its graph
+    is annotated for, None if raq does not quantize it; runtime: what executes its artifacts; program: the stage that
+    makes its program, which candidates in several runtimes share, fp32 for what other tools quantize; configuration: of
+    mixed precision, which one of the search for layers, from 1; quantizer: the other tool that quantizes it.
     """
 
     name: str
@@ -25,13 +28,20 @@ class Candidate:
     runtime: Runtime
     program: str
     configuration: int | None = None
+    quantizer: str | None = None
 
 
 def candidates_of(experiment: Experiment) -> tuple[Candidate, ...]:
     """The candidates of an experiment, the baseline first; then those in the runtime asked for first, then others."""
     found = _candidates(BASELINE, "fp32", None, experiment)
+    for dtype in experiment.half.dtypes if experiment.half is not None else ():
+        name = HALF_NAMES[dtype]
+        found.append(Candidate(name, "half", None, RUNTIMES[FP32_RUNTIME], name))
     if experiment.ptq is not None:
         found += _candidates("ptq", "ptq", experiment.ptq, experiment)
+        for tool in experiment.ptq.others:
+            runtime = RUNTIMES[RUNTIME_OF_OTHERS[tool]]
+            found.append(Candidate(tool, "ptq", None, runtime, BASELINE, quantizer=tool))
         layers = experiment.sweep.layers if experiment.sweep is not None else None
         count = layers.candidates if layers is not None else 0
         for number in range(1, count + 1):

@@ -1,18 +1,23 @@
 """Facts that a plan depends on beside the experiment: data, machine, devices, runtimes. Neither torch nor ray."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import Field
 
 from raq.artifact.runtimes import RUNTIMES, runtime_of_backend
-from raq.environment import Machine
+from raq.environment import Machine, usable_features
+from raq.errors import UserError
 from raq.experiment.schema import ARM_ARCHITECTURES, Experiment
 from raq.plan.kinds import Pool
 from raq.store.views import View, view
 
 Settings = dict[str, Any]
+# what a CPU must have, one of them, to multiply numbers of 16 bits
+HALF_FEATURES = {
+    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"), "float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,16 @@ def why_not_lowered(backend: str | None, architecture: str, asked: str | Sequenc
     return None
 
 
+def refuse_half(dtype: str, machine: Machine, where: Iterable[str]) -> None:
+    """UserError if this CPU, asked to, does not compute in this type of 16 bits (oneDNN would, slowly, by others)."""
+    wanted = HALF_FEATURES[dtype]
+    if "cpu" in where and not set(wanted) & set(usable_features(machine.features, machine.settings)):
+        raise UserError(
+            f"half.dtypes has {dtype}, and this CPU does not compute in it (it has none of {', '.join(wanted)})",
+            "leave it out, set half to null, or measure on a machine that has it",
+        )
+
+
 class _Quantizer(View):
     backend: str
 
@@ -73,6 +88,7 @@ class _Runtimes(View):
 
     runtime: str | None = None
     runtimes: dict[str, str] = Field(default_factory=dict)
+    quantizer: str | None = None
     ptq: _Quantizer | None = None
     qat: _Quantizer | None = None
 
@@ -83,7 +99,8 @@ def runtime_libraries(settings: Settings) -> tuple[str, ...]:
     names = {asked.runtime, *asked.runtimes.values()}
     names |= {runtime_of_backend(part.backend).name for part in (asked.ptq, asked.qat) if part is not None}
     used = [RUNTIMES[name] for name in RUNTIMES if name in names]
-    return tuple(dict.fromkeys(library for each in used for library in (*each.libraries, *each.made_by)))
+    others = (asked.quantizer,) if asked.quantizer is not None else ()
+    return tuple(dict.fromkeys((*(library for each in used for library in (*each.libraries, *each.made_by)), *others)))
 
 
 def lower_stage_name(candidate: str, device: str) -> str:

@@ -19,7 +19,8 @@ class StageKind:
     the module whose `train_in(call, context)` each of them runs, and whose `finish(call, result)` makes the results.
     is_sweep: it consists of trials; trial: the module that does one; trial_count: settings -> how many there are, at
     most; None if that is known only when the network is exported. libraries: the distributions that its outcome depends
-    on. needs_compiler: it compiles C++. summary: Results -> one line for people.
+    on. needs_compiler: it compiles C++. in_pairs: much of it takes one CPU however many it has, so two of them share a
+    node, if nothing else is asked for. summary: Results -> one line for people.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StageKind:
     trial: str | None = None
     trial_count: str | None = None
     needs_compiler: bool = False
+    in_pairs: bool = False
 
 
 TORCH = ("torch", "torchvision")
@@ -48,6 +50,7 @@ KINDS: dict[str, StageKind] = {
             distributed="raq.cluster.ray_train:distributed_stage",
             training="raq.stages.train",
         ),
+        StageKind("half", "raq.stages.half:half_stage", (*TORCH, "torchao"), "raq.report.lines:weights"),
         StageKind("ptq", "raq.stages.ptq:ptq_stage", QUANTIZING, "raq.report.lines:weights"),
         StageKind(
             "qat",
@@ -94,8 +97,15 @@ KINDS: dict[str, StageKind] = {
             (*TORCH, "torchao"),
             "raq.report.lines:artifact",
             needs_compiler=True,
+            in_pairs=True,
         ),
-        StageKind("evaluate", "raq.stages.evaluate:evaluate_stage", ("torch", "numpy"), "raq.report.lines:accuracy"),
+        StageKind(
+            "evaluate",
+            "raq.stages.evaluate:evaluate_stage",
+            ("torch", "numpy"),
+            "raq.report.lines:accuracy",
+            in_pairs=True,
+        ),
         StageKind("bench", "raq.stages.bench:bench_stage", TORCH, "raq.report.lines:latencies"),
     )
 }

@@ -13,6 +13,9 @@ from raq.store.views import View, view
 # Least SQNR in dB of a step against the step before it, by (candidate, step). What converts, compiles or loads changes
 # the order of additions, at most the rounding of single activations; measured figures are in results/log.md.
 MIN_SQNR_DB = {
+    ("half", "converted"): 20.0,
+    ("half", "lowered"): 20.0,  # Inductor keeps what it fuses in float32
+    ("half", "reloaded"): 60.0,
     ("qat", "prepared"): 60.0,  # both in float32
     ("ptq", "converted"): 20.0,
     ("qat", "converted"): 10.0,
@@ -32,6 +35,7 @@ class _Artifact(View):
 
     kind: str | None = None
     device: str = "cpu"
+    quantizer: str | None = None
 
 
 def _artifact(stage: Stage) -> _Artifact:
@@ -77,6 +81,7 @@ class _Results(Lowered):
     train_correct: int | None = None
     train_images: int = 0
     executed_int8_mac_share: float | None = None
+    executed_half_mac_share: float | None = None
     executed_layers: tuple[_ExecutedLayer, ...] = ()
     float_by_choice_share: float = 0.0
 
@@ -100,6 +105,8 @@ def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
     candidate = _artifact(stage).kind or stage.kind
     limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
+    if _artifact(stage).quantizer is not None:  # it is quantized in this step
+        limits["ptq", "lowered"] = require.sqnr_db
     least = limits.get((candidate, row.step))
     if least is not None and _artifact(stage).device != "cpu":
         least = min(least, MIN_ON_GPU_DB)  # its kernels may round products to 10 bits (TF32)
@@ -179,9 +186,12 @@ def _check_quantized(stage: Stage, results: _Results, require: Require) -> None:
 
 
 def _check_executed(stage: Stage, results: _Results, require: Require) -> None:
-    """Raise StageError if an evaluated artifact that is to be int8 ran too much in float kernels."""
+    """Raise StageError if too much of an evaluated artifact ran in kernels of a wider type than it is to."""
+    kind = _artifact(stage).kind
+    if kind == "half":
+        _check_half(stage, results, require)
     share = results.executed_int8_mac_share
-    if share is None or _artifact(stage).kind == "fp32":
+    if share is None or kind in ("fp32", "half") or _artifact(stage).quantizer is not None:
         return
     evidence = Evidence(share, share, results.float_by_choice_share, None)
     if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):
@@ -193,3 +203,14 @@ def _check_executed(stage: Stage, results: _Results, require: Require) -> None:
         f"{require.int8_mac_share * (1 - evidence.by_choice):.4g}; layers that did not: {named}",
         "see the layers named; require.int8_mac_share sets the limit",
     )
+
+
+def _check_half(stage: Stage, results: _Results, require: Require) -> None:
+    """Raise StageError if too little of an evaluated artifact ran in kernels of 16 bits."""
+    share = results.executed_half_mac_share
+    if share is not None and share < require.half_mac_share:
+        raise StageError(
+            f"{stage.name}: not in half precision: {share:.3f} of its MACs ran in kernels of 16 bits, required is "
+            f"{require.half_mac_share:.4g}",
+            "set half to null, or require.half_mac_share to less",
+        )

@@ -19,10 +19,10 @@ from raq.environment import (
     versions,
 )
 from raq.errors import UserError
-from raq.experiment.schema import Experiment, Ptq, Resources
+from raq.experiment.schema import BASELINE, Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
-from raq.plan.candidates import Candidate, candidates_of
+from raq.plan.candidates import HALF_NAMES, Candidate, candidates_of
 from raq.plan.facts import (
     Facts,
     Settings,
@@ -30,6 +30,7 @@ from raq.plan.facts import (
     devices,
     lower_stage_name,
     pool_of_device,
+    refuse_half,
     runtime_libraries,
     why_not_lowered,
 )
@@ -118,6 +119,10 @@ class _Plan:
 
     def add_candidates(self) -> None:
         """The stages that make quantized programs."""
+        for dtype in self.experiment.half.dtypes if self.experiment.half is not None else ():
+            refuse_half(dtype, self.facts.machine, devices(self.experiment, len(self.facts.machine.gpus)))
+            settings = {**self.common, **self.parity, "half": {"dtype": dtype}}
+            self.add(HALF_NAMES[dtype], "half", "quantize", settings, {"weights": "train"})
         saturates = not has_vnni(self.facts.machine)
         self._refuse_7_bits(saturates)
         for name, part in (("ptq", self.experiment.ptq), ("qat", self.experiment.qat)):
@@ -127,7 +132,7 @@ class _Plan:
                 **self.common,
                 **self.parity,
                 "reduce_range": self._reduces_range(part, saturates),
-                name: part.model_dump(mode="json"),
+                name: part.model_dump(mode="json", exclude={"others"}),
             }
             inputs = {"weights": "train"}
             sweep = self.experiment.sweep or Sweep()
@@ -228,10 +233,13 @@ class _Plan:
         return [device for device in where if device in able]
 
     def _runtime(self, candidate: Candidate) -> Settings:
-        """What executes a candidate's artifact, and the largest batch that it takes, if there is a limit."""
-        runtime = candidate.runtime
-        limit = {"max_batch": self.experiment.lower.max_batch} if runtime.has_max_batch else {}
-        return {"runtime": runtime.name, **limit}
+        """What executes a candidate's artifact, its largest batch, and another tool's quantization, if it has these."""
+        runtime, ptq = candidate.runtime, self.experiment.ptq
+        more: Settings = {"max_batch": self.experiment.lower.max_batch} if runtime.has_max_batch else {}
+        if candidate.quantizer is not None and ptq is not None:
+            calibration = ptq.calibration.model_dump(mode="json", include={"size", "batch_size"})
+            more |= {"quantizer": candidate.quantizer, "calibration": calibration}
+        return {"runtime": runtime.name, **more}
 
     def _add_evaluate(self, candidate: Candidate, where: Iterable[str]) -> None:
         targets = self._targets(candidate, where)
@@ -253,6 +261,7 @@ class _Plan:
     def _add_lower(self, candidate: Candidate, device: str) -> None:
         machine = self.facts.machine.as_record("cpu", "architecture", "features")
         compiled_by = chosen_settings(self.facts.machine.settings, COMPILER_SETTINGS)
+        bench, resources = self.experiment.bench, self.experiment.resources
         settings = {
             **self.common,
             **self.parity,
@@ -260,11 +269,12 @@ class _Plan:
             "kind": candidate.kind,
             "device": device,
             **self._runtime(candidate),
-            **({"min_batch": min(self.experiment.bench.batch_sizes)} if candidate.runtime.packs_weights else {}),
+            **({"min_batch": min(bench.batch_sizes)} if candidate.runtime.packs_weights else {}),
+            **({"threads": bench.threads or resources.bench.cpus} if candidate.runtime.is_native else {}),
             "machine": {**machine, "gpus": self.facts.machine.gpus if device == "cuda" else []},
             "compiler": {"version": self.facts.machine.compiler, **compiled_by},
         }
-        source = {"weights": "train"} if candidate.kind == "fp32" else {"program": candidate.program}
+        source = {"weights": "train"} if candidate.program == BASELINE else {"program": candidate.program}
         self.add(lower_stage_name(candidate.name, device), "lower", pool_of_device(device), settings, source)
 
     def _add_bench(self, device: str, candidates: list[Candidate]) -> None:

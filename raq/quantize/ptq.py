@@ -9,12 +9,10 @@ from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase, move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-from raq.errors import UserError
 from raq.experiment.schema import Calibration
-from raq.model.augmentation import normalise
-from raq.model.batches import normalisation_tensors, take_batch
 from raq.model.cache import Array
-from raq.model.dataset import Dataset, calibration_indices
+from raq.model.dataset import Dataset
+from raq.quantize.calibration import calibration_batch, calibration_parts
 from raq.quantize.export import graph_of
 from raq.quantize.quantizers import QUANTIZERS, SkipLayersQuantizer, refuse_unannotated
 
@@ -117,28 +115,15 @@ def calibrate(
 
     Raises UserError if more images are asked for than there are training images.
     """
-    chosen = calibration_sample(dataset, settings.size, seed)
-    for start in range(0, len(chosen), settings.batch_size):
-        part = chosen[start : start + settings.batch_size]
+    done = 0
+    for part in calibration_parts(dataset, settings, seed):
         observe(prepared, dataset, part)
-        progress(start + len(part))
-
-
-def calibration_sample(dataset: Dataset, size: int, seed: int) -> Array:
-    """Which training images calibrate; UserError if more are asked for than there are."""
-    available = len(dataset.train_labels)
-    if size > available:
-        raise UserError(
-            f"ptq.calibration.size is {size}, and there are {available} training images",
-            f"lower it to at most {available}",
-        )
-    return calibration_indices(available, size, seed)
+        done += len(part)
+        progress(done)
 
 
 def observe(prepared: fx.GraphModule, dataset: Dataset, part: Array) -> None:
     """Run these training images through the observers as one batch, in place."""
     move_exported_model_to_eval(prepared)
-    device = torch.device("cpu")
-    images, _ = take_batch(dataset.train_images, dataset.train_labels, part, device)
     with torch.no_grad():
-        prepared(normalise(images, *normalisation_tensors(dataset, device)))
+        prepared(calibration_batch(dataset, part))

@@ -19,8 +19,9 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from raq.errors import StageError
 from raq.experiment.schema import Calibration
 from raq.model.dataset import Dataset
+from raq.quantize.calibration import calibration_sample
 from raq.quantize.export import switch_name
-from raq.quantize.ptq import QuantizationOptions, calibration_sample, observe, prepare_graph
+from raq.quantize.ptq import QuantizationOptions, observe, prepare_graph
 
 Ranges = tuple[NDArray[np.float32], NDArray[np.int32]]
 """Scales [K] and zero points [K], in the order of `activation_observers`."""

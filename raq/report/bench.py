@@ -12,6 +12,7 @@ from rich.text import Text
 
 from raq.experiment.measurement import Margin
 from raq.report.ratios import SharedRounds, shared_rounds
+from raq.report.table import table_of_throughput
 from raq.report.terminal import clean, plain_console, printable, say
 from raq.report.types import ComparedLatency, Ending
 
@@ -131,6 +132,8 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
     for row in found["rows"]:
         table.add_row(Text(printable(row["candidate"])), *(cell(row) for _, cell in shown))
     console.print(table)
+    if found.get("throughput"):
+        console.print(table_of_throughput(found["throughput"]))
     for row in found["rows"]:
         if f"{row['candidate']}/{row['runtime']}" != row["baseline"]:
             say(console, difference_in_words(row))

@@ -15,7 +15,7 @@ from raq.report.live import seconds
 from raq.report.profile import profile_in_words
 from raq.report.ratios import compared
 from raq.report.sweep import print_layers, print_search, print_sweep
-from raq.report.table import fits, table_of_candidates
+from raq.report.table import fits, table_of_candidates, table_of_throughput
 from raq.report.terminal import clean, paragraph, printable, say
 from raq.report.types import CandidateSummary, RunSummary
 
@@ -70,6 +70,8 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
     keys = sorted({(row["device"], row["batch_size"]) for c in summary["candidates"] for row in c["latency"]})
     for group in [keys] if fits(console, summary, keys) else [[key] for key in keys]:
         console.print(table_of_candidates(summary, group))
+    if throughput := [row for candidate in summary["candidates"] for row in candidate.get("throughput", [])]:
+        console.print(table_of_throughput(throughput))
     if details:
         paragraph(console, LEGEND, "dim")
     if made_anew := summary.get("made_anew"):
@@ -155,12 +157,18 @@ def _say_what_is_special(console: Console, candidates: Sequence[CandidateSummary
 
 def _say_what_ran(console: Console, candidates: Sequence[CandidateSummary]) -> None:
     """The share of int8 that was seen running, and weights that are packed anew at every call."""
-    quantized = [candidate for candidate in candidates if candidate["kind"] != BASELINE]
-    shares = [(c["name"], a.get("executed_int8_mac_share")) for c in quantized for a in c["artifacts"]]
-    seen = [f"{name} {100 * share:.1f}%" for name, share in shares if share is not None]
-    if seen:
-        said = "seen running in int8 kernels (reported by oneDNN, or the runtime itself), of all MACs"
-        say(console, f"{said}: {', '.join(seen)}", "dim")
+    reported = "(reported by oneDNN, or the runtime itself), of all MACs"
+    others = [candidate for candidate in candidates if candidate["kind"] != BASELINE]
+    int8 = [
+        (c["name"], a.get("executed_int8_mac_share")) for c in others if c["kind"] != "half" for a in c["artifacts"]
+    ]
+    half = [
+        (c["name"], a.get("executed_half_mac_share")) for c in others if c["kind"] == "half" for a in c["artifacts"]
+    ]
+    for kernels, shares in (("int8", int8), ("16-bit", half)):
+        seen = [f"{name} {100 * share:.1f}%" for name, share in shares if share is not None]
+        if seen:
+            say(console, f"seen running in {kernels} kernels {reported}: {', '.join(seen)}", "dim")
     for candidate in candidates:
         for artifact in candidate["artifacts"]:
             repacked = {size: count for size, count in (artifact.get("reorders_per_call") or {}).items() if count}

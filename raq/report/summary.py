@@ -20,8 +20,8 @@ from raq.statistics import discordant, paired_drop, proportion_interval, same_ac
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
-from raq.store.results import Noise
-from raq.store.schema import program_of
+from raq.store.results import Noise, Throughput
+from raq.store.schema import OTHERS, program_of
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
 PREDICTIONS = "predictions.npy"
@@ -42,7 +42,10 @@ def summarise(run_folder: Path) -> RunSummary:
     right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
-    kinds = {name: run["stages"].get(program_of(name), {}).get("kind", BASELINE) for name in names}
+    kinds = {
+        name: "ptq" if name in OTHERS else run["stages"].get(program_of(name), {}).get("kind", BASELINE)
+        for name in names
+    }
     machine = environment["machine"]
     candidates = [_candidate(name, kinds[name], settings, stages, right, store, machine) for name in names]
     set_against_best_fp32(candidates)
@@ -88,6 +91,11 @@ def _candidate(
     evaluation, program = stages.get(f"evaluate/{name}"), stages.get(program_of(name))
     made: Record = program["results"] if program is not None else {}
     written = settings["train" if kind == BASELINE else kind]
+    if name in OTHERS:
+        written = {
+            "quantizer": name,
+            "calibration": {key: written["calibration"][key] for key in ("size", "batch_size")},
+        }
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,
@@ -111,12 +119,16 @@ def _candidate(
         ],
         "latency": [
             cast(ComparedLatency, {key: value for key, value in row.items() if key != "candidate"})
-            for stage, record in stages.items()
-            if record is not None and stage.startswith("bench/")
-            for row in record["results"]["rows"]
-            if row["candidate"] == name
+            for row in _measured("rows", name, stages)
         ],
+        "throughput": [cast(Throughput, row) for row in _measured("throughput", name, stages)],
     }
+
+
+def _measured(key: str, name: str, stages: dict[str, Record | None]) -> list[Record]:
+    """The rows of a candidate, of what all devices were measured for."""
+    records = [record for stage, record in stages.items() if record is not None and stage.startswith("bench/")]
+    return [row for record in records for row in record["results"].get(key, []) if row["candidate"] == name]
 
 
 def _config(written: Record, made: Record) -> Record:
@@ -198,6 +210,7 @@ def _executed(lowered: Record, evaluation: Record | None) -> Record:
     found = evaluation["results"] if same and evaluation is not None else {}
     return {
         "executed_int8_mac_share": found.get("executed_int8_mac_share"),
+        "executed_half_mac_share": found.get("executed_half_mac_share"),
         "reorders_per_call": found.get("reorders_per_call"),
     }
 

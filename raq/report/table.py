@@ -9,6 +9,7 @@ from rich.table import Table
 
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import SMALL_RATIO
+from raq.store.results import Throughput
 
 MAX_WIDTH = 10_000  # that no table has
 
@@ -50,7 +51,7 @@ def _row(candidate: CandidateSummary, runtime: str, keys: Sequence[tuple[str, in
     drop, interval = candidate["drop_points"], candidate["drop_interval"]
     drops = known and candidate["kind"] != "fp32" and interval is not None
     cells.append(f"{drop:.2f}\n{_drop_interval(interval or ())}" if drops else "")
-    cells.append(_share(artifact) if artifact and candidate["kind"] != "fp32" else "")
+    cells.append(_share(artifact) if artifact and candidate["kind"] not in ("fp32", "half") else "")
     for device, size in keys:
         rows = [
             r for r in candidate["latency"] if (r["runtime"], r["device"], r["batch_size"]) == (runtime, device, size)
@@ -92,3 +93,18 @@ def _speedup(value: float | None, interval: Sequence[float] | None) -> str:
 
 def _interval(interval: Sequence[float], scale: float, digits: int) -> str:
     return f"{scale * interval[0]:.{digits}f}..{scale * interval[1]:.{digits}f}"
+
+
+def table_of_throughput(rows: Sequence[Throughput]) -> Table:
+    """Images a second of every contender that was measured in several processes at once."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("throughput", no_wrap=True)
+    for name in ("streams", "batch", "images/s", f"over {rows[0]['baseline']}", "over best FP32"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in sorted(rows, key=lambda row: row["batch_size"]):
+        contender = f"{row['candidate']}/{row['runtime']}"
+        compared = [_speedup(row["speedup"], row["speedup_interval"]) if contender != row["baseline"] else ""]
+        over = row["speedup_over_best_fp32"], row["speedup_over_best_fp32_interval"]
+        compared.append(_speedup(*over) if contender != row["best_fp32"] else "")
+        table.add_row(contender, str(row["streams"]), str(row["batch_size"]), f"{row['images_per_s']:.0f}", *compared)
+    return table

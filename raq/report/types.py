@@ -4,7 +4,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, ParityRow
+from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, ParityRow, Throughput
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 from raq.store.types import DataOfRun, Environment
 
@@ -29,6 +29,7 @@ class Artifact(TypedDict):
     weight_bytes: int
     int8_mac_share: float | None
     executed_int8_mac_share: float | None
+    executed_half_mac_share: NotRequired[float | None]
     reorders_per_call: dict[str, int] | None
     resident_bytes: int | None
     sha256: str | None
@@ -65,6 +66,7 @@ class CandidateSummary(Accuracy):
     reduce_range: bool | None
     parity: list[ParityRow]
     latency: list[ComparedLatency]
+    throughput: NotRequired[list[Throughput]]
 
 
 class Ending(TypedDict):

@@ -17,6 +17,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     from raq.bench.latency import EVERY_SAMPLE, measure
     from raq.bench.messages import ContenderSettings
     from raq.bench.profile import profiles
+    from raq.bench.throughput import throughputs
     from raq.environment import available_cpus
     from raq.store.files import write_json
 
@@ -43,8 +44,14 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         contenders.append(
             replace(eager, candidate=name, runtime=runtime, path=path, fp32=settings.kinds[name] == "fp32")
         )
-    results = measure(contenders, protocol, cpus, lambda share, text: progress({"share": share, "text": text}))
+
+    def tell(share: float, text: str) -> None:
+        progress({"share": share, "text": text})
+
+    results = measure(contenders, protocol, cpus, tell)
     write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
+    if protocol.streams is not None and settings.device == "cpu":
+        results["throughput"] = throughputs(contenders, protocol, cpus, tell)
     progress({"text": "profiling"})
     try:
         return {**results, "profiles": profiles(contenders[1:], results, protocol.batch_sizes)}

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raq.artifact.metadata import Metadata
 from raq.artifact.runtimes import RUNTIMES, Runtime, in_parts
+from raq.environment import available_cpus
 from raq.lazy import resolve
 from raq.stages.call import LOGITS, Call, Progress, Results, refuse_other_machine
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 def lower_stage(call: Call, progress: Progress) -> Results:
     """Compile the program for the device, and audit what came out; what is required of it is checked by the driver."""
+    import torch
+
     settings = call.read(LowerSettings)
     runtime = RUNTIMES[settings.runtime]
     path = Path(call.folder) / runtime.file_name
@@ -31,7 +35,15 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     given = _program(call, chain)
     progress({"text": f"compiling for {settings.device}"})
     most = settings.max_batch if runtime.has_max_batch else None
-    resolve(runtime.lower)(given.program, path, _metadata(settings, given), settings.device, most, settings.min_batch)
+    metadata = _metadata(settings, given)
+    if settings.quantizer is not None:
+        _quantize(call, settings, given, path, metadata)
+    else:
+        torch.set_num_threads(
+            settings.threads or len(available_cpus())
+        )  # compilers plan for the threads that there are
+        resolve(runtime.lower)(given.program, path, metadata, settings.device, most, settings.min_batch)
+        torch.set_num_threads(call.cpus)
     lowered = resolve(runtime.load)(path, call.cpus)
     chain.step("lowered", lowered if most is None else in_parts(lowered, most), settings.device)
     started = time.perf_counter()
@@ -43,13 +55,31 @@ def lower_stage(call: Call, progress: Progress) -> Results:
 def _program(call: Call, chain: "Chain") -> Program:
     """The quantized program that a stage before has left, or the FP32 network exported; the chain goes on from it."""
     from raq.quantize.arithmetic import network_macs
-    from raq.quantize.export import export_network
+    from raq.quantize.export import export_network, export_program
+    from raq.quantize.folding import folded_graph
 
     if "program" in call.inputs:
         return read_program(call, chain)
     network, example = read_trained_network(call), example_input(call)
     chain.step("fp32", network)
-    return Program(export_network(network, example), network_macs(network, example), [])
+    folds = call.read(LowerSettings).quantizer is not None  # other tools expect it, as their guides say
+    program = export_program(folded_graph(network, example), example) if folds else export_network(network, example)
+    return Program(program, network_macs(network, example), [])
+
+
+def _quantize(call: Call, settings: LowerSettings, given: Program, path: Path, metadata: dict[str, Any]) -> None:
+    """Write the artifact of a candidate that another tool quantizes."""
+    from raq.artifact import onnx
+    from raq.quantize.calibration import calibration_batch, calibration_parts
+    from raq.quantize.others import quantize_by
+
+    assert settings.quantizer is not None
+    assert settings.calibration is not None
+    tool, dataset = settings.quantizer, read_dataset(call)
+    batches = [
+        calibration_batch(dataset, part) for part in calibration_parts(dataset, settings.calibration, settings.seed)
+    ]
+    onnx.write(given.program, path, settings.runtime, metadata, lambda model: quantize_by(tool, model, batches))
 
 
 def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
@@ -71,13 +101,14 @@ def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
 def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runtime) -> Results:
     """What the artifact is, read from the file: sizes, digest, the share of its arithmetic that is int8."""
     from raq.artifact.audit import audit, float_weight_share
+    from raq.artifact.check import float_weights_of_code, share_of_code
     from raq.artifact.sizes import float_copies, ledger
     from raq.quantize.convert import tensor_bytes
 
     code: GeneratedCode = resolve(runtime.read)(path)
     if runtime.name_scales is not None:
         code = resolve(runtime.name_scales)(code, given.program)
-    is_fp32 = settings.kind == "fp32"
+    is_float = settings.kind in ("fp32", "half")
     results: Results = {
         "runtime": runtime.name,
         "target": settings.device,
@@ -85,12 +116,15 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
         "weight_bytes": tensor_bytes(given.program),
         "sha256": file_digest(path),
         "ledger": ledger(code).as_record(),
-        "float_copies": [] if is_fp32 else float_copies(given.program),
+        "float_copies": [] if is_float or settings.quantizer else float_copies(given.program),
         "float_weight_share": float_weight_share(given.program, given.float_by_choice),
         "macs": given.macs.total,
     }
-    if is_fp32:
+    if is_float:
         return results | {"int8_mac_share": 0.0}
+    if settings.quantizer is not None:  # there is no program of ours to hold it against
+        weights = {"weight_bytes": ledger(code).constant_bytes, "float_weight_share": float_weights_of_code(code)}
+        return results | weights | {"int8_mac_share": share_of_code(code, Metadata(code.metadata))}
     if settings.device != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
         return results | {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
     found = audit(given.program, code, given.macs)

@@ -87,6 +87,7 @@ class Evaluation(TypedDict):
     resident_bytes: NotRequired[Count | None]
     graph_int8_mac_share: NotRequired[Share | None]
     executed_int8_mac_share: NotRequired[Share | None]
+    executed_half_mac_share: NotRequired[Share | None]
     reorders_per_call: NotRequired[dict[Name, Count]]
 
 
@@ -112,7 +113,7 @@ class Lowering(TypedDict):
 
 @strict
 class Quantizing(TypedDict):
-    """What a ptq or qat stage found."""
+    """What a half, ptq or qat stage found."""
 
     weight_bytes: NotRequired[Count]
     calibration: NotRequired[Values]
@@ -234,6 +235,26 @@ class ArtifactProfile(TypedDict):
 
 
 @strict
+class Throughput(TypedDict):
+    """Images a second of one contender at one batch size, in several processes at once."""
+
+    candidate: Name
+    runtime: Name
+    device: Name
+    batch_size: Annotated[int, Field(ge=1, le=2**32)]
+    scenario: Name
+    streams: Count
+    images_per_s: Positive
+    launch_images_per_s: list[Positive]
+    speedup: Positive
+    speedup_interval: Pair | None
+    baseline: Name
+    speedup_over_best_fp32: Positive | None
+    speedup_over_best_fp32_interval: Pair | None
+    best_fp32: Name | None
+
+
+@strict
 class Measurement(TypedDict):
     """What a bench stage found."""
 
@@ -244,6 +265,7 @@ class Measurement(TypedDict):
     launches: NotRequired[Count]
     noise: NotRequired[Noise]
     profiles: NotRequired[list[ArtifactProfile]]
+    throughput: NotRequired[list[Throughput]]
     not_profiled: NotRequired[Text | None]
 
 
@@ -261,6 +283,7 @@ RESULTS: dict[str, Any] = {
     "weights": Training,
     "evaluate": Evaluation,
     "lower": Lowering,
+    "half": Quantizing,
     "ptq": Quantizing,
     "qat": Quantizing,
     "bench": Measurement,

@@ -16,6 +16,7 @@ from raq.store.results import RESULTS, SettingsOfBenchStage
 from raq.store.types import Fingerprint, RunRecord, StageRecord, Values
 
 MAX_DEPTH = 40
+OTHERS = ("nncf", "onnxruntime")  # candidates that other tools quantize
 
 
 @cache
@@ -47,19 +48,28 @@ def check_run(run: Values, place: str) -> None:
 
 def _is_candidate(name: str, settings: Values) -> bool:
     kind = kind_of(name)
-    return kind == "fp32" or (kind in ("ptq", "qat") and settings[kind] is not None)
+    if name in OTHERS:
+        return settings["ptq"] is not None and name in settings["ptq"].get("others", ())
+    return kind == "fp32" or (kind in ("half", "ptq", "qat") and settings.get(kind) is not None)
 
 
 def program_of(name: str) -> str:
-    """The program of a candidate, by its name: ptq of ptq-openvino, mixed-1 of mixed-1-openvino, and so on."""
+    """The program of a candidate, by its name: ptq of ptq-openvino, mixed-1 of mixed-1-openvino, and so on.
+
+    fp32 of what other tools quantize.
+    """
+    if name in OTHERS:
+        return "fp32"
     parts = name.split("-")
     return "-".join(parts[:2] if parts[0] == "mixed" else parts[:1])
 
 
 def kind_of(name: str) -> str:
-    """How a candidate is quantized, by its name: fp32, ptq or qat."""
+    """How a candidate is quantized, by its name: fp32, half, ptq or qat."""
     program = program_of(name)
-    return "ptq" if program.startswith("mixed-") else program
+    if name in OTHERS:
+        return "ptq"
+    return "half" if program in ("bf16", "fp16") else "ptq" if program.startswith("mixed-") else program
 
 
 def _check_alien_keys(results: Values, place: str) -> None:

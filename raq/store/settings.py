@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raq.experiment.fields import Channels
 from raq.experiment.measurement import Bench
-from raq.experiment.schema import Data, Ptq
+from raq.experiment.schema import Calibration, Data, Ptq
 from raq.experiment.sweep import LayerSweep, PtqSweep
 from raq.experiment.training import Qat, Train
 
@@ -99,6 +99,18 @@ class PtqSettings(NetworkSettings):
     mixture: int | None = None
 
 
+class HalfOfStage(BaseModel):
+    """Which type of 16 bits."""
+
+    dtype: Literal["bfloat16", "float16"]
+
+
+class HalfSettings(NetworkSettings):
+    """Of `half`."""
+
+    half: HalfOfStage
+
+
 class TrainingSettings(Settings):
     """How `qat` trains."""
 
@@ -158,11 +170,20 @@ class ArtifactSettings(DataSettings):
 
 
 class LowerSettings(ArtifactSettings):
-    """Of `lower`. min_batch: the smallest batch size that is measured, whose layouts weights get."""
+    """Of `lower`.
+
+    min_batch: the smallest batch size that is measured, whose layouts weights get; threads: those that it is compiled
+    for, None: one for each CPU there is; quantizer: the other tool that quantizes it first, None: it is quantized, or
+    is not to be; calibration: with which images.
+    """
 
     model: str
+    seed: int
     runtime: str
     min_batch: int = 1
+    threads: int | None = None
+    quantizer: Literal["nncf", "onnxruntime"] | None = None
+    calibration: Calibration | None = None
 
 
 class BenchSettings(Settings):

@@ -112,9 +112,10 @@ class SettingsOfVerdict(TypedDict):
 
 @strict
 class SettingsOfCandidate(TypedDict):
-    """Of `ptq` and `qat`, what a report reads."""
+    """Of `half`, `ptq` and `qat`, what a report reads."""
 
     backend: NotRequired[Name]
+    others: NotRequired[list[Name]]
 
 
 @strict
@@ -124,6 +125,7 @@ class RunSettings(TypedDict):
     train: Values
     ptq: SettingsOfCandidate | None
     qat: SettingsOfCandidate | None
+    half: NotRequired[SettingsOfCandidate | None]
     bench: SettingsOfBench
     require: SettingsOfRequire
     sweep: NotRequired[SettingsOfSweep | None]

@@ -302,7 +302,10 @@ def test_precision_is_of_what_decides(contender: ContenderSettings) -> None:
     """Ratios to the fastest FP32 artifact and to the fastest of all; those to eager mode may be as wide as they are."""
     rng = np.random.default_rng(0)
     names = ("fp32/eager", "fp32/inductor", "ptq/inductor")
-    entrants = [replace(contender, candidate=n.partition("/")[0], runtime=n.partition("/")[2]) for n in names]
+    entrants = [
+        replace(contender, candidate=n.partition("/")[0], runtime=n.partition("/")[2], fp32=n.startswith("fp32"))
+        for n in names
+    ]
     found = Measurement(entrants, Bench(batch_sizes=(1,)), ONE_CPU, lambda share, text: None)
     found.rounds = {
         1: [

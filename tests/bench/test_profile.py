@@ -1,5 +1,7 @@
 """Where a call's time goes: known lines of oneDNN, a real artifact, and the CPU's peak."""
 
+import platform
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,9 @@ from torch import nn
 
 from raq.artifact import inductor
 from raq.artifact.executed import Execution, KnownLayer
-from raq.bench.peak import Peak, measure_peak
+from raq.bench.peak import CHAINS, SOURCE, Peak, _parts, measure_peak
 from raq.bench.profile import _profile, profile
-from raq.environment import Machine
+from raq.environment import Machine, compiler_command
 from raq.errors import UserError
 from raq.quantize.export import export_network
 from raq.report.profile import print_profile
@@ -69,6 +71,24 @@ def test_what_cannot_be_profiled(tmp_path: Path) -> None:
 def test_the_peak_of_a_cpu_without_a_compiler_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/bin/false")
     assert measure_peak(1) == Peak(1, None, None)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the loops are of x86")
+@pytest.mark.parametrize(
+    ("loop", "instruction"), [("avx512_vnni", "vpdpbusd"), ("avx512f", "vfmadd"), ("avx2", "vfmadd")]
+)
+def test_the_loops_of_the_peak_touch_no_memory(loop: str, instruction: str, tmp_path: Path) -> None:
+    """Ten chains in registers: with an array of them the compiler loads and stores each step, at half the speed."""
+    source = tmp_path / "peak.cpp"
+    source.write_text(SOURCE % _parts(loop))
+    flags = ["-O2", "-mavx512vnni", "-mavx512f", "-mfma", "-mavx2", "-S", str(source), "-o", "-"]
+    found = subprocess.run([*compiler_command(), *flags], check=True, capture_output=True, text=True).stdout
+    lines = [line.split() for line in found.splitlines()]
+    at = [number for number, line in enumerate(lines) if line and line[0].startswith(instruction)]
+    assert len(at) == CHAINS
+    moves = [line for line in lines[at[0] : at[-1] + 1] if line and line[0].startswith("vmov")]
+    assert not [line for line in moves if "(" in line[1]]
+    assert len({line.rpartition(",")[2] for line in (" ".join(lines[n]) for n in at)}) == CHAINS
 
 
 def test_a_cpu_without_vnni_has_no_peak_in_int8() -> None:

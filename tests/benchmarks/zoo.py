@@ -3,9 +3,10 @@
     uv run python tests/benchmarks/zoo.py [--only resnet18,vit_b_16] [--work FOLDER] [--time]
 
 Each model has a process of its own; finished ones are not done again. Weights are random (no download), batch
-normalisation has seen a few random images: shares, sizes and speeds do not depend on them, accuracy is not shown. With
---time the artifacts that are there are measured, in turns, beside the FP32 network in eager mode: run that on an
-otherwise idle machine. The table goes to results/reference/zoo.
+normalisation has seen a few random images: shares, sizes and speeds do not depend on them, accuracy is not shown. How
+many weights a call of either artifact packs anew is what oneDNN reports. With --time the artifacts that are there, FP32
+compiled by Inductor among them, are measured in turns, beside the FP32 network in eager mode, for BUDGET_S each: run
+that on an otherwise idle machine. The table goes to results/reference/zoo.
 """
 
 import argparse
@@ -28,6 +29,7 @@ MODELS = (
     "convnext_tiny", "vit_b_16",
 )  # fmt: skip
 CLASSES, SIDE, CALIBRATION_IMAGES, BATCH, TIMEOUT_S = 1000, 224, 8, 8, 1500
+BUDGET_S = 75.0
 
 
 def settle(network: Any, side: int = SIDE) -> None:
@@ -56,6 +58,7 @@ def one(name: str, folder: Path) -> dict[str, Any]:
     from raq.model.parity import sqnr_db
     from raq.model.zoo import build_model
     from raq.quantize.convert import convert, tensor_bytes
+    from raq.quantize.export import export_network
     from raq.quantize.ptq import prepare
     from raq.quantize.qat import prepare_qat, set_graph_mode
 
@@ -93,6 +96,10 @@ def one(name: str, folder: Path) -> dict[str, Any]:
         found["graph_share"] = sum(r.macs for r in graph if r.annotated) / sum(r.macs for r in graph)
         begin("lower")
         lower(program, folder / "int8.pt2", {"candidate": "ptq", "input": [3, SIDE, SIDE]})
+        begin("lower fp32")
+        lower(export_network(network, example), folder / "fp32.pt2", {"candidate": "fp32", "input": [3, SIDE, SIDE]})
+        begin("trace")
+        found["reorders_per_call"] = {kind: reorders(folder / f"{kind}.pt2") for kind in ("int8", "fp32")}
         audited = audit(program, read_package(folder / "int8.pt2"))
         found |= {"int8_mac_share": audited.int8_mac_share, "problem": audited.problem, "kernels": audited.kernels}
         found["float_layers"] = [[r.name, r.macs, r.reason] for r in audited.layers if not r.int8]
@@ -117,8 +124,21 @@ def one(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def reorders(path: Path) -> dict[str, int]:
+    """How many weights a call of the artifact packs anew, by batch size, as oneDNN reports it."""
+    from raq.artifact.account import what_ran
+    from raq.artifact.isolated import IsolatedProcess
+    from raq.artifact.runtimes import RUNTIMES, read
+    from raq.artifact.sizes import ledger
+
+    shapes = [entry.shape for entry in ledger(read(path)).constants]
+    with IsolatedProcess(path, "cpu", 2, RUNTIMES["inductor"]) as process:
+        found = what_ran(process, [3, SIDE, SIDE], shapes, None, [])
+    return {} if found is None else found.reorders_per_call
+
+
 def measured(name: str, folder: Path) -> list[dict[str, Any]]:
-    """Latency rows of the int8 artifact and the FP32 network in eager mode, in turns."""
+    """Latency rows of both artifacts and the FP32 network in eager mode, in turns."""
     from raq.bench.latency import measure
     from raq.bench.launcher import ContenderSettings
     from raq.environment import available_cpus
@@ -131,38 +151,61 @@ def measured(name: str, folder: Path) -> list[dict[str, Any]]:
     }  # fmt: skip
     contenders = [
         ContenderSettings("fp32", "eager", path=str(folder / "weights.pt"), fp32=True, **shared),
+        ContenderSettings("fp32", "inductor", path=str(folder / "fp32.pt2"), fp32=True, **shared),
         ContenderSettings("int8", "inductor", path=str(folder / "int8.pt2"), **shared),
     ]
-    protocol = Bench(batch_sizes=(1, BATCH), rounds=8, warmup=2, repetitions=2, precision=0.05, budget_s=60.0)
+    protocol = Bench(batch_sizes=(1, BATCH), precision=0.02, budget_s=BUDGET_S)
     rows: list[dict[str, Any]] = measure(contenders, protocol, cpus)["rows"]
     return rows
+
+
+def over_best_fp32(rows: list[dict[str, Any]], size: int) -> str:
+    """How many times as fast int8 is as the faster of eager and compiled FP32 at a batch size, with its interval."""
+    from raq.bench.ratio_statistics import paired_ratio
+    from raq.report.ratios import fastest, row_ratios
+
+    here: list[Any] = [row for row in rows if row["batch_size"] == size]
+    int8 = [row for row in here if row["candidate"] == "int8"]
+    plain = fastest([row for row in here if row["candidate"] == "fp32"])
+    if not int8 or plain is None:
+        return ""
+    value, interval = paired_ratio(row_ratios(plain, int8[0]))
+    found = f"{value:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+    return found + (", eager" if plain["runtime"] == "eager" else "")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The table as Markdown."""
     lines = [
-        "| model | PTQ, lowered | int8 share of MACs | QAT, share in the graph | weights, MB | smaller | "
-        f"batch 1, over eager FP32 | batch {BATCH} | float layers, or why not |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | int8 share of MACs | QAT, share in the graph | weights, MB | smaller "
+        "| ms, batch 1: eager, compiled, int8 | over best FP32 "
+        f"| ms, batch {BATCH}: the same | over best FP32 | launches "
+        f"| weights packed anew a call, batch 1/{BATCH}: int8; FP32 | float layers, or why not |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        speed = {r["batch_size"]: r for r in row.get("latency", []) if r["runtime"] == "inductor"}
-        speedups = [f"{speed[b]['speedup']:.2f}x" if b in speed else "" for b in (1, BATCH)]
         share = row.get("int8_mac_share")
         reasons: dict[str, list[str]] = {}
         for layer, _, reason in row.get("float_layers", []):
             reasons.setdefault(reason, []).append(layer)
         why = "; ".join(f"{len(layers)}: {reason}" for reason, layers in reasons.items())
         why = f"{row['failed']}: {row['why']}" + (f"; {why}" if why else "") if row["failed"] else why
-        sizes = ["", ""]
-        if "weight_bytes" in row:
-            sizes = [f"{row['weight_bytes'] / 1e6:.1f}", f"{row['fp32_bytes'] / row['weight_bytes']:.2f}x"]
-        qat = f"{row['qat_graph_share']:.3f}" if "qat_graph_share" in row else "no"
-        lines.append(
-            f"| {row['model']} | {'yes' if 'lowered_sqnr_db' in row else 'no'} | "
-            f"{'' if share is None else f'{share:.3f}'} | {qat} | {' | '.join([*sizes, *speedups])} | "
-            f"{row.get('problem') or ''} {why} |"
+        cells = ["" if share is None else f"{share:.3f}"]
+        cells.append(f"{row['qat_graph_share']:.3f}" if "qat_graph_share" in row else "no")
+        sized = "weight_bytes" in row
+        cells.append(f"{row['weight_bytes'] / 1e6:.1f}" if sized else "")
+        cells.append(f"{row['fp32_bytes'] / row['weight_bytes']:.2f}x" if sized else "")
+        latency = row.get("latency", [])
+        for size in (1, BATCH):
+            cells.append(", ".join(f"{r['p50_ms']:.1f}" for r in latency if r["batch_size"] == size))
+            cells.append(over_best_fp32(latency, size))
+        launches = [len(set(r["round_launch"])) for r in latency if r["candidate"] == "int8"]
+        cells.append(str(min(launches)) if launches else "")
+        counts = row.get("reorders_per_call", {})
+        cells.append(
+            "; ".join("/".join(str(counts[kind].get(size, "?")) for size in ("1", str(BATCH))) for kind in counts)
         )
+        lines.append(f"| {row['model']} | {' | '.join(cells)} | {row.get('problem') or ''} {why} |")
     return "\n".join(lines) + "\n"
 
 

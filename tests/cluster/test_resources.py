@@ -50,6 +50,22 @@ def test_demands(pool: Any, resources: dict[str, Any], workers: int, machines: l
             demand_of(stage, machines)
 
 
+@pytest.mark.parametrize(
+    ("asked", "nodes", "cpus", "room"),
+    [(None, [2], 1, 2), (None, [1], 1, 1), (None, [5, 2], 2, 3), (3, [4], 3, 1)],
+)
+def test_two_of_what_takes_one_cpu_most_of_the_time_share_a_node(
+    asked: int | None, nodes: list[int], cpus: int, room: int
+) -> None:
+    """lower and evaluate, unless the experiment says what they get; calibration has all of a node."""
+    machines = [Node(count, 0, True) for count in nodes]
+    lower = Stage("lower/ptq", "lower", "quantize", {}, {}, "f", Resources(cpus=asked))
+    demand = demand_of(lower, machines)
+    assert (demand, slots_for(lower, machines, demand)) == (Demand(cpus, 0, 1), room)
+    assert demand_of(replace(lower, name="evaluate/ptq", kind="evaluate"), machines).cpus == cpus
+    assert demand_of(replace(lower, name="ptq", kind="ptq"), machines).cpus == (asked or max(nodes))
+
+
 def test_demands_of_elastic_training() -> None:
     """As many workers as there is room for; its actor only waits, even for a single one."""
     small = Node(1, 0, True)

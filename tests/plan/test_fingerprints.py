@@ -88,7 +88,8 @@ def test_a_kind_depends_on_its_own_work_and_on_no_other_kind(kind: str) -> None:
     covered = {module.removeprefix("raq.") for module in modules_of_kind(kind)}
     room = {"train": "model.training", "ptq": "quantize.ptq", "qat": "quantize.qat", "lower": "artifact.audit",
             "evaluate": "artifact.isolated", "bench": "bench.contender", "ptq_sweep": "artifact.parametric",
-            "layer_sweep": "sweep.layers", "qat_sweep": "sweep.qat", "weights": "model.zoo"}  # fmt: skip
+            "layer_sweep": "sweep.layers", "qat_sweep": "sweep.qat", "weights": "model.zoo",
+            "half": "quantize.folding"}  # fmt: skip
     assert room[kind] in covered
     for others, only in (
         (("bench.latency", "bench.contender"), {"bench"}),

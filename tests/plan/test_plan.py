@@ -51,7 +51,8 @@ def test_stages_come_after_their_inputs() -> None:
     ("given", "expected"),
     [
         ({"bench": {"rounds": 7}}, {"bench/cpu"}),
-        ({"resources": {"bench": {"cpus": 1}}}, {"bench/cpu"}),
+        ({"resources": {"bench": {"cpus": 1}}}, LOWERED),  # compiled for so many threads
+        ({"bench": {"streams": 2}}, {"bench/cpu"}),
         ({"seed": 1}, EVERYTHING),
         ({"train": {"epochs": 3}}, EVERYTHING),
         ({"model": {"name": "resnet20-cifar"}}, EVERYTHING),
@@ -185,6 +186,41 @@ def test_weights_are_packed_for_the_smallest_batch_that_is_measured() -> None:
     assert eight["lower/ptq"].settings["min_batch"] == 8
     assert changed(eight, sixteen) == LOWERED
     assert changed(eight, planned(bench={"batch_sizes": [8]})) == {"bench/cpu"}
+
+
+def test_half_precision_is_a_candidate_where_the_cpu_computes_in_it() -> None:
+    """Its program is made once, from the FP32 weights, and compiled by Inductor alone; nothing else changes."""
+    able = Facts(DATA, replace(MACHINE, features=["avx512_vnni", "avx512_bf16"]))
+    half = {"half": {"dtypes": ["bfloat16"]}, "lower": {"runtimes": ["openvino", "inductor"]}}
+    found, before = planned(able, **half), planned(able, lower=half["lower"])
+    assert (found["bf16"].kind, found["bf16"].inputs) == ("half", {"weights": "train"})
+    assert found["lower/bf16"].inputs == {"program": "bf16"}
+    assert (found["lower/bf16"].settings["kind"], found["lower/bf16"].settings["runtime"]) == ("half", "inductor")
+    assert {name for name in found if name not in before} == {"bf16", "lower/bf16", "evaluate/bf16"}
+    assert changed(before, found) == {"bench/cpu"}
+    with pytest.raises(UserError, match=r"half\.dtypes has float16, and this CPU does not compute in it"):
+        planned(able, half={"dtypes": ["bfloat16", "float16"]})
+    restricted = replace(able.machine, settings={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"})
+    with pytest.raises(UserError, match=r"half\.dtypes has bfloat16"):
+        planned(replace(able, machine=restricted), **half)
+    on_gpu = replace(MACHINE, gpus=["a gpu"])
+    gpu = planned(Facts(DATA, on_gpu), half={"dtypes": ["float16"]}, bench={"devices": ["cuda"]})
+    assert gpu["lower/fp16/cuda"].inputs == {"program": "fp16"}
+
+
+def test_what_other_tools_quantize_is_a_candidate_of_its_own() -> None:
+    """From the FP32 weights, in the tool's runtime, on the calibration of ptq, which it does not change."""
+    found, before = (
+        planned(ptq={"others": ["nncf", "onnxruntime"], "calibration": {"size": 7}}),
+        planned(ptq={"calibration": {"size": 7}}),
+    )
+    assert changed(before, found) == {"bench/cpu"}
+    lower = found["lower/nncf"]
+    assert lower.inputs == {"weights": "train"}
+    assert (lower.settings["runtime"], lower.settings["quantizer"]) == ("openvino", "nncf")
+    assert lower.settings["calibration"] == {"size": 7, "batch_size": 32}
+    assert found["bench/cpu"].settings["kinds"]["onnxruntime"] == "ptq"
+    assert found["bench/cpu"].settings["runtimes"]["onnxruntime"] == "onnxruntime"
 
 
 def test_why_a_stage_is_stale(tmp_path: Path) -> None:
