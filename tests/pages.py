@@ -125,7 +125,7 @@ def executed() -> str:
     names = {
         "resnet18-cifar": "resnet18-cifar",
         "resnet18-cifar, not frozen": "the same, not frozen",
-        "vit_b_16": "vit_b_16 (float: projections of attention, products of activations)",
+        "vit_b_16": "vit_b_16 (float: products of activations)",
         "resnet50, any batch size": "resnet50 for any batch size",
         "resnet50, batch 1 alone": "resnet50 for a batch of 1 alone",
     }

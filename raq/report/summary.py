@@ -92,10 +92,8 @@ def _candidate(
     made: Record = program["results"] if program is not None else {}
     written = settings["train" if kind == BASELINE else kind]
     if name in OTHERS:
-        written = {
-            "quantizer": name,
-            "calibration": {key: written["calibration"][key] for key in ("size", "batch_size")},
-        }
+        known = written.get("calibration", {})
+        written = {"quantizer": name, "calibration": {key: known.get(key) for key in ("size", "batch_size")}}
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,

@@ -98,13 +98,14 @@ def _interval(interval: Sequence[float], scale: float, digits: int) -> str:
 def table_of_throughput(rows: Sequence[Throughput]) -> Table:
     """Images a second of every contender that was measured in several processes at once."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("throughput", no_wrap=True)
-    for name in ("streams", "batch", "images/s", f"over {rows[0]['baseline']}", "over best FP32"):
+    counts = sorted({row["streams"] for row in rows})
+    table.add_column(f"throughput, {' or '.join(map(str, counts))} streams", overflow="fold")
+    for name in ("batch", "images/s", f"over {rows[0]['baseline']}", "over best FP32"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in sorted(rows, key=lambda row: row["batch_size"]):
         contender = f"{row['candidate']}/{row['runtime']}"
-        compared = [_speedup(row["speedup"], row["speedup_interval"]) if contender != row["baseline"] else ""]
-        over = row["speedup_over_best_fp32"], row["speedup_over_best_fp32_interval"]
-        compared.append(_speedup(*over) if contender != row["best_fp32"] else "")
-        table.add_row(contender, str(row["streams"]), str(row["batch_size"]), f"{row['images_per_s']:.0f}", *compared)
+        over_baseline = _speedup(row["speedup"], row["speedup_interval"]) if contender != row["baseline"] else ""
+        best = _speedup(row["speedup_over_best_fp32"], row["speedup_over_best_fp32_interval"])
+        over_best = best if contender != row["best_fp32"] else ""
+        table.add_row(contender, str(row["batch_size"]), f"{row['images_per_s']:.0f}", over_baseline, over_best)
     return table

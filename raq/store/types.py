@@ -116,6 +116,7 @@ class SettingsOfCandidate(TypedDict):
 
     backend: NotRequired[Name]
     others: NotRequired[list[Name]]
+    calibration: NotRequired[Values]
 
 
 @strict

@@ -1,5 +1,6 @@
 """What ran, by oneDNN's own report: int8 kernels, float ones, and weights that are packed anew at every call."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,24 @@ def told(primitive: str, source: str, weights: str, problem: str, event: str = "
 def test_lines_of_the_trace(line: str, macs: int | None, integer: bool | None) -> None:
     found = executed.read_execution(line)
     assert (macs, integer) == (None, None) if found is None else (found.macs, found.integer) == (macs, integer)
+
+
+def test_what_ran_in_16_bits_is_half_and_not_int8() -> None:
+    """Three quarters of it in bfloat16: refused of a candidate of half, and nothing to ask of others."""
+    text = "\n".join(
+        ["raq-call 1", told("matmul", "bf16", "bf16", "1x64:64x30"), told("matmul", "f32", "f32", "1x64:64x10")]
+    )
+    found = executed.summary(executed.read_trace(text, MARK, set()), 64 * 40)
+    assert (found.executed_half_mac_share, found.executed_int8_mac_share) == (0.75, 0.0)
+    results = found.as_record()
+    with pytest.raises(StageError, match=r"not in half precision: 0\.750 of its MACs .* required is 0\.9"):
+        check_results(evaluation("half"), results, Require())
+    check_results(evaluation("half"), results, Require(half_mac_share=0.7))
+    check_results(evaluation("fp32"), results, Require())
+    with pytest.raises(StageError, match="not quantized"):
+        check_results(evaluation("ptq"), results, Require())
+    others = evaluation("ptq")
+    check_results(replace(others, settings={**others.settings, "quantizer": "nncf"}), results, Require())
 
 
 def test_only_weights_packed_anew_in_the_last_call_count() -> None:

@@ -11,6 +11,7 @@ from raq.artifact.generated_code import read_package
 from raq.errors import StageError
 from raq.experiment.measurement import Require
 from raq.experiment.schema import Calibration
+from raq.model.parity import sqnr_db
 from raq.plan.requirements import check_results
 from raq.quantize import convert, ptq
 from raq.quantize.arithmetic import network_macs, operations
@@ -152,7 +153,36 @@ def test_what_is_not_known_to_do_no_products_makes_the_total_unknown() -> None:
     assert counted.unknown == ["aten._fft_c2c"]
 
 
-@pytest.mark.parametrize("fused", [False, True])
+class AttentionModule(nn.Module):
+    """The same with torch's own module, which reads tokens first and projects what it reads by one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(12, E), nn.Linear(E, 10)
+        self.attention = nn.MultiheadAttention(E, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.reshape(x.shape[0], T, 12)).transpose(0, 1)
+        return torch.as_tensor(self.head(self.attention(x, x, x, need_weights=False)[0].mean(0)))
+
+
+def test_the_projections_of_attention_modules_are_int8(tmp_path) -> None:
+    """All four layers, read in the code and named; what torch computes of the program is what the artifact does."""
+    torch.manual_seed(0)
+    network = AttentionModule()
+    program = quantized(network)
+    inductor.lower(program, tmp_path / "a.pt2", {"candidate": "ptq", "input": [3, 8, 8]})
+    found = audit.audit(program, read_package(tmp_path / "a.pt2"), network_macs(network, EXAMPLE))
+    assert len(found.layers) == 4
+    assert all(layer.int8 for layer in found.layers)
+    assert found.int8_mac_share == pytest.approx(LAYERS / (LAYERS + PRODUCTS), rel=1e-9)
+    images = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        quality = sqnr_db(program.module()(images).numpy(), inductor.load(tmp_path / "a.pt2")(images).numpy())
+    assert quality is None or quality > 30
+
+
+@pytest.mark.parametrize("fused", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_attention_counts_in_the_share(fused: bool, tmp_path) -> None:
     """Projections are in int8, the products of activations are not: the share is that by hand, at the gate."""
     network = Attention(fused)
