@@ -85,10 +85,10 @@ class TrainSettings(NetworkSettings):
 
 
 class ParitySettings(Settings):
-    """Of a stage that does a part of the parity chain."""
+    """Of a stage that does a part of the parity chain. parity_images: None: all of the test split."""
 
     seed: int
-    parity_images: int
+    parity_images: int | None
 
 
 class PtqSettings(NetworkSettings):

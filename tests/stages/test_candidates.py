@@ -45,7 +45,7 @@ def test_half_precision(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -
 def test_what_another_tool_quantizes(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of integers that computes nearly the same; how much of it ran in int8 is known, and not required."""
     monkeypatch.chdir(workplace.folder)
-    own = Machine(workplace, *OTHERS, "train.epochs=2")
+    own = Machine(workplace, *OTHERS, "train.epochs=2", "parity.images=null")
     found = done(own, "train", "lower/onnxruntime", "evaluate/onnxruntime")
     lower, evaluate = found["lower/onnxruntime"], found["evaluate/onnxruntime"]
     assert lower["int8_mac_share"] == 1.0
@@ -55,5 +55,6 @@ def test_what_another_tool_quantizes(workplace: Workplace, monkeypatch: pytest.M
     assert evaluate["executed_int8_mac_share"] == 1.0
     steps = [(row["against"], row["step"]) for stage in found.values() for row in stage.get("parity", [])]
     assert steps == [(None, "fp32"), ("fp32", "lowered"), ("lowered", "reloaded")]
+    assert {row["images"] for stage in found.values() for row in stage.get("parity", [])} == {203}, "null: all of them"
     (file,) = Path(own.folder(own.plan()["lower/onnxruntime"])).glob("*.onnx")
     assert file.stat().st_size == lower["size_bytes"]
