@@ -1,9 +1,12 @@
 """Fingerprints: what changes a stage changes them, and nothing else does."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from raq.environment import Machine, settings_of
 from raq.errors import UserError
@@ -14,8 +17,25 @@ from raq.plan.facts import DataFound, Facts
 from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import earlier_runs, stale_stages
 from raq.run import delete_work_on_old_inputs
+from raq.stages.call import Call
 from raq.store.files import read_json
 from raq.store.local import Store
+from raq.store.settings import (
+    ArtifactSettings,
+    BenchSettings,
+    DataSettings,
+    HalfSettings,
+    LayerSweepSettings,
+    LowerSettings,
+    ParitySettings,
+    PtqSettings,
+    PtqSweepSettings,
+    QatSettings,
+    QatSweepSettings,
+    Settings,
+    TrainSettings,
+    WeightsSettings,
+)
 
 DATA = DataFound("d", "here", 10, 90, 10, 10, [3, 32, 32], [0.5] * 3, [0.5] * 3)
 MACHINE = Machine("a cpu", "x86_64", ["avx512_vnni"], 2)
@@ -362,3 +382,55 @@ def test_an_instruction_set_that_onednn_may_not_use_reduces_ranges() -> None:
     assert planned(Facts(DATA, reported))["ptq"].settings["reduce_range"] is True
     reported = replace(MACHINE, settings={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"})
     assert planned(Facts(DATA, reported))["ptq"].settings["reduce_range"] is False
+
+
+READ_BY: dict[str, tuple[type[Settings], ...]] = {
+    "train": (TrainSettings,),
+    "weights": (WeightsSettings,),
+    "half": (HalfSettings, ParitySettings),
+    "ptq": (PtqSettings, ParitySettings),
+    "qat": (QatSettings, ParitySettings),
+    "lower": (LowerSettings, ParitySettings),
+    "evaluate": (ArtifactSettings, ParitySettings, DataSettings),
+    "bench": (BenchSettings,),
+    "ptq_sweep": (PtqSweepSettings,),
+    "qat_sweep": (QatSweepSettings,),
+    "layer_sweep": (LayerSweepSettings,),
+}
+
+
+def nullable(section: type[BaseModel], place: str = "") -> Iterator[str]:
+    """Every key that an experiment may set to null."""
+    for name, field in section.model_fields.items():
+        kinds = get_args(field.annotation) or (field.annotation,)
+        if type(None) in kinds:
+            yield f"{place}{name}"
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from nullable(kind, f"{place}{name}.")
+
+
+@pytest.mark.parametrize("key", sorted(nullable(Experiment)))
+def test_stages_can_read_what_is_planned_whatever_is_null(key: str) -> None:
+    """The plan writes plain values, and stages read them back by models of their own, which must allow as much."""
+    given: dict[str, Any] = {
+        "half": {}, "ptq": {"others": ["nncf"]}, "sweep": {
+            "ptq": {"calibration.size": [16, 32]}, "qat": {"lr": [0.1, 0.01]}, "layers": {}, "trials": 2,
+        },
+    }  # fmt: skip
+    *sections, name = key.split(".")
+    place = given
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[name] = None
+    if key in ("ptq", "qat"):
+        given["sweep"] = None
+    able = Facts(DATA, replace(MACHINE, features=["avx512_vnni", "avx512_bf16"]))
+    try:
+        stages = planned(able, **given)
+    except ValidationError:
+        return  # the experiment itself says that this goes with nothing else
+    for stage in stages.values():
+        for model in READ_BY[stage.kind]:
+            call = Call(name=stage.name, kind=stage.kind, settings=stage.settings, inputs={}, folder="", cpus=1)
+            call.read(model)
