@@ -41,13 +41,13 @@ TELL_ONLY = (
     "DNNL_VERBOSE_TIMESTAMP",
 )
 # What oneDNN may use of a CPU when restricted, in rising order; an ISA allows the features up to its own.
+VNNI = ("avx2", "avx512f", "avx512_vnni")
+HALF = (*VNNI, "avx512_bf16", "avx512_fp16")
 ISA_FEATURES = (
     ("SSE41", ()), ("AVX", ()), ("AVX2", ("avx2",)), ("AVX2_VNNI", ("avx2", "avx_vnni")),
-    ("AVX2_VNNI_2", ("avx2", "avx_vnni")), ("AVX512_CORE", ("avx2", "avx512f")),
-    ("AVX512_CORE_VNNI", ("avx2", "avx512f", "avx512_vnni")),
-    ("AVX512_CORE_BF16", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16")),
-    ("AVX512_CORE_FP16", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")),
-    ("AVX10_1_512", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16")),
+    ("AVX2_VNNI_2", ("avx2", "avx_vnni")), ("AVX512_CORE", ("avx2", "avx512f")), ("AVX512_CORE_VNNI", VNNI),
+    ("AVX512_CORE_BF16", (*VNNI, "avx512_bf16")), ("AVX512_CORE_FP16", HALF), ("AVX10_1_512", HALF),
+    ("AVX512_CORE_AMX", (*HALF, "amx_int8", "amx_bf16")), ("AVX10_1_512_AMX", (*HALF, "amx_int8", "amx_bf16")),
 )  # fmt: skip
 EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
@@ -146,9 +146,10 @@ def machine() -> Machine:
 
 
 @contextmanager
-def environment_kept() -> Iterator[None]:
-    """Undo what is done to environment variables meanwhile: processes that are started later would inherit it."""
+def environment_kept(**meanwhile: str) -> Iterator[None]:
+    """Undo what is done to environment variables meanwhile, and these: later processes would inherit it."""
     before = dict(os.environ)
+    os.environ.update(meanwhile)
     try:
         yield
     finally:

@@ -1,9 +1,8 @@
 """`raq check`: is an artifact quantized, is it whole, is it the one that was evaluated? Ours or a stranger's.
 
 An AOTInductor package is native code, which runs when it is loaded; a .pte or .onnx is instructions for a runtime that
-was not written to withstand a malicious one. So it is read, not loaded, unless the user asks
-for that, or a record in the user's own results folder vouches for its digest; and then it runs in a process of its own,
-where oneDNN reports the kernels that it executes.
+was not written to withstand a malicious one. So it is read, not loaded, unless the user asks for that, or a record in
+the user's own results folder vouches for its digest; then it runs in a process of its own, where kernels are reported.
 """
 
 import math
@@ -16,20 +15,14 @@ from typing import TYPE_CHECKING, Any
 from raq.artifact.checked import Checked, CheckedLayer, Trial
 from raq.artifact.executed import KnownLayer
 from raq.artifact.generated_code import GeneratedCode
-from raq.artifact.judgement import (
-    AuditedLayer,
-    Evidence,
-    Lowered,
-    OtherOperation,
-    evidence_of,
-    why_not_int8,
-)
+from raq.artifact.judgement import AuditedLayer, Evidence, Lowered, OtherOperation, evidence_of, why_not_int8
 from raq.artifact.metadata import Metadata
 from raq.artifact.runtimes import in_parts, read, runtime_of_file
 from raq.artifact.sizes import FLOATS, Ledger, ledger
 from raq.artifact.wrapper_code import FLOAT
 from raq.environment import gpus, machine, torch_version
 from raq.errors import StageError, UserError
+from raq.experiment.measurement import Require
 from raq.model.parity import sqnr_db
 from raq.store.files import file_digest
 from raq.store.local import Store
@@ -44,6 +37,7 @@ ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni
 FLOAT_PRODUCTS = ("MatMul float", "Gemm float")  # as an .onnx asks for them
 MIN_DB_BETWEEN_BATCHES = 20.0
 MAX_BYTES = 8_000_000_000
+MIN_HALF_SHARE = Require().half_mac_share
 
 
 class _AuditedLayer(AuditedLayer):
@@ -199,6 +193,10 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
         found.notes.append("marked as fp32: nothing is to be int8")
     elif found.metadata.is_half:
         found.notes.append("marked as half precision: nothing is to be int8")
+        half = found.executed.executed_half_mac_share
+        if found.ran and (half is None or half < MIN_HALF_SHARE):
+            known = "an unknown share" if half is None else f"{half:.3f}"
+            found.problems.insert(0, f"not in half precision: {known} of its MACs ran in kernels of 16 bits")
     else:
         executed = found.executed.executed_int8_mac_share
         evidence = Evidence(found.int8_mac_share, executed, found.by_choice_share, found.float_weight_share)

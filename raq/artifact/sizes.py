@@ -96,3 +96,12 @@ def float_copies(program: ExportedProgram) -> list[str]:
 def _form(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape whatever its layout: packed weights may be transposed."""
     return tuple(sorted(shape))
+
+
+def as_in_torch(code: GeneratedCode) -> int:
+    """Bytes that the constants of an ONNX file would have in a program of torch, whose zero points have 8 bytes each.
+
+    So that the weights of what other tools quantize are measured as raq's own are.
+    """
+    zero_points = [each for each in code.constants if len(each.shape) < 2 and each.dtype in ("int8", "uint8")]
+    return sum(each.bytes for each in code.constants) + sum(7 * each.bytes for each in zero_points)

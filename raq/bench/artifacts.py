@@ -16,7 +16,7 @@ from raq.bench.latency import measure
 from raq.bench.messages import ContenderSettings
 from raq.bench.throughput import stream_count, throughputs
 from raq.environment import available_cpus
-from raq.errors import UserError, first_problem
+from raq.errors import StageError, UserError, first_problem
 from raq.experiment.measurement import Bench
 
 BENCH_OPTIONS = {
@@ -63,7 +63,7 @@ def bench_artifacts(
     threads = protocol.threads or len(cpus)
     if threads > len(cpus):
         raise UserError(f"--threads {threads}, and there are {len(cpus)} CPUs", f"give at most {len(cpus)}")
-    stream_count(protocol, cpus)
+    stream_count(protocol, cpus)  # or it is refused
     metadata = [_metadata(path) for path in paths]
     shapes = {_shape(path, own, shape) for path, own in zip(paths, metadata, strict=True)}
     devices = {own.device for own in metadata}
@@ -71,6 +71,8 @@ def bench_artifacts(
         if len(found) > 1:
             named = " and ".join(sorted(map(str, found)))
             raise UserError(f"the artifacts have different {what}: {named}", "measure those that belong together")
+    if protocol.streams is not None and devices != {"cpu"}:
+        raise UserError("--streams is of CPUs, and the artifacts are for a GPU", "leave --streams out")
     for path, own in zip(paths, metadata, strict=True):
         most = own.max_batch
         if most is not None and max(protocol.batch_sizes) > most:
@@ -89,8 +91,11 @@ def bench_artifacts(
         for name, path in zip(names, paths, strict=True)
     ]
     measured = {"artifacts": artifacts, **measure(contenders, protocol, cpus, progress)}
-    if protocol.streams is not None and devices == {"cpu"}:
-        measured["throughput"] = throughputs(contenders, protocol, cpus, progress)
+    if protocol.streams is not None:
+        try:
+            measured["throughput"] = throughputs(contenders, protocol, cpus, progress)
+        except StageError as error:  # what was measured is worth more
+            measured["no_throughput"] = error.message
     return measured
 
 

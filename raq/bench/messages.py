@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class ContenderSettings:
-    """What is measured. path: artifact, or weights for eager; image_shape: [3, H, W]; fp32: not quantized."""
+    """What is measured. path: artifact, or weights for eager; image_shape: [3, H, W]; fp32: whether it is FP32."""
 
     candidate: str
     runtime: str

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from raq.artifact.check import layers_of_code
-from raq.artifact.executed import MULTIPLYING, Execution, KnownLayer, read_calls
+from raq.artifact.executed import HALVES, MULTIPLYING, Execution, KnownLayer, read_calls
 from raq.artifact.isolated import IsolatedProcess
 from raq.artifact.runtimes import RUNTIMES, read, read_metadata, runtime_of_file
 from raq.bench.launcher import fork_server
@@ -28,7 +28,7 @@ from raq.environment import available_cpus
 from raq.errors import UserError
 from raq.store.views import View, view
 
-MAX_LOADING = 4  # processes at a time
+MAX_LOADED = 4  # processes at a time
 WARM_UP_CALLS, CALLS, ROUND_MS = 5, 20, 500.0
 MIN_TRACED, TRACED_S = 4, 3.0  # calls of one batch size: at least so many, and no more once they have taken this long
 
@@ -81,7 +81,9 @@ class Profile:
 
     @property
     def peak_gops(self) -> float | None:
-        """The CPU's peak for what the artifact's layers compute in: int8 if any of them does."""
+        """The CPU's peak for what the artifact's layers compute in: int8 if any does; None if any does in 16 bits."""
+        if any(kernel.dtype in HALVES for kernel in self.kernels):
+            return None  # it is not measured
         return self.peak.int8_gops if any(kernel.int8 for kernel in self.kernels) else self.peak.fp32_gops
 
     def as_record(self) -> dict[str, Any]:
@@ -157,16 +159,18 @@ def profiles(
     if not able:
         return found
     peak = measure_peak(able[0].threads)
-    with ExitStack() as stack:
-        with ThreadPoolExecutor(min(len(able), MAX_LOADING)) as loaders:  # most of the time goes into loading
-            processes = list(loaders.map(stack.enter_context, map(_isolated, able)))
-        for contender, process in zip(able, processes, strict=True):
-            traced, layers = _traced_calls(process, contender.image_shape, sizes), _layers(Path(contender.path))
-            for size in sizes:
-                plain = [call_ms[contender.candidate, contender.runtime, size]]
-                record = _profile("", size, contender.threads, plain, traced[size], layers, peak).as_record()
-                del record["path"]
-                found.append({"candidate": contender.candidate, "runtime": contender.runtime, **record})
+    for first in range(0, len(able), MAX_LOADED):
+        part = able[first : first + MAX_LOADED]
+        with ExitStack() as stack:
+            with ThreadPoolExecutor(len(part)) as loaders:  # most of the time goes into loading
+                processes = list(loaders.map(stack.enter_context, map(_isolated, part)))
+            for contender, process in zip(part, processes, strict=True):
+                traced, layers = _traced_calls(process, contender.image_shape, sizes), _layers(Path(contender.path))
+                for size in sizes:
+                    plain = [call_ms[contender.candidate, contender.runtime, size]]
+                    record = _profile("", size, contender.threads, plain, traced[size], layers, peak).as_record()
+                    del record["path"]
+                    found.append({"candidate": contender.candidate, "runtime": contender.runtime, **record})
     return found
 
 
@@ -221,7 +225,7 @@ def _profile(
             if layer is not None:
                 left.remove(layer)
         gops = 2 * one.macs / ms / 1e6 if one.macs and ms > 0 else None
-        most = peak.int8_gops if one.integer else peak.fp32_gops
+        most = None if one.half else peak.int8_gops if one.integer else peak.fp32_gops
         kernels.append(
             KernelTime(
                 None if layer is None else layer.name, one.primitive, one.implementation, one.integer, one.source,

@@ -49,12 +49,15 @@ def bench(
         typer.Option(metavar="SHARE", help="Half width of a speedup's interval to reach, relative; default: 0.02."),
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Time after which it ends in any case; default: 180.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Time after which it ends in any case (streams: as much again); default: 180."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; default: all CPUs.")] = None,
     streams: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Also images a second, of so many processes of one thread each."),
+        str | None,
+        typer.Option(metavar="N|auto", help="Also images a second, of so many processes of one thread each."),
     ] = None,
     shape: Annotated[
         str | None,
@@ -70,7 +73,7 @@ def bench(
 
     settings = bench_settings(
         protocol=protocol, batch_sizes=batch_sizes, precision=precision, budget_s=budget, threads=threads,
-        streams=streams,
+        streams=int(streams) if streams is not None and streams.isdecimal() else streams,
     )  # fmt: skip
     with BenchDisplay(quiet=as_json) as display:
         found = bench_artifacts(artifacts, settings, image_shape(shape), display.progress)

@@ -71,7 +71,7 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
     total = sum(node.cpus for node in able)
     if KINDS[stage.kind].is_sweep:
         return _demand_of_sweep(stage, able, wants_gpu)
-    shares = max(2 * KINDS[stage.kind].in_pairs, 1)
+    shares = 2 if KINDS[stage.kind].in_pairs and stage.pool != "bench" else 1  # on a GPU each runs alone
     cpus = stage.resources.cpus or max(1, min(largest // shares, total // stage.workers))
     bench = _asked(stage).bench
     for key, asked in (("threads", bench.threads), ("streams", bench.streams)):

@@ -10,6 +10,10 @@ BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
 Backend = Literal["x86", "arm", "xnnpack"]
+Half = Literal["bfloat16", "float16"]
+HALF_NAMES: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16"}  # candidates, by the type that they compute in
+OtherTool = Literal["nncf", "onnxruntime"]
+OTHER_TOOLS: dict[str, str] = {"nncf": "openvino", "onnxruntime": "onnxruntime"}  # candidates, and their runtimes
 Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 
 

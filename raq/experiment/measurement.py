@@ -46,8 +46,7 @@ class Bench(Section):
     """Intra-op threads; null: the CPUs of the bench actor."""
     streams: Positive | Literal["auto"] | None = None
     """Also measure throughput on CPUs: so many processes at once, of one thread and one CPU each, in images a second
-    (MLPerf's offline scenario; latency at batch 1 is its single-stream); auto: one a CPU of the bench actor. It is
-    shown, and decides nothing."""
+    (like MLPerf's offline scenario); auto: one a CPU of the bench actor. It is shown, and decides nothing."""
     precision: Annotated[float, Field(gt=0, le=1)] | None = 0.02
     """Half width, relative to it, of the 95% interval of each ratio that decides (an artifact's time to that of the
     fastest FP32 artifact, and of the fastest of all) at which rounds end; null: after `rounds`."""

@@ -2,11 +2,12 @@
 
 import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from raq.experiment.fields import Backend, Channels, Natural, Observer, Positive, Section
+from raq.experiment.fields import Backend, Channels, Natural, Observer, OtherTool, Positive, Section
+from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.sweep import Sweep
 from raq.experiment.training import Qat, Train
@@ -93,18 +94,24 @@ class Ptq(Section):
     reduce_range: bool | None = None
     """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
     calibration: Calibration = Calibration()
-    others: Annotated[tuple[Literal["nncf", "onnxruntime"], ...], Field(strict=False)] = ()
-    """Other tools' quantization beside it, each a candidate under the tool's name, on the same number of calibration
-    images, by the tool's defaults: nncf (runs in OpenVINO), onnxruntime (runs in ONNX Runtime). They are measured as
-    they come: require.int8_mac_share is not asked of them. Extras of the same names."""
+    others: Annotated[tuple[OtherTool, ...], Field(strict=False)] = ()
+    """Other tools' quantization beside it, each a candidate under the tool's name: nncf (runs in OpenVINO), onnxruntime
+    (runs in ONNX Runtime), on `calibration.size` images, whatever a sweep chooses. They are measured as they come:
+    require.int8_mac_share and require.sqnr_db are not asked of them. Extras of the same names; CPUs only."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Ptq":
+        if len(set(self.others)) < len(self.others):
+            raise ValueError(f"others: {list(self.others)} names a tool twice")
+        return self
 
 
 class Half(Section):
     """FP32's weights and activations rounded to 16 bits: what int8 has to beat. Compiled by Inductor alone."""
 
-    dtypes: Annotated[tuple[Literal["bfloat16", "float16"], ...], Field(strict=False, min_length=1)] = ("bfloat16",)
-    """Each is a candidate, bf16 or fp16. A CPU must compute in it: bfloat16 by AVX512_BF16 or AMX, float16 by
-    AVX512_FP16 or AMX."""
+    dtypes: Annotated[tuple[HalfType, ...], Field(strict=False, min_length=1)] = ("bfloat16",)
+    """Each is a candidate, bf16 or fp16. A CPU must compute in it: bfloat16 by AVX512_BF16, AMX_BF16 or Arm's bf16,
+    float16 by AVX512_FP16, AMX_FP16 or Arm's asimdhp."""
 
     @model_validator(mode="after")
     def _check(self) -> "Half":
@@ -167,6 +174,12 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _check_runtimes(self) -> "Experiment":
         others = [name for name in self.lower.runtimes if name != "inductor"]
+        tools = self.ptq.others if self.ptq is not None else ()
+        if self.bench.devices != "auto" and "cpu" not in self.bench.devices:
+            for key, asked in (("ptq.others", ", ".join(tools)), ("bench.streams", self.bench.streams)):
+                if asked:
+                    devices = ", ".join(self.bench.devices)
+                    raise ValueError(f"{key} has {asked}, for CPUs alone, and bench.devices has {devices}")
         if others and self.bench.devices != "auto" and "cpu" not in self.bench.devices:
             raise ValueError(
                 f"lower.runtimes has {', '.join(others)}, for CPUs alone, and bench.devices has "

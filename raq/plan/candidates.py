@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime, runtimes_of_backend
+from raq.experiment.fields import HALF_NAMES, OTHER_TOOLS
 from raq.experiment.schema import BASELINE, Experiment, Ptq
 from raq.experiment.training import Qat
 
 CandidateKind = Literal["fp32", "half", "ptq", "qat"]
-RUNTIME_OF_OTHERS = {"nncf": "openvino", "onnxruntime": "onnxruntime"}  # by the tool of ptq.others
-HALF_NAMES = {"bfloat16": "bf16", "float16": "fp16"}  # candidates, by the type that they compute in
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def candidates_of(experiment: Experiment) -> tuple[Candidate, ...]:
     if experiment.ptq is not None:
         found += _candidates("ptq", "ptq", experiment.ptq, experiment)
         for tool in experiment.ptq.others:
-            runtime = RUNTIMES[RUNTIME_OF_OTHERS[tool]]
+            runtime = RUNTIMES[OTHER_TOOLS[tool]]
             found.append(Candidate(tool, "ptq", None, runtime, BASELINE, quantizer=tool))
         layers = experiment.sweep.layers if experiment.sweep is not None else None
         count = layers.candidates if layers is not None else 0

@@ -50,7 +50,7 @@ KINDS: dict[str, StageKind] = {
             distributed="raq.cluster.ray_train:distributed_stage",
             training="raq.stages.train",
         ),
-        StageKind("half", "raq.stages.half:half_stage", (*TORCH, "torchao"), "raq.report.lines:weights"),
+        StageKind("half", "raq.stages.half:half_stage", QUANTIZING, "raq.report.lines:weights"),
         StageKind("ptq", "raq.stages.ptq:ptq_stage", QUANTIZING, "raq.report.lines:weights"),
         StageKind(
             "qat",
@@ -94,7 +94,7 @@ KINDS: dict[str, StageKind] = {
         StageKind(
             "lower",
             "raq.stages.lower:lower_stage",
-            (*TORCH, "torchao"),
+            QUANTIZING,
             "raq.report.lines:artifact",
             needs_compiler=True,
             in_pairs=True,

@@ -19,10 +19,11 @@ from raq.environment import (
     versions,
 )
 from raq.errors import UserError
+from raq.experiment.fields import HALF_NAMES
 from raq.experiment.schema import BASELINE, Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
-from raq.plan.candidates import HALF_NAMES, Candidate, candidates_of
+from raq.plan.candidates import Candidate, candidates_of
 from raq.plan.facts import (
     Facts,
     Settings,
@@ -162,7 +163,7 @@ class _Plan:
         """UserError for 7-bit activations in a runtime whose artifacts cannot say that."""
         parts = {"ptq": self.experiment.ptq, "qat": self.experiment.qat}
         for candidate in self.candidates:
-            part = parts.get(candidate.kind)
+            part = parts.get(candidate.kind) if candidate.quantizer is None else None
             if part is not None and not candidate.runtime.has_7_bits and self._reduces_range(part, saturates):
                 why = "as this CPU has no VNNI, and its int8 kernels could saturate" if saturates else "reduce_range"
                 raise UserError(
@@ -238,7 +239,8 @@ class _Plan:
         more: Settings = {"max_batch": self.experiment.lower.max_batch} if runtime.has_max_batch else {}
         if candidate.quantizer is not None and ptq is not None:
             calibration = ptq.calibration.model_dump(mode="json", include={"size", "batch_size"})
-            more |= {"quantizer": candidate.quantizer, "calibration": calibration}
+            narrow = self._reduces_range(ptq, not has_vnni(self.facts.machine))
+            more |= {"quantizer": candidate.quantizer, "calibration": calibration, "reduce_range": narrow}
         return {"runtime": runtime.name, **more}
 
     def _add_evaluate(self, candidate: Candidate, where: Iterable[str]) -> None:
@@ -261,7 +263,8 @@ class _Plan:
     def _add_lower(self, candidate: Candidate, device: str) -> None:
         machine = self.facts.machine.as_record("cpu", "architecture", "features")
         compiled_by = chosen_settings(self.facts.machine.settings, COMPILER_SETTINGS)
-        bench, resources = self.experiment.bench, self.experiment.resources
+        bench = self.experiment.bench
+        threads = bench.threads or self.experiment.resources.bench.cpus or self.facts.machine.cpus
         settings = {
             **self.common,
             **self.parity,
@@ -270,7 +273,7 @@ class _Plan:
             "device": device,
             **self._runtime(candidate),
             **({"min_batch": min(bench.batch_sizes)} if candidate.runtime.packs_weights else {}),
-            **({"threads": bench.threads or resources.bench.cpus} if candidate.runtime.is_native else {}),
+            **({"threads": threads} if candidate.runtime.is_native and device == "cpu" else {}),
             "machine": {**machine, "gpus": self.facts.machine.gpus if device == "cuda" else []},
             "compiler": {"version": self.facts.machine.compiler, **compiled_by},
         }
@@ -279,7 +282,9 @@ class _Plan:
 
     def _add_bench(self, device: str, candidates: list[Candidate]) -> None:
         settings = {
-            "bench": self.experiment.bench.model_dump(mode="json", exclude={"devices"}),
+            "bench": self.experiment.bench.model_dump(
+                mode="json", exclude={"devices"} if device == "cpu" else {"devices", "streams"}
+            ),
             "device": device,
             "machine": self.facts.machine.as_record("cpu", "architecture", "features", "cpus", "gpus"),
             "environment": chosen_settings(self.facts.machine.settings, NUMERIC_SETTINGS, TIMING_SETTINGS),

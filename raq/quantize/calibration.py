@@ -1,5 +1,7 @@
 """Which training images calibrate, and what a network reads of them."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,17 @@ def calibration_batch(dataset: Dataset, part: Array) -> Tensor:
     device = torch.device("cpu")
     images, _ = take_batch(dataset.train_images, dataset.train_labels, part, device)
     return normalise(images, *normalisation_tensors(dataset, device))
+
+
+class CalibrationBatches:
+    """The sample's batches, one after the other, from the beginning as often as they are asked for.
+
+    images: how many there are in all. UserError as `calibration_sample`.
+    """
+
+    def __init__(self, dataset: Dataset, settings: Calibration, seed: int) -> None:
+        self.dataset, self.parts = dataset, calibration_parts(dataset, settings, seed)
+        self.images = sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (calibration_batch(self.dataset, part) for part in self.parts)

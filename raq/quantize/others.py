@@ -1,54 +1,76 @@
 """Quantization after training by other tools, as their users call it: NNCF's and ONNX Runtime's, of an ONNX model.
 
-raq hands over the FP32 network with batch norms folded, and its own calibration images; what is quantized, and over
-which ranges, is the tool's choice, by its defaults for CPUs.
+raq hands over the FP32 network with batch norms folded, and calibration images; what is quantized, and over which
+ranges, is the tool's choice. NNCF: `nncf.quantize` by its defaults, as a transformer where there is attention. ONNX
+Runtime: `quantize_static` with pairs of QuantizeLinear and DequantizeLinear, MinMax ranges, weights per channel, and
+unsigned activations with signed weights, which its guide names for x86. Both are told where int8 sums may saturate.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import Logger, getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from raq.environment import require_library
+from raq.environment import environment_kept, require_library
 from raq.errors import StageError, first_line
+from raq.quantize.calibration import CalibrationBatches
 
-QUANTIZERS: dict[str, Callable[[Any, Sequence[Tensor]], Any]] = {}
 
+def quantize_by(tool: str, model: Any, batches: CalibrationBatches, *, reduce_range: bool) -> None:
+    """Quantize a model (onnx.ModelProto) in place by `nncf` or `onnxruntime`.
 
-def quantize_by(tool: str, model: Any, batches: Sequence[Tensor]) -> None:
-    """Quantize a model (onnx.ModelProto) in place by a tool of QUANTIZERS.
-
-    batches: normalised float32 [n, 3, H, W]. Raises UserError if the tool is not installed, StageError if it fails.
+    reduce_range: for a CPU whose kernels could saturate. Raises UserError if the tool is not installed, StageError if
+    it fails.
     """
-    require_library(tool, tool)
-    try:
-        model.CopyFrom(QUANTIZERS[tool](model, batches))
-    except Exception as error:  # its kinds of error are its own
-        raise StageError(
-            f"{tool} cannot quantize the network: {first_line(error)}",
-            f"leave {tool} out of ptq.others; --debug shows all of it",
-        ) from error
+    with environment_kept(NNCF_CI="1"):  # else it reports its use to its makers, without being asked to
+        require_library(tool, tool)
+        try:
+            model.CopyFrom(QUANTIZERS[tool](model, batches, reduce_range))
+        except Exception as error:  # its kinds of error are its own
+            raise StageError(
+                f"{tool} cannot quantize the network: {first_line(error)}",
+                f"leave {tool} out of ptq.others; --debug shows all of it",
+            ) from error
 
 
-def _by_nncf(model: Any, batches: Sequence[Tensor]) -> Any:
-    """NNCF's basic quantization: symmetric or not by activation, fast bias correction, weights per channel."""
+def _by_nncf(model: Any, batches: CalibrationBatches, reduce_range: bool) -> Any:
+    """Symmetric or not by what its preset says, weights per channel, fast bias correction.
+
+    It rounds the first layer's weights to 7 bits by itself where a CPU could saturate.
+    """
     import nncf
 
     name = model.graph.input[0].name
+    kind = nncf.ModelType.TRANSFORMER if _has_attention(model) else None
     with _quiet(getLogger("nncf")):
-        images = [{name: image[None].numpy()} for batch in batches for image in batch]
-        found = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
+        data = nncf.Dataset(_Images(name, batches))
+        found = nncf.quantize(model, data, subset_size=batches.images, model_type=kind)
     _store_integers(found)
     return found
 
 
-def _by_onnxruntime(model: Any, batches: Sequence[Tensor]) -> Any:
-    """ONNX Runtime's static quantization: pairs of quantize and dequantize, MinMax ranges, weights per channel."""
+class _Images:
+    """One image after the other, as NNCF reads them, from the beginning as often as it likes."""
+
+    def __init__(self, name: str, batches: CalibrationBatches) -> None:
+        self.name, self.batches = name, batches
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return ({self.name: image[None].numpy()} for batch in self.batches for image in batch)
+
+
+def _has_attention(model: Any) -> bool:
+    """Whether the graph multiplies by what a softmax gives."""
+    weights = {name for node in model.graph.node if node.op_type == "Softmax" for name in node.output}
+    return any(node.op_type == "MatMul" and weights & set(node.input) for node in model.graph.node)
+
+
+def _by_onnxruntime(model: Any, batches: CalibrationBatches, reduce_range: bool) -> Any:
+    """See above; reduce_range: weights of 7 bits, as its guide says for CPUs without VNNI."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -63,13 +85,16 @@ def _by_onnxruntime(model: Any, batches: Sequence[Tensor]) -> Any:
     with tempfile.TemporaryDirectory(prefix="raq-quantize-") as folder, _quiet(getLogger()):
         path = Path(folder) / "quantized.onnx"
         quantize_static(
-            model, str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            model, str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=reduce_range,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
         return onnx.load(str(path))
 
 
-QUANTIZERS |= {"nncf": _by_nncf, "onnxruntime": _by_onnxruntime}
+QUANTIZERS: dict[str, Callable[[Any, CalibrationBatches, bool], Any]] = {
+    "nncf": _by_nncf,
+    "onnxruntime": _by_onnxruntime,
+}
 
 
 @contextmanager
@@ -87,9 +112,10 @@ def _store_integers(model: Any) -> None:
     """Weights as the integers that they are quantized to, in place: NNCF leaves floats, and what rounds them."""
     from onnx import numpy_helper
 
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     left = []
-    for node in model.graph.node:
+    for node in graph.node:
         given = [tensors.get(name) for name in node.input]
         if node.op_type != "QuantizeLinear" or len(given) != 3 or None in given:
             left.append(node)
@@ -100,12 +126,22 @@ def _store_integers(model: Any) -> None:
         limits = np.iinfo(zero.dtype)
         rounded = np.rint(weight / scale.reshape(sides)) + zero.reshape(sides)  # half to even, as QuantizeLinear does
         integers = np.clip(rounded, limits.min, limits.max).astype(zero.dtype)
-        model.graph.initializer.append(numpy_helper.from_array(integers, node.output[0]))
+        graph.initializer.append(numpy_helper.from_array(integers, node.output[0]))
     copies = [type(node).FromString(node.SerializeToString()) for node in left]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del graph.node[:]
+    graph.node.extend(copies)
+    used = set(_read(graph)) | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
     copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in kept]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(copies)
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+
+
+def _read(graph: Any) -> Iterator[str]:
+    """The tensors that nodes read, also those of graphs inside of nodes."""
+    for node in graph.node:
+        yield from node.input
+        for entry in node.attribute:
+            for inner in (*entry.graphs, *([entry.g] if entry.HasField("g") else [])):
+                yield from _read(inner)
+                yield from (value.name for value in inner.output)

@@ -134,6 +134,8 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
     if found.get("throughput"):
         console.print(table_of_throughput(found["throughput"]))
+    if found.get("no_throughput"):
+        say(console, f"throughput is not known: {found['no_throughput']}", "yellow")
     for row in found["rows"]:
         if f"{row['candidate']}/{row['runtime']}" != row["baseline"]:
             say(console, difference_in_words(row))

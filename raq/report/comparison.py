@@ -21,6 +21,7 @@ from raq.store.types import Environment
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")
+FIRST_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 Found = dict[str, Any]
 
 
@@ -69,9 +70,11 @@ def _compared(
 
 def _environment(first: Environment, second: Environment) -> list[str]:
     """What of machine and libraries differs, a line each."""
-    before, after = dict(first["machine"]), dict(second["machine"])
+    before, after = dict[str, Any](first["machine"]), dict[str, Any](second["machine"])
+    for machine in (before, after):  # older records do not list the others
+        machine["features"] = [each for each in machine["features"] if each in FIRST_FEATURES]
     lines = [f"{key}: {before[key]} and {after[key]}" for key in MACHINE if before[key] != after[key]]
-    libraries = sorted({*first["versions"], *second["versions"]})
+    libraries = sorted(set(first["versions"]) & set(second["versions"]))  # of others one of them knows nothing
     return lines + [
         f"{name}: {first['versions'].get(name)} and {second['versions'].get(name)}"
         for name in libraries

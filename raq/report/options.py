@@ -29,7 +29,7 @@ class Option:
 
     @property
     def fp32(self) -> bool:
-        """Whether it is not quantized."""
+        """Whether it is FP32."""
         return self.candidate["kind"] == BASELINE
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio
 from raq.errors import UserError
+from raq.experiment.fields import HALF_NAMES, OTHER_TOOLS
 from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
 from raq.report.claims import Counts, Measured, Rules
@@ -21,10 +22,11 @@ from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
 from raq.store.results import Noise, Throughput
-from raq.store.schema import OTHERS, program_of
+from raq.store.schema import program_of
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
 PREDICTIONS = "predictions.npy"
+HALF_DTYPES = {name: dtype for dtype, name in HALF_NAMES.items()}
 MAX_PREDICTIONS_BYTES = 4_000_000_000
 
 
@@ -43,7 +45,7 @@ def summarise(run_folder: Path) -> RunSummary:
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
     kinds = {
-        name: "ptq" if name in OTHERS else run["stages"].get(program_of(name), {}).get("kind", BASELINE)
+        name: "ptq" if name in OTHER_TOOLS else run["stages"].get(program_of(name), {}).get("kind", BASELINE)
         for name in names
     }
     machine = environment["machine"]
@@ -91,9 +93,11 @@ def _candidate(
     evaluation, program = stages.get(f"evaluate/{name}"), stages.get(program_of(name))
     made: Record = program["results"] if program is not None else {}
     written = settings["train" if kind == BASELINE else kind]
-    if name in OTHERS:
+    if name in OTHER_TOOLS:
         known = written.get("calibration", {})
         written = {"quantizer": name, "calibration": {key: known.get(key) for key in ("size", "batch_size")}}
+    if name in HALF_DTYPES:
+        written = {"dtype": HALF_DTYPES[name]}
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,
@@ -238,6 +242,7 @@ def _measurement(record: Record) -> MeasurementSummary:
         "elapsed_s": results.get("elapsed_s"), "launches": results.get("launches"),
         "device": record["settings"]["device"],
         "profiles": results.get("profiles") or [], "not_profiled": results.get("not_profiled"),
+        "no_throughput": results.get("no_throughput"),
         "noise": cast(Noise, {key: value for key, value in noise.items() if key != "clocks"}),
     }  # fmt: skip
 

@@ -82,12 +82,13 @@ class Ending(TypedDict):
 class MeasurementSummary(Ending):
     """How one device was measured. profiles: where the time goes, of artifacts of Inductor on a CPU.
 
-    not_profiled: why there is none.
+    not_profiled, no_throughput: why there is none.
     """
 
     device: str
     profiles: NotRequired[list[ArtifactProfile]]
     not_profiled: NotRequired[str | None]
+    no_throughput: NotRequired[str | None]
 
 
 class PlainClaim(TypedDict):

@@ -57,7 +57,7 @@ class Sentences:
         if not self.accurate or any(claim.holds for claim in self.accurate.values()):
             return ""
         refused = all(claim.holds is False for claim in self.accurate.values())
-        return "; no quantized candidate " + ("may be shipped" if refused else "is shown to keep within max_drop")
+        return "; no other candidate " + ("may be shipped" if refused else "is shown to keep within max_drop")
 
     def _alike(self, option: Option, equals: Sequence[Option]) -> str:
         """What the others of a group of equals are, and why it is this one."""

@@ -51,7 +51,10 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     results = measure(contenders, protocol, cpus, tell)
     write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
     if protocol.streams is not None and settings.device == "cpu":
-        results["throughput"] = throughputs(contenders, protocol, cpus, tell)
+        try:
+            results["throughput"] = throughputs(contenders, protocol, cpus, tell)
+        except StageError as error:  # what was measured is worth more
+            results["no_throughput"] = error.message
     progress({"text": "profiling"})
     try:
         return {**results, "profiles": profiles(contenders[1:], results, protocol.batch_sizes)}

@@ -70,16 +70,17 @@ def _program(call: Call, chain: "Chain") -> Program:
 def _quantize(call: Call, settings: LowerSettings, given: Program, path: Path, metadata: dict[str, Any]) -> None:
     """Write the artifact of a candidate that another tool quantizes."""
     from raq.artifact import onnx
-    from raq.quantize.calibration import calibration_batch, calibration_parts
+    from raq.quantize.calibration import CalibrationBatches
     from raq.quantize.others import quantize_by
 
     assert settings.quantizer is not None
     assert settings.calibration is not None
-    tool, dataset = settings.quantizer, read_dataset(call)
-    batches = [
-        calibration_batch(dataset, part) for part in calibration_parts(dataset, settings.calibration, settings.seed)
-    ]
-    onnx.write(given.program, path, settings.runtime, metadata, lambda model: quantize_by(tool, model, batches))
+    tool, batches = settings.quantizer, CalibrationBatches(read_dataset(call), settings.calibration, settings.seed)
+
+    def quantize(model: Any) -> None:
+        quantize_by(tool, model, batches, reduce_range=settings.reduce_range)
+
+    onnx.write(given.program, path, settings.runtime, metadata, quantize)
 
 
 def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
         "classes": data.classes,
         "macs": given.macs.total,
         "float_by_choice": given.float_by_choice,
+        **({"quantizer": settings.quantizer} if settings.quantizer is not None else {}),
     }
 
 
@@ -102,7 +104,7 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
     """What the artifact is, read from the file: sizes, digest, the share of its arithmetic that is int8."""
     from raq.artifact.audit import audit, float_weight_share
     from raq.artifact.check import float_weights_of_code, share_of_code
-    from raq.artifact.sizes import float_copies, ledger
+    from raq.artifact.sizes import as_in_torch, float_copies, ledger
     from raq.quantize.convert import tensor_bytes
 
     code: GeneratedCode = resolve(runtime.read)(path)
@@ -123,7 +125,7 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
     if is_float:
         return results | {"int8_mac_share": 0.0}
     if settings.quantizer is not None:  # there is no program of ours to hold it against
-        weights = {"weight_bytes": ledger(code).constant_bytes, "float_weight_share": float_weights_of_code(code)}
+        weights = {"weight_bytes": as_in_torch(code), "float_weight_share": float_weights_of_code(code)}
         return results | weights | {"int8_mac_share": share_of_code(code, Metadata(code.metadata))}
     if settings.device != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
         return results | {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}

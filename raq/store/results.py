@@ -246,6 +246,7 @@ class Throughput(TypedDict):
     streams: Count
     images_per_s: Positive
     launch_images_per_s: list[Positive]
+    waited_share: NotRequired[Number | None]
     speedup: Positive
     speedup_interval: Pair | None
     baseline: Name
@@ -266,6 +267,7 @@ class Measurement(TypedDict):
     noise: NotRequired[Noise]
     profiles: NotRequired[list[ArtifactProfile]]
     throughput: NotRequired[list[Throughput]]
+    no_throughput: NotRequired[Text | None]
     not_profiled: NotRequired[Text | None]
 
 
@@ -291,10 +293,3 @@ RESULTS: dict[str, Any] = {
     "qat_sweep": QatSweepResults,
     "layer_sweep": LayerSweepResults,
 }
-
-
-@strict
-class SettingsOfBenchStage(TypedDict):
-    """Of a bench stage's settings, what a report reads."""
-
-    device: Name

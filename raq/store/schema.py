@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raq.errors import UserError, first_problem
-from raq.store.results import RESULTS, SettingsOfBenchStage
-from raq.store.types import Fingerprint, RunRecord, StageRecord, Values
+from raq.experiment.fields import HALF_NAMES, OTHER_TOOLS
+from raq.store.results import RESULTS
+from raq.store.types import Fingerprint, RunRecord, SettingsOfBenchStage, StageRecord, Values
 
 MAX_DEPTH = 40
-OTHERS = ("nncf", "onnxruntime")  # candidates that other tools quantize
 
 
 @cache
@@ -48,7 +48,7 @@ def check_run(run: Values, place: str) -> None:
 
 def _is_candidate(name: str, settings: Values) -> bool:
     kind = kind_of(name)
-    if name in OTHERS:
+    if name in OTHER_TOOLS:
         return settings["ptq"] is not None and name in settings["ptq"].get("others", ())
     return kind == "fp32" or (kind in ("half", "ptq", "qat") and settings.get(kind) is not None)
 
@@ -58,7 +58,7 @@ def program_of(name: str) -> str:
 
     fp32 of what other tools quantize.
     """
-    if name in OTHERS:
+    if name in OTHER_TOOLS:
         return "fp32"
     parts = name.split("-")
     return "-".join(parts[:2] if parts[0] == "mixed" else parts[:1])
@@ -67,14 +67,21 @@ def program_of(name: str) -> str:
 def kind_of(name: str) -> str:
     """How a candidate is quantized, by its name: fp32, half, ptq or qat."""
     program = program_of(name)
-    if name in OTHERS:
+    if name in OTHER_TOOLS:
         return "ptq"
-    return "half" if program in ("bf16", "fp16") else "ptq" if program.startswith("mixed-") else program
+    return "half" if program in HALF_NAMES.values() else "ptq" if program.startswith("mixed-") else program
 
 
 def _check_alien_keys(results: Values, place: str) -> None:
     """UserError for what the requirements of a run look at, in the results of a stage that has none of it."""
-    for key in ("graph_int8_mac_share", "audit", "float_copies", "train_correct", "executed_int8_mac_share"):
+    for key in (
+        "graph_int8_mac_share",
+        "audit",
+        "float_copies",
+        "train_correct",
+        "executed_int8_mac_share",
+        "executed_half_mac_share",
+    ):
         if key in results:
             raise _wrong(place, f"results.{key}", "not a result of this kind of stage")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raq.experiment.fields import Channels
+from raq.experiment.fields import Channels, Half, OtherTool
 from raq.experiment.measurement import Bench
 from raq.experiment.schema import Calibration, Data, Ptq
 from raq.experiment.sweep import LayerSweep, PtqSweep
@@ -102,7 +102,7 @@ class PtqSettings(NetworkSettings):
 class HalfOfStage(BaseModel):
     """Which type of 16 bits."""
 
-    dtype: Literal["bfloat16", "float16"]
+    dtype: Half
 
 
 class HalfSettings(NetworkSettings):
@@ -159,7 +159,7 @@ class LayerSweepSettings(PtqSettings):
 
 
 class ArtifactSettings(DataSettings):
-    """Of `lower` and `evaluate`. kind: fp32, ptq or qat; max_batch: the largest batch that it takes; None: any."""
+    """Of `lower` and `evaluate`. kind: fp32, half, ptq, qat; max_batch: the largest batch that it takes; None: any."""
 
     candidate: str
     kind: str
@@ -174,7 +174,7 @@ class LowerSettings(ArtifactSettings):
 
     min_batch: the smallest batch size that is measured, whose layouts weights get; threads: those that it is compiled
     for, None: one for each CPU there is; quantizer: the other tool that quantizes it first, None: it is quantized, or
-    is not to be; calibration: with which images.
+    is not to be; calibration: with which images; reduce_range: to activations of 7 bits.
     """
 
     model: str
@@ -182,12 +182,13 @@ class LowerSettings(ArtifactSettings):
     runtime: str
     min_batch: int = 1
     threads: int | None = None
-    quantizer: Literal["nncf", "onnxruntime"] | None = None
+    quantizer: OtherTool | None = None
     calibration: Calibration | None = None
+    reduce_range: bool = False
 
 
 class BenchSettings(Settings):
-    """Of `bench`. runtimes, kinds (fp32, ptq, qat): by candidate."""
+    """Of `bench`. runtimes, kinds (fp32, half, ptq, qat): by candidate."""
 
     bench: Bench
     device: str

@@ -88,6 +88,13 @@ class SettingsOfBench(TypedDict):
 
 
 @strict
+class SettingsOfBenchStage(TypedDict):
+    """Of a bench stage's settings, what a report reads."""
+
+    device: Name
+
+
+@strict
 class SettingsOfRequire(TypedDict):
     """Of `require`, what a report reads."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from raq.environment import Machine, settings_of
 from raq.errors import UserError
@@ -240,6 +240,12 @@ def test_what_other_tools_quantize_is_a_candidate_of_its_own() -> None:
     assert (lower.settings["runtime"], lower.settings["quantizer"]) == ("openvino", "nncf")
     assert lower.settings["calibration"] == {"size": 7, "batch_size": 32}
     assert found["bench/cpu"].settings["kinds"]["onnxruntime"] == "ptq"
+    old = Facts(DATA, replace(MACHINE, features=["avx2"]))
+    assert planned(old, ptq={"others": ["onnxruntime"]})["lower/onnxruntime"].settings["reduce_range"] is True
+    with pytest.raises(ValueError, match=r"ptq\.others has nncf, for CPUs alone, and bench.devices has cuda"):
+        planned(ptq={"others": ["nncf"]}, bench={"devices": ["cuda"]})
+    with pytest.raises(ValueError, match="names a tool twice"):
+        planned(ptq={"others": ["nncf", "nncf"]})
     assert found["bench/cpu"].settings["runtimes"]["onnxruntime"] == "onnxruntime"
 
 
@@ -426,11 +432,7 @@ def test_stages_can_read_what_is_planned_whatever_is_null(key: str) -> None:
     if key in ("ptq", "qat"):
         given["sweep"] = None
     able = Facts(DATA, replace(MACHINE, features=["avx512_vnni", "avx512_bf16"]))
-    try:
-        stages = planned(able, **given)
-    except ValidationError:
-        return  # the experiment itself says that this goes with nothing else
-    for stage in stages.values():
+    for stage in planned(able, **given).values():
         for model in READ_BY[stage.kind]:
             call = Call(name=stage.name, kind=stage.kind, settings=stage.settings, inputs={}, folder="", cpus=1)
             call.read(model)

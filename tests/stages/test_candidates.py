@@ -12,8 +12,6 @@ from raq.experiment.measurement import Require
 from raq.plan.facts import HALF_FEATURES
 from raq.plan.requirements import check_results
 
-OTHERS = ("ptq.others=[onnxruntime]", "qat=null")
-
 
 def done(own: Machine, *names: str) -> dict[str, dict[str, Any]]:
     """The results of these stages, each held to what is required."""
@@ -42,12 +40,13 @@ def test_half_precision(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -
     assert steps == [(None, "fp32"), ("fp32", "converted"), ("converted", "lowered"), ("lowered", "reloaded")]
 
 
-def test_what_another_tool_quantizes(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tool", ["onnxruntime", pytest.param("nncf", marks=pytest.mark.slow)])
+def test_what_another_tool_quantizes(tool: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of integers that computes nearly the same; how much of it ran in int8 is known, and not required."""
     monkeypatch.chdir(workplace.folder)
-    own = Machine(workplace, *OTHERS, "train.epochs=2", "parity.images=null")
-    found = done(own, "train", "lower/onnxruntime", "evaluate/onnxruntime")
-    lower, evaluate = found["lower/onnxruntime"], found["evaluate/onnxruntime"]
+    own = Machine(workplace, f"ptq.others=[{tool}]", "qat=null", "train.epochs=2", "parity.images=null")
+    found = done(own, "train", f"lower/{tool}", f"evaluate/{tool}")
+    lower, evaluate = found[f"lower/{tool}"], found[f"evaluate/{tool}"]
     assert lower["int8_mac_share"] == 1.0
     assert "audit" not in lower
     assert lower["weight_bytes"] < 0.3 * found["train"]["weight_bytes"]
@@ -56,5 +55,5 @@ def test_what_another_tool_quantizes(workplace: Workplace, monkeypatch: pytest.M
     steps = [(row["against"], row["step"]) for stage in found.values() for row in stage.get("parity", [])]
     assert steps == [(None, "fp32"), ("fp32", "lowered"), ("lowered", "reloaded")]
     assert {row["images"] for stage in found.values() for row in stage.get("parity", [])} == {203}, "null: all of them"
-    (file,) = Path(own.folder(own.plan()["lower/onnxruntime"])).glob("*.onnx")
+    (file,) = Path(own.folder(own.plan()[f"lower/{tool}"])).glob("*.onnx")
     assert file.stat().st_size == lower["size_bytes"]
