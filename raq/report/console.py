@@ -129,6 +129,9 @@ def _print_chosen_file(console: Console, summary: RunSummary) -> None:
                 threads = {row.get("threads") for row in candidate["latency"] if row["device"] == artifact["target"]}
                 if runtime is not None and runtime.use and len(threads) == 1 and None not in threads:
                     say(console, runtime.use.format(path=artifact["path"], threads=threads.pop()), "dim", whole=True)
+            if variables := summary["environment"]["machine"].get("settings"):
+                said = ", ".join(f"{name}={value}" for name, value in sorted(variables.items()))
+                say(console, f"measured with these environment variables set: {said}", "dim")
 
 
 def _print_details(console: Console, summary: RunSummary) -> None:

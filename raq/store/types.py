@@ -43,6 +43,7 @@ class Machine(TypedDict):
     features: list[Name]
     cpus: Count | None
     gpus: list[Name]
+    settings: NotRequired[dict[Name, Text]]
 
 
 @strict

@@ -122,3 +122,40 @@ def test_no_cell_is_cut_off(width: int) -> None:
     over = candidates[1]["latency"][1]
     low, high = over["speedup_over_best_fp32_interval"]
     assert f"{over['speedup_over_best_fp32']:.2f} {low:.2f}..{high:.2f}" in text.getvalue(), "over the best FP32 too"
+
+
+def test_throughput_half_precision_and_settings_are_below_the_table() -> None:
+    """At 80 columns: no cell is cut off; what was disturbed, and under which variables it was measured."""
+    half = candidate("bf16", 0.899, FAST, 22.3, (0.1, -0.1, 0.3)) | {"kind": "half"}
+    half["artifacts"][0] |= {"executed_half_mac_share": 0.98, "executed_int8_mac_share": 0.0}
+    row = {
+        "candidate": "fp32", "runtime": "eager", "device": "cpu", "batch_size": 128, "scenario": "offline",
+        "streams": 2,
+        "images_per_s": 100.0, "launch_images_per_s": [100.0] * 4, "waited_share": 0.0, "speedup": 1.0,
+        "speedup_interval": None, "baseline": "fp32/eager", "speedup_over_best_fp32": 0.5,
+        "speedup_over_best_fp32_interval": [0.4, 0.6], "best_fp32": "fp32/inductor",
+    }  # fmt: skip
+    plain = deepcopy(FP32) | {"throughput": [row]}
+    half["throughput"] = [
+        row | {"candidate": "bf16", "runtime": "inductor", "images_per_s": 345.6, "speedup": 3.456,
+               "speedup_interval": [3.4, 3.5], "speedup_over_best_fp32": 1.5,
+               "speedup_over_best_fp32_interval": [1.4, 1.6], "waited_share": 0.25}
+    ]  # fmt: skip
+    machine = {"cpu": "a cpu", "cpus": 2, "gpus": [], "settings": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    summary = {
+        "run": "r", "experiment": "e", "candidates": [plain, half], "environment": {"machine": machine},
+        "verdict": VERDICT | {"choice": "bf16"}, "measurement": [{"device": "cpu", "no_throughput": "it [broke]"}],
+    }  # fmt: skip
+    text = io.StringIO()
+    print_summary(Console(file=text, width=80), summary)
+    shown = text.getvalue()
+    assert "…" not in shown
+    words = " ".join(shown.split())
+    assert "throughput, 2 streams batch images/s over fp32/eager over best FP32" in words
+    assert "fp32/eager 128 100 0.50 0.40..0.60" in words
+    assert "bf16/inductor 128 346 3.46 3.40..3.50 1.50 1.40..1.60" in words
+    assert "DISTURBED: 1 of 2 throughputs: a stream waited up to 25% of the time" in words
+    assert "16-bit kernels (reported by oneDNN, or the runtime itself), of all MACs: bf16 98.0%" in words
+    assert "int8 kernels" not in words
+    assert "measured with these environment variables set: ONEDNN_MAX_CPU_ISA=AVX2" in words
+    assert "throughput is not known: it [broke]" in words
