@@ -5,8 +5,8 @@
 Each model has a process of its own; finished ones are not done again. Weights are random (no download), batch
 normalisation has seen a few random images: shares, sizes and speeds do not depend on them, accuracy is not shown. How
 many weights a call of either artifact packs anew is what oneDNN reports. With --time the artifacts that are there, FP32
-compiled by Inductor among them, are measured in turns, beside the FP32 network in eager mode, for BUDGET_S each: run
-that on an otherwise idle machine. The table goes to results/reference/zoo.
+compiled by Inductor among them, are measured in turns, beside the FP32 network in eager mode, for --budget seconds
+each (75): run that on an otherwise idle machine. The table goes to results/reference/zoo.
 """
 
 import argparse
@@ -29,7 +29,6 @@ MODELS = (
     "convnext_tiny", "vit_b_16",
 )  # fmt: skip
 CLASSES, SIDE, CALIBRATION_IMAGES, BATCH, TIMEOUT_S = 1000, 224, 8, 8, 1500
-BUDGET_S = 75.0
 
 
 def settle(network: Any, side: int = SIDE) -> None:
@@ -137,7 +136,7 @@ def reorders(path: Path) -> dict[str, int]:
     return {} if found is None else found.reorders_per_call
 
 
-def measured(name: str, folder: Path) -> list[dict[str, Any]]:
+def measured(name: str, folder: Path, budget_s: float) -> list[dict[str, Any]]:
     """Latency rows of both artifacts and the FP32 network in eager mode, in turns."""
     from raq.bench.latency import measure
     from raq.bench.launcher import ContenderSettings
@@ -154,7 +153,7 @@ def measured(name: str, folder: Path) -> list[dict[str, Any]]:
         ContenderSettings("fp32", "inductor", path=str(folder / "fp32.pt2"), fp32=True, **shared),
         ContenderSettings("int8", "inductor", path=str(folder / "int8.pt2"), **shared),
     ]
-    protocol = Bench(batch_sizes=(1, BATCH), precision=0.02, budget_s=BUDGET_S)
+    protocol = Bench(batch_sizes=(1, BATCH), precision=0.02, budget_s=budget_s)
     rows: list[dict[str, Any]] = measure(contenders, protocol, cpus)["rows"]
     return rows
 
@@ -214,6 +213,7 @@ def main() -> None:
     parser.add_argument("--only")
     parser.add_argument("--work", type=Path, default=ROOT / "results" / "zoo")
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--budget", type=float, default=75.0)
     parser.add_argument("--one")
     options = parser.parse_args()
     names = options.only.split(",") if options.only else MODELS
@@ -236,7 +236,7 @@ def main() -> None:
                     write_json(file, {"model": name, "failed": "process", "why": type(error).__name__})
         row = json.loads(file.read_text())
         if options.time and "latency" not in row and "lowered_sqnr_db" in row:
-            row["latency"] = measured(name, folder)
+            row["latency"] = measured(name, folder, options.budget)
             write_json(file, row)
         rows.append(row)
         share = row.get("int8_mac_share")
