@@ -95,7 +95,7 @@ def bench_artifacts(
         try:
             measured["throughput"] = throughputs(contenders, protocol, cpus, progress)
         except StageError as error:  # what was measured is worth more
-            measured["no_throughput"] = error.message
+            measured["no_throughput"] = f"{error.message}; {error.hint}"
     return measured
 
 

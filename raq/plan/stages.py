@@ -239,8 +239,9 @@ class _Plan:
         more: Settings = {"max_batch": self.experiment.lower.max_batch} if runtime.has_max_batch else {}
         if candidate.quantizer is not None and ptq is not None:
             calibration = ptq.calibration.model_dump(mode="json", include={"size", "batch_size"})
-            narrow = self._reduces_range(ptq, not has_vnni(self.facts.machine))
-            more |= {"quantizer": candidate.quantizer, "calibration": calibration, "reduce_range": narrow}
+            more |= {"quantizer": candidate.quantizer, "calibration": calibration}
+            if candidate.quantizer == "onnxruntime":  # NNCF looks by itself
+                more["reduce_range"] = not has_vnni(self.facts.machine) and "avx2" in self.facts.machine.features
         return {"runtime": runtime.name, **more}
 
     def _add_evaluate(self, candidate: Candidate, where: Iterable[str]) -> None:
@@ -281,10 +282,9 @@ class _Plan:
         self.add(lower_stage_name(candidate.name, device), "lower", pool_of_device(device), settings, source)
 
     def _add_bench(self, device: str, candidates: list[Candidate]) -> None:
+        ignored = {"devices"} if device == "cpu" else {"devices", "streams"}
         settings = {
-            "bench": self.experiment.bench.model_dump(
-                mode="json", exclude={"devices"} if device == "cpu" else {"devices", "streams"}
-            ),
+            "bench": self.experiment.bench.model_dump(mode="json", exclude=ignored),
             "device": device,
             "machine": self.facts.machine.as_record("cpu", "architecture", "features", "cpus", "gpus"),
             "environment": chosen_settings(self.facts.machine.settings, NUMERIC_SETTINGS, TIMING_SETTINGS),

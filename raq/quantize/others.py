@@ -3,7 +3,7 @@
 raq hands over the FP32 network with batch norms folded, and calibration images; what is quantized, and over which
 ranges, is the tool's choice. NNCF: `nncf.quantize` by its defaults, as a transformer where there is attention. ONNX
 Runtime: `quantize_static` with pairs of QuantizeLinear and DequantizeLinear, MinMax ranges, weights per channel, and
-unsigned activations with signed weights, which its guide names for x86. Both are told where int8 sums may saturate.
+unsigned activations with signed weights, which its guide names for x86; it is told where int8 sums may saturate.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from raq.environment import environment_kept, require_library
-from raq.errors import StageError, first_line
+from raq.errors import RaqError, StageError, first_line
 from raq.quantize.calibration import CalibrationBatches
 
 
@@ -30,6 +30,8 @@ def quantize_by(tool: str, model: Any, batches: CalibrationBatches, *, reduce_ra
         require_library(tool, tool)
         try:
             model.CopyFrom(QUANTIZERS[tool](model, batches, reduce_range))
+        except RaqError:
+            raise  # of the images, which are read meanwhile
         except Exception as error:  # its kinds of error are its own
             raise StageError(
                 f"{tool} cannot quantize the network: {first_line(error)}",

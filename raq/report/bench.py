@@ -15,6 +15,7 @@ from raq.report.ratios import SharedRounds, shared_rounds
 from raq.report.table import table_of_throughput
 from raq.report.terminal import clean, plain_console, printable, say
 from raq.report.types import ComparedLatency, Ending
+from raq.store.results import Throughput
 
 ENDED = {
     "precision": "the precision asked for was reached",
@@ -105,6 +106,15 @@ def disturbed_warning(compared: Sequence[tuple[str, SharedRounds]]) -> str | Non
     return f"DISTURBED: {name}: {rounds.doubt}, too many to leave them out; measure again {when}"
 
 
+def waited_warning(rows: Sequence[Throughput]) -> str | None:
+    """A warning, if in half of the launches of a throughput a stream could have run, and did not."""
+    waited = [share for row in rows if (share := row.get("waited_share") or 0.0) > MAX_WAITED]
+    if not waited:
+        return None
+    said = f"DISTURBED: {len(waited)} of {len(rows)} throughputs: a stream waited {100 * max(waited):.0f}% of the time"
+    return f"{said}; measure again on a quiet machine"
+
+
 COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  # heading, also on 80 columns, cell
     ("batch", True, lambda row: str(row["batch_size"])),
     ("p50 ms", True, lambda row: f"{row['p50_ms']:.3f}"),
@@ -118,6 +128,7 @@ COLUMNS: tuple[tuple[str, bool, Callable[[Mapping[str, Any]], str]], ...] = (  #
 )
 WIDE = 120
 DISAGREE_P = 0.05
+MAX_WAITED = 0.05  # of the time
 SAME_SPEED = Margin().speed
 
 
@@ -134,6 +145,8 @@ def print_bench(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
     if found.get("throughput"):
         console.print(table_of_throughput(found["throughput"]))
+        if warning := waited_warning(found["throughput"]):
+            say(console, warning, "bold yellow")
     if found.get("no_throughput"):
         say(console, f"throughput is not known: {found['no_throughput']}", "yellow")
     for row in found["rows"]:

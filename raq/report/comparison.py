@@ -71,8 +71,9 @@ def _compared(
 def _environment(first: Environment, second: Environment) -> list[str]:
     """What of machine and libraries differs, a line each."""
     before, after = dict[str, Any](first["machine"]), dict[str, Any](second["machine"])
-    for machine in (before, after):  # older records do not list the others
-        machine["features"] = [each for each in machine["features"] if each in FIRST_FEATURES]
+    if any(set(machine["features"]) <= set(FIRST_FEATURES) for machine in (before, after)):
+        for machine in (before, after):  # one may be of an older raq, which listed no others
+            machine["features"] = [each for each in machine["features"] if each in FIRST_FEATURES]
     lines = [f"{key}: {before[key]} and {after[key]}" for key in MACHINE if before[key] != after[key]]
     libraries = sorted(set(first["versions"]) & set(second["versions"]))  # of others one of them knows nothing
     return lines + [

@@ -9,7 +9,7 @@ from rich.text import Text
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.experiment.schema import BASELINE
 from raq.plan.prepare import DryRun
-from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words
+from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words, waited_warning
 from raq.report.checks import parity_in_words
 from raq.report.live import seconds
 from raq.report.profile import profile_in_words
@@ -18,9 +18,7 @@ from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.table import fits, table_of_candidates, table_of_throughput
 from raq.report.terminal import clean, paragraph, printable, say
 from raq.report.types import CandidateSummary, RunSummary
-from raq.store.results import Throughput
 
-MAX_WAITED = 0.05  # of the time, that a stream could have run and did not
 LEGEND = (
     "MB: weights above, file below. top-1 and drop (points): 95% intervals below. int8: share of the MACs. "
     "ms: mean ± standard deviation; below, times as fast as fp32/eager, then as the fastest FP32 there is at that "
@@ -74,7 +72,8 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
         console.print(table_of_candidates(summary, group))
     if throughput := [row for candidate in summary["candidates"] for row in candidate.get("throughput", [])]:
         console.print(table_of_throughput(throughput))
-        _say_what_waited(console, throughput)
+        if said := waited_warning(throughput):
+            say(console, said, "bold yellow")
     for measurement in summary["measurement"]:
         if why := measurement.get("no_throughput"):
             say(console, f"throughput is not known: {why}", "yellow")
@@ -95,17 +94,6 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
     _print_chosen_file(console, summary)
     console.print()
     paragraph(console, summary["verdict"]["why"], "bold")
-
-
-def _say_what_waited(console: Console, rows: Sequence[Throughput]) -> None:
-    """Which throughputs others disturbed: a stream could have run, and did not."""
-    waited = [row for row in rows if (row.get("waited_share") or 0) > MAX_WAITED]
-    if waited:
-        most = max(row.get("waited_share") or 0 for row in waited)
-        said = (
-            f"DISTURBED: {len(waited)} of {len(rows)} throughputs: a stream waited up to {100 * most:.0f}% of the time"
-        )
-        say(console, f"{said}; measure again on a quiet machine", "bold yellow")
 
 
 def _print_sweeps(console: Console, summary: RunSummary) -> None:

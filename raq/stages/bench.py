@@ -54,7 +54,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         try:
             results["throughput"] = throughputs(contenders, protocol, cpus, tell)
         except StageError as error:  # what was measured is worth more
-            results["no_throughput"] = error.message
+            results["no_throughput"] = f"{error.message}; {error.hint}"
     progress({"text": "profiling"})
     try:
         return {**results, "profiles": profiles(contenders[1:], results, protocol.batch_sizes)}

@@ -174,7 +174,7 @@ class LowerSettings(ArtifactSettings):
 
     min_batch: the smallest batch size that is measured, whose layouts weights get; threads: those that it is compiled
     for, None: one for each CPU there is; quantizer: the other tool that quantizes it first, None: it is quantized, or
-    is not to be; calibration: with which images; reduce_range: to activations of 7 bits.
+    is not to be; calibration: with which images; reduce_range: by another tool, for a CPU whose int8 sums may saturate.
     """
 
     model: str

@@ -111,6 +111,8 @@ def test_what_ran_in_16_bits_is_half_and_not_int8() -> None:
     with pytest.raises(StageError, match=r"not in half precision: 0\.750 of its MACs .* required is 0\.9"):
         check_results(evaluation("half"), results, Require())
     check_results(evaluation("half"), results, Require(half_mac_share=0.7))
+    with pytest.raises(StageError, match="an unknown share of its MACs ran in kernels of 16 bits"):
+        check_results(evaluation("half"), {**results, "executed_half_mac_share": None}, Require())
     check_results(evaluation("fp32"), results, Require())
     with pytest.raises(StageError, match="not quantized"):
         check_results(evaluation("ptq"), results, Require())

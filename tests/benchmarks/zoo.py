@@ -178,9 +178,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| model | int8 share of MACs | QAT, share in the graph | weights, MB | smaller "
         "| ms, batch 1: eager, compiled, int8 | over best FP32 "
-        f"| ms, batch {BATCH}: the same | over best FP32 | launches "
+        f"| ms, batch {BATCH}: the same | over best FP32 | launches | rounds of int8, disturbed "
         f"| weights packed anew a call, batch 1/{BATCH}: int8; FP32 | float layers, or why not |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         share = row.get("int8_mac_share")
@@ -200,6 +200,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells.append(over_best_fp32(latency, size))
         launches = [len(set(r["round_launch"])) for r in latency if r["candidate"] == "int8"]
         cells.append(str(min(launches)) if launches else "")
+        int8 = [row for row in latency if row["candidate"] == "int8"]
+        cells.append(", ".join(f"{r['disturbed_rounds']} of {r['rounds']}" for r in int8))
         counts = row.get("reorders_per_call", {})
         cells.append(
             "; ".join("/".join(str(counts[kind].get(size, "?")) for size in ("1", str(BATCH))) for kind in counts)

@@ -242,6 +242,7 @@ def test_what_other_tools_quantize_is_a_candidate_of_its_own() -> None:
     assert found["bench/cpu"].settings["kinds"]["onnxruntime"] == "ptq"
     old = Facts(DATA, replace(MACHINE, features=["avx2"]))
     assert planned(old, ptq={"others": ["onnxruntime"]})["lower/onnxruntime"].settings["reduce_range"] is True
+    assert found["lower/onnxruntime"].settings["reduce_range"] is False
     with pytest.raises(ValueError, match=r"ptq\.others has nncf, for CPUs alone, and bench.devices has cuda"):
         planned(ptq={"others": ["nncf"]}, bench={"devices": ["cuda"]})
     with pytest.raises(ValueError, match="names a tool twice"):
