@@ -19,6 +19,7 @@ from raq.store.settings import LowerSettings
 
 if TYPE_CHECKING:
     from raq.artifact.generated_code import GeneratedCode
+    from raq.model.dataset import Dataset
     from raq.model.parity import Chain
 
 
@@ -31,17 +32,17 @@ def lower_stage(call: Call, progress: Progress) -> Results:
     path = Path(call.folder) / runtime.file_name
     if runtime.is_native:
         refuse_other_machine(settings.machine)
-    chain = parity_chain(call, read_dataset(call))
+    dataset = read_dataset(call)
+    chain = parity_chain(call, dataset)
     given = _program(call, chain)
     progress({"text": f"compiling for {settings.device}"})
     most = settings.max_batch if runtime.has_max_batch else None
     metadata = _metadata(settings, given)
     if settings.quantizer is not None:
-        _quantize(call, settings, given, path, metadata)
+        _quantize(settings, dataset, given, path, metadata)
     else:
-        torch.set_num_threads(
-            settings.threads or len(available_cpus())
-        )  # compilers plan for the threads that there are
+        # the compiler plans for the threads that there are, and this stage may have half of them
+        torch.set_num_threads(settings.threads or len(available_cpus()))
         resolve(runtime.lower)(given.program, path, metadata, settings.device, most, settings.min_batch)
         torch.set_num_threads(call.cpus)
     lowered = resolve(runtime.load)(path, call.cpus)
@@ -67,7 +68,9 @@ def _program(call: Call, chain: "Chain") -> Program:
     return Program(program, network_macs(network, example), [])
 
 
-def _quantize(call: Call, settings: LowerSettings, given: Program, path: Path, metadata: dict[str, Any]) -> None:
+def _quantize(
+    settings: LowerSettings, dataset: "Dataset", given: Program, path: Path, metadata: dict[str, Any]
+) -> None:
     """Write the artifact of a candidate that another tool quantizes."""
     from raq.artifact import onnx
     from raq.quantize.calibration import CalibrationBatches
@@ -75,7 +78,7 @@ def _quantize(call: Call, settings: LowerSettings, given: Program, path: Path, m
 
     assert settings.quantizer is not None
     assert settings.calibration is not None
-    tool, batches = settings.quantizer, CalibrationBatches(read_dataset(call), settings.calibration, settings.seed)
+    tool, batches = settings.quantizer, CalibrationBatches(dataset, settings.calibration, settings.seed)
 
     def quantize(model: Any) -> None:
         quantize_by(tool, model, batches, reduce_range=settings.reduce_range)
