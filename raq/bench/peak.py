@@ -14,16 +14,16 @@ SECONDS, TIMEOUT_S = 0.4, 60.0
 # Ten independent chains hide the latency of an instruction (4 or 5 cycles on two ports). Operations per instruction are
 # twice the multiply-accumulates: 64 of int8 and 16 of float in 512 bits, half of that in 256.
 CHAINS = 10
-LOOPS = {  # type of a chain, its beginning, the two factors, the step, operations
+LOOPS = {  # type of a chain, its beginning, the two factors a and b, the step of a chain {x}, operations
     "avx512_vnni": (
         "__m512i", "_mm512_setzero_si512()", "_mm512_set1_epi8(1)", "_mm512_set1_epi8(1)",
-        "_mm512_dpbusd_epi32(x, a, b)", 128,
+        "_mm512_dpbusd_epi32({x}, a, b)", 128,
     ),
     "avx512f": (
-        "__m512", "_mm512_setzero_ps()", "_mm512_set1_ps(1)", "_mm512_set1_ps(1e-9)", "_mm512_fmadd_ps(a, b, x)", 32,
+        "__m512", "_mm512_setzero_ps()", "_mm512_set1_ps(1)", "_mm512_set1_ps(1e-9)", "_mm512_fmadd_ps(a, b, {x})", 32,
     ),
     "avx2": (
-        "__m256", "_mm256_setzero_ps()", "_mm256_set1_ps(1)", "_mm256_set1_ps(1e-9)", "_mm256_fmadd_ps(a, b, x)", 16,
+        "__m256", "_mm256_setzero_ps()", "_mm256_set1_ps(1)", "_mm256_set1_ps(1e-9)", "_mm256_fmadd_ps(a, b, {x})", 16,
     ),
 }  # fmt: skip
 SOURCE = """
@@ -91,23 +91,20 @@ def _parts(loop: str) -> dict[str, str | int]:
     """What the source of a loop is made of. Each chain is a variable: elements of an array would live in memory."""
     kind, zero, one, other, step, operations = LOOPS[loop]
     names = [f"s{n}" for n in range(CHAINS)]
-    # the empty assembly keeps the compiler from computing many steps at once
-    steps = [f"{name} = {step.replace('x)', f'{name})').replace('(x', f'({name}')};" for name in names]
+    steps = [f"{name} = {step.format(x=name)};" for name in names]
+    barriers = [f'asm volatile("" : "+x"({name}));' for name in names]  # else the compiler computes many steps at once
     return {
         "type": kind, "one": one, "other": other, "operations": operations, "count": CHAINS,
         "chains": f"{kind} {', '.join(f'{name} = {zero}' for name in names)};",
-        "steps": " ".join(
-            f'{each} asm volatile("" : "+x"({name}));' for each, name in zip(steps, names, strict=True)
-        ),
+        "steps": " ".join(f"{one_step} {barrier}" for one_step, barrier in zip(steps, barriers, strict=True)),
         "ends": " ".join(f"sink = ((char*)&{name})[0];" for name in names),
     }  # fmt: skip
 
 
 def _gops(loop: str, threads: int) -> float | None:
-    source_code = SOURCE % _parts(loop)
     with tempfile.TemporaryDirectory(prefix="raq-peak-") as scratch:
         source, program = Path(scratch) / "peak.cpp", Path(scratch) / "peak"
-        source.write_text(source_code)
+        source.write_text(SOURCE % _parts(loop))
         compile_it = [*compiler_command(), "-O2", "-march=native", "-pthread", str(source), "-o", str(program)]
         try:
             subprocess.run(compile_it, check=True, capture_output=True, timeout=TIMEOUT_S)
