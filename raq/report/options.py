@@ -7,12 +7,8 @@ from raq.report.ratios import Place, fastest, rows_at
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency
 
 SAME_SIZE = 0.01  # weights that differ by less are equally large
-WORK = {
-    "fp32": 0,
-    "half": 1,
-    "ptq": 2,
-    "qat": 3,
-}  # what making a candidate takes, of candidates that are otherwise alike
+# what making a candidate takes, of candidates that are otherwise alike
+WORK = {"fp32": 0, "half": 1, "ptq": 2, "qat": 3}
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,11 @@ class ArtifactProfile(TypedDict):
 
 @strict
 class Throughput(TypedDict):
-    """Images a second of one contender at one batch size, in several processes at once."""
+    """Images a second of one contender at one batch size, in several processes at once.
+
+    launch_images_per_s: a value a launch, images_per_s their median; waited_share: of the time, that the stream that
+    waited longest could have run, the median of launches.
+    """
 
     candidate: Name
     runtime: Name
