@@ -59,4 +59,4 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     try:
         return {**results, "profiles": profiles(contenders[1:], results, protocol.batch_sizes)}
     except StageError as error:  # what was measured is worth more
-        return {**results, "profiles": [], "not_profiled": error.message}
+        return {**results, "profiles": [], "not_profiled": f"{error.message}; {error.hint}"}
