@@ -50,6 +50,7 @@ def shown(printer, results: Record) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow  # test_sweep_on_ray.py does such a search through Tune
 def test_a_search_for_a_training(machine: Machine) -> None:
     """Three trainings, the first as written; the chosen one is what the stage qat converts; extended, one more runs."""
     found = machine.do("sweep/qat")
