@@ -127,7 +127,7 @@ def dry_run(path: Path, overrides: Sequence[str], results: "str | Path", address
     stale = stale_stages(prepared.plan, store)
     where = {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
     took_s = expected_s(prepared.plan, stale, earlier_runs(store), prepared.experiment.name, store)
-    return DryRun(prepared.plan, stale, where, took_s)
+    return DryRun(prepared.plan, stale, where, took_s, prepared.notes)
 
 
 def _complete(
@@ -262,6 +262,7 @@ def _write_run(
         {
             "id": folder.name,
             "experiment": prepared.experiment.name,
+            "notes": list(prepared.notes),
             "settings": prepared.experiment.model_dump(mode="json"),
             "data": asdict(prepared.data),
             "stages": stages,

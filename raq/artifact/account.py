@@ -11,24 +11,26 @@ from raq.artifact.isolated import IsolatedProcess, ReportedKernel
 from raq.artifact.judgement import weight_sizes
 from raq.artifact.runtimes import read
 from raq.artifact.wrapper_code import KernelCall
+from raq.experiment.inputs import Inputs
 
 
 def what_ran(
     process: IsolatedProcess,
-    image_shape: Sequence[int],
+    inputs: Inputs,
     constant_shapes: Iterable[Sequence[int]],
     total_macs: int | None,
     layers: Sequence[KnownLayer],
 ) -> Executed | None:
     """What ran in an artifact's process on a CPU; None if its runtime cannot say.
 
-    image_shape: [3, H, W]; constant_shapes: of the artifact's constants; total_macs: of the network, for an image.
+    inputs: what it is called with; constant_shapes: of the artifact's constants; total_macs: of the network, for one
+    sample.
     Raises StageError if it does not run.
     """
     if process.runtime.reports == "onednn":
-        return summary(process.trace(image_shape, weight_sizes(constant_shapes)), total_macs, layers)
+        return summary(process.trace(inputs, weight_sizes(constant_shapes)), total_macs, layers)
     if process.runtime.reports == "itself":
-        return reported(process.account(image_shape), read(process.path).calls, total_macs, layers)
+        return reported(process.account(inputs), read(process.path).calls, total_macs, layers)
     return None
 
 

@@ -1,13 +1,15 @@
 """An artifact in a process of its own, without raq: what isolated.py starts, `python -I alone.py ...`. Imports no raq.
 
 Arguments: the file with the runtime's `load`, the artifact, the device, the number of threads, a mark for the trace,
-the descriptor of the connection to the parent. The first message says how loading went. A request is the shape, 4
-int64, and float32 values; the answer is the logits' shape, 2 int64, and their values. A negative batch size asks oneDNN
-to report what it executes, on standard error, after a line with the mark and the batch size. A batch size of 0, with
-sizes of an image, asks the runtime for its own account of what it executes for one image; the answer is JSON.
+the descriptor of the connection to the parent. The first message says how loading went. A request is the length of a
+header, int64, the header, JSON, and the bytes of the inputs, whose types and shapes it names; the answer is the number
+of dimensions of the output and its sizes, int64, and its float32 values. "do": run; trace: oneDNN reports what it
+executes, on standard error, after a line with the mark and the batch size; account: the runtime says itself what it
+executes, and the answer is JSON.
 """
 
 import json
+import math
 import os
 import runpy
 import struct
@@ -23,6 +25,19 @@ def resident_bytes() -> int | None:
     """The resident memory of this process; None where the system does not report it."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
+
+
+def read_request(request: bytes) -> tuple[str, list[torch.Tensor]]:
+    """What is to be done, and with which inputs."""
+    size = struct.unpack("q", request[:8])[0]
+    header, at = json.loads(request[8 : 8 + size]), 8 + size
+    inputs = []
+    for dtype, shape in header["inputs"]:
+        kind = getattr(torch, dtype)
+        length = math.prod(shape) * kind.itemsize
+        inputs.append(torch.frombuffer(bytearray(request[at : at + length]), dtype=kind).view(shape))
+        at += length
+    return header["do"], inputs
 
 
 def main() -> None:
@@ -44,19 +59,18 @@ def main() -> None:
                 request = connection.recv_bytes()
             except EOFError:
                 return
-            shape = list(struct.unpack("4q", request[:32]))
-            if shape[0] == 0:
-                connection.send_bytes(json.dumps(own["account"](torch.zeros(1, *shape[1:]))).encode())
+            what, inputs = read_request(request)
+            if what == "account":
+                connection.send_bytes(json.dumps(own["account"](*inputs)).encode())
                 continue
-            traced = shape[0] < 0 and torch._C._verbose.mkldnn_set_verbose(1)
-            shape[0] = abs(shape[0])
-            images = torch.frombuffer(bytearray(request[32:]), dtype=torch.float32)
+            traced = what == "trace" and torch._C._verbose.mkldnn_set_verbose(1)
+            given = [value.to(device) for value in inputs]
             if traced:
-                os.write(2, (mark + str(shape[0]) + "\n").encode())
-            logits = network(images.view(shape).to(device)).float().cpu().contiguous().numpy()
+                os.write(2, (mark + str(len(inputs[0])) + "\n").encode())
+            output = network(*given).float().cpu().contiguous().numpy()
             if traced:
                 torch._C._verbose.mkldnn_set_verbose(0)
-            connection.send_bytes(struct.pack("2q", *logits.shape) + logits.tobytes())
+            connection.send_bytes(struct.pack(f"{1 + output.ndim}q", output.ndim, *output.shape) + output.tobytes())
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ def prepare(threads: int) -> None:
 
 
 def load(path: str) -> Any:
-    """The program as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
+    """The program as a function of the network's inputs [n, ...]. RuntimeError if damaged."""
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method("forward")
-    return lambda images: method.execute([images])[0]
+    return lambda *inputs: method.execute(list(inputs))[0]

@@ -12,5 +12,5 @@ def prepare(threads: int) -> None:
 
 
 def load(path: str) -> Any:
-    """The package as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
+    """The package as a function of the network's inputs [n, ...]. RuntimeError if damaged."""
     return torch._inductor.aoti_load_package(path)

@@ -26,15 +26,21 @@ def prepare(threads: int) -> None:
 
 
 def load(path: str) -> Any:
-    """The file as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
+    """The file as a function of the network's inputs [n, ...]. RuntimeError if damaged."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, LOADED.options, providers=["CPUExecutionProvider"])
-    LOADED.path, name = path, session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    LOADED.path = path
+    return lambda *inputs: torch.from_numpy(session.run(None, fed(session, inputs))[0])
 
 
-def account(images: Any) -> list[dict[str, Any]]:
+def fed(session: Any, inputs: Any) -> dict[str, Any]:
+    """The inputs by the names that the file gives them."""
+    names = (given.name for given in session.get_inputs())
+    return {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+
+
+def account(*inputs: Any) -> list[dict[str, Any]]:
     """The kernels that ran for a batch, as ONNX Runtime's own profile has them.
 
     Each with the nodes of the file that it computes, what it is called, and whether it computes in int8.
@@ -45,7 +51,7 @@ def account(images: Any) -> list[dict[str, Any]]:
         options = LOADED.options
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(LOADED.path, options, providers=["CPUExecutionProvider"])
-        session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        session.run(None, fed(session, inputs))
         events = json.loads(Path(session.end_profiling()).read_text())
     found = []
     for event in events:

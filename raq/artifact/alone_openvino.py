@@ -31,10 +31,12 @@ def prepare(threads: int) -> None:
 
 
 def load(path: str) -> Any:
-    """The file as a function: normalised float32 [n, 3, H, W] to logits [n, classes]. RuntimeError if damaged."""
+    """The file as a function of the network's inputs [n, ...]. RuntimeError if damaged."""
     LOADED.model = compiled(path, LOADED.threads)
     request = LOADED.model.create_infer_request()
-    return lambda images: torch.from_numpy(request.infer([images.numpy()], share_inputs=True)[0].copy())
+    return lambda *inputs: torch.from_numpy(
+        request.infer([value.numpy() for value in inputs], share_inputs=True)[0].copy()
+    )
 
 
 def _starts(name: str) -> list[str]:
@@ -44,7 +46,7 @@ def _starts(name: str) -> list[str]:
     return [start for start in (*found, *(one.removesuffix("_original") for one in found)) if start]
 
 
-def account(images: Any) -> list[dict[str, Any]]:
+def account(*inputs: Any) -> list[dict[str, Any]]:
     """The kernels that multiply in the compiled graph, as OpenVINO reports them.
 
     Each with the nodes of the file that it computes (to whose names OpenVINO adds, after a slash, what it made of

@@ -22,6 +22,7 @@ from raq.artifact.sizes import FLOATS, Ledger, ledger
 from raq.artifact.wrapper_code import FLOAT
 from raq.environment import gpus, machine, torch_version
 from raq.errors import StageError, UserError
+from raq.experiment.inputs import Inputs
 from raq.experiment.measurement import Require
 from raq.model.parity import sqnr_db
 from raq.store.files import file_digest
@@ -254,20 +255,21 @@ def _run(own: Path, path: Path, found: Checked, metadata: Metadata, sizes: Ledge
     import torch
 
     from raq.artifact.isolated import IsolatedProcess
+    from raq.model.inputs import random_inputs
 
-    shape = metadata.input_shape
-    if shape is None:
+    inputs = metadata.inputs
+    if inputs is None:
         found.problems.append("its input is not known (raq did not make it), so that it cannot be tried")
         return
-    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    given = random_inputs(inputs, 3)
     try:
         with IsolatedProcess(own, metadata.device) as process:
-            network = in_parts(process, min(metadata.max_batch or len(images), len(images)))
-            three = network(images)
-            single = torch.cat([network(images[n : n + 1]) for n in range(3)])
-            again = network(images)
+            network = in_parts(process, min(metadata.max_batch or 3, 3))
+            three = network(*given)
+            single = torch.cat([network(*(value[n : n + 1] for value in given)) for n in range(3)])
+            again = network(*given)
             if metadata.device == "cpu":
-                _ask_what_ran(process, shape, found, sizes)
+                _ask_what_ran(process, inputs, found, sizes)
     except StageError as error:
         found.problems.append(error.message.replace(str(own), str(path)))
         return
@@ -279,10 +281,10 @@ def _run(own: Path, path: Path, found: Checked, metadata: Metadata, sizes: Ledge
     if between is not None and between < MIN_DB_BETWEEN_BATCHES:
         found.problems.append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
     loaded = process.loaded
-    found.ran = Trial(process.runtime.name, loaded.load_s, loaded.resident_bytes, int(three.shape[1]), between)
+    found.ran = Trial(process.runtime.name, loaded.load_s, loaded.resident_bytes, math.prod(three.shape[1:]), between)
 
 
-def _ask_what_ran(process: "IsolatedProcess", shape: tuple[int, ...], found: Checked, sizes: Ledger) -> None:
+def _ask_what_ran(process: "IsolatedProcess", inputs: Inputs, found: Checked, sizes: Ledger) -> None:
     """Add which kernels it executes, where that can be known; StageError if it ends meanwhile."""
     from raq.artifact.account import what_ran
 
@@ -290,6 +292,6 @@ def _ask_what_ran(process: "IsolatedProcess", shape: tuple[int, ...], found: Che
     total = found.total_macs
     if total is None and len(counted) == len(found.layers):
         total = sum(layer.macs for layer in counted)  # of a stranger's: all that its code calls
-    executed = what_ran(process, shape, [entry.shape for entry in sizes.constants], total, counted)
+    executed = what_ran(process, inputs, [entry.shape for entry in sizes.constants], total, counted)
     if executed is not None:
         found.executed = executed

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import MAX_METADATA_BYTES, GeneratedCode
-from raq.artifact.metadata import METADATA_KEY
+from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.xnnpack import ProgramReader
 from raq.environment import require_executorch
 from raq.errors import StageError, first_line
+from raq.model.inputs import example_of
 from raq.quantize.export import export_program
 from raq.store.files import refuse_constant
 
@@ -44,8 +44,8 @@ def lower(
 ) -> None:
     """Lower a quantized program to XNNPACK, for batches of 1 to `max_batch` (memory is planned for the largest).
 
-    `metadata` (plain values; `input` is [3, H, W]) travels as the constant method "raq", with torch's and ExecuTorch's
-    versions. Raises StageError if it cannot be lowered.
+    `metadata` (plain values; `inputs` describes what it is called with) travels as the constant method "raq", with
+    torch's and ExecuTorch's versions. Raises StageError if it cannot be lowered.
     """
     assert device == "cpu", "XNNPACK has no other"
     assert max_batch is not None, "memory is planned for the largest batch"
@@ -60,7 +60,7 @@ def lower(
     # smaller example would bound the memory that is planned
     bounded = export_program(
         program.module(),
-        torch.zeros(max(2, max_batch), *metadata["input"]),
+        example_of(Metadata({METADATA_KEY: metadata}).inputs or (), max(2, max_batch)),
         max_batch,
     )
     try:
@@ -76,8 +76,8 @@ def lower(
     path.write_bytes(content)
 
 
-def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
-    """The program as a function of normalised float32 [n, 3, H, W], on `threads` threads of this process.
+def load(path: Path, threads: int) -> Callable[..., Tensor]:
+    """The program as a function of the network's inputs [n, ...], on `threads` threads of this process.
 
     Raises StageError if it is damaged, or if the thread pool has another size.
     """
@@ -96,9 +96,9 @@ def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
     except Exception as error:
         raise StageError(f"{path}: the artifact cannot be loaded: {error}", "run again to make it anew") from error
 
-    def network(images: Tensor) -> Tensor:
-        logits: Tensor = method.execute([images.contiguous()])[0]
-        return logits
+    def network(*inputs: Tensor) -> Tensor:
+        output: Tensor = method.execute([value.contiguous() for value in inputs])[0]
+        return output
 
     return network
 

@@ -57,8 +57,8 @@ def lower(
         ) from error
 
 
-def load(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
-    """The package as a function of normalised float32 [n, 3, H, W], on the threads that torch has.
+def load(path: Path, threads: int | None = None) -> Callable[..., Tensor]:
+    """The package as a function of the network's inputs [n, ...], on the threads that torch has.
 
     Runs native code: load only what you trust.
 
@@ -67,7 +67,7 @@ def load(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
     """
     refuse_other_torch(path)
     try:
-        network: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(path))
+        network: Callable[..., Tensor] = torch._inductor.aoti_load_package(str(path))
     except Exception as error:
         raise StageError(f"{path}: the artifact cannot be loaded: {error}", "run again to make it anew") from error
     return network

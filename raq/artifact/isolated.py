@@ -4,6 +4,8 @@ The other end is alone.py. Requests and answers are bytes, never pickles: the ar
 """
 
 import importlib.util
+import json
+import math
 import os
 import secrets
 import socket
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,11 +30,13 @@ from raq.artifact.executed import TRACED_BATCHES, TRACED_CALLS, Traced, read_tra
 from raq.artifact.runtimes import Runtime, runtime_of_file
 from raq.environment import inductor_cache
 from raq.errors import StageError
+from raq.experiment.inputs import MAX_DIMENSIONS, MAX_SIZE, Inputs
+from raq.model.inputs import random_inputs
 from raq.store.views import View
 
 MAX_TRACE_BYTES = 100_000_000
 START_TIMEOUT_S, CALL_TIMEOUT_S = 120.0, 600.0
-MAX_CLASSES, MAX_ANSWER_BYTES = 10_000_000, 2_000_000_000
+MAX_ANSWER_BYTES = 2_000_000_000
 CHILD = "raq.artifact.alone"
 
 
@@ -60,7 +64,7 @@ class Loaded(View):
 
 
 class IsolatedProcess:
-    """A context manager and a network: takes normalised float32 [n, 3, H, W], gives float32 logits [n, classes].
+    """A context manager and a network: takes its inputs, tensors [n, ...], gives its output as float32 [n, ...].
 
     `loaded`: how that went, after entering. Raises StageError if the artifact does not load or run there, or does not
     answer in time.
@@ -96,42 +100,39 @@ class IsolatedProcess:
             self.stack = stack.pop_all()
         return self
 
-    def __call__(self, images: Tensor, *, traced: bool = False) -> Tensor:
-        """The logits for a batch; traced: oneDNN reports what it executes meanwhile, where it can."""
-        assert images.ndim == 4
-        values = images.detach().cpu().contiguous().numpy().astype(np.float32, copy=False)
-        first, *others = values.shape
-        answer = self._exchange(
-            struct.pack("4q", -first if traced else first, *others) + values.tobytes(), CALL_TIMEOUT_S
-        )
-        rows, classes = struct.unpack("2q", answer[:16]) if len(answer) >= 16 else (0, 0)
-        if rows != len(values) or not 0 < classes <= MAX_CLASSES or len(answer) != 16 + 4 * rows * classes:
-            raise self._failure(f"it gave [{rows}, {classes}] in {len(answer)} bytes for {len(values)} images")
-        return torch.from_numpy(np.frombuffer(answer[16:], dtype=np.float32).reshape(rows, classes).copy())
+    def __call__(self, *inputs: Tensor, traced: bool = False) -> Tensor:
+        """The output for a batch; traced: oneDNN reports what it executes meanwhile, where it can."""
+        answer = self._exchange(_request("trace" if traced else "run", inputs), CALL_TIMEOUT_S)
+        rank = struct.unpack("q", answer[:8])[0] if len(answer) >= 8 else 0
+        start = 8 * (1 + rank) if 0 < rank <= MAX_DIMENSIONS else len(answer) + 1
+        shape = struct.unpack(f"{rank}q", answer[8:start]) if start <= len(answer) else ()
+        sensible = shape and shape[0] == len(inputs[0]) and all(0 < size <= MAX_SIZE for size in shape)
+        if not sensible or len(answer) != start + 4 * math.prod(shape):
+            raise self._failure(f"it gave {list(shape)} in {len(answer)} bytes for {len(inputs[0])} samples")
+        return torch.from_numpy(np.frombuffer(answer[start:], dtype=np.float32).reshape(shape).copy())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stack.close()
 
-    def trace(self, image_shape: Sequence[int], weight_sizes: Collection[int]) -> list[Traced] | None:
+    def trace(self, inputs: Inputs, weight_sizes: Collection[int]) -> list[Traced] | None:
         """What oneDNN reports of some calls with each batch size of TRACED_BATCHES (`executed.read_trace`).
 
-        image_shape: [3, H, W]. Raises StageError if it does not run.
+        inputs: what it is called with. Raises StageError if it does not run.
         """
-        generator = torch.Generator().manual_seed(0)
         for batch_size in TRACED_BATCHES:
-            images = torch.randn(batch_size, *image_shape, generator=generator)
+            given = random_inputs(inputs, batch_size)
             for _ in range(TRACED_CALLS):
-                self(images, traced=True)
+                self(*given, traced=True)
         return read_trace(self.log(), self.mark, weight_sizes)
 
-    def account(self, image_shape: Sequence[int]) -> list[ReportedKernel]:
-        """What the runtime itself says that it executes for one image, where it can say so.
+    def account(self, inputs: Inputs) -> list[ReportedKernel]:
+        """What the runtime itself says that it executes for one sample, where it can say so.
 
-        image_shape: [3, H, W]. Raises StageError if it does not run.
+        inputs: what it is called with. Raises StageError if it does not run.
         """
-        answer = self._exchange(struct.pack("4q", 0, *image_shape), CALL_TIMEOUT_S)
+        answer = self._exchange(_request("account", random_inputs(inputs, 1)), CALL_TIMEOUT_S)
         try:
             return _REPORT.validate_json(answer)
         except ValueError:
@@ -184,6 +185,15 @@ class IsolatedProcess:
             f"{self.path}: the artifact does not run in a process with {alone} alone: {what}{last}",
             "lower it again on this machine",
         )
+
+
+def _request(what: str, inputs: Iterable[Tensor]) -> bytes:
+    """A header of JSON, its length before it, and the bytes of the inputs."""
+    given = [value.detach().cpu().contiguous() for value in inputs]
+    described = [[str(value.dtype).removeprefix("torch."), list(value.shape)] for value in given]
+    header = json.dumps({"do": what, "inputs": described}).encode()
+    content = [value.flatten().view(torch.uint8).numpy().tobytes() for value in given]
+    return b"".join([struct.pack("q", len(header)), header, *content])
 
 
 def _file_of(module: str) -> str:

@@ -6,6 +6,8 @@ It may be a stranger's: a value that makes no sense counts as not there.
 from dataclasses import dataclass, field
 from typing import Any
 
+from raq.experiment.inputs import Inputs, image_input, read_inputs
+
 METADATA_KEY = "raq"
 LONGEST_SIDE = 4096  # pixels of an image that is still one
 MAX_MACS = 10**18
@@ -84,8 +86,10 @@ class Metadata:
         return bool(self.ours.get("float_by_choice"))
 
     @property
-    def input_shape(self) -> tuple[int, ...] | None:
-        """[3, H, W] of its input; None if it does not say."""
+    def inputs(self) -> Inputs | None:
+        """What it is called with; None if it does not say. An older one says [C, H, W] of images alone."""
+        if "inputs" in self.ours:
+            return read_inputs(self.ours["inputs"])
         found = self.ours.get("input")
         sizes = tuple(found) if isinstance(found, list) and all(type(size) is int for size in found) else ()
-        return sizes if len(sizes) == 3 and all(0 < size <= LONGEST_SIDE for size in sizes) else None
+        return (image_input(sizes),) if len(sizes) == 3 and all(0 < size <= LONGEST_SIDE for size in sizes) else None

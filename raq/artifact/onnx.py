@@ -19,10 +19,11 @@ from raq.artifact.onnx_bytes import MODEL_GRAPH, MODEL_METADATA, fields, text_en
 from raq.artifact.onnx_graph import Graph, with_shapes
 from raq.environment import require_library, versions
 from raq.errors import RaqError, StageError, first_line
+from raq.experiment.inputs import image_input
 from raq.store.files import refuse_constant
 
 OPSET = 21
-INPUT, OUTPUT = "images", "logits"
+OUTPUT = "logits"
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError)
 
 
@@ -64,8 +65,9 @@ def write(
     try:
         with torch.no_grad():
             found = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
-            )
+                program, dynamo=True, opset_version=OPSET, verbose=False, output_names=[OUTPUT],
+                input_names=[one.name for one in Metadata({METADATA_KEY: metadata}).inputs or (image_input(()),)],
+            )  # fmt: skip
         assert found is not None
         model = found.model_proto
         _forget_sources(model)

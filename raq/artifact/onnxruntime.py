@@ -43,8 +43,8 @@ def lower(
     onnx.write(program, path, NAME, metadata, quantize_addends)
 
 
-def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
-    """The file as a function of normalised float32 [n, 3, H, W], on `threads` threads; StageError if it is damaged."""
+def load(path: Path, threads: int) -> Callable[..., Tensor]:
+    """The file as a function of the network's inputs [n, ...], on `threads` threads; StageError if it is damaged."""
     prepare()
     import onnxruntime
 
@@ -54,5 +54,9 @@ def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise StageError(f"{path}: the artifact cannot be loaded: {first_line(error)}", "lower it again") from error
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    names = [given.name for given in session.get_inputs()]
+
+    def network(*inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {n: v.numpy() for n, v in zip(names, inputs, strict=True)})[0])
+
+    return network

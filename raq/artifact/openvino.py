@@ -40,11 +40,15 @@ def lower(
     onnx.write(program, path, NAME, metadata)
 
 
-def load(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
-    """The file as a function of normalised float32 [n, 3, H, W], on `threads` threads; StageError if it is damaged."""
+def load(path: Path, threads: int) -> Callable[..., Tensor]:
+    """The file as a function of the network's inputs [n, ...], on `threads` threads; StageError if it is damaged."""
     prepare()
     try:
         request = compiled(str(path), threads).create_infer_request()
     except Exception as error:
         raise StageError(f"{path}: the artifact cannot be loaded: {first_line(error)}", "lower it again") from error
-    return lambda images: torch.from_numpy(request.infer([images.numpy()], share_inputs=True)[0].copy())
+
+    def network(*inputs: Tensor) -> Tensor:
+        return torch.from_numpy(request.infer([value.numpy() for value in inputs], share_inputs=True)[0].copy())
+
+    return network

@@ -13,41 +13,42 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.export import Dim
 
 from raq.artifact.inductor import lower
 from raq.errors import StageError
-from raq.quantize.export import MAX_BATCH, switch_name
+from raq.model.inputs import Example, as_example
+from raq.quantize.export import dynamic_shapes, switch_name
 from raq.quantize.ptq import FixedFakeQuantize
 from raq.quantize.ranges import Ranges, activation_observers, is_weight_observer, observer_nodes
 
 
 def compile_for_all_ranges(
-    prepared: fx.GraphModule, example: Tensor, path: Path, names: Sequence[str] | None = None
+    prepared: fx.GraphModule, example: Tensor | Example, path: Path, names: Sequence[str] | None = None
 ) -> None:
-    """The program (images [n, 3, H, W], scales [K], zero points [K]) -> logits, compiled, as a package at `path`.
+    """The program (the network's inputs, scales [K], zero points [K]) -> logits, compiled, as a package at `path`.
 
-    names: of layers and operators (`switchable`); then a fourth input, bool [L], says which of them are quantized: the
+    names: of layers and operators (`switchable`); then one more input, bool [L], says which of them are quantized: the
     others compute in float, from the float weight and the input as it is.
     """
     graph = ranges_as_inputs(prepared, names)
     count = len(activation_observers(prepared))
-    inputs: tuple[Tensor, ...] = (example, torch.ones(count), torch.zeros(count, dtype=torch.int32))
-    inputs += () if names is None else (torch.ones(len(names), dtype=torch.bool),)
-    shapes = ({0: Dim("batch", min=1, max=MAX_BATCH)}, *(None for _ in inputs[1:]))
-    program = torch.export.export(graph, inputs, strict=True, dynamic_shapes=shapes)
+    given = as_example(example)
+    more: tuple[Tensor, ...] = (torch.ones(count), torch.zeros(count, dtype=torch.int32))
+    more += () if names is None else (torch.ones(len(names), dtype=torch.bool),)
+    shapes = (*dynamic_shapes(given), *(None for _ in more))
+    program = torch.export.export(graph, (*given.inputs, *more), strict=True, dynamic_shapes=shapes)
     lower(program, path, {"candidate": "simulated"})
 
 
 def with_ranges(
     network: Callable[..., Any], found: Ranges, quantized: Sequence[bool] | None = None
-) -> Callable[[Tensor], Tensor]:
+) -> Callable[..., Tensor]:
     """The compiled program as a network with these ranges; quantized: of one compiled for layers, which of them are."""
     scales, zero_points = torch.from_numpy(found[0]), torch.from_numpy(found[1])
     masks = () if quantized is None else (torch.tensor(quantized),)
 
-    def run(images: Tensor) -> Tensor:
-        given = network(images, scales, zero_points, *masks)
+    def run(*inputs: Tensor) -> Tensor:
+        given = network(*inputs, scales, zero_points, *masks)
         logits: Tensor = given[0] if isinstance(given, (tuple, list)) else given
         return logits
 
@@ -64,7 +65,7 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
     graph = own.graph
     indices = {id(observer): n for n, observer in enumerate(activation_observers(own))}
     for node in [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith("_guards")]:
-        graph.erase_node(node)  # checks of the one input that the graph was exported with
+        graph.erase_node(node)  # checks of the inputs that the graph was exported with
     scales, zero_points, switches = _add_inputs(graph, names)
     for number, (node, observer) in enumerate(observer_nodes(own)):
         with graph.inserting_before(node):
@@ -79,7 +80,7 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
         _switch_users(node, new, switches)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-    graph.set_codegen(fx.graph.CodeGen())  # the exported one knows a single input
+    graph.set_codegen(fx.graph.CodeGen())  # the exported one knows the network's inputs alone
     own.delete_all_unused_submodules()
     graph.lint()
     own.recompile()
@@ -87,7 +88,7 @@ def ranges_as_inputs(prepared: fx.GraphModule, names: Sequence[str] | None = Non
 
 
 def _add_inputs(graph: fx.Graph, names: Sequence[str] | None) -> tuple[fx.Node, fx.Node, dict[str, fx.Node]]:
-    """Add the inputs after the images: scales, zero points, and the switches that these names have, by name."""
+    """Add the inputs after the network's own: scales, zero points, and the switches that these names have, by name."""
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     with graph.inserting_after(last):
         scales = graph.placeholder("scales")

@@ -28,7 +28,7 @@ class Runtime:
     its artifacts are made with.
 
     lower: (program, path, metadata, device, max_batch, min_batch) -> None, writes the artifact. load: (path, threads)
-    -> a function of normalised float32 [n, 3, H, W] to logits [n, classes]. read: path -> GeneratedCode, executes
+    -> a function of the network's inputs [n, ...] to its output [n, ...]. read: path -> GeneratedCode, executes
     nothing. read_metadata: path -> the artifact's metadata, by itself. recognises: path -> whether a file is one of
     its own. name_scales: (code, program) -> code, its scales called as in the program, if `read` does not know them.
     prepare: () -> None, imports its libraries; UserError if they are not installed. refuse: path -> None, StageError if
@@ -186,8 +186,12 @@ def read_metadata(path: Path) -> Metadata:
     return Metadata(resolve(runtime_of_file(path).read_metadata)(path))
 
 
-def in_parts(network: "Callable[[Tensor], Tensor]", most: int) -> "Callable[[Tensor], Tensor]":
-    """The network for batches of any size, given `most` images at a time."""
+def in_parts(network: "Callable[..., Tensor]", most: int) -> "Callable[..., Tensor]":
+    """The network for batches of any size, given `most` samples at a time."""
     import torch
 
-    return lambda images: torch.cat([network(part) for part in images.split(most)])
+    def run(*inputs: "Tensor") -> "Tensor":
+        parts = zip(*(value.split(most) for value in inputs), strict=True)
+        return torch.cat([network(*part) for part in parts])
+
+    return run

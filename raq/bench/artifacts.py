@@ -17,6 +17,7 @@ from raq.bench.messages import ContenderSettings
 from raq.bench.throughput import stream_count, throughputs
 from raq.environment import available_cpus
 from raq.errors import StageError, UserError, first_problem
+from raq.experiment.inputs import Inputs, image_input, in_words
 from raq.experiment.measurement import Bench
 
 BENCH_OPTIONS = {
@@ -37,26 +38,27 @@ def bench_settings(**given: Any) -> Bench:
         raise UserError(f"{option}: {message}" if option else message, "see 'raq bench --help'") from None
 
 
-def image_shape(text: str | None) -> tuple[int, ...] | None:
-    """[3, H, W] from "3,H,W"; UserError if it is something else."""
+def image_inputs(text: str | None) -> Inputs | None:
+    """Images of the shape "C,H,W"; UserError if it is something else."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
     sizes = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6)
     if len(parts) != 3 or len(sizes) != 3 or not all(0 < size <= LONGEST_SIDE for size in sizes):
         raise UserError(f"--input-shape {text!r}: not the shape of an image", "write it like --input-shape 3,224,224")
-    return sizes
+    return (image_input(sizes),)
 
 
 def bench_artifacts(
     paths: Sequence[Path],
     protocol: Bench,
-    shape: tuple[int, ...] | None = None,
+    inputs: Inputs | None = None,
     progress: Callable[[float, str], None] = lambda share, text: None,
 ) -> dict[str, Any]:
     """`measure` for the files at `paths`, with a list `artifacts` of what they are.
 
-    shape: [3, H, W] of the input, where the artifacts' own metadata does not have it. Raises UserError if a file is not
+    inputs: what they are called with, where the artifacts' own metadata does not say it. Raises UserError if a file is
+    not
     there, if shapes are not known or not the same, or if artifacts for different devices are given.
     """
     cpus = available_cpus()
@@ -65,9 +67,9 @@ def bench_artifacts(
         raise UserError(f"--threads {threads}, and there are {len(cpus)} CPUs", f"give at most {len(cpus)}")
     stream_count(protocol, cpus)  # or it is refused
     metadata = [_metadata(path) for path in paths]
-    shapes = {_shape(path, own, shape) for path, own in zip(paths, metadata, strict=True)}
+    asked = {_inputs(path, own, inputs) for path, own in zip(paths, metadata, strict=True)}
     devices = {own.device for own in metadata}
-    for what, found in (("inputs", shapes), ("devices", devices)):
+    for what, found in (("inputs", {in_words(one) for one in asked}), ("devices", devices)):
         if len(found) > 1:
             named = " and ".join(sorted(map(str, found)))
             raise UserError(f"the artifacts have different {what}: {named}", "measure those that belong together")
@@ -83,7 +85,7 @@ def bench_artifacts(
         runtime = runtime_of_file(path).name
         contenders.append(
             ContenderSettings(
-                name, runtime, min(devices), str(path), min(shapes), threads, "", 0, None, fp32=own.is_fp32
+                name, runtime, min(devices), str(path), next(iter(asked)), threads, "", 0, None, fp32=own.is_fp32
             )
         )
     artifacts = [
@@ -105,12 +107,13 @@ def _metadata(path: Path) -> Metadata:
     return read_metadata(path)
 
 
-def _shape(path: Path, metadata: Metadata, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    stated = metadata.input_shape
+def _inputs(path: Path, metadata: Metadata, asked: Inputs | None) -> Inputs:
+    stated = metadata.inputs
     if stated is not None:
-        if asked not in (None, stated):
+        if asked is not None and [one.shape for one in asked] != [one.shape for one in stated]:
             raise UserError(
-                f"--input-shape {asked}, and {path} says that its input is {stated}", "leave --input-shape out"
+                f"--input-shape {list(asked[0].shape)}, and {path} says that it takes {in_words(stated)}",
+                "leave --input-shape out",
             )
         return stated
     if asked is None:

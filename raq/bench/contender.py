@@ -37,11 +37,15 @@ from raq.bench.messages import (
     encode,
 )
 from raq.errors import RaqError, first_line
+from raq.experiment.inputs import names_of
 from raq.lazy import resolve
+from raq.model.adapter import adapt
+from raq.model.inputs import random_inputs
 from raq.model.zoo import build_model, load_state, load_weights
 
 ONE_THREADS, HAND_OVERS = 32_000, 20  # floats that one thread adds alone (torch shares from 32,768 on); times
-Network = Callable[[Tensor], Tensor]
+Network = Callable[..., Tensor]
+Inputs = tuple[Tensor, ...]
 ROTATED_INPUTS = 4
 STABLE_CALLS, STABLE_WITHIN = 5, 0.02
 SETTLED_NS, SETTLE_STEP_S, SETTLE_CAP_S = 200_000, 0.002, 0.25
@@ -50,6 +54,7 @@ SETTLED_NS, SETTLE_STEP_S, SETTLE_CAP_S = 200_000, 0.002, 0.25
 def load_eager(contender: ContenderSettings) -> Network:
     """The FP32 network as PyTorch runs it without a compiler."""
     model = build_model(contender.model, contender.classes, contender.working_directory)
+    adapt(model, names_of(contender.inputs), contender.output)
     load_state(model, load_weights(Path(contender.path)), contender.model, contender.path)
     return model.eval().to(contender.device)
 
@@ -60,14 +65,14 @@ class Contender:
     def __init__(self, asked: Load) -> None:
         torch.set_num_threads(asked.threads)
         self.device = torch.device(asked.device)
-        self.shape = asked.image_shape
+        self.asked = asked.inputs
         if asked.prepare is not None:
             resolve(asked.prepare)()  # importing its libraries is not loading the artifact
         load = None if asked.load is None else resolve(asked.load)
         started = time.perf_counter_ns()
         self.network: Network = load_eager(asked) if load is None else load(Path(asked.path), asked.threads)
         self.load_ms = (time.perf_counter_ns() - started) / 1e6
-        self.inputs: dict[int, list[Tensor]] = {}
+        self.inputs: dict[int, list[Inputs]] = {}
         self.small: list[Tensor] = []
 
     def warm_up(self, batch_size: int, calls: int, cap_s: float) -> Warmed:
@@ -76,10 +81,10 @@ class Contender:
         Stable: the median of the last 5 calls is within 2% of that of the 5 before, after at least `calls` calls, the
         first one among them. Ends after `cap_s` seconds in any case (never before `calls`, or one).
         """
-        generator = torch.Generator().manual_seed(batch_size)
         # several inputs, taken in turn, so that the caches do not hold the answer's input
         self.inputs[batch_size] = [
-            torch.randn(batch_size, *self.shape, generator=generator).to(self.device) for _ in range(ROTATED_INPUTS)
+            tuple(one.to(self.device) for one in random_inputs(self.asked, batch_size, seed))
+            for seed in range(ROTATED_INPUTS)
         ]
         begun = time.perf_counter()
         times = [self._call(self.inputs[batch_size][0])]
@@ -121,16 +126,16 @@ class Contender:
             took[n] = sorted(times)[HAND_OVERS // 2] / 1e3
         return took[0] - took[1]
 
-    def _call(self, images: Tensor) -> float:
+    def _call(self, inputs: Inputs) -> float:
         if self.device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
-            self.network(images)
+            self.network(*inputs)
             end.record()
             torch.cuda.synchronize()
             return float(begin.elapsed_time(end))
         started = time.perf_counter_ns()
-        self.network(images)
+        self.network(*inputs)
         return (time.perf_counter_ns() - started) / 1e6
 
 

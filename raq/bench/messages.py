@@ -10,20 +10,24 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from raq.experiment.inputs import InputSpec
+
 
 @dataclass(frozen=True)
 class ContenderSettings:
-    """What is measured. path: artifact, or weights for eager; image_shape: [3, H, W]; fp32: whether it is FP32."""
+    """What is measured. path: artifact, or weights for eager; inputs: what it is called with; output: which of the
+    network's is judged; fp32: whether it is FP32."""
 
     candidate: str
     runtime: str
     device: str
     path: str
-    image_shape: tuple[int, ...]
+    inputs: tuple[InputSpec, ...]
     threads: int
     model: str
-    classes: int
+    classes: int | None
     working_directory: str | None
+    output: str | int | None = field(default=None, kw_only=True)
     fp32: bool = field(default=False, kw_only=True)
 
     @property

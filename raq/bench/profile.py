@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from raq.artifact.check import layers_of_code
 from raq.artifact.executed import HALVES, MULTIPLYING, Execution, KnownLayer, read_calls
 from raq.artifact.isolated import IsolatedProcess
@@ -26,6 +24,8 @@ from raq.bench.messages import ContenderSettings
 from raq.bench.peak import Peak, measure_peak
 from raq.environment import available_cpus
 from raq.errors import UserError
+from raq.experiment.inputs import Inputs
+from raq.model.inputs import random_inputs
 from raq.store.views import View, view
 
 MAX_LOADED = 4  # processes at a time
@@ -118,16 +118,16 @@ def profile(path: Path, batch_size: int, threads: int | None = None) -> Profile:
     metadata = read_metadata(path)
     if runtime.reports != "onednn" or metadata.device != "cpu":
         raise UserError(f"{path}: what runs in it is not reported", "profile a package of Inductor for a CPU")
-    shape = metadata.input_shape
-    if shape is None:
+    inputs = metadata.inputs
+    if inputs is None:
         raise UserError(f"{path}: the size of its input is not known (raq did not make it)", "profile one of raq's")
     used = threads or len(available_cpus())
-    settings = ContenderSettings("artifact", runtime.name, "cpu", str(path), shape, used, "", 0, None)
+    settings = ContenderSettings("artifact", runtime.name, "cpu", str(path), inputs, used, "", 0, None)
     with fork_server({runtime.name}) as server, server.launch(settings, available_cpus()) as contender:
         contender.warm_up(batch_size, WARM_UP_CALLS, cap_s=2.0)
         plain = contender.time_round(batch_size, CALLS, round_ms=ROUND_MS).samples_ms
     with _isolated(settings) as process:
-        calls = _traced_calls(process, shape, [batch_size])[batch_size]
+        calls = _traced_calls(process, inputs, [batch_size])[batch_size]
     return _profile(str(path), batch_size, used, plain, calls, _layers(path), measure_peak(used))
 
 
@@ -165,7 +165,7 @@ def profiles(
             with ThreadPoolExecutor(len(part)) as loaders:  # most of the time goes into loading
                 processes = list(loaders.map(stack.enter_context, map(_isolated, part)))
             for contender, process in zip(part, processes, strict=True):
-                traced, layers = _traced_calls(process, contender.image_shape, sizes), _layers(Path(contender.path))
+                traced, layers = _traced_calls(process, contender.inputs, sizes), _layers(Path(contender.path))
                 for size in sizes:
                     plain = [call_ms[contender.candidate, contender.runtime, size]]
                     record = _profile("", size, contender.threads, plain, traced[size], layers, peak).as_record()
@@ -189,17 +189,15 @@ def _layers(path: Path) -> list[KnownLayer]:
     return [KnownLayer(layer.name, layer.macs) for layer in layers_of_code(read(path)) if layer.macs is not None]
 
 
-def _traced_calls(
-    process: IsolatedProcess, image_shape: Sequence[int], sizes: Sequence[int]
-) -> dict[int, list[list[Execution]]]:
+def _traced_calls(process: IsolatedProcess, inputs: Inputs, sizes: Sequence[int]) -> dict[int, list[list[Execution]]]:
     """What oneDNN reports of calls of each batch size, those at the beginning left out: they may build kernels."""
     for size in sizes:
-        images = torch.randn(size, *image_shape, generator=torch.Generator().manual_seed(0))
+        given = random_inputs(inputs, size)
         started = time.perf_counter()
         for number in range(WARM_UP_CALLS + CALLS):
             if number >= MIN_TRACED and time.perf_counter() - started > TRACED_S:
                 break
-            process(images, traced=True)
+            process(*given, traced=True)
     reported = read_calls(process.log(), process.mark)
     calls = {size: [executions for of, executions in reported if of == size] for size in sizes}
     return {size: [call for call in own[len(own) // 2 :] if len(call) == len(own[-1])] for size, own in calls.items()}

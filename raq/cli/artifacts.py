@@ -67,7 +67,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The latency of artifacts side by side, against the first of them. It loads and runs them: native code."""
-    from raq.bench.artifacts import bench_artifacts, bench_settings, image_shape
+    from raq.bench.artifacts import bench_artifacts, bench_settings, image_inputs
     from raq.environment import environment
     from raq.report.bench import BenchDisplay, print_bench
 
@@ -76,7 +76,7 @@ def bench(
         streams=int(streams) if streams is not None and streams.isdecimal() else streams,
     )  # fmt: skip
     with BenchDisplay(quiet=as_json) as display:
-        found = bench_artifacts(artifacts, settings, image_shape(shape), display.progress)
+        found = bench_artifacts(artifacts, settings, image_inputs(shape), display.progress)
     found["environment"] = environment()
     if as_json:
         print_json(found)

@@ -8,12 +8,13 @@ Positive = Annotated[int, Field(ge=1, le=10**9)]
 Natural = Annotated[int, Field(ge=0, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Channels = tuple[float, float, float]
+Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=64)]
 Backend = Literal["x86", "arm", "xnnpack"]
 Half = Literal["bfloat16", "float16"]
 HALF_NAMES: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16"}  # candidates, by the type that they compute in
 OtherTool = Literal["nncf", "onnxruntime"]
 OTHER_TOOLS: dict[str, str] = {"nncf": "openvino", "onnxruntime": "onnxruntime"}  # candidates, and their runtimes
+INCLUDED = "included"  # model.weights: the function returns a trained network
 Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 
 

@@ -40,6 +40,8 @@ def json_schema() -> Schema:
                 key.partition(".")[2]: value for key, value in properties.items() if key.startswith("calibration.")
             }
             properties["calibration"] = {"type": "object", "additionalProperties": False, "properties": nested}
+        if name == "Metric":  # its name alone stands for it
+            schema["properties"]["metric"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Metric"}]}
     return {"$schema": DIALECT, **schema}
 
 

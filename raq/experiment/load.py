@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from raq.errors import UserError
+from raq.experiment.fields import INCLUDED
 from raq.experiment.schema import Experiment
 from raq.experiment.spelling import rename_keys, spelled_as_today
 from raq.experiment.yaml_text import MAX_DEPTH, Location, read_yaml_text, read_yaml_value
@@ -57,7 +58,7 @@ def _with_absolute_paths(experiment: Experiment, folder: Path) -> Experiment:
     data, model = experiment.data, experiment.model
     if data.root is not None:
         data = data.model_copy(update={"root": _absolute(data.root, folder, "data.root")})
-    if model.weights is not None:
+    if model.weights not in (None, INCLUDED):
         model = model.model_copy(update={"weights": _absolute(model.weights, folder, "model.weights")})
     return experiment.model_copy(update={"data": data, "model": model})
 
@@ -86,7 +87,9 @@ def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: 
             )
         at = at[part]
     value = read_yaml_value(text, f"--set {_shortened(override)}")
-    if parts in PATHS and isinstance(value, str):  # on the command line a path is relative to where one stands
+    if (
+        parts in PATHS and isinstance(value, str) and value != INCLUDED
+    ):  # on the command line a path is relative to where one stands
         value = _absolute(value, Path.cwd(), f"--set {key}")
     at[parts[-1]] = value
     lines[parts] = f"--set {_shortened(override)}"

@@ -98,16 +98,18 @@ class Require(Section):
     half_mac_share: Share = 0.9
     """Share of all multiply-accumulates that kernels of 16 bits must have done, of the candidates of `half`; below it,
     evaluating them fails."""
-    max_drop: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Points of top-1 that a candidate may lose and still be chosen: the upper end of the drop's 95% interval, of all
-    candidates at once, has to be within it."""
+    max_drop: Annotated[float, Field(ge=0, le=1e9)] = 1.0
+    """Points of top-1 (or of the metric; in its own unit if that is none of top1, top5, mean_iou, and then without a
+    default) that a candidate may lose and still be chosen: the upper end of the drop's 95% interval, of all candidates
+    at once, has to be within it."""
 
 
 class Margin(Section):
     """What counts as equivalent."""
 
-    accuracy: Annotated[float, Field(ge=0, le=100)] = 0.3
-    """Points of top-1 within which two candidates are equivalent."""
+    accuracy: Annotated[float, Field(ge=0, le=1e9)] = 0.3
+    """Points of top-1 (or of the metric) within which two candidates are equivalent; in the unit of another metric 0.3
+    of require.max_drop."""
     speed: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of the time of a call within which two candidates are equivalent."""
 

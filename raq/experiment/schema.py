@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from raq.experiment.fields import Backend, Channels, Natural, Observer, OtherTool, Positive, Section
+from raq.experiment.fields import INCLUDED, Backend, Channels, Natural, Observer, OtherTool, Positive, Section
 from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
+from raq.experiment.metric import LOSSES, Metric
 from raq.experiment.sweep import Sweep
 from raq.experiment.training import Qat, Train
 
@@ -40,6 +41,8 @@ class Data(Section):
     """Mean of the normalisation by channel, of pixels / 255; null: the data set's own."""
     std: Annotated[Channels, Field(strict=False)] | None = None
     """Standard deviation of the normalisation by channel; null: the data set's own."""
+    workers: Natural = 0
+    """Processes that read samples ahead, for each process that reads them (of a raq.Data); 0: none."""
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
@@ -58,17 +61,24 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Model":
-        if self.name in MODELS or re.match(r"^torchvision:\w+$", self.name) or re.match(FUNCTION_PATTERN, self.name):
+        if (
+            self.name in MODELS
+            or re.match(r"^(torchvision|timm):[\w.]+$", self.name)
+            or re.match(FUNCTION_PATTERN, self.name)
+        ):
             return self
         near = difflib.get_close_matches(self.name, MODELS, n=1)
         also = f" (did you mean {near[0]!r}?)" if near else ""
-        allowed = f"{', '.join(MODELS)}, torchvision:<name>, module:function"
+        allowed = f"{', '.join(MODELS)}, torchvision:<name>, timm:<name>, module:function"
         raise ValueError(f"name: there is no network {self.name!r}{also}; allowed: {allowed}")
 
     name: str = "resnet18-cifar"
-    """resnet18-cifar, resnet20-cifar, torchvision:NAME, or module:function."""
+    """resnet18-cifar, resnet20-cifar, torchvision:NAME, timm:NAME (needs its extra), or module:function."""
     weights: str | None = None
-    """File with a state dict to start from, instead of training; relative to the experiment's file."""
+    """File with a state dict to start from (.pt, or .safetensors), instead of training; relative to the experiment's
+    file. included: the function returns a trained network."""
+    output: str | Natural | None = None
+    """Which output is judged, where the network gives several: a key, an attribute or a number from 0."""
 
 
 class Calibration(Section):
@@ -152,6 +162,10 @@ class Experiment(Section):
     """Of everything random."""
     data: Data = Data()
     model: Model = Model()
+    metric: Metric = Metric()
+    loss: str | None = None
+    """What is trained with: cross_entropy, mse, or module:function of (output, target); null: cross_entropy for top1,
+    top5 and mean_iou, mse for mse."""
     train: Train = Field(default_factory=lambda: Train.model_validate({}))
     ptq: Ptq | None = Ptq()
     qat: Qat | None = Qat()
@@ -163,6 +177,34 @@ class Experiment(Section):
     resources: StageResources = StageResources()
     require: Require = Require()
     select: Select = Select()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_margin(cls, given: Any) -> Any:
+        """Equivalent is, in another unit than points, what differs by less than 0.3 of max_drop."""
+        if not isinstance(given, dict) or not isinstance(given.get("require"), dict):
+            return given
+        metric, most = given.get("metric"), given["require"].get("max_drop")
+        name = metric.get("function") if isinstance(metric, dict) else metric
+        select = given.get("select") or {}
+        margin = select.get("margin") or {} if isinstance(select, dict) else None
+        in_points = name in (None, "top1", "top5", "mean_iou")
+        if in_points or not isinstance(most, int | float) or not isinstance(margin, dict) or "accuracy" in margin:
+            return given
+        return {**given, "select": {**select, "margin": {"accuracy": 0.3 * most, **margin}}}
+
+    @model_validator(mode="after")
+    def _check_metric(self) -> "Experiment":
+        name = self.metric.function
+        if not self.metric.in_points and "max_drop" not in self.require.model_fields_set:
+            raise ValueError(f"require.max_drop is in the unit of the metric {name}, which has no default: set it")
+        if self.loss is not None and self.loss not in LOSSES and not re.match(FUNCTION_PATTERN, self.loss):
+            raise ValueError(f"loss: there is no {self.loss!r}; allowed: {', '.join(LOSSES)}, module:function")
+        if self.sweep is not None and not self.metric.is_top1:
+            raise ValueError(f"sweep compares trials by top-1, and metric is {name}: leave sweep out")
+        if self.model.weights == INCLUDED and ":" not in self.model.name:
+            raise ValueError(f"model.weights is included, and {self.model.name} comes untrained: name a file")
+        return self
 
     @model_validator(mode="after")
     def _check_select(self) -> "Experiment":

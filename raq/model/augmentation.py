@@ -54,7 +54,7 @@ def _mirrored(positions: Tensor, size: int) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, side: int | None = None) -> Tensor:
-    """uint8 [N, 3, H, W] to float32, pixels / 255 less mean over std; scaled to side x side if that is smaller."""
+    """uint8 [N, C, H, W] to float32, pixels / 255 less mean over std; scaled to side x side if that is smaller."""
     scaled = images.to(torch.float32).div_(255)
     if side is not None and side != images.shape[-1]:
         scaled = F.interpolate(scaled, size=(side, side), mode="bilinear", antialias=True)

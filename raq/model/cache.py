@@ -21,6 +21,8 @@ from raq.errors import RaqError, UserError
 
 Array = npt.NDArray[Any]
 SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
+MAX_CHANNELS = 64
+FORM = "images are uint8 [N, C, H, W], labels whole numbers [N] from 0; for other data return a raq.Data"
 MAX_CLASSES = 100_000  # more are a mistake: labels that are something else
 DECODER = 1  # counts up when decoding changes: arrays of older decoders are not read again
 
@@ -97,16 +99,16 @@ def arrays_digest(arrays: dict[str, Array]) -> str:
 
 
 def checked(arrays: dict[str, Array], source: str) -> dict[str, Array]:
-    """The four arrays, labels as int64; UserError unless images are uint8 [N, 3, H, W] with a label from 0 up for
+    """The four arrays, labels as int64; UserError unless images are uint8 [N, C, H, W] with a label from 0 up for
     each."""
 
     def refuse(what: str) -> UserError:
-        return UserError(f"{source}: {what}", "images are uint8 [N, 3, H, W], labels whole numbers [N] from 0")
+        return UserError(f"{source}: {what}", FORM)
 
     labels = {}
     for split in ("train", "test"):
         images, given = arrays[f"{split}_images"], np.asarray(arrays[f"{split}_labels"])
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[1] <= MAX_CHANNELS:
             raise refuse(f"{split} images are {images.dtype} {list(images.shape)}")
         if given.shape != (len(images),) or given.dtype.kind not in "iu":
             raise refuse(f"{split} labels are {given.dtype} {list(given.shape)} for {len(images)} images")

@@ -1,33 +1,52 @@
-"""Top-1 over a whole split, the last partial batch included."""
+"""What a network gives for a split, and what a metric makes of that, the last partial batch included."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raq.model.augmentation import normalise
-from raq.model.batches import normalisation_tensors, take_batch
+from raq.model.batch import in_batches
 from raq.model.cache import Array
 from raq.model.dataset import Dataset
 
-Network = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from raq.model.metrics import Scorer, Scores
+
+Network = Callable[..., Tensor]  # of the inputs, tensors [n, ...] with any n; gives a tensor [n, ...]
+BATCH_SIZE = 128
 
 
 def predict(
-    network: Network,
-    dataset: Dataset,
-    device: str = "cpu",
-    batch_size: int = 128,
-    split: Literal["validation", "test"] = "test",
+    network: Network, dataset: Dataset, device: str = "cpu", batch_size: int = BATCH_SIZE, split: str = "test"
 ) -> Array:
-    """The class predicted for every image of the split, int64 [N].
+    """The class predicted for every sample of the split, int64 [N].
 
-    `network` takes normalised float32 [n, 3, H, W], any n, and gives logits [n, classes].
+    `network` takes the data's inputs and gives logits [n, classes].
     """
-    everything = np.arange(len(dataset.test_labels if split == "test" else dataset.validation_labels))
+    everything = np.arange(dataset.size(split))
     return logits(network, dataset, everything, device, batch_size, lambda given: given.argmax(1), split)
+
+
+def predict_with_targets(network: Network, dataset: Dataset, split: str = "test") -> tuple[Array, Array]:
+    """The class predicted for every sample of the split, and its own, int64 [N] each."""
+    wanted: list[Array] = []
+
+    def kept(output: Tensor, targets: Any) -> Array:
+        wanted.append(torch.as_tensor(targets).cpu().numpy().reshape(-1))
+        found: Array = output.argmax(1).cpu().numpy()
+        return found
+
+    found = [kept(*pair) for pair in _pairs(network, dataset, np.arange(dataset.size(split)), split)]
+    return np.concatenate(found), np.concatenate(wanted)
+
+
+def _pairs(network: Network, dataset: Dataset, chosen: Array, split: str) -> Iterator[tuple[Tensor, Any]]:
+    """The outputs for the samples `chosen` and their targets, batch by batch, on the CPU."""
+    with torch.inference_mode():
+        for inputs, targets in dataset.batches(split, in_batches(chosen, BATCH_SIZE), torch.device("cpu")):
+            yield network(*inputs), targets
 
 
 def logits(
@@ -35,30 +54,55 @@ def logits(
     dataset: Dataset,
     chosen: Array,
     device: str = "cpu",
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     keep: Callable[[Tensor], Tensor] = lambda given: given.float(),
-    split: Literal["train", "validation", "test"] = "test",
+    split: str = "test",
 ) -> Array:
-    """What `keep` makes of the logits [n, classes] of the images `chosen`; by default they themselves, float32.
+    """What `keep` makes of the outputs [n, ...] for the samples `chosen`; by default they themselves, float32.
 
-    Batches are of `batch_size`, the last one smaller if need be.
+    Batches are of `batch_size`, the last one smaller if need be. Outputs whose other sizes differ from batch to batch
+    come as one row of numbers.
     """
-    where = torch.device(device)
-    mean, std = normalisation_tensors(dataset, where)
-    images_of_split, labels_of_split = {
-        "train": (dataset.train_images, dataset.train_labels),
-        "validation": (dataset.validation_images, dataset.validation_labels),
-        "test": (dataset.test_images, dataset.test_labels),
-    }[split]
-    found = []
+    return outputs_and_parts(network, dataset, chosen, None, device, batch_size, keep, split)[0]
+
+
+def score(
+    network: Network,
+    dataset: Dataset,
+    scorer: "Scorer",
+    chosen: Array,
+    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    split: str = "test",
+) -> "Scores":
+    """What the metric makes of the samples `chosen`."""
+    parts = outputs_and_parts(network, dataset, chosen, scorer, device, batch_size, None, split)[1]
+    return scorer.together(parts)
+
+
+def outputs_and_parts(
+    network: Network,
+    dataset: Dataset,
+    chosen: Array,
+    scorer: "Scorer | None",
+    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    keep: Callable[[Tensor], Tensor] | None = lambda given: given.float(),
+    split: str = "test",
+) -> tuple[Array, list[Any]]:
+    """What `keep` makes of the outputs (None: nothing), and what the metric keeps of each batch, in one pass."""
+    kept: list[Array] = []
+    parts: list[Any] = []
     with torch.inference_mode():
-        for start in range(0, len(chosen), batch_size):
-            part = chosen[start : start + batch_size]
-            images, _ = take_batch(images_of_split, labels_of_split, part, where)
-            found.append(keep(network(normalise(images, mean, std))).cpu())
-    kept: Array = torch.cat(found).numpy()
-    assert len(kept) == len(chosen)
-    return kept
+        for inputs, targets in dataset.batches(split, in_batches(chosen, batch_size), torch.device(device)):
+            output = network(*inputs)
+            if keep is not None:
+                kept.append(keep(output).cpu().numpy())
+            if scorer is not None:
+                parts.append(scorer.of_batch(output, targets))
+    if len({array.shape[1:] for array in kept}) > 1:
+        kept = [array.reshape(-1) for array in kept]
+    return (np.concatenate(kept) if kept else np.empty(0)), parts
 
 
 def top1(predicted: Array, labels: Array) -> float:

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raq.errors import StageError
+
 if TYPE_CHECKING:
     from raq.model.dataset import Dataset
     from raq.model.evaluation import Network
+    from raq.model.metrics import Scorer
 
 Logits = NDArray[np.float32]
 
 
 def sqnr_db(reference: Logits, given: Logits) -> float | None:
-    """10 log10 of signal power over noise power, over all logits [n, classes]; None if the two are equal.
+    """10 log10 of signal power over noise power, over all outputs [n, ...]; None if the two are equal.
 
     Widrow and Kollar, Quantization Noise (2008), chapter 1. Logits that are not finite give minus infinity's stand-in,
     -300 dB, so that no comparison lets them through.
@@ -37,18 +40,25 @@ def sqnr_db(reference: Logits, given: Logits) -> float | None:
 
 
 def compare(
-    step: str, logits: Logits, labels: NDArray[Any], before: str | None = None, reference: Logits | None = None
+    step: str,
+    outputs: Logits,
+    value: float,
+    samples: int,
+    before: str | None = None,
+    reference: Logits | None = None,
+    *,
+    classes: bool = True,
 ) -> dict[str, Any]:
-    """One step's row, as plain values: logits [n, classes], labels [n]; `reference`: the logits of the step `before`.
+    """One step's row, as plain values: outputs [n, ...], the metric's value; `reference`: outputs of the step `before`.
 
-    changed: images whose predicted class is another one; equal: whether all logits are the same.
+    classes: whether outputs are logits, so that `top1` is the value, and changed the samples whose class is another.
+    equal: whether all outputs are the same.
     """
-    predicted = logits.argmax(1)
-    row: dict[str, Any] = {"step": step, "images": len(labels), "top1": float((predicted == labels).mean())}
+    row: dict[str, Any] = {"step": step, "images": samples, "top1": value if classes else None, "value": value}
     if reference is None:
         return {**row, "against": None, "sqnr_db": None, "equal": None, "changed": None}
-    ratio = sqnr_db(reference, logits)
-    changed = int((predicted != reference.argmax(1)).sum())
+    ratio = sqnr_db(reference, outputs)
+    changed = int((outputs.argmax(1) != reference.argmax(1)).sum()) if classes else None
     return {**row, "against": before, "sqnr_db": ratio, "equal": ratio is None, "changed": changed}
 
 
@@ -64,9 +74,9 @@ class Chain:
     rows: a row a step (`compare`); seconds: what the proof has cost so far.
     """
 
-    def __init__(self, dataset: "Dataset", images: int | None, seed: int) -> None:
-        self.dataset = dataset
-        self.chosen = sample(len(dataset.test_labels), images, seed)
+    def __init__(self, dataset: "Dataset", images: int | None, seed: int, scorer: "Scorer") -> None:
+        self.dataset, self.scorer = dataset, scorer
+        self.chosen = sample(dataset.size("test"), images, seed)
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.last: str | None = None
@@ -81,12 +91,19 @@ class Chain:
         self.last, self.logits = None, None
 
     def step(self, name: str, network: "Network", device: str = "cpu") -> None:
-        """Run the sample through this step's network."""
-        from raq.model.evaluation import logits
+        """Run the sample through this step's network; StageError if its outputs have another shape than before."""
+        from raq.model.evaluation import outputs_and_parts
 
         started = time.perf_counter()
-        found = logits(network, self.dataset, self.chosen, device)
-        self.rows.append(compare(name, found, self.dataset.test_labels[self.chosen], self.last, self.logits))
+        found, parts = outputs_and_parts(network, self.dataset, self.chosen, self.scorer, device)
+        if self.logits is not None and self.logits.shape != found.shape:
+            raise StageError(
+                f"the step {name} gives outputs {list(found.shape)}, and {self.last} {list(self.logits.shape)}",
+                "the graph is specialised to a size; name the axes that vary in raq.Data(dynamic_axes=...)",
+            )
+        value = self.scorer.value_of(parts)
+        classes = self.scorer.metric.is_top1
+        self.rows.append(compare(name, found, value, len(self.chosen), self.last, self.logits, classes=classes))
         self.last, self.logits = name, found
         self.seconds += time.perf_counter() - started
 

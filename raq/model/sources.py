@@ -1,14 +1,16 @@
 """Where data sets come from: found, read and decoded into uint8 arrays. Must not import torch or ray at its top."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from raq.environment import cache_folder
-from raq.errors import UserError, first_line
+from raq.errors import RaqError, UserError, first_line
 from raq.experiment.schema import Data
 from raq.model.cache import SPLITS, Array, arrays_digest, cached, checked, file_stats
 from raq.model.user_code import import_function, on_path
@@ -169,18 +171,27 @@ def imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
     return cached("imagefolder", identity, decode, str(root))
 
 
-def from_function(data: Data, working_directory: str | None) -> tuple[dict[str, Array], str, str]:
-    """The user's function: (train images, train labels, test images, test labels)."""
+RETURNS = "it returns (train images, train labels, test images, test labels), or a raq.Data"
+
+
+def call_function(data: Data, working_directory: str | None) -> Any:
+    """What the user's function returns; UserError for whatever it raises."""
     function = import_function(data.name, working_directory)
     try:
         with on_path(working_directory):
-            returned = function()
-        arrays = {split: np.asarray(array) for split, array in zip(SPLITS, returned, strict=True)}
+            return function()
+    except RaqError:
+        raise
     except (Exception, SystemExit) as error:
-        raise UserError(
-            f"data {data.name}: {type(error).__name__}: {error}",
-            "it returns (train images, train labels, test images, test labels)",
-        ) from error
+        raise UserError(f"data {data.name}: {type(error).__name__}: {error}", RETURNS) from error
+
+
+def arrays_of_function(data: Data, returned: Any) -> tuple[dict[str, Array], str, str]:
+    """The arrays that the user's function returned: (train images, train labels, test images, test labels)."""
+    try:
+        arrays = {split: np.asarray(array) for split, array in zip(SPLITS, returned, strict=True)}
+    except Exception as error:  # whatever it is, it may raise what it likes
+        raise UserError(f"data {data.name}: {type(error).__name__}: {error}", RETURNS) from error
     arrays = checked(arrays, f"data {data.name}")
     return arrays, arrays_digest(arrays), data.name
 
@@ -198,6 +209,13 @@ def _decode_image(raw: bytes, where: str, side: int | None) -> Array:
     if side is not None:
         image = ImageOps.fit(image, (side, side), method=Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+SOURCES: dict[str, Callable[[Data], tuple[dict[str, Array], str, str]]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "imagefolder": imagefolder,
+}
 
 
 def _stack(images: list[Array], where: Path) -> Array:

@@ -9,20 +9,21 @@ import math
 import pickle
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raq.errors import StageError
 from raq.experiment.training import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
+from raq.model.batch import Batch, in_batches
 from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.batches import normalisation_tensors, take_batch
+from raq.model.cache import Array
 from raq.model.checkpoints import (
     CHECKPOINT,
     BestEpoch,
@@ -33,9 +34,14 @@ from raq.model.checkpoints import (
     read_checkpoint,
 )
 from raq.model.dataset import Dataset
+from raq.model.images import ImageDataset
+from raq.model.losses import Loss
+from raq.model.metrics import Scorer
 from raq.model.schedules import image_side, learning_rate_factor, new_optimizer, steps_per_epoch
 
 PROGRESS_EVERY_S = 1.0
+VALIDATION_BATCH = 256
+LossOf = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,19 @@ class Hooks:
     """Called with the (fractional) epochs done: freezes observers and batch normalisation."""
     synchronise: Callable[[], None] = lambda: None
     """Called on every rank when an epoch ends and `world_size` is above 1: makes ranges equal across ranks."""
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """Of (normalised images, logits, loss by image [n]), the loss by image to train on instead."""
+    loss: LossOf | None = None
+    """Of (inputs, outputs, loss by sample [n]), the loss by sample to train on instead."""
 
 
 NO_HOOKS = Hooks()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained with, and judged by. loss: by sample."""
+
+    loss: Loss
+    scorer: Scorer
 
 
 def seed_everything(seed: int) -> None:
@@ -65,6 +79,7 @@ def seed_everything(seed: int) -> None:
 def train(
     model: nn.Module,
     dataset: Dataset,
+    task: Task,
     settings: Optimisation,
     seed: int,
     context: TrainingContext,
@@ -76,13 +91,13 @@ def train(
     """
     model.to(context.device)
     optimizer = new_optimizer(model, settings)
-    steps = steps_per_epoch(len(dataset.train_labels), settings.batch_size, context.world_size)
+    steps = steps_per_epoch(dataset.size("train"), settings.batch_size, context.world_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, learning_rate_factor(settings.schedule, steps * settings.epochs)
     )
     set_mode = hooks.set_mode or model.train
     loop = _Loop(
-        model, _distributed(model, context), optimizer, schedule, dataset, settings, seed, context, hooks, steps
+        model, _distributed(model, context), optimizer, schedule, dataset, task, settings, seed, context, hooks, steps
     )
     history, best = _restore(context, model, optimizer, schedule)
     for epoch in range(len(history), settings.epochs):
@@ -93,9 +108,10 @@ def train(
         if context.world_size > 1:
             hooks.synchronise()
         _refuse_divergence(model, epoch)
-        score = _validate(model, dataset, context)
-        history.append(row | {"validation_top1": score})
-        if best is None or score is None or best.score is None or score >= best.score:
+        score = _validate(model, dataset, task.scorer, context)
+        history.append(row | {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score})
+        sign = 1 if task.scorer.metric.greater_is_better else -1
+        if best is None or score is None or best.score is None or sign * score >= sign * best.score:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             best = BestEpoch(epoch, score, state)
         checkpoint = TrainingCheckpoint(
@@ -116,6 +132,7 @@ class _Loop:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     dataset: Dataset
+    task: Task
     settings: Optimisation
     seed: int
     context: TrainingContext
@@ -124,28 +141,21 @@ class _Loop:
 
     def epoch(self, epoch: int) -> Metrics:
         """One pass over the training images; returns its row of the history."""
-        context, dataset = self.context, self.dataset
+        context, size = self.context, self.dataset.size("train")
         # what the network draws (dropout; Python's and NumPy's too, if it uses those): the same after a restart
         seed_everything((self.seed * 1_000_003 + epoch) * 1_009 + context.rank)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(dataset.train_labels), generator=generator)
-        side = dataset.train_images.shape[-1]
-        scaled_side = image_side(self.settings.progressive, epoch, self.settings.epochs, side)
-        mean, std = normalisation_tensors(dataset, context.device)
+        order = torch.randperm(size, generator=generator)
         losses = torch.zeros(2, dtype=torch.float64, device=context.device)  # sum of losses, images
         started = shown = time.perf_counter()
-        for step in range(self.steps):
+        parts = in_batches(order.numpy(), self.settings.batch_size)[: self.steps]
+        batches = self._batches(epoch, parts, generator)
+        for step, chosen in enumerate(parts):
             self.hooks.before_step(epoch + step / self.steps)
-            chosen = order[step * self.settings.batch_size : (step + 1) * self.settings.batch_size]
-            draws = draw(len(chosen), side // 8, generator) if self.settings.augment else None
-            mine = chosen[context.rank :: context.world_size]
-            images, labels = take_batch(dataset.train_images, dataset.train_labels, mine.numpy(), context.device)
-            if draws is not None:
-                images = crop_and_flip(images, draws.part(context.rank, context.world_size), side // 8)
-            inputs = normalise(images, mean, std, scaled_side)
-            logits = self.replica(inputs)
-            by_image = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.settings.label_smoothing)
-            loss = (by_image if self.hooks.loss is None else self.hooks.loss(inputs, logits, by_image)).sum()
+            mine, (inputs, targets) = chosen[context.rank :: context.world_size], next(batches)
+            outputs = self.replica(*inputs)
+            by_sample = self.task.loss(outputs, targets)
+            loss = (by_sample if self.hooks.loss is None else self.hooks.loss(inputs, outputs, by_sample)).sum()
             self.optimizer.zero_grad(set_to_none=True)
             # DDP averages over ranks; this makes that the mean over the global batch, whoever holds how many
             (loss * (context.world_size / len(chosen))).backward()
@@ -165,12 +175,35 @@ class _Loop:
         return {
             "epoch": epoch,
             "loss": mean_loss,
-            "side": scaled_side,
+            "side": self._side(epoch),
             "lr": self.schedule.get_last_lr()[0],
             "duration_s": duration,
             "images_per_s": float(losses[1]) / duration,
             "workers": context.world_size,
         }
+
+    def _side(self, epoch: int) -> int | None:
+        """The side of this epoch's images, in pixels; None where data are no images."""
+        if not isinstance(self.dataset, ImageDataset):
+            return None
+        whole = self.dataset.train_images.shape[-1]
+        return image_side(self.settings.progressive, epoch, self.settings.epochs, whole)
+
+    def _batches(self, epoch: int, parts: list[Array], generator: torch.Generator) -> Iterator[Batch]:
+        """This rank's part of each global batch; images are augmented and scaled."""
+        rank, world_size, device = self.context.rank, self.context.world_size, self.context.device
+        dataset = self.dataset
+        if not isinstance(dataset, ImageDataset):
+            yield from dataset.batches("train", [part[rank::world_size] for part in parts], device)
+            return
+        scaled_side, padding = self._side(epoch), dataset.train_images.shape[-1] // 8
+        mean, std = normalisation_tensors(dataset.mean, dataset.std, device)
+        for part in parts:
+            draws = draw(len(part), padding, generator) if self.settings.augment else None
+            images, labels = take_batch(dataset.train_images, dataset.train_labels, part[rank::world_size], device)
+            if draws is not None:
+                images = crop_and_flip(images, draws.part(rank, world_size), padding)
+            yield Batch((normalise(images, mean, std, scaled_side),), labels)
 
     def _progress_row(self, epoch: int, steps: int, losses: Tensor, elapsed_s: float) -> Metrics:
         done = (epoch * self.steps + steps) / (self.steps * self.settings.epochs)
@@ -215,19 +248,23 @@ def _refuse_divergence(model: nn.Module, epoch: int) -> None:
             raise StageError(f"after epoch {epoch + 1}, {name} is not finite", "lower the learning rate (lr)")
 
 
-def _validate(model: nn.Module, dataset: Dataset, context: TrainingContext) -> float | None:
-    """Top-1 of a model in evaluation mode on the hold-out, each rank taking its part; None without one."""
-    if len(dataset.validation_labels) == 0:
+def _validate(model: nn.Module, dataset: Dataset, scorer: Scorer, context: TrainingContext) -> float | None:
+    """The metric of a model in evaluation mode on the hold-out; None without one.
+
+    Each rank takes its part; of a metric of the whole set, every rank takes all of it.
+    """
+    if dataset.size("validation") == 0:
         return None
-    mean, std = normalisation_tensors(dataset, context.device)
-    mine = np.arange(context.rank, len(dataset.validation_labels), context.world_size)
-    counts = torch.zeros(2, dtype=torch.float64, device=context.device)
+    shared = scorer.metric.per == "sample"
+    mine = np.arange(dataset.size("validation"))[context.rank if shared else 0 :: context.world_size if shared else 1]
+    parts = []
     with torch.no_grad():
-        for start in range(0, len(mine), 256):
-            part = mine[start : start + 256]
-            images, labels = take_batch(dataset.validation_images, dataset.validation_labels, part, context.device)
-            right = (model(normalise(images, mean, std)).argmax(1) == labels).sum()
-            counts += torch.stack([right.double(), torch.tensor(float(len(part)), device=context.device).double()])
+        for inputs, targets in dataset.batches("validation", in_batches(mine, VALIDATION_BATCH), context.device):
+            parts.append(scorer.of_batch(model(*inputs), targets))
+    if not shared:
+        return scorer.value_of(parts)
+    sums = [float(sum(part.sum() for part in parts)), float(len(mine))]
+    counts = torch.tensor(sums, dtype=torch.float64, device=context.device)
     if context.world_size > 1:
         dist.all_reduce(counts)
     return float(counts[0] / counts[1])

@@ -15,12 +15,18 @@ from raq.errors import UserError
 from raq.store.settings import Sources
 from raq.store.views import View
 
+PREFIXES = ("torchvision", "timm")  # of names that are a library's
 IMPORT_TIMEOUT_S = 180.0
 CHILD = Path(__file__).with_name("imported_code.py")
 LIBRARIES = (
     "torch", "torchvision", "torchao", "ray", "numpy", "PIL", "yaml", "pydantic", "rich", "typer", "pyarrow", "pandas",
     "sklearn", "scipy", "optuna", "elftools", "executorch", "sympy",
 )  # fmt: skip
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is the user's module:function, and not one of a library's."""
+    return ":" in name and name.partition(":")[0] not in PREFIXES
 
 
 def import_function(name: str, working_directory: str | None) -> Callable[..., Any]:

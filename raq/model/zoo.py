@@ -1,69 +1,105 @@
 """Networks by name, and weights from files."""
 
 import difflib
+import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from raq.errors import UserError
+from raq.environment import require_library
+from raq.errors import UserError, first_line
+from raq.model.adapter import outputs_of
+from raq.model.inputs import Example, as_example
 from raq.model.user_code import import_function, on_path
 
 StateDict = Mapping[str, Tensor]
 
 
-def build_model(name: str, classes: int, working_directory: str | None = None) -> nn.Module:
-    """The network called `name`, untrained, with `classes` outputs; input float32 [N, 3, H, W].
+def build_model(name: str, classes: int | None, working_directory: str | None = None) -> nn.Module:
+    """The network called `name`, with `classes` outputs where there are classes; untrained but for the user's own.
 
-    name: resnet18-cifar, resnet20-cifar, torchvision:<name>, or module:function, called with num_classes=<int>.
-    Raises UserError if there is no such network or the user's function does not return one.
+    name: resnet18-cifar, resnet20-cifar, torchvision:<name>, timm:<name>, or module:function, called with
+    num_classes=<int> where there are classes and it has such a parameter. Raises UserError if there is no such network
+    or the user's function does not return one.
     """
-    if name in BUILDERS:
-        return BUILDERS[name](classes)
     prefix, _, rest = name.partition(":")
+    if classes is None and (name in BUILDERS or prefix in ("torchvision", "timm")):
+        raise UserError(
+            f"model {name} is a classifier, and the data say not how many classes there are",
+            "give raq.Data(classes=...), or a model of your own (module:function)",
+        )
+    if name in BUILDERS:
+        return BUILDERS[name](classes or 0)
     if prefix == "torchvision":
-        return _torchvision_model(rest, classes)
+        return _torchvision_model(rest, classes or 0)
+    if prefix == "timm":
+        return _timm_model(rest, classes or 0)
     if not rest:
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(
             f"model.name: there is no network {name!r}",
-            f"{hint}allowed: {', '.join(BUILDERS)}, torchvision:<name>, module:function",
+            f"{hint}allowed: {', '.join(BUILDERS)}, torchvision:<name>, timm:<name>, module:function",
         )
     function = import_function(name, working_directory)
+    arguments = {} if classes is None or not _takes_classes(function) else {"num_classes": classes}
     try:
         with on_path(working_directory):
-            model = function(num_classes=classes)
+            model = function(**arguments)
     except (Exception, SystemExit) as error:
+        called = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise UserError(
-            f"model {name}: {type(error).__name__}: {error}", "it is called with num_classes=<int>"
+            f"model {name}: {type(error).__name__}: {error}", f"it is called as {name.partition(':')[2]}({called})"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name} returned a {type(model).__name__}, not an nn.Module", "return the network")
     return model
 
 
-def check_output(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
-    """Raise UserError unless the network maps float32 [n, 3, H, W] to logits [n, classes]. Its mode is restored."""
-    was = model.training
+def _takes_classes(function: Callable[..., object]) -> bool:
+    """Whether a function can be called with num_classes; True where its signature is not known."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def check_output(model: nn.Module, example: Tensor | Example, classes: int | None, name: str) -> None:
+    """Raise UserError unless the network maps the example [n, ...] to one tensor of n samples.
+
+    classes: where top-1 counts, that tensor must be logits [n, classes]. The network's mode is restored.
+    """
+    given, was = as_example(example), model.training
+    shapes = " and ".join(str(list(one.shape[1:])) for one in given.inputs)
     try:
         with torch.no_grad():
-            output = model.eval()(example)
+            output = model.eval()(*given.inputs)
     except Exception as error:  # the user's own forward may raise anything
         raise UserError(
-            f"model {name} does not take images of {list(example.shape[1:])}: {type(error).__name__}: {error}",
-            "its input is [n, 3, H, W]; choose another model, or data of the size that it was made for",
+            f"model {name} does not take samples of {shapes}: {type(error).__name__}: {first_line(error)}",
+            "see which inputs the data give, and of what size; choose another model, or other data; "
+            "model.output names one of several outputs",
         ) from error
     finally:
         model.train(was)
-    if not isinstance(output, Tensor) or output.shape != (len(example), classes):
-        given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    several = outputs_of(output)
+    if several:
+        tensors = [str(key) for key, value in several.items() if isinstance(value, Tensor)]
         raise UserError(
-            f"model {name} gives {given} for {len(example)} images of {classes} classes",
-            f"its output must be logits [n, num_classes], here [{len(example)}, {classes}]",
+            f"model {name} gives several outputs ({type(output).__name__})",
+            f"set model.output to the one that is judged: {', '.join(tensors) or 'none is a tensor'}",
         )
+    fits = isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(given)
+    if fits and (classes is None or output.shape == (len(given), classes)):
+        return
+    found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    of_classes = f" of {classes} classes" if classes is not None else ""
+    wanted = f"logits [n, num_classes], here [{len(given)}, {classes}]" if classes is not None else "a tensor [n, ...]"
+    raise UserError(f"model {name} gives {found} for {len(given)} samples{of_classes}", f"its output must be {wanted}")
 
 
 def load_weights(path: Path) -> StateDict:
@@ -71,6 +107,8 @@ def load_weights(path: Path) -> StateDict:
 
     Raises UserError if the file cannot be read or holds something else.
     """
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -95,6 +133,18 @@ def load_weights(path: Path) -> StateDict:
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
+def _load_safetensors(path: Path) -> StateDict:
+    require_library("safetensors", "safetensors")
+    from safetensors.torch import load_file
+
+    try:
+        return {name.removeprefix("module."): tensor for name, tensor in load_file(path).items()}
+    except Exception as error:  # a damaged file raises an error of its own kind
+        raise UserError(
+            f"model.weights: {path} is no readable safetensors file: {first_line(error)}", "save it again"
+        ) from None
+
+
 def load_state(model: nn.Module, weights: StateDict, name: str, source: str) -> None:
     """Load a state dict into a network, in place; UserError names the first tensor that does not fit."""
     expected = model.state_dict()
@@ -115,11 +165,17 @@ def load_state(model: nn.Module, weights: StateDict, name: str, source: str) -> 
             )
         if weights[key].layout != torch.strided or weights[key].is_quantized or weights[key].is_meta:
             raise UserError(f"model.weights: {source}: {key} is not a dense tensor", "save the FP32 state dict")
-        if not torch.isfinite(weights[key].float()).all():
-            raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
+    refuse_not_finite(weights, source)
     state = OrderedDict(weights)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # load_state_dict reads each module's version from _metadata
     model.load_state_dict(state)
+
+
+def refuse_not_finite(weights: StateDict, source: str) -> None:
+    """UserError for weights that are no numbers, named by where they came from."""
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
 
 
 def resnet18_cifar(classes: int) -> nn.Module:
@@ -182,4 +238,19 @@ def _torchvision_model(name: str, classes: int) -> nn.Module:
         )
     without_auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **without_auxiliary)
+    return model
+
+
+def _timm_model(name: str, classes: int) -> nn.Module:
+    """One of timm's classifiers, untrained; UserError if timm is not installed or has none of that name."""
+    require_library("timm", "timm")
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise UserError(
+            f"model.name: timm has no model {name!r}",
+            f"nearest: {', '.join(near)}" if near else "see timm.list_models()",
+        )
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, exportable=True)
     return model

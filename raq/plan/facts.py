@@ -22,17 +22,22 @@ HALF_FEATURES = {
 
 @dataclass(frozen=True)
 class DataFound:
-    """What the data were found to be. image_shape: [channels, height, width]; mean, std: by channel, pixels / 255."""
+    """What the data were found to be, counts in samples. inputs: what the network is called with.
+
+    Of images: image_shape, [channels, height, width]; mean, std: by channel, pixels / 255. None of other data.
+    """
 
     digest: str
     source: str
-    classes: int
+    classes: int | None
     train_images: int
     validation_images: int
     test_images: int
-    image_shape: list[int]
-    mean: list[float]
-    std: list[float]
+    calibration_images: int
+    inputs: list[dict[str, Any]]
+    image_shape: list[int] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def pool_of_device(device: str) -> Pool:
 
 def data_settings(experiment: Experiment, facts: Facts) -> Settings:
     """What of the data a stage depends on: contents and choices, not where files lie; the test split is evaluate's."""
-    ignored = {"root", "test_limit"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
+    ignored = {"root", "test_limit", "workers"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
     chosen = experiment.data.model_dump(mode="json", exclude=ignored)
     found = asdict(facts.data)
-    return {**chosen, **{key: found[key] for key in ("digest", "classes", "image_shape", "mean", "std")}}
+    return {**chosen, **{key: found[key] for key in ("digest", "classes", "inputs", "mean", "std")}}

@@ -10,9 +10,11 @@ from typing import Any
 
 from raq.environment import Machine, environment_kept, has_vnni, machine
 from raq.errors import UserError
+from raq.experiment.fields import INCLUDED
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
 from raq.plan.facts import DataFound, Facts
+from raq.plan.fitting import fit_to_data
 from raq.plan.stages import Stage, make_plan
 from raq.store.files import file_digest
 
@@ -26,6 +28,8 @@ class Prepared:
     experiment: Experiment
     data: DataFound
     plan: list[Stage]
+    notes: tuple[str, ...] = ()
+    """What of the experiment the data leave no room for, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class DryRun:
     stale: dict[str, str]
     where: dict[str, str]
     expected_s: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) -> Prepared:
@@ -51,10 +56,12 @@ def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) 
     with environment_kept():
         dataset = load_dataset(experiment.data, str(Path.cwd()))
     found = DataFound(**dataset.describe())
-    available = found.train_images
+    experiment, notes = fit_to_data(experiment, found)
+    available = found.calibration_images
     if experiment.ptq is not None and experiment.ptq.calibration.size > available:
         raise UserError(
-            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} training images",
+            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} samples to calibrate "
+            "with",
             f"lower it to at most {available}",
         )
     tried = experiment.sweep.ptq if experiment.sweep is not None else None
@@ -78,13 +85,13 @@ def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) 
             "leave it out here",
         )
     facts = Facts(found, here, _weights_digest(experiment), _sources(experiment))
-    return Prepared(experiment, found, make_plan(experiment, facts))
+    return Prepared(experiment, found, make_plan(experiment, facts), notes)
 
 
 def _weights_digest(experiment: Experiment) -> str | None:
-    if experiment.model.weights is None:
-        return None
-    path = Path(experiment.model.weights)
+    if experiment.model.weights in (None, INCLUDED):
+        return experiment.model.weights
+    path = Path(str(experiment.model.weights))
     if path.exists() and not path.is_file():
         raise UserError(f"model.weights: {path} is not a file", "give the path of a state dict")
     try:
@@ -97,9 +104,8 @@ def _weights_digest(experiment: Experiment) -> str | None:
 
 def _sources(experiment: Experiment) -> dict[str, Any]:
     """What the code of the user's own model is made of: a change there makes stages stale."""
-    from raq.model.user_code import sources_of
+    from raq.model.user_code import is_own, sources_of
 
-    name = experiment.model.name  # the data's function is covered by what it returns: the data's digest
-    if ":" not in name or name.startswith("torchvision:"):
-        return {}
-    return {name: sources_of(name, str(Path.cwd())).model_dump()}
+    # the data's function is covered by what it returns: the data's digest
+    named = (experiment.model.name, experiment.metric.function, experiment.loss or "")
+    return {name: sources_of(name, str(Path.cwd())).model_dump() for name in named if is_own(name)}

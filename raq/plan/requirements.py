@@ -75,7 +75,7 @@ class _Results(Lowered):
 
     parity: tuple[_ParityRow, ...] = ()
     float_copies: tuple[str, ...] = ()
-    classes: int = 0
+    classes: int | None = None
     correct: int = 0
     test_images: int = 0
     train_correct: int | None = None
@@ -114,10 +114,10 @@ def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
         return
     if row.sqnr_db is None or row.sqnr_db < least:
         known = "an unknown" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
+        otherwise = "" if row.changed is None else f"; {row.changed} of them are classified otherwise"
         raise StageError(
             f"{stage.name}: parity is lost at the step {row.against} -> {row.step}: {known} "
-            f"SQNR of the logits on {row.images} test images, at least {least:g} is required; "
-            f"{row.changed} of them are classified otherwise",
+            f"SQNR of the logits on {row.images} test images, at least {least:g} is required{otherwise}",
             "this step does not compute what the one before it computed"
             if row.step != "simulated"
             else "try another observer or more calibration images; require.sqnr_db sets the limit",
@@ -126,7 +126,7 @@ def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
 
 def _check_labels(stage: Stage, results: _Results) -> None:
     """Whether the FP32 network knows the images that it was trained on, and the test split no better than by chance."""
-    if results.train_correct is None:
+    if results.train_correct is None or results.classes is None:
         return
     chance = 1 / results.classes
     low, _ = proportion_interval(results.train_correct, results.train_images)

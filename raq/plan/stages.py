@@ -20,6 +20,7 @@ from raq.environment import (
 )
 from raq.errors import UserError
 from raq.experiment.fields import HALF_NAMES
+from raq.experiment.metric import loss_of
 from raq.experiment.schema import BASELINE, Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
@@ -88,6 +89,9 @@ class _Plan:
             "data": self.data,
             "sources": facts.sources,
             "environment": self.numeric,
+            "metric": experiment.metric.model_dump(mode="json"),
+            "loss": loss_of(experiment.metric, experiment.loss),
+            "output": experiment.model.output,
         }
         self.parity: Settings = {"parity_images": experiment.parity.images}
 
@@ -250,6 +254,8 @@ class _Plan:
         settings = {
             **self.parity,
             "data": {**self.data, "test_limit": self.experiment.data.test_limit},
+            "metric": self.common["metric"],
+            "sources": self.facts.sources,
             "candidate": candidate.name,
             "kind": candidate.kind,
             "device": device,
@@ -290,7 +296,8 @@ class _Plan:
             "environment": chosen_settings(self.facts.machine.settings, NUMERIC_SETTINGS, TIMING_SETTINGS),
             "model": self.experiment.model.name,
             "classes": self.facts.data.classes,
-            "image_shape": self.facts.data.image_shape,
+            "output": self.experiment.model.output,
+            "inputs": self.facts.data.inputs,
             "cpus": self.experiment.resources.bench.cpus,
             "sources": self.facts.sources,
             "runtimes": {c.name: c.runtime.name for c in candidates},

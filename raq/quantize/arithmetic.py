@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from raq.errors import first_line
+from raq.model.inputs import Example, as_example
 from raq.quantize.export import is_layer, switch_name
 
 aten = torch.ops.aten
@@ -200,20 +201,20 @@ def _does_no_products(func: Any) -> bool:
     return torch.Tag.pointwise in (*func.tags, *known.tags) or bool({name, plain} & WITHOUT_PRODUCTS)
 
 
-def network_macs(network: nn.Module, example: Tensor) -> NetworkMacs:
+def network_macs(network: nn.Module, example: Tensor | Example) -> NetworkMacs:
     """The multiply-accumulates of a network in evaluation mode.
 
-    example: float32 [n, 3, H, W], of which the first two images are run: with one, an outer product cannot be
+    example: tensors [n, ...], of which the first two samples are run: with one, an outer product cannot be
     distinguished from scaling.
     """
     network.eval()
-    counter = MacCounter()
+    counter, given = MacCounter(), as_example(example).first(2)
     try:
         with torch.no_grad(), counter:
-            network(example[:2])
+            network(*given.inputs)
     except (RuntimeError, NotImplementedError) as error:  # control flow, nested tensors: what cannot be looked into
         return NetworkMacs(None, [_unknown(error)])
-    total = counter.macs // min(2, len(example))
+    total = counter.macs // len(given)
     return NetworkMacs(None if counter.unknown else total, list(counter.unknown))
 
 
@@ -248,6 +249,7 @@ def _unknown(error: Exception) -> str:
 
 
 def _zeros(example: Tensor) -> Tensor:
-    """Zeros of an input's type, with two images where any number is taken."""
-    sizes = [size if isinstance(size, int) else 2 for size in example.shape]
+    """Zeros of an input's type, with two samples where any number is taken, other axes as they were exported."""
+    shape = enumerate(example.shape)
+    sizes = [size if isinstance(size, int) else 2 if at == 0 else int(size.node.hint) for at, size in shape]
     return torch.zeros(sizes, dtype=example.dtype)

@@ -1,4 +1,4 @@
-"""Which training images calibrate, and what a network reads of them."""
+"""Which samples calibrate, and what a network reads of them."""
 
 from collections.abc import Iterator
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from raq.errors import UserError
+from raq.experiment.inputs import Inputs
 from raq.experiment.schema import Calibration
-from raq.model.augmentation import normalise
-from raq.model.batches import normalisation_tensors, take_batch
+from raq.model.batch import in_batches
 from raq.model.cache import Array
 from raq.model.dataset import Dataset, calibration_indices
 
 
 def calibration_sample(dataset: Dataset, size: int, seed: int) -> Array:
-    """A seeded sample of the training images; UserError if more are asked for than there are."""
-    available = len(dataset.train_labels)
+    """A seeded sample of the calibration split; UserError if more are asked for than there are."""
+    available = dataset.size("calibration")
     if size > available:
         raise UserError(
-            f"ptq.calibration.size is {size}, and there are {available} training images",
+            f"ptq.calibration.size is {size}, and there are {available} samples to calibrate with",
             f"lower it to at most {available}",
         )
     return calibration_indices(available, size, seed)
@@ -26,26 +26,24 @@ def calibration_sample(dataset: Dataset, size: int, seed: int) -> Array:
 
 def calibration_parts(dataset: Dataset, settings: Calibration, seed: int) -> list[Array]:
     """The sample by batch; UserError as `calibration_sample`."""
-    chosen = calibration_sample(dataset, settings.size, seed)
-    return [chosen[start : start + settings.batch_size] for start in range(0, len(chosen), settings.batch_size)]
+    return in_batches(calibration_sample(dataset, settings.size, seed), settings.batch_size)
 
 
-def calibration_batch(dataset: Dataset, part: Array) -> Tensor:
-    """These training images, normalised: float32 [n, 3, H, W]."""
-    device = torch.device("cpu")
-    images, _ = take_batch(dataset.train_images, dataset.train_labels, part, device)
-    return normalise(images, *normalisation_tensors(dataset, device))
+def calibration_batch(dataset: Dataset, part: Array) -> tuple[Tensor, ...]:
+    """The inputs of these samples, tensors [n, ...]; of images, normalised."""
+    return next(iter(dataset.batches("calibration", [part], torch.device("cpu")))).inputs
 
 
 class CalibrationBatches:
     """The sample's batches, one after the other, from the beginning as often as they are asked for.
 
-    images: how many there are in all. UserError as `calibration_sample`.
+    samples: how many there are in all; inputs: what the network is called with. UserError as `calibration_sample`.
     """
 
     def __init__(self, dataset: Dataset, settings: Calibration, seed: int) -> None:
         self.dataset, self.parts = dataset, calibration_parts(dataset, settings, seed)
-        self.images = sum(map(len, self.parts))
+        self.samples = sum(map(len, self.parts))
+        self.inputs: Inputs = dataset.inputs
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return (calibration_batch(self.dataset, part) for part in self.parts)

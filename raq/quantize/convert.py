@@ -8,12 +8,13 @@ from torch.export import ExportedProgram
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from raq.errors import StageError
+from raq.model.inputs import Example
 from raq.quantize.export import export_program
 from raq.quantize.qat_batch_norm import fold_batch_norms
 from raq.quantize.stochastic_depth import remove_stochastic_depth
 
 
-def convert(prepared: fx.GraphModule, example: Tensor) -> ExportedProgram:
+def convert(prepared: fx.GraphModule, example: Tensor | Example) -> ExportedProgram:
     """The quantized program of a calibrated or quantization-aware trained graph.
 
     The graph must be in evaluation mode. The result holds int8 weights and no float copy of them.

@@ -4,6 +4,7 @@ strict=True follows the Python of a module once a call, so that a module that is
 torchvision BasicBlock) is two nodes; with strict=False prepare_pt2e takes them for one partition and fails.
 """
 
+import inspect
 import math
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from raq.errors import UserError
+from raq.model.inputs import Example, as_example
 from raq.quantize.unshare import unshare
 
 MAX_BATCH = 65_536
@@ -31,12 +33,12 @@ class Layer:
     macs: int
 
 
-def export_network(network: nn.Module, example: Tensor) -> ExportedProgram:
+def export_network(network: nn.Module, example: Tensor | Example) -> ExportedProgram:
     """Export a user's network, its reused stateless modules un-shared; else as `export_program`."""
     return export_program(unshare(network, example), example)
 
 
-def graph_of(network: nn.Module, example: Tensor) -> fx.GraphModule:
+def graph_of(network: nn.Module, example: Tensor | Example) -> fx.GraphModule:
     """The graph of `export_network` in the form that quantizers know convolutions by, for prepare.
 
     Raises UserError for a batch norm without running statistics: no quantizer's rewrite takes one.
@@ -110,23 +112,43 @@ def _pad_by_numbers(graph: fx.Graph, node: fx.Node) -> None:
 _CONVOLUTION_DEFAULTS: tuple[Any, ...] = (None, None, None, [1], "valid", [1], 1)
 
 
-def export_program(network: nn.Module, example: Tensor, max_batch: int = MAX_BATCH) -> ExportedProgram:
-    """Export for any batch size from 1 to `max_batch`.
+def export_program(network: nn.Module, example: Tensor | Example, max_batch: int = MAX_BATCH) -> ExportedProgram:
+    """Export for any batch size from 1 to `max_batch`, and any size of the axes that may vary.
 
-    example: float32 [n, 3, H, W] with n at least 2 (1 would be taken for a constant). Keeps the network's mode.
-    Raises UserError, naming the line of the network's code, if the network cannot be exported that way.
+    example: tensors [n, ...] with n at least 2 (1 would be taken for a constant), one alone or an Example. Keeps the
+    network's mode. Raises UserError, naming the line of the network's code, if it cannot be exported that way.
     """
-    assert len(example) > 1
-    batch = Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
-    example = example if max_batch > 1 else example[:1]
+    given = as_example(example)
+    assert len(given) > 1
+    if max_batch == 1:
+        given = given.first(1)
+    shapes = dynamic_shapes(given, max_batch)
+    # an exported graph takes its inputs by name, a network with a signature of its own as one list
+    dynamic: Any = (shapes,) if _takes_a_list(network) else shapes
     try:
-        return torch.export.export(network, (example,), strict=True, dynamic_shapes=({0: batch},))
+        return torch.export.export(network, given.inputs, strict=True, dynamic_shapes=dynamic)
     except Exception as error:  # dynamo raises many kinds; each becomes one line
         raise UserError(
             f"the model cannot be exported: {_reason(error)}",
             "torch.export needs a forward without data-dependent control flow, for any batch size; "
             "--debug shows all of it",
         ) from error
+
+
+def dynamic_shapes(example: Example, max_batch: int = MAX_BATCH) -> tuple[dict[int, Any], ...]:
+    """What of each input may have another size, as torch.export takes it: the batch, and the axes that vary."""
+    dims = {axis.name: Dim(axis.name, min=axis.least, max=axis.most) for axes in example.axes for axis in axes}
+    batch = Dim("batch", min=1, max=max_batch) if max_batch > 1 else None
+    return tuple(
+        {0: batch, **{at: dims[axis.name] for at, axis in example.axes_of(number).items()}}
+        for number in range(len(example.inputs))
+    )
+
+
+def _takes_a_list(network: nn.Module) -> bool:
+    """Whether its forward is `forward(self, *inputs)`, which torch.export takes for one argument."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    return [each.kind for each in parameters] == [inspect.Parameter.VAR_POSITIONAL]
 
 
 def _reason(error: Exception) -> str:
@@ -171,14 +193,29 @@ def _macs(node: fx.Node, weight_argument: int) -> int:
 
 
 def _shape(node: fx.Node) -> list[int]:
-    """A shape for a batch of one; the batch may stand anywhere, and in products such as images times windows."""
+    """A shape for a batch of one; the batch may stand anywhere, and in products such as images times windows.
+
+    Other axes that vary have the size that they were exported with.
+    """
     value: Any = node.meta["val"]
-    return [size if isinstance(size, int) else _for_one_image(size) for size in value.shape]
+    batch = _batch_symbols(node.graph)
+    return [size if isinstance(size, int) else _for_one_sample(size, batch) for size in value.shape]
 
 
-def _for_one_image(size: torch.SymInt) -> int:
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+def _batch_symbols(graph: fx.Graph) -> set[Any]:
+    """What stands for the batch in a graph's shapes: the first size of its first input that has one."""
+    for node in graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        if isinstance(value, Tensor) and value.dim() and isinstance(value.shape[0], torch.SymInt):
+            return set(value.shape[0].node.expr.free_symbols)
+    return set()
+
+
+def _for_one_sample(size: torch.SymInt, batch: set[Any]) -> int:
+    assert size.node.shape_env is not None
+    expression, known = size.node.expr, size.node.shape_env.backed_var_to_val
+    seen = {one: 1 if not batch or one in batch else int(known[one]) for one in expression.free_symbols}
+    return int(expression.subs(seen))
 
 
 def switch_name(node: fx.Node) -> str:

@@ -4,14 +4,15 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e.utils import _fuse_conv_bn_
 
+from raq.model.inputs import Example
 from raq.quantize.convert import drop_unused_tensors
 from raq.quantize.export import export_network
 
 
-def folded_graph(network: nn.Module, example: Tensor) -> fx.GraphModule:
+def folded_graph(network: nn.Module, example: Tensor | Example) -> fx.GraphModule:
     """The network's graph in evaluation mode, its batch norms folded where a convolution is before them.
 
-    example: float32 [n, 3, H, W] with n at least 2. Raises UserError if it cannot be exported.
+    example: tensors [n, ...] with n at least 2. Raises UserError if it cannot be exported.
     """
     graph = export_network(network, example).module()
     with torch.no_grad():

@@ -46,23 +46,25 @@ def _by_nncf(model: Any, batches: CalibrationBatches, reduce_range: bool) -> Any
     """
     import nncf
 
-    name = model.graph.input[0].name
+    names = [given.name for given in model.graph.input]
     kind = nncf.ModelType.TRANSFORMER if _has_attention(model) else None
     with _quiet(getLogger("nncf")):
-        data = nncf.Dataset(_Images(name, batches))
-        found = nncf.quantize(model, data, subset_size=batches.images, model_type=kind)
+        data = nncf.Dataset(_Samples(names, batches))
+        found = nncf.quantize(model, data, subset_size=batches.samples, model_type=kind)
     _store_integers(found)
     return found
 
 
-class _Images:
-    """One image after the other, as NNCF reads them, from the beginning as often as it likes."""
+class _Samples:
+    """One sample after the other, as NNCF reads them, from the beginning as often as it likes."""
 
-    def __init__(self, name: str, batches: CalibrationBatches) -> None:
-        self.name, self.batches = name, batches
+    def __init__(self, names: list[str], batches: CalibrationBatches) -> None:
+        self.names, self.batches = names, batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return ({self.name: image[None].numpy()} for batch in self.batches for image in batch)
+        for batch in self.batches:
+            for sample in zip(*batch, strict=True):
+                yield {name: value[None].numpy() for name, value in zip(self.names, sample, strict=True)}
 
 
 def _has_attention(model: Any) -> bool:
@@ -82,7 +84,8 @@ def _by_onnxruntime(model: Any, batches: CalibrationBatches, reduce_range: bool)
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.left, None)
-            return None if batch is None else {model.graph.input[0].name: batch.numpy()}
+            names = (given.name for given in model.graph.input)
+            return None if batch is None else {n: v.numpy() for n, v in zip(names, batch, strict=True)}
 
     with tempfile.TemporaryDirectory(prefix="raq-quantize-") as folder, _quiet(getLogger()):
         path = Path(folder) / "quantized.onnx"

@@ -12,6 +12,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from raq.experiment.schema import Calibration
 from raq.model.cache import Array
 from raq.model.dataset import Dataset
+from raq.model.inputs import Example
 from raq.quantize.calibration import calibration_batch, calibration_parts
 from raq.quantize.export import graph_of
 from raq.quantize.quantizers import QUANTIZERS, SkipLayersQuantizer, refuse_unannotated
@@ -28,7 +29,7 @@ class QuantizationOptions(TypedDict, total=False):
 
 def prepare(
     network: nn.Module,
-    example: Tensor,
+    example: Tensor | Example,
     backend: str,
     calibration: Calibration,
     floats: Collection[str] = (),
@@ -126,4 +127,4 @@ def observe(prepared: fx.GraphModule, dataset: Dataset, part: Array) -> None:
     """Run these training images through the observers as one batch, in place."""
     move_exported_model_to_eval(prepared)
     with torch.no_grad():
-        prepared(calibration_batch(dataset, part))
+        prepared(*calibration_batch(dataset, part))

@@ -1,7 +1,7 @@
 """Quantization-aware training: the graph with fake quantizers, and what the training loop must do for it."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,8 +17,9 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from raq.errors import StageError, UserError, first_line
 from raq.experiment.training import Qat
+from raq.model.inputs import Example, as_example
 from raq.model.parity import sqnr_db
-from raq.model.training import Hooks
+from raq.model.training import Hooks, LossOf
 from raq.quantize.export import graph_of, is_layer, layer_name
 from raq.quantize.qat_batch_norm import (
     FIXED,
@@ -48,10 +49,10 @@ MIN_PREPARED_DB = 60.0
 """Least SQNR of a prepared graph, its fake quantizers off, against the network: both compute in float32."""
 
 
-def prepare_qat(network: nn.Module, example: Tensor, backend: str, *, reduce_range: bool) -> fx.GraphModule:
+def prepare_qat(network: nn.Module, example: Tensor | Example, backend: str, *, reduce_range: bool) -> fx.GraphModule:
     """The network's graph with fake quantizers where `backend` quantizes, in training mode.
 
-    example: float32 [n, 3, H, W], n at least 2. Raises UserError if the graph draws random numbers other than in
+    example: tensors [n, ...], n at least 2. Raises UserError if the graph draws random numbers other than in
     dropout and stochastic depth (exported, they could not be switched off), StageError, naming the layer, if the graph
     with its fake quantizers off does not compute what the network computes.
     """
@@ -65,11 +66,22 @@ def prepare_qat(network: nn.Module, example: Tensor, backend: str, *, reduce_ran
     refuse_unannotated(prepared, backend)
     restore_batch_norms(prepared, constants)
     insert_stochastic_depth(prepared, marks)
-    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
-    refuse_other_function(network, prepared, images)
+    refuse_other_function(network, prepared, _telling(as_example(example)))
     set_graph_mode(prepared, training=True, norms=True)
     prepared.apply(enable_observer)
     return prepared
+
+
+def _telling(example: Example) -> Example:
+    """Inputs by which two networks can be told apart: an example's, zeros replaced by normal numbers."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(
+        torch.randn(one.shape, generator=generator).to(one.dtype)
+        if one.dtype.is_floating_point and not one.any()
+        else one
+        for one in example.inputs
+    )
+    return Example(inputs, example.axes)
 
 
 def _exportable(network: nn.Module) -> tuple[nn.Module, frozenset[str]]:
@@ -122,16 +134,16 @@ def _mark_switches(graph: fx.GraphModule) -> None:
             node.meta[FIXED] = True
 
 
-def refuse_other_function(network: nn.Module, prepared: fx.GraphModule, images: Tensor) -> None:
+def refuse_other_function(network: nn.Module, prepared: fx.GraphModule, example: Tensor | Example) -> None:
     """StageError unless the prepared graph, fake quantizers off, computes what the network does in evaluation mode.
 
-    images: float32 [n, 3, H, W], normalised. The error names the first layer whose output differs. Leaves the graph in
-    evaluation mode with its fake quantizers on and observers off, and the network in evaluation mode.
+    example: tensors [n, ...], such as normalised images. The error names the first layer whose output differs.
+    Leaves the graph in evaluation mode, fake quantizers on and observers off, and the network in evaluation mode.
     """
-    distance = prepared_distance_db(network, prepared, images)
+    distance = prepared_distance_db(network, prepared, example)
     if distance is not None and distance < MIN_PREPARED_DB:
         with without_fake_quantizers(prepared), torch.no_grad():
-            layer = _first_difference(network, prepared, images)
+            layer = _first_difference(network, prepared, as_example(example).inputs)
         raise StageError(
             f"the graph prepared for QAT is another network before any quantization: {distance:.1f} dB SQNR of its "
             f"outputs, at least {MIN_PREPARED_DB:g} is required; the first layer that differs: {layer}",
@@ -139,18 +151,19 @@ def refuse_other_function(network: nn.Module, prepared: fx.GraphModule, images: 
         )
 
 
-def prepared_distance_db(network: nn.Module, prepared: fx.GraphModule, images: Tensor) -> float | None:
+def prepared_distance_db(network: nn.Module, prepared: fx.GraphModule, example: Tensor | Example) -> float | None:
     """SQNR of the prepared graph's outputs, fake quantizers off, against the network's; None if they are equal.
 
     Both in evaluation mode, which they are left in, the graph's observers off.
     """
     network.eval()
+    inputs = as_example(example).inputs
     set_graph_mode(prepared, training=False, norms=False)
     prepared.apply(disable_observer)
     with without_fake_quantizers(prepared), torch.no_grad():
-        expected = network(images)
+        expected = network(*inputs)
         try:
-            found = prepared(images)
+            found = prepared(*inputs)
         except (RuntimeError, ValueError, TypeError) as error:
             first = first_line(error)
             raise StageError(
@@ -176,7 +189,7 @@ def without_fake_quantizers(prepared: fx.GraphModule) -> Iterator[None]:
         prepared.apply(enable_fake_quant)
 
 
-def _first_difference(network: nn.Module, prepared: fx.GraphModule, images: Tensor) -> str:
+def _first_difference(network: nn.Module, prepared: fx.GraphModule, inputs: tuple[Tensor, ...]) -> str:
     """The module whose output is the first to differ; "unknown" if none of those that can be compared does."""
     expected: dict[str, Tensor] = {}
     hooks = [
@@ -185,7 +198,7 @@ def _first_difference(network: nn.Module, prepared: fx.GraphModule, images: Tens
         if name and not any(True for _ in module.children())
     ]
     try:
-        network(images)
+        network(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -200,7 +213,7 @@ def _first_difference(network: nn.Module, prepared: fx.GraphModule, images: Tens
                 found[name] = result
             return result
 
-    Recorder(prepared).run(images)
+    Recorder(prepared).run(*inputs)
     for name, values in expected.items():
         given = found.get(name)
         if given is None or not isinstance(values, Tensor) or given.shape != values.shape:
@@ -241,16 +254,16 @@ def qat_hooks(prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None
     return Hooks(set_mode, before_step, ranges.step, loss)
 
 
-def _distilled(teacher: nn.Module, share: float, temperature: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _distilled(teacher: nn.Module, share: float, temperature: float) -> LossOf:
     """The loss by image of which `share` is the divergence from the teacher's softened answers.
 
     Hinton et al. 2015, Distilling the Knowledge in a Neural Network; its factor of temperature squared keeps the size
     of the gradients.
     """
 
-    def loss(images: Tensor, logits: Tensor, by_image: Tensor) -> Tensor:
+    def loss(inputs: tuple[Tensor, ...], logits: Tensor, by_image: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = F.log_softmax(teacher(images) / temperature, 1)
+            wanted = F.log_softmax(teacher(*inputs) / temperature, 1)
         own = F.log_softmax(logits / temperature, 1)
         divergence = F.kl_div(own, wanted, reduction="none", log_target=True).sum(1) * temperature**2
         return (1 - share) * by_image + share * divergence

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from raq.model.inputs import Example, as_example
 
-def unshare(network: nn.Module, example: Tensor) -> nn.Module:
+
+def unshare(network: nn.Module, example: Tensor | Example) -> nn.Module:
     """A copy of the network in which every call of a module without state goes to an instance of its own.
 
-    example: float32 [n, ...], run in evaluation mode to see what is called how often. A module whose forward calls a
+    example: tensors [n, ...], run in evaluation mode to see what is called how often. A module whose forward calls a
     stateless child twice is replaced by its torch.fx trace, children untouched. Where that cannot be done, or would
     change the output in evaluation mode or the names of tensors, the copy keeps sharing and a warning says so:
     torch.export may yet follow it. Modes are kept; `network` itself is not changed.
     """
-    own = copy.deepcopy(network)
+    own, inputs = copy.deepcopy(network), as_example(example).inputs
     _separate_attributes(own)
-    before, calls = _count_calls(own, example)
+    before, calls = _count_calls(own, inputs)
     parents = {
         name.rpartition(".")[0]
         for name, module in own.named_modules()
@@ -35,7 +37,7 @@ def unshare(network: nn.Module, example: Tensor) -> nn.Module:
     trial = _separated(copy.deepcopy(own).eval(), parents)  # a trace holds the mode that it was made in
     try:
         with torch.no_grad():
-            after = trial(example)
+            after = trial(*inputs)
     except Exception as error:  # say, an attribute that another module reads and the trace has not
         return _as_it_is(own, f"{type(error).__name__}: {error}")
     same = isinstance(before, Tensor) and isinstance(after, Tensor) and torch.equal(before, after)
@@ -79,8 +81,8 @@ def _separate_attributes(network: nn.Module) -> None:
             seen.add(id(child))
 
 
-def _count_calls(network: nn.Module, example: Tensor) -> tuple[Any, Counter[str]]:
-    """The output for `example` in evaluation mode, and how often each module was called."""
+def _count_calls(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, Counter[str]]:
+    """The output for the inputs in evaluation mode, and how often each module was called."""
     calls: Counter[str] = Counter()
     modes = {name: module.training for name, module in network.named_modules()}
     handles = [
@@ -89,7 +91,7 @@ def _count_calls(network: nn.Module, example: Tensor) -> tuple[Any, Counter[str]
     ]
     try:
         with torch.no_grad():
-            output = network.eval()(example)
+            output = network.eval()(*inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -21,7 +21,8 @@ def parity_in_words(rows: Sequence[ParityRow]) -> str:
     parts = []
     for row in rows:
         distance = "" if row["against"] is None else " (equal)" if row["equal"] else f" ({row['sqnr_db']:.0f} dB)"
-        parts.append(f"{row['step']} {100 * row['top1']:.1f}%{distance}")
+        value = f"{row.get('value'):.4g}" if row["top1"] is None else f"{100 * row['top1']:.1f}%"
+        parts.append(f"{row['step']} {value}{distance}")
     return f"{' > '.join(parts)}, on {rows[0]['images']} test images"
 
 

@@ -7,24 +7,26 @@ Neither torch nor ray.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raq.bench.ratio_statistics import Ratios, launches_factor, paired_ratio
 from raq.experiment.measurement import Margin
+from raq.experiment.metric import POINTS, Metric
+from raq.report.paired import Paired
 from raq.report.types import PlainClaim
-from raq.statistics import CONFIDENCE, Interval, drop_interval, together
+from raq.statistics import CONFIDENCE, Interval, together
 
 MAX_TIMES = 100  # if even so much more data would not decide a claim, it is said to lie too near the margin
-Counts = Callable[[str, str], tuple[int, int, int] | None]
-"""counts(a, b): test images that only a gets right (b lost them), that only b does (b won them), and all compared; None
-if unknown."""
+Drops = Callable[[str, str], Paired | None]
+"""drops(a, b): how much worse b is than a, on the same test samples; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of an experiment's verdict. max_drop, accuracy_margin: points; speed_margin: a share; batch_size: the
-    one that decides, None: the largest; then: what decides among those that keep within max_drop, latency or size.
+    """The rules of an experiment's verdict. max_drop, accuracy_margin: points, or in the metric's unit; speed_margin: a
+    share; batch_size: the one that decides, None: the largest; then: what decides among those that keep within
+    max_drop, latency or size.
 
     precision, budget_s: of its bench, None where a run does not say.
     """
@@ -36,6 +38,21 @@ class Rules:
     then: str = "latency"
     precision: float | None = None
     budget_s: float | None = None
+    metric: Metric = field(default_factory=Metric)
+
+    @property
+    def unit(self) -> str:
+        """What drops are in."""
+        return POINTS if self.metric.in_points else self.metric.unit
+
+    def amount(self, drop: float) -> str:
+        """A drop in words: 1 points of top-1."""
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{drop:g}{unit} of {self.metric.name}"
+
+    def short(self, drop: float) -> str:
+        """A drop in words, where the metric has been named."""
+        return f"{drop:g} {self.unit}" if self.unit else f"{drop:g}"
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Rules":
@@ -45,6 +62,8 @@ class Rules:
             asked["accuracy_margin"] = select["margin"]["accuracy"]
             asked["speed_margin"] = select["margin"]["speed"]
             asked["batch_size"] = select["batch_size"]
+        if settings.get("metric"):
+            asked["metric"] = Metric.model_validate(settings["metric"])
         sweep, bench = settings.get("sweep") or {}, settings.get("bench") or {}
         if sweep.get("select"):
             asked["then"] = sweep["select"]["then"]
@@ -63,8 +82,8 @@ class Measured:
 class Claim:
     """One sentence, and what was found of it.
 
-    margin: in the value's unit. holds: True, False, or None if undecided. confidence: of the interval. counted: images
-    lost, won and compared, behind a drop of accuracy; launches: how many are behind a ratio.
+    margin: in the value's unit. holds: True, False, or None if undecided. confidence: of the interval. paired: what is
+    behind a drop; launches: how many are behind a ratio.
     """
 
     text: str
@@ -73,7 +92,7 @@ class Claim:
     margin: float
     holds: bool | None
     confidence: float = CONFIDENCE
-    counted: tuple[int, int, int] | None = None
+    paired: Paired | None = None
     launches: int = 0
 
     def plain(self) -> PlainClaim:
@@ -87,9 +106,9 @@ class Claim:
         """The value with its interval, in words."""
         if self.value is None or self.interval is None:
             return "nothing is known of it"
-        digits = 2 if unit == "points" else 3
-        value, low, high = (f"{v:.{digits}f}" for v in (self.value, *self.interval))
-        return f"{value} {unit}, {low} to {high}"
+        form = ".2f" if unit == POINTS else ".3g" if self.paired is not None else ".3f"
+        value, low, high = (format(v, form) for v in (self.value, *self.interval))
+        return f"{value} {unit}, {low} to {high}" if unit else f"{value}, {low} to {high}"
 
 
 def at_most(interval: Interval | None, margin: float) -> bool | None:
@@ -106,13 +125,12 @@ def at_least(interval: Interval | None, margin: float) -> bool | None:
     return True if interval[0] >= margin else False if interval[1] < margin else None
 
 
-def drop_claim(text: str, counted: tuple[int, int, int] | None, margin: float, confidence: float) -> Claim:
-    """That a candidate loses no more points than the margin."""
-    if counted is None:
+def drop_claim(text: str, paired: Paired | None, margin: float, confidence: float) -> Claim:
+    """That a candidate loses no more than the margin."""
+    if paired is None:
         return Claim(text, None, None, margin, None, confidence)
-    lost, won, images = counted
-    interval = drop_interval(lost, won, images, confidence)
-    return Claim(text, 100 * (lost - won) / images, interval, margin, at_most(interval, margin), confidence, counted)
+    interval = paired.interval(confidence)
+    return Claim(text, paired.value, interval, margin, at_most(interval, margin), confidence, paired)
 
 
 def ratio_claim(
@@ -155,22 +173,21 @@ def step_down(claims: Mapping[str, Callable[[float], Claim]]) -> dict[str, Claim
 
 
 def images_needed(claim: Claim) -> str:
-    """How many test images would settle a claim about a drop, with the same shares of images lost and won; in words."""
-    if claim.counted is None:
+    """How many test samples would settle a claim about a drop, if they are like those there are; in words."""
+    if claim.paired is None:
         return ""
-    lost, won, images = claim.counted
+    paired, samples = claim.paired, claim.paired.samples
 
     def settled(times: float) -> bool:
-        interval = drop_interval(lost * times, won * times, images * times, claim.confidence)
-        return at_most(interval, claim.margin) is not None
+        return at_most(paired.more(times).interval(claim.confidence), claim.margin) is not None
 
     if not settled(MAX_TIMES):
-        return f"; it lies too near the margin for {images} test images, or {MAX_TIMES} times as many"
+        return f"; it lies too near the margin for {samples} test images, or {MAX_TIMES} times as many"
     low, high = 1.0, float(MAX_TIMES)
     for _ in range(20):  # bisection on a logarithmic scale: to far less than the two digits that are said
         middle = math.sqrt(low * high)
         low, high = (low, middle) if settled(middle) else (middle, high)
-    return f"; about {rounded_up(images * high)} test images would decide it, and there are {images}"
+    return f"; about {rounded_up(samples * high)} test images would decide it, and there are {samples}"
 
 
 def measuring_needed(claim: Claim, measured: Measured, rules: Rules) -> str:

@@ -3,19 +3,20 @@
 Milliseconds of different days are never compared: speedups over the baseline, measured in the same run, are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raq.bench.ratio_statistics import ratio_of_ratios
+from raq.report.answers import Answers, read_answers_of_run
 from raq.report.claims import Rules
 from raq.report.ratios import baseline_row, compared, row_ratios
-from raq.report.summary import read_predictions_of_run, summarise
+from raq.report.summary import summarise
 from raq.report.types import CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import plain_ratio
-from raq.statistics import paired_drop, same_accuracy_p
+from raq.statistics import same_accuracy_p
 from raq.store.local import read_run
 from raq.store.types import Environment
 
@@ -23,6 +24,7 @@ PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")
 FIRST_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 Found = dict[str, Any]
+AnswersOfRun = Mapping[str, Answers | None]
 
 
 def compare(folders: Sequence[Path]) -> Found:
@@ -34,20 +36,18 @@ def compare(folders: Sequence[Path]) -> Found:
     `said` puts it in words; `conditions` lists what else is not the same.
     """
     summaries = [summarise(folder) for folder in folders]
-    predictions = [read_predictions_of_run(folder) for folder in folders]
+    answers = [read_answers_of_run(folder) for folder in folders]
     rules = Rules.of(read_run(folders[0])["settings"])
     return {
         "runs": [{key: s[key] for key in ("run", "experiment", "complete")} for s in summaries],
         "comparisons": [
-            _compared(summaries[0], other, predictions[0], predicted, rules)
-            for other, predicted in zip(summaries[1:], predictions[1:], strict=True)
+            _compared(summaries[0], other, answers[0], after, rules)
+            for other, after in zip(summaries[1:], answers[1:], strict=True)
         ],
     }
 
 
-def _compared(
-    first: RunSummary, second: RunSummary, before: dict[str, Any], after: dict[str, Any], rules: Rules
-) -> Found:
+def _compared(first: RunSummary, second: RunSummary, before: AnswersOfRun, after: AnswersOfRun, rules: Rules) -> Found:
     names = [c["name"] for c in first["candidates"]]
     others = {c["name"]: c for c in second["candidates"]}
     return {
@@ -57,7 +57,7 @@ def _compared(
         "candidates": [
             {
                 "name": c["name"],
-                "top1": _top1(c["name"], before, after, rules.accuracy_margin),
+                "top1": _accuracy(c["name"], before, after, rules),
                 "weight_bytes": [_weight_bytes(c), _weight_bytes(others[c["name"]])],
                 "latency": _latency(first, second, c["name"], rules.speed_margin),
             }
@@ -131,20 +131,20 @@ def _weight_bytes(candidate: CandidateSummary) -> int | None:
     return candidate["artifacts"][0]["weight_bytes"] if candidate["artifacts"] else None
 
 
-def _top1(name: str, before: dict[str, Any], after: dict[str, Any], margin: float) -> Found:
-    """The change in points of top-1 of one candidate, where the same images were evaluated."""
-    one, other = before.get(name), after.get(name)
-    if one is None or other is None or one.shape != other.shape or not np.array_equal(one[1], other[1]):
+def _accuracy(name: str, before: AnswersOfRun, after: AnswersOfRun, rules: Rules) -> Found:
+    """The change of one candidate's metric, more is better, where the same samples were evaluated."""
+    one, other, margin = before.get(name), after.get(name), rules.accuracy_margin
+    lost = None if one is None or other is None else one.worse_than(other)
+    if one is None or other is None or lost is None:
         return {"points": None, "interval": None, "p": None, "said": "not evaluated on the same images"}
-    right, then = one[0] == one[1], other[0] == other[1]
-    gain, (low, high) = paired_drop(then, right)
-    p = same_accuracy_p(right, then)
-    shown = (
-        "the same images right"
-        if np.array_equal(right, then)
-        else _difference(low, high, 0.0, -margin, margin, f"{margin:g} points")
-    )
-    said = f"{gain:+.2f} points ({low:.2f} to {high:.2f}): {shown}"
+    gain, (low, high), metric = lost.value, lost.interval(), one.metric
+    p = same_accuracy_p(one.right, other.right) if metric.is_top1 else None
+    same = np.array_equal(one.right, other.right) if metric.is_top1 else np.array_equal(one.values, other.values)
+    alike = "the same images right" if metric.is_top1 else "the same scores"
+    shown = alike if same else _difference(low, high, 0.0, -margin, margin, rules.short(margin))
+    form = ".2f" if metric.in_points else ".3g"
+    unit = rules.unit if metric.in_points else f"{rules.unit} of {metric.name}, more is better".strip()
+    said = f"{gain:+{form}} {unit} ({low:{form}} to {high:{form}}): {shown}"
     return {"points": gain, "interval": [low, high], "p": p, "said": said}
 
 

@@ -15,15 +15,22 @@ from raq.report.live import seconds
 from raq.report.profile import profile_in_words
 from raq.report.ratios import compared
 from raq.report.sweep import print_layers, print_search, print_sweep
-from raq.report.table import fits, table_of_candidates, table_of_throughput
+from raq.report.table import fits, heading, table_of_candidates, table_of_throughput
 from raq.report.terminal import clean, paragraph, printable, say
 from raq.report.types import CandidateSummary, RunSummary
 
 LEGEND = (
-    "MB: weights above, file below. top-1 and drop (points): 95% intervals below. int8: share of the MACs. "
+    "MB: weights above, file below. {accuracy} and drop{points}: 95% intervals below. int8: share of the MACs. "
     "ms: mean ± standard deviation; below, times as fast as fp32/eager, then as the fastest FP32 there is at that "
     "batch size (95% intervals)."
 )
+
+
+def _legend(summary: RunSummary) -> str:
+    """What the table's columns are."""
+    words = heading(summary)
+    in_points = words.endswith(" %")
+    return LEGEND.format(accuracy=words.removesuffix(" %"), points=" (points)" if in_points else "")
 
 
 def print_plan(console: Console, run: DryRun) -> None:
@@ -49,6 +56,8 @@ def print_plan(console: Console, run: DryRun) -> None:
     else:
         for name, fingerprint, state, took, why in rows:
             say(console, f"{name:<22} {fingerprint}  {state:<10}{'  ' if took or why else ''}{took:>5}  {why}".rstrip())
+    for note in run.notes:
+        say(console, note, "yellow")
     todo, known = len(run.stale), run.expected_s
     text = "nothing to do: every stage is there already"
     if todo:
@@ -78,9 +87,11 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
         if why := measurement.get("no_throughput"):
             say(console, f"throughput is not known: {why}", "yellow")
     if details:
-        paragraph(console, LEGEND, "dim")
+        paragraph(console, _legend(summary), "dim")
     if made_anew := summary.get("made_anew"):
         say(console, f"made anew since this run, so these are newer figures: {', '.join(made_anew)}", "yellow")
+    for note in summary["notes"]:
+        say(console, note, "yellow")
     _say_what_is_special(console, summary["candidates"])
     if details:
         _print_details(console, summary)
@@ -155,8 +166,8 @@ def _say_what_is_special(console: Console, candidates: Sequence[CandidateSummary
         if candidate.get("not_lowered"):
             share = candidate["graph_int8_mac_share"]
             meant = "" if share is None else f"; its graph means {100 * share:.1f}% of the MACs to be int8"
-            said = f"{candidate['name']} is not lowered: {candidate['not_lowered']}. top-1 is the program's own{meant}."
-            say(console, said, "yellow")
+            why = f"{candidate['name']} is not lowered: {candidate['not_lowered']}"
+            say(console, f"{why}. Its accuracy is the program's own{meant}.", "yellow")
     _say_what_ran(console, candidates)
     notes = {a["note"] for c in candidates for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):

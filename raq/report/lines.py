@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from raq.experiment.metric import Metric, shown
+
 Results = Mapping[str, Any]
 
 
 def epoch(row: Results) -> str:
     """A row of a training's history."""
     validation = "" if row["validation_top1"] is None else f", validation {100 * row['validation_top1']:.1f}%"
+    if row["validation_top1"] is None and row.get("validation") is not None:
+        validation = f", validation {row['validation']:.4g}"
     speed = f"{row['images_per_s']:.0f} images/s at {row['side']} pixels"
+    if row["side"] is None:
+        speed = f"{row['images_per_s']:.0f} samples/s"
     return f"epoch {row['epoch'] + 1}: loss {row['loss']:.3f}{validation}, {speed}"
 
 
@@ -40,7 +46,10 @@ def artifact(results: Results) -> str:
 
 
 def accuracy(results: Results) -> str:
-    """Top-1."""
+    """The metric."""
+    if results.get("metric") is not None:
+        metric = Metric.model_validate(results["metric"])
+        return f"{metric.name} {shown(metric, results['value'])} on {results['test_images']}"
     return f"top-1 {100 * results['top1']:.2f}% of {results['test_images']}"
 
 

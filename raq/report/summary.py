@@ -1,11 +1,8 @@
 """A run as one plain value, from its records alone: candidates, intervals, verdict. What `raq show --json` prints."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import cast
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio
@@ -13,11 +10,21 @@ from raq.errors import UserError
 from raq.experiment.fields import HALF_NAMES, OTHER_TOOLS
 from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
-from raq.report.claims import Counts, Measured, Rules
+from raq.report.answers import Answers, read_answers_of_run
+from raq.report.claims import Drops, Measured, Rules
+from raq.report.paired import Paired
 from raq.report.ratios import best_fp32, row_ratios
-from raq.report.types import Accuracy, Artifact, CandidateSummary, ComparedLatency, MeasurementSummary, RunSummary
+from raq.report.types import (
+    Accuracy,
+    Artifact,
+    CandidateSummary,
+    ComparedLatency,
+    MeasurementSummary,
+    MetricSummary,
+    RunSummary,
+)
 from raq.report.verdict import verdict
-from raq.statistics import discordant, paired_drop, proportion_interval, same_accuracy_p
+from raq.statistics import same_accuracy_p
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
@@ -25,9 +32,7 @@ from raq.store.results import Noise, Throughput
 from raq.store.schema import program_of
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
-PREDICTIONS = "predictions.npy"
 HALF_DTYPES = {name: dtype for dtype, name in HALF_NAMES.items()}
-MAX_PREDICTIONS_BYTES = 4_000_000_000
 
 
 def summarise(run_folder: Path) -> RunSummary:
@@ -40,8 +45,7 @@ def summarise(run_folder: Path) -> RunSummary:
     stages = {name: store.read(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     settings = run["settings"]
     names = [name.removeprefix("evaluate/") for name in run["stages"] if name.startswith("evaluate/")]
-    predicted = read_predictions_of_run(run_folder)
-    right = {n: None if predicted.get(n) is None else predicted[n][0] == predicted[n][1] for n in names}
+    answers = read_answers_of_run(run_folder)
     benches: list[Record] = [r for name, r in stages.items() if r is not None and name.startswith("bench/")]
     environment = benches[0]["environment"] if benches else run["environment"]  # of where it was measured
     kinds = {
@@ -49,7 +53,7 @@ def summarise(run_folder: Path) -> RunSummary:
         for name in names
     }
     machine = environment["machine"]
-    candidates = [_candidate(name, kinds[name], settings, stages, right, store, machine) for name in names]
+    candidates = [_candidate(name, kinds[name], settings, stages, answers, store, machine) for name in names]
     set_against_best_fp32(candidates)
     complete = bool(run["complete"]) and all(stages.values())
     executions = {name: None if record is None else record.get("id") for name, record in stages.items()}
@@ -65,13 +69,14 @@ def summarise(run_folder: Path) -> RunSummary:
         "executions": executions,
         "made_anew": [name for name, stage in run["stages"].items() if stage.get("id") not in (None, executions[name])],
         "environment": environment,
+        "notes": run.get("notes", []),
         "data": run["data"],
         "candidates": candidates,
         "sweep": cast("PtqSweepResults | None", _sweep(stages.get("sweep/ptq"))),
         "qat_sweep": cast("QatSweepResults | None", _sweep(stages.get("sweep/qat"))),
         "layer_sweep": cast("LayerSweepResults | None", _sweep(stages.get("sweep/layers"))),
         "measurement": [_measurement(record) for record in benches],
-        "verdict": verdict(candidates, Rules.of(settings), counts_by(right), measured)
+        "verdict": verdict(candidates, Rules.of(settings), drops_by(answers), measured)
         if complete
         else {
             "choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}", "claims": [],
@@ -85,7 +90,7 @@ def _candidate(
     kind: str,
     settings: Record,
     stages: dict[str, Record | None],
-    right: dict[str, Any],
+    answers: Mapping[str, Answers | None],
     store: Store,
     machine: Record,
 ) -> CandidateSummary:
@@ -104,7 +109,7 @@ def _candidate(
         "kind": kind,
         "program": program_of(name),
         "config": _config(written, made),
-        **_accuracy(name, evaluation, right),
+        **_accuracy(name, answers),
         "artifacts": _artifacts(name, stages, evaluation, store),
         "float_layers": made.get("float_layers"),
         "backend": backend,
@@ -141,23 +146,34 @@ def _config(written: Record, made: Record) -> Record:
     return {**written, "calibration": made["calibration"]} if "calibration" in made else written
 
 
-def _accuracy(name: str, evaluation: Record | None, right: dict[str, Any]) -> Accuracy:
-    """Top-1 with its interval, and the drop against FP32 on the same images; None of what is not known."""
+def _accuracy(name: str, answers: Mapping[str, Answers | None]) -> Accuracy:
+    """The metric with its interval, and the drop against FP32 on the same samples; None of what is not known."""
     found: Accuracy = {
         "top1": None, "top1_interval": None, "drop_points": None, "drop_interval": None, "same_accuracy_p": None,
-        "test_images": None,
+        "test_images": None, "metric": None,
     }  # fmt: skip
-    mine, baseline = right[name], right.get("fp32")
-    if evaluation is None or mine is None:
+    mine, baseline = answers.get(name), answers.get(BASELINE)
+    if mine is None:
         return found
-    results = evaluation["results"]
-    found["top1"], found["test_images"] = results["top1"], results["test_images"]
-    found["top1_interval"] = list(proportion_interval(results["correct"], results["test_images"]))
-    if baseline is not None:
-        drop, interval = (0.0, (0.0, 0.0)) if name == "fp32" else paired_drop(baseline, mine)
-        found["drop_points"], found["drop_interval"] = drop, list(interval)
-        found["same_accuracy_p"] = same_accuracy_p(baseline, mine)
+    value, interval, metric = mine.value, list(mine.interval()), mine.metric
+    shown: MetricSummary = {
+        "name": metric.function, "unit": metric.unit, "greater_is_better": metric.greater_is_better, "value": value,
+        "interval": interval, "drop": None, "drop_interval": None,
+    }  # fmt: skip
+    lost = None if baseline is None else mine.worse_than(baseline)
+    if lost is not None:
+        shown["drop"], shown["drop_interval"] = (0.0, [0.0, 0.0]) if name == BASELINE else _drop(lost)
+    found["metric"], found["test_images"] = shown, mine.samples
+    if metric.is_top1:
+        found["top1"], found["top1_interval"] = value, interval
+        found["drop_points"], found["drop_interval"] = shown["drop"], shown["drop_interval"]
+        if baseline is not None and lost is not None:
+            found["same_accuracy_p"] = same_accuracy_p(baseline.right, mine.right)
     return found
+
+
+def _drop(lost: Paired) -> tuple[float, list[float]]:
+    return lost.value, list(lost.interval())
 
 
 def _artifacts(name: str, stages: dict[str, Record | None], evaluation: Record | None, store: Store) -> list[Artifact]:
@@ -177,16 +193,14 @@ def _artifacts(name: str, stages: dict[str, Record | None], evaluation: Record |
     ]
 
 
-def counts_by(right: Mapping[str, Any]) -> Counts:
-    """The images that one candidate loses and wins against another, from what each got right (bool [N], or None)."""
+def drops_by(answers: Mapping[str, Answers | None]) -> Drops:
+    """How much worse one candidate is than another, from what each answered."""
 
-    def counts(first: str, second: str) -> tuple[int, int, int] | None:
-        one, other = right.get(first), right.get(second)
-        if one is None or other is None or len(one) != len(other):
-            return None
-        return *discordant(one, other), len(one)
+    def drops(first: str, second: str) -> Paired | None:
+        one, other = answers.get(first), answers.get(second)
+        return None if one is None or other is None else other.worse_than(one)
 
-    return counts
+    return drops
 
 
 def set_against_best_fp32(candidates: list[CandidateSummary]) -> None:
@@ -245,36 +259,3 @@ def _measurement(record: Record) -> MeasurementSummary:
         "no_throughput": results.get("no_throughput"),
         "noise": cast(Noise, {key: value for key, value in noise.items() if key != "clocks"}),
     }  # fmt: skip
-
-
-def read_predictions_of_run(run_folder: Path) -> dict[str, Any]:
-    """By candidate, int32 [2, N]: the predicted classes of the test images, and their labels; None if not evaluated."""
-    run, store = read_run(run_folder), store_of(run_folder)
-    return {
-        name.removeprefix("evaluate/"): _predictions(store, store.read(stage["kind"], stage["fingerprint"]))
-        for name, stage in run["stages"].items()
-        if name.startswith("evaluate/")
-    }
-
-
-def _predictions(store: Store, record: Record | None) -> Any:
-    if record is None:
-        return None
-    path = store.file(record, PREDICTIONS)
-    try:
-        if path.stat().st_size > MAX_PREDICTIONS_BYTES:
-            raise ValueError("larger than any test split")
-        predictions = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not readable predictions: {error}", "delete its folder and run again") from None
-    results = record["results"]
-    if predictions.shape != (2, results["test_images"]):
-        raise UserError(f"{path}: predictions of shape {list(predictions.shape)}", "delete its folder and run again")
-    right = int((predictions[0] == predictions[1]).sum())
-    if right != results["correct"] or not math.isclose(results["top1"], right / results["test_images"]):
-        raise UserError(
-            f"{path}: {right} of {results['test_images']} predictions are right, and the record beside it says "
-            f"{results['correct']} and top-1 {results['top1']}",
-            "delete its folder and run again",
-        )
-    return predictions

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from raq.experiment.metric import POINTS
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import SMALL_RATIO
 from raq.store.results import Throughput
@@ -26,7 +27,7 @@ def table_of_candidates(summary: RunSummary, keys: Sequence[tuple[str, int]]) ->
     for name, justify in (
         ("candidate", "left"),
         ("MB", "right"),
-        ("top-1 %", "right"),
+        (heading(summary), "right"),
         ("drop", "right"),
         ("int8", "right"),
     ):
@@ -45,12 +46,7 @@ def _row(candidate: CandidateSummary, runtime: str, keys: Sequence[tuple[str, in
     artifact = candidate["artifacts"][0] if candidate["artifacts"] and not eager else None
     cells = [f"{candidate['name']}\n{runtime}"]
     cells.append(f"{artifact['weight_bytes'] / 1e6:.2f}\n{artifact['size_bytes'] / 1e6:.2f}" if artifact else "")
-    top1, interval = candidate["top1"], candidate["top1_interval"]
-    known = not eager and top1 is not None and interval is not None
-    cells.append(f"{100 * (top1 or 0):.2f}\n{_interval(interval or (), 100, 1)}" if known else "")
-    drop, interval = candidate["drop_points"], candidate["drop_interval"]
-    drops = known and candidate["kind"] != "fp32" and interval is not None
-    cells.append(f"{drop:.2f}\n{_drop_interval(interval or ())}" if drops else "")
+    cells += ["", ""] if eager else _accuracy(candidate)
     cells.append(_share(artifact) if artifact and candidate["kind"] not in ("fp32", "half") else "")
     for device, size in keys:
         rows = [
@@ -58,6 +54,30 @@ def _row(candidate: CandidateSummary, runtime: str, keys: Sequence[tuple[str, in
         ]
         cells.append(_latency(rows[0], candidate["kind"] != "fp32") if rows else "")
     return cells
+
+
+def heading(summary: RunSummary) -> str:
+    """What accuracies are, above their column."""
+    known = next((c["metric"] for c in summary["candidates"] if c["metric"] is not None), None)
+    if known is None or known["name"] == "top1":
+        return "top-1 %"
+    name = known["name"].rpartition(":")[2]
+    return f"{name} {'%' if known['unit'] == POINTS else known['unit']}".strip()
+
+
+def _accuracy(candidate: CandidateSummary) -> list[str]:
+    """The metric and what it loses, each with its interval below; empty where it is not known."""
+    metric = candidate["metric"]
+    if metric is None:
+        return ["", ""]
+    drop, interval = metric["drop"], metric["drop_interval"]
+    drops = candidate["kind"] != "fp32" and drop is not None and interval is not None
+    if metric["unit"] == POINTS:
+        value = f"{100 * metric['value']:.2f}\n{_interval(metric['interval'], 100, 1)}"
+        return [value, f"{drop:.2f}\n{_drop_interval(interval or ())}" if drops else ""]
+    low, high = metric["interval"]
+    value = f"{metric['value']:.4g}\n{low:.3g}..{high:.3g}"
+    return [value, f"{drop:.2g}\n{interval[0]:.2g}..{interval[1]:.2g}" if drops and interval else ""]
 
 
 def _share(artifact: Artifact) -> str:

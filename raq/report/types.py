@@ -37,8 +37,22 @@ class Artifact(TypedDict):
     ledger: dict[str, Any] | None
 
 
+class MetricSummary(TypedDict):
+    """The metric of a candidate. drop: how much worse than FP32, in points where the metric is a share of samples or of
+    places, else in its own unit; less than 0 if it is better."""
+
+    name: str
+    unit: str
+    greater_is_better: bool
+    value: float
+    interval: list[float]
+    drop: float | None
+    drop_interval: list[float] | None
+
+
 class Accuracy(TypedDict):
-    """Top-1 of a candidate, and its drop against FP32 on the same images; None of what is not known."""
+    """Top-1 of a candidate, and its drop against FP32 on the same images; None of what is not known, and of another
+    metric."""
 
     top1: float | None
     top1_interval: list[float] | None
@@ -46,6 +60,7 @@ class Accuracy(TypedDict):
     drop_interval: list[float] | None
     same_accuracy_p: float | None
     test_images: int | None
+    metric: MetricSummary | None
 
 
 class CandidateSummary(Accuracy):
@@ -131,6 +146,7 @@ class RunSummary(TypedDict):
     executions: dict[str, str | None]
     made_anew: list[str]
     environment: Environment
+    notes: list[str]
     data: DataOfRun
     candidates: list[CandidateSummary]
     sweep: PtqSweepResults | None

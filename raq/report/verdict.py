@@ -12,7 +12,7 @@ from raq.bench.ratio_statistics import paired_ratio
 from raq.experiment.schema import BASELINE
 from raq.report.claims import (
     Claim,
-    Counts,
+    Drops,
     Measured,
     Rules,
     at_least,
@@ -39,24 +39,24 @@ class Decision:
 
 
 def verdict(
-    candidates: Sequence[CandidateSummary], rules: Rules, counts: Counts, measured: Mapping[str, Measured] | None = None
+    candidates: Sequence[CandidateSummary], rules: Rules, drops: Drops, measured: Mapping[str, Measured] | None = None
 ) -> Verdict:
     """The choice, why in words, every claim it rests on, and the choice at every place.
 
     candidates: of a summary, the baseline first. measured: by device.
     """
-    return _Judge(candidates, rules, counts, measured or {}).judge()
+    return _Judge(candidates, rules, drops, measured or {}).judge()
 
 
 class _Judge:
     """The claims as they are made, and what they come to."""
 
     def __init__(
-        self, candidates: Sequence[CandidateSummary], rules: Rules, counts: Counts, measured: Mapping[str, Measured]
+        self, candidates: Sequence[CandidateSummary], rules: Rules, drops: Drops, measured: Mapping[str, Measured]
     ) -> None:
         self.candidates = candidates
         self.rules = rules
-        self.counts = counts
+        self.drops = drops
         self.claims: list[Claim] = []
         self.accurate = self._judge_accuracy()
         self.words = Sentences(candidates, rules, measured, self.accurate)
@@ -115,8 +115,8 @@ class _Judge:
         accurate = step_down(
             {
                 c["name"]: partial(
-                    drop_claim, f"{c['name']} loses at most {margin:g} points of top-1",
-                    self.counts(BASELINE, c["name"]), margin,
+                    drop_claim, f"{c['name']} loses at most {self.rules.amount(margin)}",
+                    self.drops(BASELINE, c["name"]), margin,
                 )
                 for c in self.candidates
                 if c["latency"] and c["kind"] != BASELINE
@@ -243,9 +243,9 @@ class _Judge:
         made = {
             option.name: [
                 drop_claim(
-                    f"{option.name}, as {alike} as {other.name} {at(place)}, loses at most {margin:g} points "
-                    "against it",
-                    self.counts(other.name, option.name), margin, together(len(group) - 1),
+                    f"{option.name}, as {alike} as {other.name} {at(place)}, loses at most "
+                    f"{self.rules.short(margin)} against it",
+                    self.drops(other.name, option.name), margin, together(len(group) - 1),
                 )
                 for other in group
                 if other is not option and not (option.fp32 and other.fp32)
@@ -264,8 +264,8 @@ class _Judge:
             return Decision(None, f"each of {names} is less accurate than another of them.", claims)
         return Decision(
             None,
-            f"{names} are equally {alike}, and which is more accurate is not known within {margin:g} points "
-            f"({unsure.text}: {unsure.found('points')}){images_needed(unsure)}; or accept a larger "
-            "select.margin.accuracy.",
+            f"{names} are equally {alike}, and which is more accurate is not known within "
+            f"{self.rules.short(margin)} ({unsure.text}: {unsure.found(self.rules.unit)}){images_needed(unsure)}; "
+            "or accept a larger select.margin.accuracy.",
             claims,
         )

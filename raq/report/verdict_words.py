@@ -50,10 +50,14 @@ class Sentences:
             claim = self.accurate[option.name]
             assert claim.value is not None
             assert claim.interval is not None
-            points, (low, high) = claim.value, claim.interval
-            said = f"it loses {points:.2f} points" if points >= 0 else f"it gains {-points:.2f} points"
-            drop, at_once = "drop: " if points < 0 else "", ", all candidates at once" if len(self.accurate) > 1 else ""
-            return f"; {said} of top-1 ({drop}{low:.2f} to {high:.2f}{at_once}; allowed: {claim.margin:g})"
+            form = ".2f" if self.rules.metric.in_points else ".3g"
+            lost, low, high = (format(value, form) for value in (abs(claim.value), *claim.interval))
+            of = self.rules.amount(0).removeprefix("0")
+            drop, at_once = "drop: " if claim.value < 0 else "", ""
+            if len(self.accurate) > 1:
+                at_once = ", all candidates at once"
+            verb = "loses" if claim.value >= 0 else "gains"
+            return f"; it {verb} {lost}{of} ({drop}{low} to {high}{at_once}; allowed: {claim.margin:g})"
         if not self.accurate or any(claim.holds for claim in self.accurate.values()):
             return ""
         refused = all(claim.holds is False for claim in self.accurate.values())
@@ -68,7 +72,7 @@ class Sentences:
             return f"; as {'small' if size else 'fast'} as {names}, and not less accurate"
         speed = "" if size else f"{100 * self.rules.speed_margin:g}% in speed and "
         why = "is the smaller" if all(option.smaller_than(other) for other in equals) else "takes less to make"
-        within = f"within {speed}{self.rules.accuracy_margin:g} points"
+        within = f"within {speed}{self.rules.short(self.rules.accuracy_margin)}"
         return f"; equivalent to {names} {within}, and {option.name} {why}"
 
     def not_chosen(self, choice: str | None) -> list[str]:
@@ -80,10 +84,10 @@ class Sentences:
                 margin = next(iter(claims.values())).margin
                 if len(claims) == 1:
                     ((name, claim),) = claims.items()
-                    lines.append(f"{name} {one} more than {margin:g} points ({claim.found('points')}).")
+                    lines.append(f"{name} {one} more than {self.rules.short(margin)} ({claim.found(self.rules.unit)}).")
                 else:
-                    named = listed([f"{name} ({claim.found('points')})" for name, claim in claims.items()])
-                    lines.append(f"{named} {several} more than {margin:g} points.")
+                    named = listed([f"{name} ({claim.found(self.rules.unit)})" for name, claim in claims.items()])
+                    lines.append(f"{named} {several} more than {self.rules.short(margin)}.")
         unmeasured = [c["name"] for c in self.candidates if c.get("not_lowered")]
         if unmeasured:
             lines.append(f"{', '.join(unmeasured)}: not lowered here, so not measured.")
@@ -124,18 +128,15 @@ class Sentences:
     def unproven(self, options: Sequence[Option], better: str) -> str:
         """That candidates that may be better are not known to lose no more than they may."""
         claims = {option.name: self.accurate[option.name] for option in options}
-        margin = next(iter(claims.values())).margin
+        unit, amount = self.rules.unit, self.rules.amount(next(iter(claims.values())).margin)
         if len(claims) == 1:
             ((name, claim),) = claims.items()
             return (
-                f"{name} {better}, and whether it loses at most {margin:g} points of top-1 is not known "
-                f"({claim.found('points')}){images_needed(claim)}"
+                f"{name} {better}, and whether it loses at most {amount} is not known "
+                f"({claim.found(unit)}){images_needed(claim)}"
             )
-        found = "; ".join(f"{name}: {claim.found('points')}{images_needed(claim)}" for name, claim in claims.items())
-        return (
-            f"{listed(list(claims))} {better}, and whether they lose at most {margin:g} points of top-1 is not known "
-            f"({found})"
-        )
+        found = "; ".join(f"{name}: {claim.found(unit)}{images_needed(claim)}" for name, claim in claims.items())
+        return f"{listed(list(claims))} {better}, and whether they lose at most {amount} is not known ({found})"
 
     def _too_few(self, best: Option, rivals: Sequence[Option], place: Place) -> str:
         """That there are too few launches for an interval."""

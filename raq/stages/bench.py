@@ -31,10 +31,11 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         runtime="eager",
         device=settings.device,
         path=str(call.input("weights") / WEIGHTS),
-        image_shape=settings.image_shape,
+        inputs=settings.inputs,
         threads=threads,
         model=settings.model,
         classes=settings.classes,
+        output=settings.output,
         working_directory=call.working_directory,
         fp32=True,
     )

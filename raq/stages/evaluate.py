@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 from raq.artifact.executed import KnownLayer
 from raq.artifact.judgement import LedgerOfRecord, Lowered, evidence_of
 from raq.artifact.runtimes import RUNTIMES, in_parts
+from raq.errors import StageError
 from raq.lazy import resolve
-from raq.stages.call import LOGITS, PREDICTIONS, Call, Progress, Results, refuse_other_machine
-from raq.stages.inputs import parity_chain, read_dataset
+from raq.stages.call import LOGITS, PREDICTIONS, SCORES, Call, Progress, Results, refuse_other_machine
+from raq.stages.inputs import parity_chain, read_dataset, scorer
 from raq.stages.programs import read_program
 from raq.store.settings import ArtifactSettings, DataSettings
 from raq.store.views import view_results
 
 if TYPE_CHECKING:
     from raq.artifact.isolated import IsolatedProcess
-    from raq.model.cache import Array
     from raq.model.dataset import Dataset
+    from raq.model.evaluation import Network
     from raq.model.parity import Chain
 
 
@@ -36,10 +37,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
 
     Of a candidate that cannot be lowered on this machine, the quantized program is evaluated, by torch's own kernels.
     """
-    import numpy as np
-
     from raq.artifact.isolated import IsolatedProcess
-    from raq.model.evaluation import logits, predict
 
     asked = call.read(ArtifactSettings)
     dataset = read_dataset(call)
@@ -60,18 +58,24 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         chain.seconds += time.perf_counter() - started - process.loaded.load_s
         network = process if asked.max_batch is None else in_parts(process, asked.max_batch)
         chain.step("reloaded", network)
-        predicted = predict(network, dataset)
+        accuracy = _accuracy(call, dataset, network)
         results: Results = {"load_s": process.loaded.load_s, "resident_bytes": process.loaded.resident_bytes}
         if device == "cpu":
             results |= _executed(call, path, process)
-        if asked.kind == "fp32":  # does the test split score like the images trained on?
-            chosen = np.arange(min(TRAIN_SAMPLE, len(dataset.train_labels)))
-            found = logits(network, dataset, chosen, split="train").argmax(1)
-            results |= {
-                "train_correct": int((found == dataset.train_labels[chosen]).sum()),
-                "train_images": len(chosen),
-            }
-    return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
+        if asked.kind == "fp32" and asked.metric.is_top1 and dataset.size("train"):
+            results |= _of_training(call, dataset, network)
+    return {**accuracy, **chain.finish(Path(call.folder) / LOGITS), **results}
+
+
+def _of_training(call: Call, dataset: "Dataset", network: "Network") -> Results:
+    """How many of some training samples are right: does the test split score like those?"""
+    import numpy as np
+
+    from raq.model.evaluation import score
+
+    chosen = np.arange(min(TRAIN_SAMPLE, dataset.size("train")))
+    found = score(network, dataset, scorer(call), chosen, split="train")
+    return {"train_correct": int(found.values.sum()), "train_images": len(chosen)}
 
 
 def _executed(call: Call, path: Path, process: "IsolatedProcess") -> Results:
@@ -85,14 +89,13 @@ def _executed(call: Call, path: Path, process: "IsolatedProcess") -> Results:
     known, by_choice = ([], 0.0) if made.audit is None else (made.audit.layers, evidence_of(made).by_choice)
     shapes = [entry.shape for entry in made.ledger.constants]
     layers = [KnownLayer(layer.name, layer.macs) for layer in known]
-    found = what_ran(process, call.read(DataSettings).data.image_shape, shapes, made.macs, layers)
+    found = what_ran(process, call.read(DataSettings).data.inputs, shapes, made.macs, layers)
     return {} if found is None else {**found.as_record(), "float_by_choice_share": by_choice}
 
 
 def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results:
     """Top-1 of a quantized program, and what its graph means to be int8, as no kernels are known."""
     from raq.artifact.audit import audit_graph, graph_share
-    from raq.model.evaluation import predict
 
     given = read_program(call, chain)
     program = given.program
@@ -103,21 +106,33 @@ def _evaluate_program(call: Call, dataset: "Dataset", chain: "Chain") -> Results
         "graph_int8_mac_share": graph_share(program, given.macs),
         "float_layers": [{"name": x.name, "reason": x.reason} for x in layers if not x.annotated],
     }
-    predicted = predict(program.module(), dataset)
-    return {**_accuracy(call, dataset, predicted), **chain.finish(Path(call.folder) / LOGITS), **results}
+    return {**_accuracy(call, dataset, program.module()), **chain.finish(Path(call.folder) / LOGITS), **results}
 
 
-def _accuracy(call: Call, dataset: "Dataset", predicted: "Array") -> Results:
-    """Top-1 of the predicted classes, which are kept."""
+def _accuracy(call: Call, dataset: "Dataset", network: "Network") -> Results:
+    """The metric on the whole test split; of top-1 the predicted classes are kept, of others the scores."""
     import numpy as np
 
-    from raq.model.evaluation import top1
+    from raq.model.evaluation import predict_with_targets, score
 
-    right = predicted == dataset.test_labels
-    np.save(Path(call.folder) / PREDICTIONS, np.stack([predicted, dataset.test_labels]).astype(np.int32))
+    asked, folder = call.read(ArtifactSettings), Path(call.folder)
+    samples, classes = dataset.size("test"), asked.data.classes
+    if asked.metric.is_top1:
+        predicted, wanted = predict_with_targets(network, dataset)
+        np.save(folder / PREDICTIONS, np.stack([predicted, wanted]).astype(np.int32))
+        correct = int((predicted == wanted).sum())
+        return {"top1": correct / samples, "correct": correct, "test_images": samples, "classes": classes}
+    scores = score(network, dataset, scorer(call), np.arange(samples))
+    if not np.isfinite(scores.values).all():
+        raise StageError(
+            f"the metric {asked.metric.function} is not finite on the test split",
+            "see whether the network gives finite numbers, and what the metric makes of single samples",
+        )
+    np.save(folder / SCORES, scores.values)
     return {
-        "top1": top1(predicted, dataset.test_labels),
-        "correct": int(right.sum()),
-        "test_images": len(right),
-        "classes": call.read(DataSettings).data.classes,
+        "value": scores.value,
+        "resampled": scores.resampled,
+        "metric": asked.metric.model_dump(mode="json"),
+        "test_images": samples,
+        **({"classes": classes} if classes is not None else {}),
     }

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raq.stages.call import WEIGHTS, Call
-from raq.store.settings import DataSettings, NetworkSettings, ParitySettings
+from raq.store.settings import DataSettings, MetricSettings, NetworkSettings, ParitySettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from raq.model.dataset import Dataset
+    from raq.model.inputs import Example
+    from raq.model.metrics import Scorer
     from raq.model.parity import Chain
+    from raq.model.training import Task
 
 
 def parity_chain(call: Call, dataset: "Dataset") -> "Chain":
@@ -21,11 +24,28 @@ def parity_chain(call: Call, dataset: "Dataset") -> "Chain":
     from raq.model.parity import Chain
 
     asked = call.read(ParitySettings)
-    return Chain(dataset, asked.parity_images, asked.seed)
+    return Chain(dataset, asked.parity_images, asked.seed, scorer(call))
+
+
+def scorer(call: Call) -> "Scorer":
+    """The metric of the stage, ready to be computed."""
+    from raq.model.metrics import scorer_of
+
+    asked = call.read(MetricSettings)
+    return scorer_of(asked.metric, asked.data.classes, call.working_directory)
+
+
+def training_task(call: Call, label_smoothing: float) -> "Task":
+    """What this stage trains with, and judges by."""
+    from raq.model.losses import loss_by_sample
+    from raq.model.training import Task
+
+    asked = call.read(NetworkSettings)
+    return Task(loss_by_sample(asked.loss, label_smoothing, call.working_directory), scorer(call))
 
 
 def read_dataset(call: Call, **other: Any) -> "Dataset":
-    """The images of the stage, found again by their digest; `other`: keys of `data` set otherwise."""
+    """The data of the stage, found again by their digest; `other`: keys of `data` set otherwise."""
     from raq.model.dataset import load_dataset
 
     data = call.read(DataSettings).data
@@ -34,12 +54,14 @@ def read_dataset(call: Call, **other: Any) -> "Dataset":
 
 def build_network(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":
     """The network, untrained or with the `weights` that came from `source`; UserError if it is not what is needed."""
+    from raq.experiment.inputs import names_of
+    from raq.model.adapter import adapt
     from raq.model.zoo import build_model, check_output, load_state
 
     asked = call.read(NetworkSettings)
     name, classes = asked.model, asked.data.classes
-    model = build_model(name, classes, call.working_directory)
-    check_output(model, example_input(call), classes, name)
+    model = adapt(build_model(name, classes, call.working_directory), names_of(asked.data.inputs), asked.output)
+    check_output(model, example_input(call), classes if asked.metric.is_top1 else None, name)
     if weights is not None:
         load_state(model, weights, name, source)
     return model
@@ -53,8 +75,8 @@ def read_trained_network(call: Call) -> "nn.Module":
     return build_network(call, load_weights(path), str(path)).eval()
 
 
-def example_input(call: Call) -> "Tensor":
-    """Two images of the right shape, for export."""
-    import torch
+def example_input(call: Call) -> "Example":
+    """Two samples of the right shapes, for export."""
+    from raq.model.inputs import example_of
 
-    return torch.zeros(2, *call.read(DataSettings).data.image_shape)
+    return example_of(call.read(DataSettings).data.inputs)

@@ -78,7 +78,7 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
 
     failed: by a trial's digest, why. Raises StageError if fewer were found than are asked for.
     """
-    layers, labels = read_layers(call), read_dataset(call).validation_labels
+    layers, labels = read_layers(call), read_dataset(call).labels("validation")
     order = [layer.name for layer in layers]
     baseline = np.load(trials_folder(call) / LOGITS, allow_pickle=False).argmax(1) == labels
     done = {digest(c): row for c in configs if (row := _row_of_trial(call, c, layers, labels, baseline)) is not None}

@@ -99,7 +99,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
     network, dataset = read_trained_network(call), read_dataset(call)
     if not (folder / LOGITS).is_file():
         progress({"text": "evaluating FP32"})
-        every = np.arange(len(dataset.validation_labels))
+        every = np.arange(dataset.size("validation"))
         with atomic_write(folder / LOGITS) as scratch:
             np.save(scratch, logits(network, dataset, every, split="validation"))
     if not (folder / RANGES).is_file():
@@ -164,12 +164,12 @@ def run_layer_trial(call: Call, config: Config) -> TrialRecord:
     loaded = _loaded(_Trials(trials_folder(call), call))
     dataset, fp32 = loaded.dataset, loaded.fp32
     switched = with_ranges(loaded.program, loaded.ranges, quantized(config, loaded.order))
-    answers = logits(switched, dataset, np.arange(len(dataset.validation_labels)), split="validation")
+    answers = logits(switched, dataset, np.arange(dataset.size("validation")), split="validation")
     predicted = answers.argmax(1)
     record = path_of(call, config)
     with atomic_write(record.with_suffix(".npy")) as scratch:
         np.save(scratch, predicted.astype(np.int32))
-    correct = int((predicted == dataset.validation_labels).sum())
+    correct = int((predicted == dataset.labels("validation")).sum())
     noise = float(np.square(answers - fp32).sum() / np.square(fp32).sum())
     found = TrialRecord(
         config=config, noise=noise, correct=correct, images=len(predicted), top1=correct / len(predicted)

@@ -34,7 +34,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         dataset,
         settings.calibration,
         seed,
-        lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} images"}),
+        lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} samples"}),
     )
     chain = parity_chain(call, dataset)
     chain.step("fp32", network)

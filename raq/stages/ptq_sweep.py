@@ -151,7 +151,7 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
     took_s = round(time.perf_counter() - started, 3)
     with atomic_write(record.with_suffix(".npy")) as scratch:
         np.save(scratch, predicted.astype(np.int32))
-    correct = int((predicted == dataset.validation_labels).sum())
+    correct = int((predicted == dataset.labels("validation")).sum())
     found = {"config": config, "correct": correct, "images": len(predicted), "top1": correct / len(predicted)}
     write_json(record, {**found, "evaluation_s": took_s})
     return found
@@ -209,7 +209,7 @@ def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str,
     """
     folder = trials_folder(call)
     dataset = read_dataset(call)
-    labels = dataset.validation_labels
+    labels = dataset.labels("validation")
     records = {short_digest(c): folder / f"{short_digest(c)}.json" for c in configs}
     answers = {name: read_predictions(path) if path.is_file() else None for name, path in records.items()}
     done = {name: view_file(_TrialRecord, records[name]) for name, found in answers.items() if found is not None}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from raq.stages.call import WEIGHTS, Call, Progress, Results
-from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
+from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network, training_task
 from raq.stages.programs import count_macs, keep_program
 from raq.stages.transfer import local_context
 from raq.stages.trials import keep_one
@@ -47,7 +47,8 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     seed_everything(asked.seed)
     prepared = prepared_for_qat(call)
     teacher = read_trained_network(call).to(context.device) if asked.qat.distillation else None
-    return train(prepared, dataset, asked.qat, asked.seed, context, qat_hooks(prepared, asked.qat, teacher))
+    task = training_task(call, asked.qat.label_smoothing)
+    return train(prepared, dataset, task, asked.qat, asked.seed, context, qat_hooks(prepared, asked.qat, teacher))
 
 
 def _finish_chosen(call: Call) -> Results:

@@ -164,7 +164,7 @@ def finish_trial(trial: Call, result: "TrainingResult") -> None:
         np.save(scratch, predicted.astype(np.int32))
     with atomic_write(record.with_suffix(".pt")) as scratch:
         keep_result(result, scratch)
-    correct = int((predicted == dataset.validation_labels).sum())
+    correct = int((predicted == dataset.labels("validation")).sum())
     qat = trial.read(QatSettings).qat.model_dump(mode="json")
     found = TrialRecord(
         qat=qat, history=result.history, best_epoch=result.best_epoch, correct=correct, images=len(predicted)
@@ -181,7 +181,7 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
     """
     from raq.model.checkpoints import CHECKPOINT
 
-    labels = read_dataset(call).validation_labels
+    labels = read_dataset(call).labels("validation")
     baseline = np.load(trials_folder(call) / BASELINE, allow_pickle=False) == labels
     trials, right = _rows_of_trials(call, search, labels)
     if not right:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raq.errors import UserError
+from raq.experiment.fields import INCLUDED
 from raq.stages.call import WEIGHTS, Call, Progress, Results
-from raq.stages.inputs import build_network, read_dataset
+from raq.stages.inputs import build_network, read_dataset, training_task
 from raq.stages.transfer import local_context
 from raq.store.files import file_digest
 from raq.store.settings import TrainSettings, WeightsSettings
@@ -22,11 +23,16 @@ PLAIN_SIZE = "set train.progressive: [] to train at the full size only"
 
 
 def load_weights_stage(call: Call, progress: Progress) -> Results:
-    """Check the user's weights against the network and keep a copy."""
+    """Check the user's weights against the network, or take those that it comes with, and keep a copy."""
     import torch
 
-    from raq.model.zoo import load_weights
+    from raq.model.zoo import load_weights, refuse_not_finite
 
+    if call.read(WeightsSettings).weights == INCLUDED:
+        model = build_network(call)
+        refuse_not_finite(model.state_dict(), call.read(WeightsSettings).model)
+        torch.save(model.state_dict(), Path(call.folder) / WEIGHTS)
+        return _size_of_weights(model)
     assert call.weights_file is not None
     path = Path(call.weights_file)
     model = build_network(call, load_weights(path), str(path))
@@ -50,7 +56,8 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     seed_everything(asked.seed)
     network = build_network(call)
     _check_sides(network, asked)
-    return train(network, dataset, asked.train, asked.seed, context)
+    task = training_task(call, asked.train.label_smoothing)
+    return train(network, dataset, task, asked.train, asked.seed, context)
 
 
 def _check_sides(network: "nn.Module", asked: TrainSettings) -> None:
@@ -60,10 +67,10 @@ def _check_sides(network: "nn.Module", asked: TrainSettings) -> None:
     from raq.model.schedules import image_side
     from raq.model.zoo import check_output
 
-    channels, height, width = asked.data.image_shape
     sizes = asked.train.progressive
     if not sizes or set(sizes) == {1.0}:
         return
+    channels, height, width = asked.data.inputs[0].shape
     if height != width:
         raise UserError(f"images are {height}x{width}, and train.progressive wants square ones", PLAIN_SIZE)
     side = image_side((min(sizes),), 0, 1, width)

@@ -15,7 +15,8 @@ class ParityRow(TypedDict):
 
     step: Name
     images: Count
-    top1: Share
+    top1: Share | None
+    value: NotRequired[Number]
     against: Name | None
     sqnr_db: Number | None
     equal: bool | None
@@ -80,8 +81,11 @@ class Evaluation(TypedDict):
     float_layers: NotRequired[list[FloatLayer]]
     executed_layers: NotRequired[list[ExecutedLayer]]
     float_by_choice_share: NotRequired[Share]
-    top1: Share
-    correct: Count
+    top1: NotRequired[Share]
+    correct: NotRequired[Count]
+    metric: NotRequired[Values]
+    value: NotRequired[Number]
+    resampled: NotRequired[bool]
     test_images: Annotated[int, Field(ge=1, le=2**40)]
     parity: NotRequired[list[ParityRow]]
     resident_bytes: NotRequired[Count | None]

@@ -100,7 +100,7 @@ def check_stage(record: Values, place: str, kind: str) -> None:
         _check(RESULTS[kind], record["results"], place, "results.")
         for number, row in enumerate(record["results"].get("parity", [])):
             compared = row["against"] is not None and not row["equal"]
-            if compared and (row["sqnr_db"] is None or row["changed"] is None):
+            if compared and (row["sqnr_db"] is None or (row["changed"] is None and row["top1"] is not None)):
                 raise _wrong(place, f"results.parity.{number}", "it is compared, and its distance is missing")
     if kind == "bench":
         _check_rounds(record["results"]["rows"], place)
@@ -127,6 +127,9 @@ def check_depth(value: Any, place: str, left: int = MAX_DEPTH) -> None:
 
 def _check_evaluation(results: Values, place: str) -> None:
     """UserError for counts that do not go together, and for what comes only with another key."""
+    for key in ("value", "resampled") if "metric" in results else ("top1", "correct"):
+        if key not in results:
+            raise _wrong(place, f"results.{key}", "Field required")
     for right, all_of_them in (("correct", "test_images"), ("train_correct", "train_images")):
         if right in results and results[right] > results.get(all_of_them, -1):
             raise _wrong(place, f"results.{right}", f"more than {all_of_them}")

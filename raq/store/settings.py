@@ -9,23 +9,26 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from raq.experiment.fields import Channels, Half, OtherTool
+from raq.experiment.inputs import InputsOfSettings
 from raq.experiment.measurement import Bench
+from raq.experiment.metric import Metric
 from raq.experiment.schema import Calibration, Data, Ptq
 from raq.experiment.sweep import LayerSweep, PtqSweep
 from raq.experiment.training import Qat, Train
 
 
 class DataOfStage(Data):
-    """Which images, and what they were found to be.
+    """Which data, and what they were found to be.
 
-    digest: of the images and labels; image_shape: channels, height, width; mean, std: by channel, of pixels / 255.
+    digest: of all that counts; classes: None where there are none; inputs: what the network is called with; mean, std:
+    of images, by channel, of pixels / 255.
     """
 
     digest: str
-    classes: int
-    image_shape: tuple[int, int, int] = Field(strict=False)
-    mean: Channels = Field(strict=False)
-    std: Channels = Field(strict=False)
+    classes: int | None
+    inputs: InputsOfSettings
+    mean: Channels | None = Field(strict=False)
+    std: Channels | None = Field(strict=False)
 
     def at(self, root: str | None, **other: Any) -> Data:
         """The experiment's part of it, found in this folder; `other`: keys to set otherwise."""
@@ -52,11 +55,19 @@ class DataSettings(Settings):
     data: DataOfStage
 
 
-class NetworkSettings(DataSettings):
-    """Of a stage that builds the network."""
+class MetricSettings(DataSettings):
+    """Of a stage that judges a network."""
+
+    metric: Metric = Metric()
+
+
+class NetworkSettings(MetricSettings):
+    """Of a stage that builds the network. output: which one is judged; loss: what it is trained with, if it has one."""
 
     model: str
     seed: int
+    output: str | int | None = None
+    loss: str | None = None
 
 
 class Sources(Settings):
@@ -84,7 +95,7 @@ class TrainSettings(NetworkSettings):
     train: Train
 
 
-class ParitySettings(Settings):
+class ParitySettings(MetricSettings):
     """Of a stage that does a part of the parity chain. parity_images: None: all of the test split."""
 
     seed: int
@@ -158,7 +169,7 @@ class LayerSweepSettings(PtqSettings):
     max_drop: float
 
 
-class ArtifactSettings(DataSettings):
+class ArtifactSettings(MetricSettings):
     """Of `lower` and `evaluate`. kind: fp32, half, ptq, qat; max_batch: the largest batch that it takes; None: any."""
 
     candidate: str
@@ -188,13 +199,14 @@ class LowerSettings(ArtifactSettings):
 
 
 class BenchSettings(Settings):
-    """Of `bench`. runtimes, kinds (fp32, half, ptq, qat): by candidate."""
+    """Of `bench`. inputs: what the network is called with; runtimes, kinds (fp32, half, ptq, qat): by candidate."""
 
     bench: Bench
     device: str
     machine: MachineOfStage
     model: str
-    classes: int
-    image_shape: tuple[int, int, int]
+    classes: int | None
+    output: str | int | None = None
+    inputs: InputsOfSettings
     runtimes: dict[str, str]
     kinds: dict[str, str]

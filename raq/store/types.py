@@ -154,6 +154,7 @@ class RunRecord(TypedDict):
 
     id: Name
     experiment: Name
+    notes: NotRequired[list[Text]]
     settings: RunSettings
     data: DataOfRun
     stages: dict[Name, RunStage]

@@ -18,7 +18,7 @@ from raq.errors import UserError
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
 from raq.experiment.yaml_text import read_yaml_text, read_yaml_value
-from raq.model.user_code import sources_of
+from raq.model.user_code import is_own, sources_of
 from raq.submit.keys import holds_a_key, named_as_a_key
 
 MAX_BYTES = 100 * 1024 * 1024
@@ -85,8 +85,8 @@ def pack(path: Path, overrides: Sequence[str], root: Path, target: Path, include
 
 def _functions(experiment: Experiment) -> list[str]:
     """The experiment's own functions, module:function."""
-    named = (experiment.model.name, experiment.data.name)
-    return [name for name in named if ":" in name and not name.startswith("torchvision:")]
+    named = (experiment.model.name, experiment.data.name, experiment.metric.function, experiment.loss or "")
+    return [name for name in named if is_own(name)]
 
 
 def _needs_more(experiment: Experiment, root: Path) -> bool:

@@ -1,0 +1,91 @@
+"""What a network is called with: one description an input, kept in records and in artifacts. Neither torch nor ray."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+IN_ORDER = re.compile(r"^(images|input\d*)$")
+IMAGES = "images"  # the input's name where data are images
+MAX_INPUTS, MAX_DIMENSIONS, MAX_SIZE = 64, 8, 10**7
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension, beside the batch, whose size may vary. dimension: of one sample, from 0; least, most: its sizes."""
+
+    dimension: int
+    name: str
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a network.
+
+    shape: of one sample, without the batch (an axis that varies: the size that was seen); dtype: as torch names it;
+    low, high: the least and the largest number seen in data, None for normalised images; axes: those that vary.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    low: float | None = None
+    high: float | None = None
+    axes: tuple[Axis, ...] = ()
+
+    def problem(self) -> str | None:
+        """What no input can be; None if nothing is wrong with it."""
+        if self.dtype not in DTYPES:
+            return f"the input {self.name!r} is of type {self.dtype}; taken are {', '.join(DTYPES)}"
+        if len(self.shape) > MAX_DIMENSIONS or not all(0 < size <= MAX_SIZE for size in self.shape):
+            return f"the input {self.name!r} has the shape {list(self.shape)}"
+        if (self.low is None) != (self.high is None) or (
+            self.low is not None and self.high is not None and self.low > self.high
+        ):
+            return f"the input {self.name!r} has the range {self.low} to {self.high}"
+        if any(not 0 <= axis.dimension < len(self.shape) for axis in self.axes):
+            return f"the input {self.name!r} has no such axis"
+        return None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        own = asdict(self)
+        return {**own, "shape": list(self.shape), "axes": [asdict(axis) for axis in self.axes]}
+
+
+Inputs = tuple[InputSpec, ...]
+_INPUTS = TypeAdapter(tuple[InputSpec, ...])
+# of a model that is strict about types: plain values become descriptions before it looks
+InputsOfSettings = Annotated[tuple[InputSpec, ...], BeforeValidator(_INPUTS.validate_python)]
+
+
+def image_input(shape: Iterable[int]) -> InputSpec:
+    """Normalised images, float32 [C, H, W] each."""
+    return InputSpec(IMAGES, tuple(shape))
+
+
+def read_inputs(values: Any) -> Inputs | None:
+    """Descriptions from plain values, a stranger's perhaps; None if they are none."""
+    try:
+        found = _INPUTS.validate_python(values)
+    except ValidationError:
+        return None
+    if not 0 < len(found) <= MAX_INPUTS or any(one.problem() for one in found):
+        return None
+    return found
+
+
+def names_of(inputs: Inputs) -> list[str] | None:
+    """What a network is called with by name; None where it takes its inputs in order."""
+    names = [one.name for one in inputs]
+    return None if all(IN_ORDER.match(name) for name in names) else names
+
+
+def in_words(inputs: Inputs) -> str:
+    """For messages: "images float32 [n, 3, 32, 32]"."""
+    return ", ".join(f"{one.name} {one.dtype} [{', '.join(map(str, ('n', *one.shape)))}]" for one in inputs)

@@ -1,0 +1,96 @@
+"""The schema of `metric`: what candidates are judged by, and in which unit. Imports neither torch nor ray."""
+
+import re
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from raq.experiment.fields import Section
+
+METRIC_FUNCTION = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+POINTS = "points"
+# by name: whether greater is better, of a sample or of the whole set, unit
+BUILT_IN: dict[str, tuple[bool, Literal["sample", "set"], str]] = {
+    "top1": (True, "sample", POINTS),
+    "top5": (True, "sample", POINTS),
+    "mean_iou": (True, "set", POINTS),
+    "mse": (False, "sample", ""),
+    "cosine": (True, "sample", ""),
+}
+LOSSES = ("cross_entropy", "mse")
+# what trains a network that is judged by a metric, where the experiment names no loss
+LOSS_OF = {"top1": "cross_entropy", "top5": "cross_entropy", "mean_iou": "cross_entropy", "mse": "mse"}
+
+
+class Metric(Section):
+    """What candidates are judged by: its name alone, or a section."""
+
+    function: str = "top1"
+    """top1, top5: shares of right classes; mean_iou: mean intersection over union of classes, of masks [n, H, W];
+    mse: mean squared error; cosine: similarity to the target; or module:function: of one sample's (output, target), a
+    number, or, with per: set, of all outputs and targets."""
+    greater_is_better: bool = True
+    """Of module:function; the others know it."""
+    per: Literal["sample", "set"] = "sample"
+    """Of module:function. sample: called for each sample, and the mean counts; set: called for all samples at once."""
+    unit: str = ""
+    """Of module:function, for messages."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        """A name alone stands for a section; what is built in knows the rest."""
+        own = {"function": given} if isinstance(given, str) else given
+        if isinstance(own, dict) and own.get("function", "top1") in BUILT_IN:
+            greater, per, unit = BUILT_IN[own.get("function", "top1")]
+            known = {"greater_is_better": greater, "per": per, "unit": unit}
+            for key, value in known.items():
+                if own.get(key, value) != value:
+                    raise ValueError(f"{key} of {own.get('function', 'top1')} is {value!r}: leave it out")
+            return {**own, **known}
+        return own
+
+    @model_validator(mode="after")
+    def _check(self) -> "Metric":
+        if self.function not in BUILT_IN and not re.match(METRIC_FUNCTION, self.function):
+            raise ValueError(
+                f"function: there is no metric {self.function!r}; allowed: {', '.join(BUILT_IN)}, module:function"
+            )
+        return self
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether raq computes it itself."""
+        return self.function in BUILT_IN
+
+    @property
+    def is_top1(self) -> bool:
+        """Whether it is top-1, whose classes are kept."""
+        return self.function == "top1"
+
+    @property
+    def in_points(self) -> bool:
+        """Whether it is a share, whose differences are given in points of a hundred."""
+        return self.is_built_in and self.unit == POINTS
+
+    @property
+    def name(self) -> str:
+        """In words: top-1, or as the experiment writes it."""
+        return {"top1": "top-1", "top5": "top-5"}.get(self.function, self.function)
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether targets are classes."""
+        return self.function in ("top1", "top5", "mean_iou")
+
+
+def loss_of(metric: Metric, asked: str | None) -> str | None:
+    """The loss that is trained with: the one asked for, else the metric's; None if it has none."""
+    return asked if asked is not None else LOSS_OF.get(metric.function)
+
+
+def shown(metric: Metric, value: float) -> str:
+    """A value of the metric in words: a share in percent, else with its unit."""
+    if metric.in_points:
+        return f"{100 * value:.2f}%"
+    return f"{value:.4g} {metric.unit}".strip()

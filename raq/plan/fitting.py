@@ -1,0 +1,78 @@
+"""An experiment as its data allow it: what defaults ask for and the data do not have is left out, and said.
+
+Neither torch nor ray.
+"""
+
+from typing import Any
+
+from raq.errors import UserError
+from raq.experiment.metric import loss_of
+from raq.experiment.schema import Experiment
+from raq.plan.facts import DataFound
+
+PICTURES = {"augment": False, "progressive": ()}  # what is done to images alone
+
+
+def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, tuple[str, ...]]:
+    """The experiment, and what is otherwise than its defaults, a sentence each.
+
+    Raises UserError for what the file asks for and these data, or this metric, cannot give.
+    """
+    notes: list[str] = []
+    experiment = _without_training(experiment, found, notes)
+    experiment = _calibration(experiment, found, notes)
+    if found.image_shape is None:
+        experiment = _no_pictures(experiment)
+    return experiment, tuple(notes)
+
+
+def _without_training(experiment: Experiment, found: DataFound, notes: list[str]) -> Experiment:
+    """What trains, left out or refused where there is nothing to train on, or no loss to train with."""
+    loss = loss_of(experiment.metric, experiment.loss)
+    if found.train_images and loss is not None:
+        return experiment
+    why = "the data have no training split" if not found.train_images else (
+        f"the metric {experiment.metric.function} has no loss of its own, and loss is null"
+    )  # fmt: skip
+    if experiment.model.weights is None:
+        raise UserError(
+            f"{why}, and model.weights is null: nothing can train the network",
+            "set model.weights to a file, or to included if the model's function returns a trained network"
+            if not found.train_images
+            else "set loss, or model.weights",
+        )
+    if found.train_images and experiment.qat is not None and experiment.qat.distillation == 1:
+        return experiment  # what FP32 gives is what it trains on
+    if experiment.sweep is not None and not found.train_images:
+        raise UserError(f"{why}, of whose images sweep holds some out to compare its trials on", "leave sweep out")
+    if experiment.qat is None:
+        return experiment
+    if "qat" in experiment.model_fields_set:
+        more = "" if not found.train_images else ", or qat.distillation to 1, which needs no targets"
+        raise UserError(f"qat is asked for, and {why}", f"set qat to null{more}")
+    notes.append(f"qat is left out: {why}")
+    return experiment.model_copy(update={"qat": None})
+
+
+def _calibration(experiment: Experiment, found: DataFound, notes: list[str]) -> Experiment:
+    """As many calibration samples as there are, where the file names no number."""
+    ptq = experiment.ptq
+    if ptq is None or ptq.calibration.size <= found.calibration_images:
+        return experiment
+    written = "ptq" in experiment.model_fields_set and "calibration" in ptq.model_fields_set
+    if written and "size" in ptq.calibration.model_fields_set:
+        return experiment  # which is refused
+    notes.append(f"ptq.calibration.size is {found.calibration_images}: all the samples that there are")
+    calibration = ptq.calibration.model_copy(update={"size": found.calibration_images})
+    return experiment.model_copy(update={"ptq": ptq.model_copy(update={"calibration": calibration})})
+
+
+def _no_pictures(experiment: Experiment) -> Experiment:
+    """Without what is done to images; UserError where the file asks for it."""
+    qat = experiment.qat
+    if qat is not None and "qat" in experiment.model_fields_set and "augment" in qat.model_fields_set and qat.augment:
+        raise UserError("qat.augment flips and crops images, and these data are none", "leave it out")
+    parts: dict[str, Any] = {"train": experiment.train.model_copy(update=PICTURES)}
+    if qat is not None:
+        parts["qat"] = qat.model_copy(update=PICTURES)
+    return experiment.model_copy(update=parts)
