@@ -63,7 +63,7 @@ class _Packing:
         if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(images, fx.Node):
             return False
         shape = images.meta["val"].shape
-        if not has_free_symbols(shape):
+        if not has_free_symbols(shape) or shape[1] == 1:  # of one channel another order is packed than is read
             return False
         with graph.inserting_before(node):
             pack: Any = _get_mkldnn_device_op("cpu").pack_conv_weight

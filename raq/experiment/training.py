@@ -42,12 +42,14 @@ class Optimisation(Section):
     """Passes over the training images."""
     batch_size: Positive = 128
     """Images per optimiser step, over all workers together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with momentum; adamw: Adam with decoupled weight decay, which transformers and tables like better."""
     lr: Annotated[float, Field(gt=0, le=100)]
     """Learning rate; with one-cycle and cosine, its peak."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """SGD's momentum."""
+    """SGD's momentum; AdamW's first beta."""
     nesterov: bool
-    """Nesterov's momentum."""
+    """Nesterov's momentum, of sgd."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     """L2 penalty, on matrices and kernels only (not on biases or normalisation)."""
     schedule: Literal["constant", "one-cycle", "cosine"]

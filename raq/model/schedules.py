@@ -33,10 +33,12 @@ def image_side(progressive: tuple[float, ...], epoch: int, epochs: int, full: in
 
 
 def new_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
-    """SGD; weight decay on matrices and kernels only."""
+    """SGD or AdamW; weight decay on matrices and kernels only."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 

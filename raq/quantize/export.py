@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from raq.errors import UserError
 from raq.model.inputs import Example, as_example
+from raq.quantize.one_channel import with_second_channel
 from raq.quantize.unshare import unshare
 
 MAX_BATCH = 65_536
@@ -63,6 +64,7 @@ def graph_of(network: nn.Module, example: Tensor | Example) -> fx.GraphModule:
                 # a projection of attention: torch traces it as a part of that, and quantizers know layers by name
                 node.meta["source_fn_stack"] = [(node.name, nn.functional.linear)]
             _read_contiguous(graph.graph, node)
+    with_second_channel(graph)
     graph.recompile()
     return graph
 
