@@ -3,7 +3,11 @@
 import torch
 from torch import nn
 
+from raq.experiment.metric import Metric
 from raq.experiment.schema import Calibration
+from raq.model.losses import loss_by_sample
+from raq.model.metrics import Scorer
+from raq.model.training import Task
 from raq.quantize import convert, ptq
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)
@@ -21,3 +25,7 @@ def quantized(network: nn.Module, digits, observer: str = "histogram"):
     prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(observer=observer), reduce_range=False)
     ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
     return convert.convert(prepared, EXAMPLE)
+
+
+# What classifiers are trained with and judged by; the loss smooths no labels.
+TOP1 = Task(loss_by_sample("cross_entropy", 0.0, None), Scorer(Metric(), 10))

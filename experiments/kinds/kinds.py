@@ -109,7 +109,7 @@ def shapes() -> raq.Data:
             near = (rows - y) ** 2 + (columns - x) ** 2 < size**2
             inside = near if kind == 1 else (abs(rows - y) < size) & (abs(columns - x) < size)
             mask[inside] = kind
-            image[:, inside] += np.array([1.0, 0.2, -0.5])[:, None] if kind == 1 else np.array([-0.5, 1.0, 0.3])[:, None]
+            image[:, inside] += np.array([[1.0, 0.2, -0.5], [-0.5, 1.0, 0.3]])[kind - 1, :, None]
     return raq.Data(train=raq.Arrays(images[:400], masks[:400]), test=raq.Arrays(images[400:], masks[400:]), classes=3)
 
 

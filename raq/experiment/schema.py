@@ -51,6 +51,8 @@ class Data(Section):
             raise ValueError(f"name: {self.name!r} is not a data set; allowed: {', '.join(known)}, module:function")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std come together; give both or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one for each channel")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std: every value is above 0")
         return self
@@ -177,21 +179,6 @@ class Experiment(Section):
     resources: StageResources = StageResources()
     require: Require = Require()
     select: Select = Select()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_margin(cls, given: Any) -> Any:
-        """Equivalent is, in another unit than points, what differs by less than 0.3 of max_drop."""
-        if not isinstance(given, dict) or not isinstance(given.get("require"), dict):
-            return given
-        metric, most = given.get("metric"), given["require"].get("max_drop")
-        name = metric.get("function") if isinstance(metric, dict) else metric
-        select = given.get("select") or {}
-        margin = select.get("margin") or {} if isinstance(select, dict) else None
-        in_points = name in (None, "top1", "top5", "mean_iou")
-        if in_points or not isinstance(most, int | float) or not isinstance(margin, dict) or "accuracy" in margin:
-            return given
-        return {**given, "select": {**select, "margin": {"accuracy": 0.3 * most, **margin}}}
 
     @model_validator(mode="after")
     def _check_metric(self) -> "Experiment":

@@ -10,6 +10,7 @@ from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment
 from raq.plan.facts import DataFound
 
+MARGIN_SHARE = 0.3
 PICTURES = {"augment": False, "progressive": ()}  # what is done to images alone
 
 
@@ -20,7 +21,7 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
     """
     notes: list[str] = []
     experiment = _without_training(experiment, found, notes)
-    experiment = _calibration(experiment, found, notes)
+    experiment = _margin(_calibration(experiment, found, notes))
     if found.image_shape is None:
         experiment = _no_pictures(experiment)
     return experiment, tuple(notes)
@@ -52,6 +53,16 @@ def _without_training(experiment: Experiment, found: DataFound, notes: list[str]
         raise UserError(f"qat is asked for, and {why}", f"set qat to null{more}")
     notes.append(f"qat is left out: {why}")
     return experiment.model_copy(update={"qat": None})
+
+
+def _margin(experiment: Experiment) -> Experiment:
+    """What counts as equivalent in the unit of a metric that is no share: 0.3 of max_drop, unless the file says it."""
+    margin = experiment.select.margin
+    written = "select" in experiment.model_fields_set and "margin" in experiment.select.model_fields_set
+    if experiment.metric.in_points or (written and "accuracy" in margin.model_fields_set):
+        return experiment
+    own = margin.model_copy(update={"accuracy": MARGIN_SHARE * experiment.require.max_drop})
+    return experiment.model_copy(update={"select": experiment.select.model_copy(update={"margin": own})})
 
 
 def _calibration(experiment: Experiment, found: DataFound, notes: list[str]) -> Experiment:

@@ -60,8 +60,8 @@ def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) 
     available = found.calibration_images
     if experiment.ptq is not None and experiment.ptq.calibration.size > available:
         raise UserError(
-            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} samples to calibrate "
-            "with",
+            f"ptq.calibration.size is {experiment.ptq.calibration.size}, and there are {available} samples to "
+            "calibrate with",
             f"lower it to at most {available}",
         )
     tried = experiment.sweep.ptq if experiment.sweep is not None else None

@@ -7,13 +7,11 @@ machine. Imports neither torch nor ray.
 """
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raq.environment import (
-    COMPILER_SETTINGS,
     NUMERIC_SETTINGS,
-    TIMING_SETTINGS,
     chosen_settings,
     has_vnni,
     versions,
@@ -21,20 +19,18 @@ from raq.environment import (
 from raq.errors import UserError
 from raq.experiment.fields import HALF_NAMES
 from raq.experiment.metric import loss_of
-from raq.experiment.schema import BASELINE, Experiment, Ptq, Resources
+from raq.experiment.schema import Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
-from raq.plan.candidates import Candidate, candidates_of
+from raq.plan.candidates import candidates_of
+from raq.plan.deployment import Deployment
 from raq.plan.facts import (
     Facts,
     Settings,
     data_settings,
     devices,
-    lower_stage_name,
-    pool_of_device,
     refuse_half,
     runtime_libraries,
-    why_not_lowered,
 )
 from raq.plan.fingerprints import code_of_kind, code_of_trial, depends_on
 from raq.plan.kinds import KINDS, Pool
@@ -68,7 +64,7 @@ def make_plan(experiment: Experiment, facts: Facts) -> list[Stage]:
     else:
         plan.add("train", "weights", "quantize", {**plan.common, "weights": facts.weights})
     plan.add_candidates()
-    plan.add_deployment()
+    Deployment(plan).add()
     return list(plan.stages.values())
 
 
@@ -217,91 +213,3 @@ class _Plan:
                 "libraries": versions((*KINDS[kind].libraries, *runtime_libraries(settings))),
             }
         )
-
-    def add_deployment(self) -> None:
-        """The stages that lower, evaluate and measure every candidate on every device."""
-        where = devices(self.experiment, len(self.facts.machine.gpus))
-        for candidate in self.candidates:
-            for device in self._targets(candidate, where):
-                self._add_lower(candidate, device)
-            self._add_evaluate(candidate, where)
-        for device in where:
-            there = [c for c in self.candidates if device in self._targets(c, where)]
-            if there:  # on a GPU that was found, and that nothing asked for, there may be none
-                self._add_bench(device, there)
-
-    def _targets(self, candidate: Candidate, where: Iterable[str]) -> list[str]:
-        """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""
-        if why_not_lowered(candidate.backend, self.facts.machine.architecture, self.experiment.bench.devices):
-            return []
-        able = candidate.runtime.devices if candidate.backend != "arm" else ("cpu",)
-        return [device for device in where if device in able]
-
-    def _runtime(self, candidate: Candidate) -> Settings:
-        """What executes a candidate's artifact, its largest batch, and another tool's quantization, if it has these."""
-        runtime, ptq = candidate.runtime, self.experiment.ptq
-        more: Settings = {"max_batch": self.experiment.lower.max_batch} if runtime.has_max_batch else {}
-        if candidate.quantizer is not None and ptq is not None:
-            calibration = ptq.calibration.model_dump(mode="json", include={"size", "batch_size"})
-            more |= {"quantizer": candidate.quantizer, "calibration": calibration}
-            if candidate.quantizer == "onnxruntime":  # NNCF looks by itself
-                more["reduce_range"] = not has_vnni(self.facts.machine) and "avx2" in self.facts.machine.features
-        return {"runtime": runtime.name, **more}
-
-    def _add_evaluate(self, candidate: Candidate, where: Iterable[str]) -> None:
-        targets = self._targets(candidate, where)
-        device = targets[0] if targets else "cpu"
-        settings = {
-            **self.parity,
-            "data": {**self.data, "test_limit": self.experiment.data.test_limit},
-            "metric": self.common["metric"],
-            "sources": self.facts.sources,
-            "candidate": candidate.name,
-            "kind": candidate.kind,
-            "device": device,
-            "seed": self.experiment.seed,
-            "environment": self.numeric,
-            **(self._runtime(candidate) if targets else {}),
-            "machine": self.facts.machine.as_record("cpu", "architecture", "features"),
-        }
-        source = {"artifact": lower_stage_name(candidate.name, device)} if targets else {"program": candidate.program}
-        self.add(f"evaluate/{candidate.name}", "evaluate", pool_of_device(device), settings, source)
-
-    def _add_lower(self, candidate: Candidate, device: str) -> None:
-        machine = self.facts.machine.as_record("cpu", "architecture", "features")
-        compiled_by = chosen_settings(self.facts.machine.settings, COMPILER_SETTINGS)
-        bench = self.experiment.bench
-        threads = bench.threads or self.experiment.resources.bench.cpus or self.facts.machine.cpus
-        settings = {
-            **self.common,
-            **self.parity,
-            "candidate": candidate.name,
-            "kind": candidate.kind,
-            "device": device,
-            **self._runtime(candidate),
-            **({"min_batch": min(bench.batch_sizes)} if candidate.runtime.packs_weights else {}),
-            **({"threads": threads} if candidate.runtime.is_native and device == "cpu" else {}),
-            "machine": {**machine, "gpus": self.facts.machine.gpus if device == "cuda" else []},
-            "compiler": {"version": self.facts.machine.compiler, **compiled_by},
-        }
-        source = {"weights": "train"} if candidate.program == BASELINE else {"program": candidate.program}
-        self.add(lower_stage_name(candidate.name, device), "lower", pool_of_device(device), settings, source)
-
-    def _add_bench(self, device: str, candidates: list[Candidate]) -> None:
-        ignored = {"devices"} if device == "cpu" else {"devices", "streams"}
-        settings = {
-            "bench": self.experiment.bench.model_dump(mode="json", exclude=ignored),
-            "device": device,
-            "machine": self.facts.machine.as_record("cpu", "architecture", "features", "cpus", "gpus"),
-            "environment": chosen_settings(self.facts.machine.settings, NUMERIC_SETTINGS, TIMING_SETTINGS),
-            "model": self.experiment.model.name,
-            "classes": self.facts.data.classes,
-            "output": self.experiment.model.output,
-            "inputs": self.facts.data.inputs,
-            "cpus": self.experiment.resources.bench.cpus,
-            "sources": self.facts.sources,
-            "runtimes": {c.name: c.runtime.name for c in candidates},
-            "kinds": {c.name: c.kind for c in candidates},
-        }
-        inputs = {"weights": "train", **{c.name: lower_stage_name(c.name, device) for c in candidates}}
-        self.add(f"bench/{device}", "bench", "bench", settings, inputs)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from raq.doctor import Finding
 from raq.report.terminal import clean, printable, say
-from raq.store.results import ParityRow
+from raq.store.evaluation_results import ParityRow
 
 ALONE = {"inductor": "torch", "executorch": "ExecuTorch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}

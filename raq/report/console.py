@@ -90,7 +90,7 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
         paragraph(console, _legend(summary), "dim")
     if made_anew := summary.get("made_anew"):
         say(console, f"made anew since this run, so these are newer figures: {', '.join(made_anew)}", "yellow")
-    for note in summary["notes"]:
+    for note in summary.get("notes", []):
         say(console, note, "yellow")
     _say_what_is_special(console, summary["candidates"])
     if details:

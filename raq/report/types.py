@@ -4,7 +4,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, ParityRow, Throughput
+from raq.store.evaluation_results import ParityRow
+from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, Throughput
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 from raq.store.types import DataOfRun, Environment
 

@@ -13,6 +13,7 @@ from raq.artifact.executed import KnownLayer
 from raq.artifact.generated_code import read_package
 from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError
+from raq.experiment.inputs import image_input
 from raq.experiment.measurement import Require
 from raq.experiment.schema import Resources
 from raq.plan.requirements import check_results
@@ -48,7 +49,7 @@ def lowered(program, path: Path, **configuration) -> Path:
 
 def ran(path: Path, layers=()):
     with IsolatedProcess(path) as process:
-        traces = process.trace((3, 32, 32), {432, 4608, 320})
+        traces = process.trace((image_input((3, 32, 32)),), {432, 4608, 320})
     return executed.summary(traces, sum(MACS), layers)
 
 

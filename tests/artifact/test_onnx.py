@@ -23,6 +23,7 @@ from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.wrapper_code import KernelCall
 from raq.bench.artifacts import bench_artifacts, bench_settings
 from raq.errors import StageError, UserError
+from raq.experiment.inputs import image_input
 from raq.experiment.schema import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize import convert, ptq
@@ -70,7 +71,7 @@ def ran(path: Path, program):
     layers = [KnownLayer(layer.name, layer.macs) for layer in audit(program, code).layers]
     with IsolatedProcess(path, threads=1) as process:
         assert process.loaded.foreign == []
-        return what_ran(process, (3, 32, 32), [c.shape for c in code.constants], None, layers)
+        return what_ran(process, (image_input((3, 32, 32)),), [c.shape for c in code.constants], None, layers)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ from torch import nn
 from raq.artifact import inductor
 from raq.artifact.executed import summary
 from raq.artifact.isolated import IsolatedProcess
+from raq.experiment.inputs import image_input
 from raq.experiment.schema import Calibration
 from raq.quantize import ptq
 from raq.quantize.convert import convert
@@ -34,7 +35,7 @@ def reorders(program, path: Path) -> dict[str, int]:
     sizes = {parameter.numel() for parameter in network().parameters() if parameter.ndim > 1}
     with IsolatedProcess(path) as process:
         assert torch.allclose(process(IMAGES), program.module()(IMAGES), atol=0.05)
-        return summary(process.trace((3, 32, 32), sizes), None).reorders_per_call
+        return summary(process.trace((image_input((3, 32, 32)),), sizes), None).reorders_per_call
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -22,6 +22,7 @@ from raq.bench.ratio_statistics import MIN_LAUNCHES, paired_ratio, relative_half
 from raq.bench.rows import Launch, Round, contender_row, ratios, with_samples
 from raq.environment import available_cpus, inductor_cache
 from raq.errors import StageError
+from raq.experiment.inputs import image_input
 from raq.experiment.measurement import Bench
 from raq.model.zoo import build_model
 from raq.report.ratios import row_ratios, shared_rounds
@@ -44,7 +45,9 @@ def contender(tmp_path_factory: pytest.TempPathFactory) -> ContenderSettings:
     (folder / "bench_user.py").write_text(MODULE)
     name = "bench_user:model"
     torch.save(build_model(name, 10, str(folder)).state_dict(), folder / "w.pt")
-    return ContenderSettings("fp32", "eager", "cpu", str(folder / "w.pt"), (3, 16, 16), 1, name, 10, str(folder))
+    return ContenderSettings(
+        "fp32", "eager", "cpu", str(folder / "w.pt"), (image_input((3, 16, 16)),), 1, name, 10, str(folder)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from raq.bench.messages import Load, Timed, decode, encode
+from raq.experiment.inputs import image_input
 
 
 def test_a_message_comes_back_as_it_was_sent() -> None:
-    load = Load("ptq", "inductor", "cpu", "a.pt2", (3, 32, 32), 2, "", 10, None, [0, 1], "m:f", None)
+    load = Load("ptq", "inductor", "cpu", "a.pt2", (image_input((3, 32, 32)),), 2, "", 10, None, [0, 1], "m:f", None)
     timed = Timed([1.0, 2.5], 0.1, None, 0.2, 1.5)
     assert [decode(encode(message)) for message in (load, timed)] == [load, timed]
 

@@ -15,6 +15,7 @@ from raq.bench.messages import ContenderSettings, Timed
 from raq.bench.throughput import stream_count, throughputs
 from raq.environment import available_cpus
 from raq.errors import UserError
+from raq.experiment.inputs import image_input
 from raq.experiment.measurement import Bench
 from raq.quantize.export import export_network
 
@@ -56,7 +57,7 @@ def test_artifacts_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         network = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         path = tmp_path / f"{name}.pt2"
         inductor.lower(export_network(network.eval(), torch.zeros(2, 3, 16, 16)), path, {"input": [3, 16, 16]})
-        shape = (3, 16, 16)
+        shape = (image_input((3, 16, 16)),)
         contenders.append(
             ContenderSettings(name, "inductor", "cpu", str(path), shape, 2, "", 0, None, fp32=name == "fp32")
         )
@@ -83,7 +84,7 @@ def test_no_launch_begins_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(throughput, "_launched", lambda *asked: nullcontext([Stream(10.0)]))
     monkeypatch.setattr(throughput, "fork_server", lambda runtimes: nullcontext())
     monkeypatch.setattr(throughput, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    contender = ContenderSettings("fp32", "eager", "cpu", "", (3, 8, 8), 2, "", 0, None, fp32=True)
+    contender = ContenderSettings("fp32", "eager", "cpu", "", (image_input((3, 8, 8)),), 2, "", 0, None, fp32=True)
     (row,) = throughputs([contender], Bench(streams=1, batch_sizes=(2,), budget_s=10), available_cpus())
     assert row["launch_images_per_s"] == [pytest.approx(200.0)] * 2
     assert row["speedup_interval"] is None

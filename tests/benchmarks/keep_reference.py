@@ -14,8 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
+from raq.report.answers import read_answers_of_run
 from raq.report.console import print_summary
-from raq.report.summary import read_predictions_of_run, summarise
+from raq.report.summary import summarise
 from raq.store.files import read_json, write_json
 from raq.store.local import Store
 
@@ -42,8 +43,8 @@ def short(value: Any) -> Any:
 
 def pairs(run_folder: Path) -> list[dict[str, Any]]:
     """Of each two candidates, how many test images only the first has right (lost) and only the second (won)."""
-    predicted = read_predictions_of_run(run_folder)
-    right = {name: found[0] == found[1] for name, found in predicted.items() if found is not None}
+    answers = read_answers_of_run(run_folder)
+    right = {name: found.right for name, found in answers.items() if found is not None}
     return [
         {"first": one, "second": other, "lost": int((right[one] & ~right[other]).sum()),
          "won": int((~right[one] & right[other]).sum())}

@@ -90,13 +90,23 @@ def measured(model: str, folder: Path, budget_s: float) -> dict[str, Any]:
     from raq.bench.latency import measure
     from raq.bench.messages import ContenderSettings
     from raq.environment import available_cpus
+    from raq.experiment.inputs import image_input
     from raq.experiment.measurement import Bench
 
     side, sizes = MODELS[model]
     cpus = available_cpus()
     contenders = [
         ContenderSettings(
-            name, runtime, "cpu", str(folder / file), (3, side, side), len(cpus), "", 0, None, fp32=is_fp32
+            name,
+            runtime,
+            "cpu",
+            str(folder / file),
+            (image_input((3, side, side)),),
+            len(cpus),
+            "",
+            0,
+            None,
+            fp32=is_fp32,
         )
         for name, runtime, file, is_fp32 in CONTENDERS
     ]

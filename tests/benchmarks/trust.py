@@ -42,6 +42,7 @@ from raq.bench.launcher import ContenderSettings, ForkServer, fork_server
 from raq.bench.noise import is_long
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio, relative_half_width
 from raq.environment import available_cpus, commit, environment
+from raq.experiment.inputs import image_input
 from raq.experiment.load import load_experiment
 from raq.experiment.measurement import Bench
 from raq.report.ratios import SharedRounds, row_ratios, shared_rounds
@@ -53,7 +54,7 @@ from raq.store.local import Store, read_run
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "trust"
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
-SHAPE, BATCH = (3, 32, 32), 32
+SHAPE, BATCH = (image_input((3, 32, 32)),), 32
 RUNS_A_FORK_SERVER = 50  # runs whose contenders are forked from one process; starting it takes seconds
 QUIET = Bench(batch_sizes=(BATCH,), precision=0.02, budget_s=30.0)
 NEIGHBOUR = Bench(batch_sizes=(BATCH,), budget_s=20.0)

@@ -141,11 +141,13 @@ def measured(name: str, folder: Path, budget_s: float) -> list[dict[str, Any]]:
     from raq.bench.latency import measure
     from raq.bench.launcher import ContenderSettings
     from raq.environment import available_cpus
+    from raq.experiment.inputs import image_input
     from raq.experiment.measurement import Bench
 
     cpus = available_cpus()
     shared: dict[str, Any] = {
-        "device": "cpu", "image_shape": (3, SIDE, SIDE), "threads": len(cpus), "model": f"torchvision:{name}",
+        "device": "cpu", "inputs": (image_input((3, SIDE, SIDE)),), "threads": len(cpus),
+        "model": f"torchvision:{name}",
         "classes": CLASSES, "working_directory": None,
     }  # fmt: skip
     contenders = [

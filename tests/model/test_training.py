@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from networks import TOP1
 from torch import nn
 
 from raq.errors import StageError
@@ -40,7 +41,7 @@ def settings(**given: object) -> Train:
 def fit(digits, folder: Path, context: LocalContext | None = None, **given: object):
     seed_everything(0)
     model = network()
-    return model, train(model, digits, settings(**given), 0, context or LocalContext(folder))
+    return model, train(model, digits, TOP1, settings(**given), 0, context or LocalContext(folder))
 
 
 def test_it_learns_and_is_reproducible(digits, tmp_path: Path) -> None:
@@ -59,7 +60,9 @@ def test_the_first_epochs_loss_is_torchs_own(digits, tmp_path: Path) -> None:
     images = torch.from_numpy(digits.train_images[slice(None)]).float() / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (digits.mean, digits.std))
     expected = nn.functional.cross_entropy(model((images - mean) / std), torch.from_numpy(digits.train_labels))
-    result = train(model, digits, settings(epochs=1, batch_size=380, label_smoothing=0.0), 0, LocalContext(tmp_path))
+    result = train(
+        model, digits, TOP1, settings(epochs=1, batch_size=380, label_smoothing=0.0), 0, LocalContext(tmp_path)
+    )
     assert result.history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -100,7 +103,7 @@ def test_a_network_that_draws_with_python_or_numpy_is_reproduced_on_resume(digit
         torch.manual_seed(0)
         random.seed(time.time_ns())  # whatever was drawn before
         np.random.seed(time.time_ns() % 2**32)
-        return train(nn.Sequential(Drawing(), network()), digits, settings(), 0, context or LocalContext(place))
+        return train(nn.Sequential(Drawing(), network()), digits, TOP1, settings(), 0, context or LocalContext(place))
 
     whole = drawing(tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -125,7 +128,7 @@ def test_without_hold_out_the_last_epoch_is_kept(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_the_training(digits, tmp_path: Path) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(3072, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     with pytest.raises(StageError, match=r"loss of epoch \d is (nan|inf)"):
-        train(plain, digits, settings(lr=100.0, momentum=0.99), 0, LocalContext(tmp_path))
+        train(plain, digits, TOP1, settings(lr=100.0, momentum=0.99), 0, LocalContext(tmp_path))
 
 
 def test_schedules_and_sides() -> None:

@@ -10,10 +10,11 @@ from pydantic import BaseModel
 
 from raq.environment import Machine, settings_of
 from raq.errors import UserError
+from raq.experiment.inputs import image_input
 from raq.experiment.schema import Experiment
 from raq.plan import stages as planning
 from raq.plan.expected import expected_s
-from raq.plan.facts import DataFound, Facts
+from raq.plan.facts import DataFound, Facts, why_not_lowered
 from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import earlier_runs, stale_stages
 from raq.run import delete_work_on_old_inputs
@@ -37,7 +38,7 @@ from raq.store.settings import (
     WeightsSettings,
 )
 
-DATA = DataFound("d", "here", 10, 90, 10, 10, [3, 32, 32], [0.5] * 3, [0.5] * 3)
+DATA = DataFound("d", "here", 10, 90, 10, 10, 90, [image_input((3, 32, 32)).plain()], [3, 32, 32], [0.5] * 3, [0.5] * 3)
 MACHINE = Machine("a cpu", "x86_64", ["avx512_vnni"], 2)
 
 
@@ -147,7 +148,7 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
     assert [here[name].settings["reduce_range"] for name in ("ptq", "qat")] == [False, False]
     gpu_alone = planned(Facts(DATA, replace(MACHINE, gpus=["H200"])), bench={"devices": ["cuda"]}, **given)
     assert gpu_alone["evaluate/qat"].inputs == {"program": "qat"}
-    assert planning.why_not_lowered("xnnpack", "x86_64", ["cuda"]) is not None
+    assert why_not_lowered("xnnpack", "x86_64", ["cuda"]) is not None
     on_arm = planned(Facts(DATA, replace(MACHINE, architecture="aarch64")), **given)
     assert on_arm["evaluate/ptq"].inputs == {"artifact": "lower/ptq"}
     before = planned(**given)

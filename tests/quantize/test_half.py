@@ -14,6 +14,7 @@ from raq.artifact.runtimes import RUNTIMES, read
 from raq.artifact.sizes import ledger
 from raq.environment import machine
 from raq.errors import UserError
+from raq.experiment.inputs import image_input
 from raq.model.parity import sqnr_db
 from raq.plan.facts import HALF_FEATURES
 from raq.quantize.arithmetic import network_macs
@@ -88,7 +89,7 @@ def test_its_artifact_runs_in_kernels_of_16_bits(tmp_path: Path) -> None:
     assert {entry.dtype for entry in large} == {"bfloat16"}
     with IsolatedProcess(path, "cpu", 1, RUNTIMES["inductor"]) as process:
         shapes = [entry.shape for entry in sizes.constants]
-        found = what_ran(process, [3, 16, 16], shapes, network_macs(own, EXAMPLE).total, [])
+        found = what_ran(process, (image_input((3, 16, 16)),), shapes, network_macs(own, EXAMPLE).total, [])
     assert found is not None
     assert (found.executed_half_mac_share, found.executed_int8_mac_share) == (1.0, 0.0)
     assert set(found.reorders_per_call.values()) == {0}

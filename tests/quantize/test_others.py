@@ -17,6 +17,7 @@ from raq.artifact.isolated import IsolatedProcess
 from raq.artifact.metadata import Metadata
 from raq.artifact.runtimes import RUNTIMES, read
 from raq.errors import StageError, UserError
+from raq.experiment.inputs import image_input
 from raq.model.parity import sqnr_db
 from raq.quantize import others
 from raq.quantize.export import export_program
@@ -26,12 +27,12 @@ from raq.quantize.others import _store_integers, quantize_by
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 
 
-class Batches(list[Tensor]):
+class Batches(list[tuple[Tensor, ...]]):
     """As CalibrationBatches."""
 
     @property
-    def images(self) -> int:
-        return sum(map(len, self))
+    def samples(self) -> int:
+        return sum(len(batch[0]) for batch in self)
 
 
 @pytest.mark.parametrize(("tool", "runtime"), [("nncf", "openvino"), ("onnxruntime", "onnxruntime")])
@@ -49,7 +50,7 @@ def test_it_runs_in_int8_and_computes_the_same(tool: str, runtime: str, tmp_path
         expected = network.eval()(images)
     path = tmp_path / "artifact.onnx"
     program = export_program(folded_graph(network, EXAMPLE), EXAMPLE)
-    batches: Any = Batches([images[:8], images[8:]])
+    batches: Any = Batches([(images[:8],), (images[8:],)])
     onnx.write(
         program, path, runtime, {"kind": "ptq"}, lambda model: quantize_by(tool, model, batches, reduce_range=False)
     )
@@ -60,7 +61,7 @@ def test_it_runs_in_int8_and_computes_the_same(tool: str, runtime: str, tmp_path
     assert share < 0.1
     with IsolatedProcess(path, "cpu", 1, RUNTIMES[runtime]) as process:
         found = process(images)
-        ran = what_ran(process, [3, 16, 16], [], None, [])
+        ran = what_ran(process, (image_input((3, 16, 16)),), [], None, [])
     assert ran is not None
     assert ran.executed_int8_mac_share == 1.0
     quality = sqnr_db(expected.numpy(), found.numpy())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import EXAMPLE, quantized, small
+from networks import EXAMPLE, TOP1, quantized, small
 from torch import nn
 
 from raq.artifact import audit, inductor
@@ -79,7 +79,7 @@ def test_observers(digits, observer: str) -> None:
     program = quantized(small(), digits, observer)
     first = next(n for n in program.graph.nodes if "quantize_per_tensor" in str(n.target))
     images = torch.from_numpy(digits.train_images[calibration_indices(380, 64, 0)])
-    inputs = normalise(images, *normalisation_tensors(digits, torch.device("cpu")))
+    inputs = normalise(images, *normalisation_tensors(digits.mean, digits.std, torch.device("cpu")))
     low, high = inputs[:32].min(), inputs[:32].max()
     if observer == "minmax":
         low, high = inputs.min(), inputs.max()
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_exported_names_its_line(workplace) -> None:
 def test_qat_prepares_trains_and_converts(digits, tmp_path: Path) -> None:
     graph = qat.prepare_qat(small().train(), EXAMPLE, "x86", reduce_range=False)
     settings = Qat(epochs=2, batch_size=64, lr=0.02, augment=False)
-    result = train(graph, digits, settings, 0, LocalContext(tmp_path), qat.qat_hooks(graph, settings))
+    result = train(graph, digits, TOP1, settings, 0, LocalContext(tmp_path), qat.qat_hooks(graph, settings))
     assert result.history[1]["loss"] < result.history[0]["loss"]
     again = qat.prepare_qat(small().train(), EXAMPLE, "x86", reduce_range=False)
     again.load_state_dict(result.state)

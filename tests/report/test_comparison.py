@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from raq.report.comparison import _conditions, _difference, _environment, _top1
+from raq.experiment.metric import Metric
+from raq.report.answers import Answers
+from raq.report.claims import Rules
+from raq.report.comparison import _accuracy, _conditions, _difference, _environment
 
 
 def environment(cpu: str, torch: str) -> dict:
@@ -68,16 +71,32 @@ def test_runs_of_the_same_executions_cannot_differ() -> None:
 
 def test_top1_is_compared_on_the_same_images_only() -> None:
     labels = np.arange(1000) % 10
-    right = np.stack([labels, labels])
-    worse = np.stack([np.where(np.arange(1000) < 50, (labels + 1) % 10, labels), labels])
-    found = _top1("ptq", {"ptq": right}, {"ptq": worse}, 0.3)
+    right = predicted(np.stack([labels, labels]))
+    worse = predicted(np.stack([np.where(np.arange(1000) < 50, (labels + 1) % 10, labels), labels]))
+    rules = Rules(max_drop=1.0)
+    found = _accuracy("ptq", {"ptq": right}, {"ptq": worse}, rules)
     assert found["points"] == pytest.approx(-5.0)
     assert found["interval"][1] < 0
     assert found["said"].endswith("different")
     assert found["p"] < 1e-9
-    assert _top1("ptq", {"ptq": right}, {"ptq": right}, 0.3)["said"].endswith("the same images right")
-    for other in (None, right[:, :900], np.stack([labels, (labels + 1) % 10])):
-        assert _top1("ptq", {"ptq": right}, {"ptq": other}, 0.3)["points"] is None
+    assert _accuracy("ptq", {"ptq": right}, {"ptq": right}, rules)["said"].endswith("the same images right")
+    fewer, others = right.values[:, :900], np.stack([labels, (labels + 1) % 10])
+    for other in (None, predicted(fewer), predicted(others)):
+        assert _accuracy("ptq", {"ptq": right}, {"ptq": other}, rules)["points"] is None
+
+
+def test_scores_are_compared_sample_by_sample_and_more_is_better() -> None:
+    """Errors that are 0.02 larger on every sample, which differ among themselves by far more."""
+    metric, draws = Metric.model_validate("mse"), np.random.default_rng(0)
+    errors = draws.exponential(1.0, 1000)
+    before, after = (Answers(metric, values, False, 1000) for values in (errors, errors + 0.02))
+    found = _accuracy("ptq", {"ptq": before}, {"ptq": after}, Rules(max_drop=0.1, metric=metric))
+    assert found["points"] == pytest.approx(-0.02)
+    assert found["interval"][0] <= -0.02 <= found["interval"][1] < 0
+
+
+def predicted(values: np.ndarray) -> Answers:
+    return Answers(Metric(), values, False, values.shape[1])
 
 
 def test_equal_is_what_lies_within_the_margin() -> None:

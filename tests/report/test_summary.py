@@ -25,11 +25,13 @@ def candidate(name: str, top1: float, rounds: list[float], weight_mb: float, dro
     }  # fmt: skip
     artifact = {"target": "cpu", "path": "a.pt2", "weight_bytes": weight_mb * 1e6, "size_bytes": weight_mb * 1e6 + 2e6,
                 "int8_mac_share": 1.0, "note": None}  # fmt: skip
+    metric = {"name": "top1", "unit": "points", "value": top1, "interval": [top1 - 0.01, top1 + 0.01],
+              "drop": drop[0], "drop_interval": [drop[1], drop[2]]}  # fmt: skip
     return {
         "name": name, "kind": name, "top1": top1, "top1_interval": [top1 - 0.01, top1 + 0.01], "test_images": 10_000,
         "same_accuracy_p": 0.001 if drop[1] > 0 else 0.5,
-        "drop_points": drop[0], "drop_interval": [drop[1], drop[2]], "artifacts": [artifact], "latency": [row],
-        "parity": [],
+        "metric": metric, "drop_points": drop[0], "drop_interval": [drop[1], drop[2]], "artifacts": [artifact],
+        "latency": [row], "parity": [],
     }  # fmt: skip
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from kept_records import RUNS, judged_now
 
-from raq.report.claims import Measured, Rules
-from raq.report.summary import counts_by
+from raq.experiment.metric import Metric
+from raq.report.answers import Answers
+from raq.report.claims import Drops, Measured, Rules
+from raq.report.summary import drops_by
 from raq.report.verdict import verdict
 from raq.report.verdict_words import plain_ratio, times
 from raq.statistics import drop_interval
@@ -22,6 +24,13 @@ def right(lost: int, won: int = 0, images: int = IMAGES) -> np.ndarray:
     found[:lost] = False
     found[images - won :] = True
     return found
+
+
+def drops_of(right: dict[str, np.ndarray]) -> Drops:
+    """As of candidates that have these images right."""
+    return drops_by(
+        {name: Answers(Metric(), np.stack([one, np.ones(len(one))]), False, len(one)) for name, one in right.items()}
+    )
 
 
 def row(
@@ -61,7 +70,7 @@ def classify(candidates: list[dict[str, Any]], rules: Rules = RULES, **lost: Any
     for one in candidates:
         one["test_images"] = images
     return verdict(
-        candidates, rules, counts_by({"fp32": right(0, 0, images), **found}), {"cpu": Measured(60.0, "budget")}
+        candidates, rules, drops_of({"fp32": right(0, 0, images), **found}), {"cpu": Measured(60.0, "budget")}
     )
 
 
@@ -277,7 +286,7 @@ def test_the_file_that_is_told_is_that_of_the_device() -> None:
 def test_what_it_takes_when_precision_ended_it() -> None:
     noisy = {"noise": 0.05, "launches": 12}
     pair = [fp32(row(800, **noisy)), candidate("ptq", row(200, **noisy)), candidate("qat", row(199, **noisy))]
-    counts = counts_by({name: right(0) for name in ("fp32", "ptq", "qat")})
+    counts = drops_of({name: right(0) for name in ("fp32", "ptq", "qat")})
     rules = Rules(1.0, precision=0.02, budget_s=180.0)
     early = verdict(pair, rules, counts, {"cpu": Measured(60.0, "precision")})["why"]
     assert "ask for a smaller bench.precision (about 0.0" in early or "too near the margin" in early

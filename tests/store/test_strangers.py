@@ -88,7 +88,7 @@ def test_what_a_reading_found_in_the_loader(tmp_path: Path) -> None:
         load_experiment(path)
     assert caught.value.hint == "did you mean 'uniform'? allowed here: uniform, loguniform"
     path.write_text("name: x\n")
-    with pytest.raises(UserError, match=r"data\.std is \[1, 2\]; it should be 3 values"):
+    with pytest.raises(UserError, match=r"data\.mean has 3 values and std 2"):
         load_experiment(path, ["data.std=[1, 2]", "data.mean=[1, 2, 3]"])
 
 
