@@ -12,6 +12,7 @@ import typer
 
 from raq.cli.artifacts import bench, check, compare, profile
 from raq.cli.failures import INTERRUPTED, interrupted, say_error, system_error, unforeseen
+from raq.cli.models import inspect
 from raq.cli.options import (
     DEFAULT_RESULTS,
     Address,
@@ -141,6 +142,7 @@ def runs(
         print_runs(new_console(), found, len(folders))
 
 
+app.command(short_help="Inspect a model: would it export, what would be int8?")(inspect)
 app.command(short_help="Inspect an artifact: is it quantized, and where not?")(check)
 app.command(short_help="Measure the latency of artifacts side by side.")(bench)
 app.command(short_help="Show where an artifact's time goes, layer by layer.")(profile)

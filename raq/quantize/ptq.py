@@ -15,7 +15,7 @@ from raq.model.dataset import Dataset
 from raq.model.inputs import Example
 from raq.quantize.calibration import calibration_batch, calibration_parts
 from raq.quantize.export import graph_of
-from raq.quantize.quantizers import QUANTIZERS, SkipLayersQuantizer, refuse_unannotated
+from raq.quantize.quantizers import QUANTIZERS, SkipLayersQuantizer, quantizer_errors, refuse_unannotated
 
 
 class QuantizationOptions(TypedDict, total=False):
@@ -52,7 +52,8 @@ def prepare_graph(
 ) -> fx.GraphModule:
     """`prepare` for a network that is exported already."""
     quantizer = QUANTIZERS[backend](qat=False, calibration=calibration, **rounding)
-    prepared: fx.GraphModule = prepare_pt2e(graph, SkipLayersQuantizer(quantizer, floats) if floats else quantizer)
+    with quantizer_errors(backend):
+        prepared: fx.GraphModule = prepare_pt2e(graph, SkipLayersQuantizer(quantizer, floats) if floats else quantizer)
     refuse_unannotated(prepared, backend)
     return prepared
 

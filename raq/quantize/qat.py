@@ -30,7 +30,7 @@ from raq.quantize.qat_batch_norm import (
     restore_batch_norms,
 )
 from raq.quantize.qat_ranges import RangeSynchroniser
-from raq.quantize.quantizers import QUANTIZERS, refuse_unannotated
+from raq.quantize.quantizers import QUANTIZERS, quantizer_errors, refuse_unannotated
 from raq.quantize.stochastic_depth import insert_stochastic_depth, mark_stochastic_depth, take_out_marks
 
 DROPOUT_TRAINING = 2  # position in aten.dropout's arguments
@@ -62,7 +62,8 @@ def prepare_qat(network: nn.Module, example: Tensor | Example, backend: str, *, 
     _refuse_randomness(graph)
     _mark_switches(graph)
     constants = batch_norm_constants(graph.graph, cumulative)
-    prepared: fx.GraphModule = prepare_qat_pt2e(graph, QUANTIZERS[backend](qat=True, reduce_range=reduce_range))
+    with quantizer_errors(backend):
+        prepared: fx.GraphModule = prepare_qat_pt2e(graph, QUANTIZERS[backend](qat=True, reduce_range=reduce_range))
     refuse_unannotated(prepared, backend)
     restore_batch_norms(prepared, constants)
     insert_stochastic_depth(prepared, marks)

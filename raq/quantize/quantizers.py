@@ -5,7 +5,8 @@ fusions; without it a converted graph compiles to float kernels in silence. arm:
 of XNNPACK through ExecuTorch, for phones; its quantizer comes with that package.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
 
 from raq.environment import require_executorch
-from raq.errors import StageError
+from raq.errors import RaqError, StageError, first_line
 from raq.experiment.schema import Calibration
 from raq.quantize.export import is_layer, layer_name, switch_name
 
@@ -62,6 +63,22 @@ OBSERVERS = {
 }
 
 
+class X86Quantizer(X86InductorQuantizer):
+    """torchao's, which ends in a bare assertion where a convolution or linear layer is added to a number.
+
+    Reparameterised networks do that (timm's fastvit: a sum that begins with 0). Such an addition is no pattern of its.
+    """
+
+    def _get_input_idx_for_binary_node(
+        self, conv_gemm_node: fx.Node, binary_node: fx.Node
+    ) -> tuple[int | None, int | None]:
+        """Which argument of the addition the layer is, and which the other value; None if that is no tensor."""
+        if not all(isinstance(each, fx.Node) for each in binary_node.args[:2]):
+            return None, None
+        found: tuple[int | None, int | None] = super()._get_input_idx_for_binary_node(conv_gemm_node, binary_node)
+        return found
+
+
 def x86_quantizer(
     *, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False, per_channel: bool = True
 ) -> Quantizer:
@@ -73,7 +90,7 @@ def x86_quantizer(
     """
     activations = _activations(torch.uint8, (0, 127 if reduce_range else 255), None if qat else calibration, qat=qat)
     weights = _weights(qat=qat, per_channel=per_channel, lowest=-128)
-    return X86InductorQuantizer().set_global(QuantizationConfig(activations, activations, weights, None, qat))
+    return X86Quantizer().set_global(QuantizationConfig(activations, activations, weights, None, qat))
 
 
 def arm_quantizer(
@@ -184,3 +201,32 @@ def refuse_unannotated(prepared: fx.GraphModule, backend: str) -> None:
             f"the {backend} quantizer has annotated none of the model's {len(found)} layers ({named}, ...)",
             "the model would stay in float: torch and torchao must be a pair that belongs together; see 'raq doctor'",
         )
+
+
+@contextmanager
+def quantizer_errors(backend: str) -> Iterator[None]:
+    """Whatever torchao raises while it annotates or prepares, maybe a bare assertion, as StageError with the layer."""
+    try:
+        yield
+    except RaqError:
+        raise
+    except Exception as error:
+        where = _node_in(error)
+        kind, text = type(error).__name__, first_line(error)
+        said = kind if kind == text else f"{kind}: {text}"
+        layer = "" if where is None else f" at {switch_name(where)} ({where.target})"
+        raise StageError(
+            f"the quantizer of {backend} fails{layer}: {said}",
+            "torchao has no pattern for what is there; leave the layer in float, or change how the model joins it "
+            "(sweep.layers leaves layers in float); --debug shows all of it",
+        ) from error
+
+
+def _node_in(error: BaseException) -> fx.Node | None:
+    """The node that the innermost function of an error was about, as its variables show it."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        nodes = [value for value in trace.tb_frame.f_locals.values() if isinstance(value, fx.Node)]
+        found = next((node for node in nodes if is_layer(node)), nodes[0] if nodes else found)
+        trace = trace.tb_next
+    return found

@@ -1,0 +1,220 @@
+"""`raq inspect`: what would become of a network, before any data or training; and the same look ahead of a run.
+
+Weights are as the network's function leaves them, and ranges those of a few random samples: what would be int8 and what
+not is known from the graph, accuracy is not.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from raq.errors import RaqError, UserError
+from raq.experiment.inputs import Inputs, InputSpec, names_of
+from raq.experiment.schema import Calibration
+from raq.model.adapter import adapt
+from raq.model.inputs import Example, example_of, random_inputs
+from raq.model.zoo import build_model, check_output
+
+CALIBRATED = 4  # random samples
+UNUSUAL_EPS = 1e-5  # what batch norms have if nothing is said
+
+
+@dataclass
+class Inspection:
+    """What is known of a network; None is what is not known.
+
+    exports: for any batch size; static_batch: whether it exports for one batch size at least; reason: why not;
+    parameters, macs: their number (of one sample); fp32_bytes, int8_bytes: of tensors, before and after quantization;
+    int8_mac_share: of the graph; float_layers: each with why; others: what multiplies and is no layer; qat: whether the
+    graph for it can be made, or why not.
+    """
+
+    model: str
+    inputs: list[dict[str, Any]]
+    output_shape: list[int] | None = None
+    parameters: int | None = None
+    fp32_bytes: int | None = None
+    int8_bytes: int | None = None
+    batch_norms: int | None = None
+    batch_norms_unusual: list[str] = field(default_factory=list)
+    exports: bool | None = None
+    static_batch: bool | None = None
+    dynamic_batch: bool | None = None
+    dynamic_axes: list[str] = field(default_factory=list)
+    macs: int | None = None
+    unknown_operators: list[str] = field(default_factory=list)
+    quantizes: bool | None = None
+    int8_mac_share: float | None = None
+    int8_layers: int | None = None
+    float_layers: list[dict[str, Any]] = field(default_factory=list)
+    others: list[dict[str, Any]] = field(default_factory=list)
+    qat: str | None = None
+    reason: str | None = None
+    hint: str | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """As plain values: what `raq inspect --json` prints."""
+        return asdict(self)
+
+
+def inspect_model(
+    name: str,
+    inputs: Inputs,
+    classes: int | None,
+    output: str | int | None = None,
+    working_directory: str | None = None,
+    backend: str = "x86",
+) -> Inspection:
+    """Build a network, export it, and quantize it with random ranges; the first step that fails is the reason.
+
+    Raises UserError if there is no such network.
+    """
+    found = Inspection(name, [one.plain() for one in inputs])
+    network = adapt(build_model(name, classes, working_directory), names_of(inputs), output)
+    example = example_of(inputs)
+    _look_at(network, found)
+    if not _tried(found, lambda: check_output(network, example, None, name)):
+        return found
+    with torch.no_grad():
+        found.output_shape = list(network.eval()(*example.inputs).shape[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not _tried(found, lambda: _export(network, example, found)):
+            found.exports = found.dynamic_batch = False
+            return found
+        if not _tried(found, lambda: _quantize(network, example, inputs, backend, found)):
+            found.quantizes = False
+            return found
+        _prepare_qat(network, example, backend, found)
+    return found
+
+
+def refuse_what_cannot_run(
+    name: str, inputs: Inputs, classes: int | None, output: str | int | None, working_directory: str | None
+) -> None:
+    """UserError, ahead of a run, for a network that does not take these inputs, or cannot be exported."""
+    from raq.quantize.export import graph_of
+
+    network = adapt(build_model(name, classes, working_directory), names_of(inputs), output)
+    example = example_of(inputs)
+    check_output(network, example, classes, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph_of(network.eval(), example)
+
+
+def _tried(found: Inspection, step: Callable[[], None]) -> bool:
+    """Whether a step went well; what went wrong is added."""
+    try:
+        step()
+    except RaqError as error:
+        found.reason, found.hint = error.message, error.hint
+        return False
+    return True
+
+
+def _look_at(network: nn.Module, found: Inspection) -> None:
+    """Add what its modules show."""
+    tensors = [*network.parameters(), *network.buffers()]
+    found.parameters = sum(one.numel() for one in network.parameters())
+    found.fp32_bytes = sum(one.numel() * one.element_size() for one in tensors)
+    norms = {n: m for n, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    found.batch_norms = len(norms)
+    for name, norm in norms.items():
+        odd = [] if norm.track_running_stats else ["keeps no running statistics, which cannot be quantized"]
+        odd += [] if norm.eps == UNUSUAL_EPS else [f"eps {norm.eps:g}"]
+        odd += [] if norm.momentum == 0.1 else [f"momentum {norm.momentum}"]
+        if odd:
+            found.batch_norms_unusual.append(f"{name}: {', '.join(odd)}")
+
+
+def _export(network: nn.Module, example: Example, found: Inspection) -> None:
+    """Export it for any batch size, else for one; UserError if it cannot be."""
+    from raq.quantize.arithmetic import network_macs
+    from raq.quantize.export import export_network, export_program
+
+    counted = network_macs(network, example)
+    found.macs, found.unknown_operators = counted.total, counted.unknown
+    try:
+        export_network(network, example)
+    except UserError:
+        try:
+            export_program(network, example, max_batch=1)
+            found.static_batch = True
+        except UserError:
+            found.static_batch = False
+        raise
+    found.exports = found.dynamic_batch = found.static_batch = True
+    found.dynamic_axes = sorted({axis.name for axes in example.axes for axis in axes})
+
+
+def _quantize(network: nn.Module, example: Example, inputs: Inputs, backend: str, found: Inspection) -> None:
+    """Quantize it with the ranges of random samples, and see what is int8."""
+    from raq.artifact.audit import audit_graph, graph_share
+    from raq.quantize.arithmetic import NetworkMacs, operations
+    from raq.quantize.convert import convert, tensor_bytes
+    from raq.quantize.ptq import prepare
+
+    prepared = prepare(network, example, backend, Calibration(observer="minmax"), reduce_range=False)
+    with torch.no_grad():
+        prepared(*random_inputs(inputs, CALIBRATED))
+    program = convert(prepared, example)
+    layers = audit_graph(program)
+    found.quantizes, found.int8_bytes = True, tensor_bytes(program)
+    found.int8_mac_share = graph_share(program, NetworkMacs(found.macs, found.unknown_operators))
+    found.int8_layers = sum(layer.annotated for layer in layers)
+    found.float_layers = [
+        {"name": layer.name, "operator": layer.operator, "macs": layer.macs, "reason": layer.reason}
+        for layer in layers
+        if not layer.annotated
+    ]
+    found.others = [
+        {"name": one.name, "operator": one.operator, "macs": one.macs} for one in operations(program) if not one.layer
+    ]
+
+
+def _prepare_qat(network: nn.Module, example: Example, backend: str, found: Inspection) -> None:
+    """Whether the graph for quantization-aware training can be made."""
+    from raq.quantize.qat import prepare_qat
+
+    try:
+        prepare_qat(network, example, backend, reduce_range=False)
+        found.qat = "ok"
+    except RaqError as error:
+        found.qat = error.message
+
+
+def read_input(text: str) -> InputSpec:
+    """An input from "3,224,224" (normalised images) or NAME=SHAPE[:DTYPE[:LARGEST]]; UserError for other text.
+
+    LARGEST: of whole numbers, the largest that may be given, such as the last token.
+    """
+    name, _, described = text.rpartition("=")
+    shape, _, rest = described.partition(":")
+    dtype, _, largest = rest.partition(":")
+    sizes = [part.strip() for part in shape.split(",")]
+    whole = all(size.isascii() and size.isdigit() and len(size) < 8 for size in sizes)
+    if not whole or (largest and not largest.isdigit()):
+        raise UserError(
+            f"--input {text!r}: not the description of an input",
+            "write --input 3,224,224 for images, or --input NAME=SHAPE:DTYPE:LARGEST, e.g. tokens=128:int64:30000",
+        )
+    kind = dtype or "float32"
+    if name or not kind.startswith(("float", "bfloat")):
+        high = float(largest or 1)
+        spec = InputSpec(name or "input", tuple(map(int, sizes)), kind, 0.0, high)
+    else:
+        spec = InputSpec("images" if len(sizes) == 3 else "input", tuple(map(int, sizes)), kind)
+    problem = spec.problem()
+    if problem:
+        raise UserError(f"--input {text!r}: {problem}", "see raq inspect --help")
+    return spec
+
+
+def default_inputs(texts: Sequence[str]) -> Inputs:
+    """The inputs of these descriptions; none: images of 224 pixels."""
+    return tuple(map(read_input, texts)) if texts else (InputSpec("images", (3, 224, 224)),)
