@@ -6,7 +6,7 @@ Imports neither torch nor ray at its top; a run with nothing to do starts neithe
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -147,9 +147,13 @@ def _complete(
         same = _same_run(store, prepared)
         return Outcome(same or _write_run(store, store.new_run(prepared.experiment.name), prepared, {}), [])
     from raq.cluster.nodes import local_node
+    from raq.cluster.resources import unguarded_note
     from raq.cluster.session import cluster, output_to
 
     _refuse_what_cannot_be(prepared, stale, store, joined.nodes if joined else [local_node()])
+    note = unguarded_note(prepared.plan, joined.nodes) if joined else None
+    if note is not None:
+        prepared = replace(prepared, notes=(*prepared.notes, note))
     delete_work_on_old_inputs(prepared.plan, stale, store, fresh)
     folder = store.new_run(prepared.experiment.name)
     with _recorded(store, folder, prepared, stale), ExitStack() as stack:

@@ -111,7 +111,9 @@ def start_actor(queue: Any, kind: ActorKind) -> Any:
     One that waits for the workers of Ray Train or the trials of Ray Tune leaves the resources to them.
     """
     own_cpus, own_gpus = (0, 0) if kind.demand.is_coordinator else (kind.demand.cpus, kind.demand.gpus)
-    resources = {BENCH_RESOURCE: 1} if kind.measures else {}
+    whole = kind.demand.whole_node
+    own_cpus = whole or own_cpus
+    resources = {BENCH_RESOURCE: 1} if kind.measures and whole is None else {}
     options: dict[str, Any] = {"num_cpus": own_cpus, "num_gpus": own_gpus, "resources": resources}
     if kind.labels:
         options |= {"label_selector": dict(kind.labels)}

@@ -17,13 +17,17 @@ NOTICED_TIMEOUT_S = (
 
 @dataclass(frozen=True)
 class Node:
-    """What one node of the cluster has to give."""
+    """What one node of the cluster has to give.
+
+    bench: whether it may measure; guarded: whether the resource 'bench' keeps other measurements away meanwhile.
+    """
 
     cpus: int
     gpus: int
     bench: bool
     name: str = "this machine"
     labels: Mapping[str, str] = field(default_factory=dict)
+    guarded: bool = True
 
     def has(self, labels: Mapping[str, str]) -> bool:
         """Whether the node has all of these labels."""
@@ -60,19 +64,27 @@ class NodeWatch:
         return new
 
 
+_DECLARED: set[str] = set()  # ids of nodes that were seen with the resource 'bench'
+
+
 def nodes_now(exclude: Container[str] | None = None) -> list[Node]:
-    """The live nodes, without those of these ids; by default without the draining ones, which will be taken away."""
+    """The live nodes, without those of these ids; by default without the draining ones, which will be taken away.
+
+    Where no node has ever declared the resource 'bench', as after a plain `ray start`, each may measure.
+    """
     import ray
 
     leaving = draining_nodes() if exclude is None else exclude
+    _DECLARED.update(node["NodeID"] for node in ray.nodes() if BENCH_RESOURCE in node["Resources"])
     return [
         Node(
             int(node["Resources"].get("CPU", 0)),
             int(node["Resources"].get("GPU", 0)),
-            BENCH_RESOURCE in node["Resources"],
+            BENCH_RESOURCE in node["Resources"] or not _DECLARED,
             node["NodeManagerAddress"]
             + "".join(f" {key}={value}" for key, value in given_labels(node["Labels"]).items()),
             node["Labels"],
+            BENCH_RESOURCE in node["Resources"],
         )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in leaving

@@ -1,6 +1,7 @@
 """What each stage takes of a cluster, and which of its nodes can give it. Imports neither torch nor ray."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -13,6 +14,7 @@ from raq.plan.stages import Stage
 from raq.store.views import View, view
 
 LOOK_AGAIN_S = 2.0
+UNGUARDED = "no node declares the resource 'bench', so that only its CPUs being taken kept other work away"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Demand:
     gpus: int
     workers: int
     is_coordinator: bool = False  # the stage's actor only waits for its workers, which have the resources
+    whole_node: int | None = None  # CPUs of a node that is taken whole, as nothing else keeps others away
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def demand_of(stage: Stage, nodes: list[Node]) -> Demand:
         wants_gpu,
         min(stage.workers, node_slots),
         is_coordinator=stage.workers > 1 or stage.least_workers is not None,
+        whole_node=largest if stage.pool == "bench" and not any(node.guarded for node in able) else None,
     )
 
 
@@ -209,7 +213,17 @@ def placement(stage: Stage, nodes: list[Node]) -> str:
     each += f", {demand.gpus} GPU{'s' if demand.gpus > 1 else ''}" if demand.gpus else ""
     what = f"{demand.workers} x {each}" if demand.workers > 1 else each
     names = sorted({node.name for node in able_nodes(stage, nodes, demand.cpus, demand.gpus)})
+    if demand.whole_node is not None:
+        return f"{what} on {' or '.join(names)}, which it takes whole ({UNGUARDED})"
     return f"{what} on {' or '.join(names)}" + (", alone" if stage.pool == "bench" else "")
+
+
+def unguarded_note(plan: Iterable[Stage], nodes: list[Node]) -> str | None:
+    """What a run should say of measurements that nothing keeps others away from; None if something does."""
+    measuring = [stage for stage in plan if stage.pool == "bench"]
+    if any(demand_of(stage, nodes).whole_node is not None for stage in measuring):
+        return f"measured on a whole node, and {UNGUARDED}"
+    return None
 
 
 def trials_of(stage: Stage) -> int | None:

@@ -38,6 +38,8 @@ QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
         ("train", {"cpus": 5}, 1, [Node(4, 0, True)], "largest node has 4"),
         ("train", {"gpus": 1}, 3, [Node(8, 2, True)], "has room for 2"),
         ("bench", {}, 1, [Node(8, 0, False)], "the resource 'bench'"),
+        ("bench", {}, 1, [Node(8, 0, True, guarded=False)], Demand(8, 0, 1, whole_node=8)),
+        ("bench", {"cpus": 2}, 1, [Node(8, 0, True, guarded=False)], Demand(2, 0, 1, whole_node=8)),
         ("train", {}, 1, [Node(0, 0, True)], "a CPU"),
     ],
 )
