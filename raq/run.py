@@ -17,6 +17,7 @@ from raq.experiment.load import load_experiment
 from raq.plan.candidates import candidates_of
 from raq.plan.expected import expected_s
 from raq.plan.kinds import KINDS
+from raq.plan.preflight import refuse_model_ahead
 from raq.plan.prepare import DryRun, Prepared, prepare
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
@@ -125,6 +126,7 @@ def dry_run(path: Path, overrides: Sequence[str], results: "str | Path", address
         ):
             prepared, nodes = joined.prepared, joined.nodes
     stale = stale_stages(prepared.plan, store)
+    refuse_model_ahead(prepared, stale)
     where = {stage.name: placement(stage, nodes) for stage in prepared.plan if stage.name in stale}
     took_s = expected_s(prepared.plan, stale, earlier_runs(store), prepared.experiment.name, store)
     return DryRun(prepared.plan, stale, where, took_s, prepared.notes)
@@ -154,6 +156,7 @@ def _complete(
     note = unguarded_note(prepared.plan, joined.nodes) if joined else None
     if note is not None:
         prepared = replace(prepared, notes=(*prepared.notes, note))
+    refuse_model_ahead(prepared, stale)
     delete_work_on_old_inputs(prepared.plan, stale, store, fresh)
     folder = store.new_run(prepared.experiment.name)
     with _recorded(store, folder, prepared, stale), ExitStack() as stack:

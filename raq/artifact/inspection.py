@@ -94,14 +94,22 @@ def inspect_model(
 
 
 def refuse_what_cannot_run(
-    name: str, inputs: Inputs, classes: int | None, output: str | int | None, working_directory: str | None
+    name: str,
+    inputs: Inputs,
+    classes: int | None,
+    output: str | int | None,
+    working_directory: str | None,
+    is_classifier: bool,
 ) -> None:
-    """UserError, ahead of a run, for a network that does not take these inputs, or cannot be exported."""
+    """UserError, ahead of a run, for a network that does not take these inputs, or cannot be exported.
+
+    is_classifier: whether it must give logits [n, classes].
+    """
     from raq.quantize.export import graph_of
 
     network = adapt(build_model(name, classes, working_directory), names_of(inputs), output)
     example = example_of(inputs)
-    check_output(network, example, classes, name)
+    check_output(network, example, classes if is_classifier else None, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph_of(network.eval(), example)

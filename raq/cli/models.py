@@ -34,10 +34,10 @@ def inspect(
     with environment_kept():
         wanted = int(output) if output is not None and output.isdigit() else output
         count = classes if classes is not None else 1000 if model.startswith(("torchvision:", "timm:")) else None
-        found = inspect_model(model, default_inputs(inputs or []), count, wanted, str(Path.cwd()), backend).as_record()
+        found = inspect_model(model, default_inputs(inputs or []), count, wanted, str(Path.cwd()), backend)
     if as_json:
-        print_json(found)
+        print_json(found.as_record())
     else:
-        print_inspection(new_console(), found)
-    if found["reason"] is not None:
+        print_inspection(new_console(), found.as_record())
+    if found.reason is not None:
         raise typer.Exit(1)

@@ -9,8 +9,10 @@ from raq.errors import UserError
 from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment
 from raq.plan.facts import DataFound
+from raq.statistics import drop_interval
 
 MARGIN_SHARE = 0.3
+MAX_SAMPLES = 20_000
 PICTURES = {"augment": False, "progressive": ()}  # what is done to images alone
 
 
@@ -19,12 +21,25 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
 
     Raises UserError for what the file asks for and these data, or this metric, cannot give.
     """
-    notes: list[str] = []
+    notes = _too_few_samples(experiment, found)
     experiment = _without_training(experiment, found, notes)
     experiment = _margin(_calibration(experiment, found, notes))
     if found.image_shape is None:
         experiment = _no_pictures(experiment)
     return experiment, tuple(notes)
+
+
+def _too_few_samples(experiment: Experiment, found: DataFound) -> list[str]:
+    """That so few test samples could not show that nothing more than max_drop is lost, even by equal answers."""
+    most, samples = experiment.require.max_drop, found.test_images
+    if not experiment.metric.is_top1 or drop_interval(0, 0, samples)[1] <= most:
+        return []
+    enough = next((n for n in range(samples, MAX_SAMPLES, 10) if drop_interval(0, 0, n)[1] <= most), None)
+    more = f"{enough} would do" if enough is not None else f"not even {MAX_SAMPLES} would do"
+    return [
+        f"{samples} test samples cannot show that at most {most:g} points are lost, even if all answers are the same: "
+        f"{more} (or raise require.max_drop)"
+    ]
 
 
 def _without_training(experiment: Experiment, found: DataFound, notes: list[str]) -> Experiment:

@@ -49,14 +49,17 @@ def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) 
 
     Raises UserError for whatever is wrong with the experiment, its data or its weights.
     """
+    from raq.model.checks import data_notes
     from raq.model.dataset import load_dataset
 
     here = where or machine()  # before libraries that reading data imports set variables of their own
     experiment = load_experiment(path, overrides)
     with environment_kept():
         dataset = load_dataset(experiment.data, str(Path.cwd()))
+        odd = data_notes(dataset)
     found = DataFound(**dataset.describe())
-    experiment, notes = fit_to_data(experiment, found)
+    experiment, fitted = fit_to_data(experiment, found)
+    notes = (*odd, *fitted)
     available = found.calibration_images
     if experiment.ptq is not None and experiment.ptq.calibration.size > available:
         raise UserError(
