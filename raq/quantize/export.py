@@ -39,6 +39,13 @@ def export_network(network: nn.Module, example: Tensor | Example) -> ExportedPro
     return export_program(unshare(network, example), example)
 
 
+def export_for_lowering(network: nn.Module, example: Tensor | Example) -> ExportedProgram:
+    """`export_network`, for compiling it as it is: convolutions of one channel get a second one of zeros."""
+    program = export_network(network, example)
+    module = program.module()
+    return export_program(module, example) if with_second_channel(module) else program
+
+
 def graph_of(network: nn.Module, example: Tensor | Example) -> fx.GraphModule:
     """The graph of `export_network` in the form that quantizers know convolutions by, for prepare.
 

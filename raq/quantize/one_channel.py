@@ -1,6 +1,7 @@
 """Convolutions of one channel, given a second one of zeros.
 
-torch 2.14.1's int8 convolution of one channel (grey images, single signals) computes something else than its graph: a
+torch 2.14.1's convolution of one channel (grey images, single signals) computes something else than its graph in
+int8, and where its weights are frozen and its input is another layer's in float too: a
 tensor with one channel has its numbers in the same order whichever axis is last, and kernel and data disagree on which
 it is (results/log.md). With a channel of zeros beside it, and zeros for weights, the sum is the same.
 """
@@ -15,8 +16,12 @@ CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 GROUPS = 6  # position in a convolution's arguments
 
 
-def with_second_channel(module: fx.GraphModule) -> None:
-    """Widen the convolutions of one channel of an exported graph, in place; those whose weight is computed stay."""
+def with_second_channel(module: fx.GraphModule) -> int:
+    """Widen the convolutions of one channel of an exported graph, in place; those whose weight is computed stay.
+
+    How many there were.
+    """
+    count = 0
     for node in list(module.graph.nodes):
         if node.target not in CONVOLUTIONS or (len(node.args) > GROUPS and node.args[GROUPS] != 1):
             continue
@@ -25,6 +30,10 @@ def with_second_channel(module: fx.GraphModule) -> None:
         if known and isinstance(data, fx.Node) and data.meta["val"].shape[1] == 1:
             _widen(module, weight)
             node.replace_input_with(data, _padded(node, data))
+            count += 1
+    if count:
+        module.recompile()
+    return count
 
 
 def _padded(before: fx.Node, data: fx.Node) -> fx.Node:

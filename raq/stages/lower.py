@@ -56,7 +56,7 @@ def lower_stage(call: Call, progress: Progress) -> Results:
 def _program(call: Call, chain: "Chain") -> Program:
     """The quantized program that a stage before has left, or the FP32 network exported; the chain goes on from it."""
     from raq.quantize.arithmetic import network_macs
-    from raq.quantize.export import export_network, export_program
+    from raq.quantize.export import export_for_lowering, export_program
     from raq.quantize.folding import folded_graph
 
     if "program" in call.inputs:
@@ -64,7 +64,9 @@ def _program(call: Call, chain: "Chain") -> Program:
     network, example = read_trained_network(call), example_input(call)
     chain.step("fp32", network)
     folds = call.read(LowerSettings).quantizer is not None  # other tools expect it, as their guides say
-    program = export_program(folded_graph(network, example), example) if folds else export_network(network, example)
+    program = (
+        export_program(folded_graph(network, example), example) if folds else export_for_lowering(network, example)
+    )
     return Program(program, network_macs(network, example), [])
 
 

@@ -26,6 +26,7 @@ def test_help_names_the_verbs(workplace: Workplace) -> None:
         "plan",
         "show",
         "runs",
+        "inspect",
         "check",
         "bench",
         "profile",
@@ -244,7 +245,9 @@ def test_bench_of_artifacts(finished: Workplace, tmp_path: Path) -> None:
     assert "there is no such file" in clear_error(finished.raq_here("bench", "none.pt2"), 2)
     assert "--precision" in clear_error(finished.raq_here("bench", *ours, "--precision", "0"), 2)
     assert "not the shape of an image" in clear_error(finished.raq_here("bench", *ours, "--input-shape", "3,²,3"), 2)
-    assert "says that its input is" in clear_error(finished.raq_here("bench", *ours, "--input-shape", "3,64,64"), 2)
+    assert "says that it takes images float32 [n, 3, 16, 16]" in clear_error(
+        finished.raq_here("bench", *ours, "--input-shape", "3,64,64"), 2
+    )
     assert "names a size twice" in clear_error(
         finished.raq_here("bench", *ours, "--batch-size", "1", "--batch-size", "1"), 2
     )

@@ -25,7 +25,7 @@ from raq.model.zoo import build_model
         (["bench.devices=[cuda]"], "needs a node with 1 GPU, and the cluster has none"),
         (["train.workers=64", "resources.train.cpus=1"], "asks for 64 workers of 1 CPUs"),
         (["bench.threads=1000"], "bench.threads is 1000"),
-        (["ptq.calibration.size=1000"], "ptq.calibration.size is 1000, and there are 486 training images"),
+        (["ptq.calibration.size=1000"], "ptq.calibration.size is 1000, and there are 486 samples to calibrate with"),
         (["data.name='tiny_user:bad_data'"], "images are float32"),
         (["model.weights=none.pt"], "none.pt cannot be read: No such file"),
     ],

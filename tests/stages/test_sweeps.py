@@ -133,12 +133,12 @@ def test_distillation_follows_the_teacher(machine: Machine) -> None:
 
     teacher = torch.nn.Linear(4, 3)
     images, logits = torch.randn(5, 4), torch.randn(5, 3)
-    loss = _distilled(teacher, 0.25, 2.0)(images, logits, torch.ones(5))
+    loss = _distilled(teacher, 0.25, 2.0)((images,), logits, torch.ones(5))
     wanted, own = (torch.softmax(x / 2, 1) for x in (teacher(images), logits))
     divergence = (wanted * (wanted / own).log()).sum(1) * 4
     assert torch.allclose(loss, 0.75 + 0.25 * divergence, atol=1e-5)
     assert torch.allclose(
-        _distilled(teacher, 1.0, 2.0)(images, teacher(images), torch.ones(5)), torch.zeros(5), atol=1e-5
+        _distilled(teacher, 1.0, 2.0)((images,), teacher(images), torch.ones(5)), torch.zeros(5), atol=1e-5
     )
 
 
