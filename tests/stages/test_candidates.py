@@ -40,7 +40,8 @@ def test_half_precision(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -
     assert steps == [(None, "fp32"), ("fp32", "converted"), ("converted", "lowered"), ("lowered", "reloaded")]
 
 
-@pytest.mark.parametrize("tool", ["onnxruntime", pytest.param("nncf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["onnxruntime", "nncf"])
 def test_what_another_tool_quantizes(tool: str, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of integers that computes nearly the same; how much of it ran in int8 is known, and not required."""
     monkeypatch.chdir(workplace.folder)
