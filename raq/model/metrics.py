@@ -40,7 +40,7 @@ class Scorer:
             if self.own is not None:
                 return self._by_own(output.detach().cpu().float().numpy(), _plain(targets))
             found: Tensor = _BUILT_IN[self.metric.function](output.detach(), _as_tensor(targets), self.classes)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # the user's function raises what it likes
             raise StageError(
                 f"the metric {self.metric.function} cannot be computed of outputs {list(output.shape)} and targets "
                 f"{_described(targets)}: {first_line(error)}",

@@ -213,10 +213,13 @@ def _first_difference(network: nn.Module, prepared: fx.GraphModule, inputs: tupl
     return "unknown"
 
 
-def qat_hooks(prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None = None) -> Hooks:
+def qat_hooks(
+    prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None = None, *, classes: bool = True
+) -> Hooks:
     """What the loop calls: mode switches, observer and batch-norm freeze, equal ranges on every rank, distillation.
 
-    teacher: the FP32 network, on the device of the training, for settings that distil.
+    teacher: the FP32 network, on the device of the training, for settings that distil; classes: whether outputs are
+    logits, over axis 1.
 
     Unset freeze points: observers after two thirds of the epochs, batch normalisation after half of them.
     """
@@ -239,23 +242,27 @@ def qat_hooks(prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None
             standing.update(now)
             set_mode(True)
 
-    loss = None if teacher is None else _distilled(teacher.eval(), settings.distillation, settings.temperature)
+    temperature = settings.temperature if classes else None
+    loss = None if teacher is None else _distilled(teacher.eval(), settings.distillation, temperature)
     return Hooks(set_mode, before_step, ranges.step, loss)
 
 
-def _distilled(teacher: nn.Module, share: float, temperature: float) -> LossOf:
-    """The loss by image of which `share` is the divergence from the teacher's softened answers.
+def _distilled(teacher: nn.Module, share: float, temperature: float | None) -> LossOf:
+    """The loss by sample of which `share` is the divergence from the teacher's softened answers.
 
     Hinton et al. 2015, Distilling the Knowledge in a Neural Network; its factor of temperature squared keeps the size
-    of the gradients.
+    of the gradients. Without a temperature outputs are no logits, and it is their mean squared distance.
     """
 
     def loss(inputs: tuple[Tensor, ...], logits: Tensor, by_image: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = F.log_softmax(teacher(*inputs) / temperature, 1)
-        own = F.log_softmax(logits / temperature, 1)
-        divergence = F.kl_div(own, wanted, reduction="none", log_target=True).sum(1) * temperature**2
-        return (1 - share) * by_image + share * divergence
+            answers = teacher(*inputs)
+        if temperature is None:
+            apart = F.mse_loss(logits, answers, reduction="none")
+        else:
+            own, wanted = (F.log_softmax(given / temperature, 1) for given in (logits, answers))
+            apart = F.kl_div(own, wanted, reduction="none", log_target=True).sum(1) * temperature**2
+        return (1 - share) * by_image + share * apart.reshape(len(logits), -1).mean(1)
 
     return loss
 

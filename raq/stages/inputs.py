@@ -35,12 +35,14 @@ def scorer(call: Call) -> "Scorer":
     return scorer_of(asked.metric, asked.data.classes, call.working_directory)
 
 
-def training_task(call: Call, label_smoothing: float) -> "Task":
-    """What this stage trains with, and judges by."""
-    from raq.model.losses import loss_by_sample
+def training_task(call: Call, label_smoothing: float, *, teacher_alone: bool = False) -> "Task":
+    """What this stage trains with, and judges by; teacher_alone: targets do not count."""
+    from raq.model.losses import loss_by_sample, no_loss
     from raq.model.training import Task
 
     asked = call.read(NetworkSettings)
+    if teacher_alone:
+        return Task(no_loss, scorer(call))
     return Task(loss_by_sample(asked.loss, label_smoothing, call.working_directory), scorer(call))
 
 

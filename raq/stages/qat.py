@@ -47,8 +47,9 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     seed_everything(asked.seed)
     prepared = prepared_for_qat(call)
     teacher = read_trained_network(call).to(context.device) if asked.qat.distillation else None
-    task = training_task(call, asked.qat.label_smoothing)
-    return train(prepared, dataset, task, asked.qat, asked.seed, context, qat_hooks(prepared, asked.qat, teacher))
+    task = training_task(call, asked.qat.label_smoothing, teacher_alone=asked.qat.distillation == 1)
+    hooks = qat_hooks(prepared, asked.qat, teacher, classes=asked.metric.needs_classes)
+    return train(prepared, dataset, task, asked.qat, asked.seed, context, hooks)
 
 
 def _finish_chosen(call: Call) -> Results:

@@ -142,6 +142,15 @@ def test_distillation_follows_the_teacher(machine: Machine) -> None:
     )
 
 
+def test_distillation_of_what_is_no_class_is_the_squared_distance(machine: Machine) -> None:
+    """Of one number there is no softmax: it would be 1 whatever it is."""
+    from raq.quantize.qat import _distilled
+
+    teacher, rows = torch.nn.Linear(4, 1), torch.randn(5, 4)
+    loss = _distilled(teacher, 1.0, None)((rows,), torch.zeros(5, 1), torch.ones(5))
+    assert torch.allclose(loss, teacher(rows)[:, 0] ** 2)
+
+
 def test_how_many_trials(machine: Machine) -> None:
     assert trials_of(machine.plan()["sweep/qat"]) == 3
     assert trials_of(machine.plan("sweep.search=grid", "sweep.trials=null", "sweep.qat.lr=[0.01]")["sweep/qat"]) == 3
