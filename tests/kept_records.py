@@ -13,7 +13,7 @@ from raq.report.paired import PairedAnswers
 from raq.report.ratios import row_ratios
 from raq.report.summary import set_against_best_fp32
 from raq.report.verdict import verdict
-from raq.statistics import drop_interval, proportion_interval
+from raq.statistics import proportion_interval
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 RUNS = ("cifar10", "cifar10-avx2", "calibration-sweep", "qat-as-written", "qat-sweep", "mixed-precision")
@@ -56,7 +56,7 @@ def judged_now(name: str) -> Found:
         if c["name"] != "fp32":
             known = counts("fp32", c["name"])
             assert known is not None
-            c["drop_interval"] = list(drop_interval(*known))
+            c["drop_interval"] = list(known.interval())
         c["metric"] = None if c["top1"] is None else {
             "name": "top1", "unit": "points", "greater_is_better": True, "value": c["top1"],
             "interval": c["top1_interval"], "drop": c["drop_points"], "drop_interval": c["drop_interval"],

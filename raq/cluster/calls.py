@@ -48,6 +48,7 @@ class Handover:
             inputs=inputs,
             folder=str(self.store.work_folder(stage.kind, stage.fingerprint)),
             data_root=self.experiment.data.root,
+            data_workers=self.experiment.data.workers,
             weights_file=self.experiment.model.weights,
             working_directory=self.working_directory,
             cpus=demand.cpus,

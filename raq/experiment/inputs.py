@@ -1,5 +1,6 @@
 """What a network is called with: one description an input, kept in records and in artifacts. Neither torch nor ray."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16"
 IN_ORDER = re.compile(r"^(images|input\d*)$")
 IMAGES = "images"  # the input's name where data are images
 MAX_INPUTS, MAX_DIMENSIONS, MAX_SIZE = 64, 8, 10**7
+MAX_NUMBERS = 50_000_000  # of a sample, of all inputs
+WHOLE = {"int32": 2**31 - 1, "int16": 2**15 - 1, "int8": 127, "uint8": 255, "bool": 1}
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,21 @@ class InputSpec:
 
     def problem(self) -> str | None:
         """What no input can be; None if nothing is wrong with it."""
-        if self.dtype not in DTYPES:
-            return f"the input {self.name!r} is of type {self.dtype}; taken are {', '.join(DTYPES)}"
-        if len(self.shape) > MAX_DIMENSIONS or not all(0 < size <= MAX_SIZE for size in self.shape):
-            return f"the input {self.name!r} has the shape {list(self.shape)}"
-        if (self.low is None) != (self.high is None) or (
-            self.low is not None and self.high is not None and self.low > self.high
-        ):
-            return f"the input {self.name!r} has the range {self.low} to {self.high}"
-        if any(not 0 <= axis.dimension < len(self.shape) for axis in self.axes):
-            return f"the input {self.name!r} has no such axis"
-        return None
+        numbers = math.prod(self.shape)
+        most = 1e30 if "float" in self.dtype else WHOLE.get(self.dtype, 2**62)
+        low, high = (0.0, 0.0) if self.low is None or self.high is None else (self.low, self.high)
+        checks = (
+            (self.dtype in DTYPES, f"is of type {self.dtype}; taken are {', '.join(DTYPES)}"),
+            (
+                len(self.shape) <= MAX_DIMENSIONS and all(0 < size <= MAX_SIZE for size in self.shape),
+                f"has the shape {list(self.shape)}",
+            ),
+            (numbers <= MAX_NUMBERS, f"has {numbers} numbers a sample"),
+            ((self.low is None) == (self.high is None), f"has the range {self.low} to {self.high}"),
+            (-most <= low <= high <= most, f"has the range {self.low} to {self.high}, and is {self.dtype}"),
+            (all(0 <= axis.dimension < len(self.shape) for axis in self.axes), "has no such axis"),
+        )
+        return next((f"the input {self.name!r} {what}" for holds, what in checks if not holds), None)
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -76,6 +83,8 @@ def read_inputs(values: Any) -> Inputs | None:
     except ValidationError:
         return None
     if not 0 < len(found) <= MAX_INPUTS or any(one.problem() for one in found):
+        return None
+    if len({one.name for one in found}) < len(found) or sum(math.prod(one.shape) for one in found) > MAX_NUMBERS:
         return None
     return found
 

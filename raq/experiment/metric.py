@@ -56,6 +56,8 @@ class Metric(Section):
             raise ValueError(
                 f"function: there is no metric {self.function!r}; allowed: {', '.join(BUILT_IN)}, module:function"
             )
+        if not self.is_built_in and self.unit == POINTS:
+            raise ValueError(f"unit: {POINTS} are hundredths of a share, of raq's own metrics; name another")
         return self
 
     @property

@@ -111,7 +111,8 @@ def _samples(data: Data, given: UserData, working_directory: str | None) -> Samp
         raise UserError("data.mean and data.std are of arrays of images, and raq.Data is ready for the network", "")
     splits = given.splits()
     # of arrays all content counts, so that the code which made them need not
-    known = given.digest is not None or all(isinstance(split, Arrays) for split in splits.values())
+    arrays = given.collate is None and all(isinstance(split, Arrays) for split in splits.values())
+    known = given.digest is not None or arrays
     code = {} if known else sources_of(data.name, working_directory or str(Path.cwd())).files
     test = _sample(len(splits["test"]), data.test_limit, "data.test_limit", data.name)
     parts = {"test": Part(splits["test"], test)}

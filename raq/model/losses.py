@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from raq.errors import StageError, UserError, first_line
 from raq.model.user_code import import_function
 
+IGNORED = -100  # what torch's cross-entropy leaves aside
 Loss = Callable[[Tensor, Any], Tensor]
 
 
@@ -46,13 +47,18 @@ def no_loss(output: Tensor, targets: Any) -> Tensor:
 
 
 def _cross_entropy(output: Tensor, targets: Any, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(output, targets.long(), reduction="none", label_smoothing=label_smoothing)
+    wanted = targets.long()
+    if output.ndim > 2:  # masks: what no class has (255, say) is left aside
+        wanted = wanted.where((wanted >= 0) & (wanted < output.shape[1]), IGNORED)
+    elif wanted.ndim == 2:
+        wanted = wanted.squeeze(1)
+    return F.cross_entropy(output, wanted, reduction="none", label_smoothing=label_smoothing, ignore_index=IGNORED)
 
 
 def _squared_error(output: Tensor, targets: Any, label_smoothing: float) -> Tensor:
-    wanted = targets.to(output.dtype)
-    same = wanted.reshape(output.shape) if wanted.numel() == output.numel() else wanted
-    return F.mse_loss(output, same, reduction="none")
+    if [size for size in targets.shape if size != 1] != [size for size in output.shape if size != 1]:
+        raise ValueError(f"targets are {list(targets.shape)}")
+    return F.mse_loss(output, targets.to(output.dtype).reshape(output.shape), reduction="none")
 
 
 _BUILT_IN: dict[str, Callable[[Tensor, Any, float], Tensor]] = {"cross_entropy": _cross_entropy, "mse": _squared_error}

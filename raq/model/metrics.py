@@ -5,6 +5,7 @@ whole set, what it is on resampled sets is kept (Efron and Tibshirani 1993, An I
 candidate is judged on the same resampled sets, so that differences are paired there too.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from raq.model.cache import Array
 from raq.model.user_code import import_function
 
 RESAMPLES, RESAMPLE_SEED = 1000, 20240  # the same for every candidate
+MAX_UNDEFINED = 0.2  # of resampled sets
 CHUNK = 50  # resampled sets at a time
 TOP = 5
 
@@ -86,7 +88,19 @@ class Scorer:
         (outputs, targets), draws = _both(parts), np.random.default_rng(RESAMPLE_SEED)
         count = len(outputs)
         sets = (draws.integers(0, count, count) for _ in range(RESAMPLES))
-        return np.array([self._own_value(outputs, targets, chosen) for chosen in (None, *sets)])
+        found = [self._own_value(outputs, targets, None)]
+        for chosen in sets:
+            try:
+                found.append(self._own_value(outputs, targets, chosen))
+            except StageError:
+                found.append(math.nan)  # a set without a sample of some class, say: it is left out
+        if np.isnan(found[1:]).mean() > MAX_UNDEFINED:
+            raise StageError(
+                f"the metric {self.metric.function} is undefined on more than {100 * MAX_UNDEFINED:.0f}% of sets drawn "
+                "from the samples",
+                "so few samples have no interval; give more, or a metric of single samples",
+            )
+        return np.array(found)
 
 
 @dataclass(frozen=True)
@@ -115,8 +129,10 @@ def scorer_of(metric: Metric, classes: int | None, working_directory: str | None
 
 
 def _top(output: Tensor, targets: Tensor, most: int) -> Tensor:
+    if output.ndim != 2 or targets.numel() != len(output):
+        raise ValueError("outputs are to be logits [n, classes], and targets a class a sample")
     best = output.topk(min(most, output.shape[1]), dim=1).indices  # [n, most]
-    return (best == targets[:, None]).any(1).double()
+    return (best == targets.reshape(-1, 1)).any(1).double()
 
 
 def _squared_error(output: Tensor, targets: Tensor, classes: int | None) -> Tensor:
@@ -135,9 +151,12 @@ def _overlaps(output: Tensor, targets: Tensor, classes: int | None) -> Tensor:
     assert classes is not None
     found, wanted = output.argmax(1).flatten(1), targets.flatten(1).long()  # [n, places]
     known = (wanted >= 0) & (wanted < classes)
-    one, other = (torch.nn.functional.one_hot(part.clamp(0, classes - 1), classes).bool() for part in (found, wanted))
-    both, either = (part & known[..., None] for part in (one & other, one | other))
-    return torch.cat([both.sum(1), either.sum(1)], 1)
+    both, either = [], []
+    for number in range(classes):
+        one, other = (found == number) & known, wanted == number
+        both.append((one & other).sum(1))
+        either.append((one | other).sum(1))
+    return torch.stack([*both, *either], 1)
 
 
 _BUILT_IN: dict[str, Callable[[Tensor, Tensor, int | None], Tensor]] = {
@@ -172,8 +191,10 @@ def _as_tensor(targets: Any) -> Tensor:
 
 
 def _like(targets: Tensor, output: Tensor) -> Tensor:
-    """Targets in the shape of the output, where that has an axis of one more, as single numbers have."""
-    return targets.reshape(output.shape) if targets.numel() == output.numel() else targets
+    """Targets in the shape of the output, where only axes of one differ, as of single numbers; ValueError else."""
+    if [size for size in targets.shape if size != 1] != [size for size in output.shape if size != 1]:
+        raise ValueError("outputs and targets have different shapes")
+    return targets.reshape(output.shape)
 
 
 def _plain(targets: Any) -> Any:

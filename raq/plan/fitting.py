@@ -32,7 +32,7 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
 def _too_few_samples(experiment: Experiment, found: DataFound) -> list[str]:
     """That so few test samples could not show that nothing more than max_drop is lost, even by equal answers."""
     most, samples = experiment.require.max_drop, found.test_images
-    if not experiment.metric.is_top1 or drop_interval(0, 0, samples)[1] <= most:
+    if experiment.metric.function not in ("top1", "top5") or drop_interval(0, 0, samples)[1] <= most:
         return []
     enough = next((n for n in range(samples, MAX_SAMPLES, 10) if drop_interval(0, 0, n)[1] <= most), None)
     more = f"{enough} would do" if enough is not None else f"not even {MAX_SAMPLES} would do"

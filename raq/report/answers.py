@@ -12,8 +12,16 @@ from pydantic import ValidationError
 
 from raq.errors import UserError
 from raq.experiment.metric import Metric
-from raq.report.paired import Paired, PairedResamples, PairedScores, mean_interval, paired_answers, percentiles
-from raq.statistics import Interval, proportion_interval
+from raq.report.paired import (
+    Paired,
+    PairedAnswers,
+    PairedResamples,
+    PairedScores,
+    mean_interval,
+    paired_answers,
+    set_interval,
+)
+from raq.statistics import Interval, discordant, proportion_interval
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
@@ -55,11 +63,19 @@ class Answers:
         """Of the value."""
         if self.metric.is_top1:
             return proportion_interval(int(self.right.sum()), self.samples)
-        return percentiles(self.values[1:]) if self.resampled else mean_interval(self.values)
+        if self.is_binary:
+            return proportion_interval(int(self.values.sum()), self.samples)
+        return set_interval(self.values, self.samples) if self.resampled else mean_interval(self.values)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every sample's score is 0 or 1, which is counted like right and wrong answers."""
+        return not self.resampled and bool(np.isin(self.values, (0.0, 1.0)).all())
 
     def same_samples(self, other: "Answers") -> bool:
         """Whether both were asked the same, as far as can be seen."""
-        if (self.metric, self.resampled, self.values.shape) != (other.metric, other.resampled, other.values.shape):
+        own, others = ((a.metric, a.resampled, a.samples, a.values.shape) for a in (self, other))
+        if own != others:
             return False
         return not self.metric.is_top1 or np.array_equal(self.values[1], other.values[1])
 
@@ -69,6 +85,10 @@ class Answers:
             return None
         if self.metric.is_top1:
             return paired_answers(baseline.right, self.right)
+        if self.is_binary and baseline.is_binary:
+            one, other = (baseline, self) if self.metric.greater_is_better else (self, baseline)
+            lost, won = discordant(one.values > 0, other.values > 0)
+            return PairedAnswers(lost, won, self.samples, self.scale)
         sign = self.scale if self.metric.greater_is_better else -self.scale
         worse = sign * (baseline.values - self.values)
         return PairedResamples(worse, self.samples) if self.resampled else PairedScores(worse)
@@ -96,7 +116,8 @@ def _answers(store: Store, record: Record | None) -> Answers | None:
     except ValidationError:
         raise UserError(f"{path}: its record names a metric that is none", AGAIN) from None
     values, resampled = _load(path), bool(results["resampled"])
-    if values.ndim != 1 or not np.isfinite(values).all() or (not resampled and len(values) != results["test_images"]):
+    known = np.isfinite(values[:1] if resampled else values).all() and not np.isinf(values).any()
+    if values.ndim != 1 or not known or (not resampled and len(values) != results["test_images"]):
         raise UserError(f"{path}: scores of shape {list(values.shape)} are not those of its record", AGAIN)
     found = Answers(metric, values, resampled, results["test_images"])
     if len(values) < 2 or not math.isclose(found.value, results["value"], rel_tol=1e-6, abs_tol=1e-12):

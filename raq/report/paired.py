@@ -38,16 +38,20 @@ class Paired(Protocol):
 
 
 class PairedAnswers(NamedTuple):
-    """Right and wrong answers. lost: samples that only the baseline has right; won: only the candidate; images: all."""
+    """Right and wrong answers. lost: samples that only the baseline has right; won: only the candidate; images: all.
+
+    scale: 100 for points, 1 where the metric counts shares.
+    """
 
     lost: float
     won: float
     images: float
+    scale: float = 100.0
 
     @property
     def value(self) -> float:
-        """Points lost."""
-        return 100 * (self.lost - self.won) / self.images
+        """Points, or shares, lost."""
+        return self.scale * (self.lost - self.won) / self.images
 
     @property
     def samples(self) -> int:
@@ -55,12 +59,13 @@ class PairedAnswers(NamedTuple):
         return int(self.images)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Tango's score interval, in points."""
-        return drop_interval(self.lost, self.won, self.images, confidence)
+        """Tango's score interval."""
+        low, high = drop_interval(self.lost, self.won, self.images, confidence)
+        return low * self.scale / 100, high * self.scale / 100
 
     def more(self, times: float) -> "PairedAnswers":
         """The same shares of more."""
-        return PairedAnswers(self.lost * times, self.won * times, self.images * times)
+        return PairedAnswers(self.lost * times, self.won * times, self.images * times, self.scale)
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,8 @@ class PairedResamples:
         return round(self.count * self.times)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Percentiles over resampled sets."""
-        return _shrunk(percentiles(self.differences[1:], confidence), self.value, self.times)
+        """Percentiles over resampled sets, wider where samples are few."""
+        return _shrunk(set_interval(self.differences, self.count, confidence), self.value, self.times)
 
     def more(self, times: float) -> "PairedResamples":
         """An interval narrower by the square root."""
@@ -143,9 +148,24 @@ def mean_interval(values: Values, confidence: float = CONFIDENCE) -> Interval:
     return min(low, mean - half), max(high, mean + half)
 
 
+def set_interval(values: Values, count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Of a metric of a set of so many samples. values: on the set, then on resampled ones; NaN where it is undefined.
+
+    Percentiles, as much wider as Student's quantile is than the normal one; without bounds for fewer than two samples.
+    """
+    from scipy.stats import norm, t
+
+    if count < 2:
+        return -math.inf, math.inf
+    low, high = percentiles(values[1:], confidence)
+    sure = 0.5 + confidence / 2
+    wider = float(t.ppf(sure, count - 1) / norm.ppf(sure)) * math.sqrt(count / (count - 1))
+    return float(values[0] - wider * (values[0] - low)), float(values[0] + wider * (high - values[0]))
+
+
 def percentiles(values: Values, confidence: float = CONFIDENCE) -> Interval:
     """The values between which so large a share of them lies."""
-    low, high = np.quantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.nanquantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
 
 

@@ -31,6 +31,7 @@ class Call:
 
     inputs: role -> folder of the finished stage. folder: where this one works.
     data_root, weights_file, working_directory: paths; fingerprints cover what lies there, not the paths.
+    data_workers: processes that read samples ahead.
     cpus, gpus: of the stage, or of each of its workers or trials. labels: that the nodes of those must have.
     elastic: the least and the most workers of an elastic training; `workers` is how many fit at the start.
     address: of the results in object storage; if it is set, the folders above exist on the driver only.
@@ -43,6 +44,7 @@ class Call:
     inputs: Mapping[str, str]
     folder: str
     data_root: str | None = None
+    data_workers: int = 0
     weights_file: str | None = None
     working_directory: str | None = None
     cpus: int

@@ -123,7 +123,7 @@ def _accuracy(call: Call, dataset: "Dataset", network: "Network") -> Results:
         correct = int((predicted == wanted).sum())
         return {"top1": correct / samples, "correct": correct, "test_images": samples, "classes": classes}
     scores = score(network, dataset, scorer(call), np.arange(samples))
-    if not np.isfinite(scores.values).all():
+    if not np.isfinite(scores.values[:1] if scores.resampled else scores.values).all():
         raise StageError(
             f"the metric {asked.metric.function} is not finite on the test split",
             "see whether the network gives finite numbers, and what the metric makes of single samples",

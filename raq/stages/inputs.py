@@ -51,7 +51,8 @@ def read_dataset(call: Call, **other: Any) -> "Dataset":
     from raq.model.dataset import load_dataset
 
     data = call.read(DataSettings).data
-    return load_dataset(data.at(call.data_root, **other), call.working_directory, data.digest)
+    asked = data.at(call.data_root, **{"workers": call.data_workers, **other})
+    return load_dataset(asked, call.working_directory, data.digest)
 
 
 def build_network(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":

@@ -153,7 +153,15 @@ def test_descriptions_of_inputs() -> None:
         with pytest.raises(UserError, match="--input"):
             read_input(wrong)
     assert read_inputs([one.plain() for one in INPUTS]) == INPUTS
-    for broken in ([], "text", [{"name": "x", "shape": [0]}], [{"name": "x", "shape": [4], "dtype": "complex"}], {}):
+    huge = [{"name": "x", "shape": [10**7, 10**5]}], [{"name": "x", "shape": [4], "low": 0.0, "high": float("inf")}]
+    for broken in (
+        *huge,
+        [],
+        "text",
+        [{"name": "x", "shape": [0]}],
+        [{"name": "x", "shape": [4], "dtype": "complex"}],
+        {},
+    ):
         assert read_inputs(broken) is None
     assert len(Example((torch.zeros(3, 2),)).first(2)) == 2
 

@@ -13,7 +13,8 @@ from raq.experiment.metric import Metric
 from raq.model.losses import loss_by_sample
 from raq.model.metrics import RESAMPLES, Scorer, scorer_of
 from raq.report.answers import Answers
-from raq.report.paired import mean_interval
+from raq.report.paired import mean_interval, set_interval
+from raq.statistics import drop_interval, proportion_interval
 
 
 def scores(name: str, output: torch.Tensor, targets: Any, classes: int | None = None):
@@ -120,3 +121,48 @@ def test_drops_are_worse_whichever_way_the_metric_goes() -> None:
     one, other = (Answers(points, np.array([value, *([value] * 10)]), True, 30) for value in (0.5, 0.6))
     assert one.worse_than(other).value == pytest.approx(10.0)
     assert one.worse_than(Answers(Metric(), np.zeros((2, 11)), False, 11)) is None
+
+
+def test_scores_of_0_and_1_have_the_interval_of_answers() -> None:
+    """Equal ones are no proof: 30 samples that agree leave what right and wrong answers leave."""
+    ones = np.ones(30)
+    metric = Metric.model_validate("top5")
+    same = Answers(metric, ones, False, 30).worse_than(Answers(metric, ones, False, 30))
+    assert same is not None
+    assert same.interval()[1] == pytest.approx(drop_interval(0, 0, 30)[1])
+    assert Answers(metric, ones, False, 30).interval() == proportion_interval(30, 30)
+    own = Metric(function="mine:wrong", greater_is_better=False)
+    worse = np.array([1.0, 1.0, *np.zeros(28)])
+    lost = Answers(own, worse, False, 30).worse_than(Answers(own, np.zeros(30), False, 30))
+    assert lost is not None
+    assert lost.value == pytest.approx(2 / 30)
+    assert lost.interval()[1] == pytest.approx(drop_interval(2, 0, 30)[1] / 100)
+
+
+def test_a_set_of_few_samples_has_a_wide_interval_and_one_has_none() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 1001)
+    assert set_interval(values, 1) == (-np.inf, np.inf)
+    few, many = (set_interval(values, count) for count in (3, 3000))
+    assert few[1] - few[0] > 2.5 * (many[1] - many[0])
+
+
+def test_sets_on_which_a_metric_is_undefined_are_left_out_unless_they_are_many() -> None:
+    scorer = Scorer(Metric(function="mine:metric", per="set"), None, lambda outputs, targets: 1.0 / int(targets.sum()))
+    found = scorer.together([scorer.of_batch(torch.zeros(40, 1), torch.tensor([1] * 5 + [0] * 35))])
+    assert 0 < np.isnan(found.values).sum() < 50
+    with pytest.raises(StageError, match="undefined on more than 20% of sets"):
+        scorer.together([scorer.of_batch(torch.zeros(40, 1), torch.tensor([1] + [0] * 39))])
+
+
+def test_targets_of_a_column_and_masks_that_no_class_has() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(9, 12), torch.randint(0, 12, (9,))
+    assert scores("top5", logits, targets[:, None], 12).value == scores("top5", logits, targets, 12).value
+    with pytest.raises(StageError, match="different shapes"):
+        Scorer(Metric.model_validate("mse")).of_batch(torch.zeros(2, 3, 4), torch.zeros(2, 4, 3))
+    masks, output = torch.randint(0, 3, (2, 4, 4)), torch.randn(2, 3, 4, 4)
+    masks[0, 0] = 255
+    loss = loss_by_sample("cross_entropy", 0.0, None)(output, masks)
+    known = F.cross_entropy(output[1:], masks[1:])
+    assert loss[1] == pytest.approx(float(known), rel=1e-5)
+    assert torch.isfinite(loss).all()

@@ -103,6 +103,18 @@ class Other(Augmented):
         return torch.rand(3), index + 1
 
 
+def test_splits_are_read_by_name_whatever_their_order(loaded) -> None:
+    one, two = rows(6), rows(6, 1)
+    test, train = raq.Arrays({"one": one, "two": two}, np.arange(6)), raq.Arrays({"two": two, "one": one}, np.arange(6))
+    found = loaded(raq.Data(test=test, train=train), validation_fraction=0)
+    first, second = next(found.batches("train", [np.arange(6)], CPU)).inputs
+    assert torch.equal(first, torch.from_numpy(one))
+    assert torch.equal(second, torch.from_numpy(two))
+    other = loaded(raq.Data(test=test, train=raq.Arrays({"one": one}, np.arange(6))), validation_fraction=0)
+    with pytest.raises(UserError, match="a batch has the inputs one, and the test split's has one, two"):
+        next(other.batches("train", [np.arange(6)], CPU))
+
+
 def test_the_digest_is_of_what_counts(loaded) -> None:
     """All of arrays; of others their items, or the targets of those that augmentation changes; or what is given."""
     values = rows(1000)
