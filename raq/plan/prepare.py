@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raq.environment import Machine, environment_kept, has_vnni, machine
+from raq.environment import Machine, environment_kept, has_vnni, machine, versions
 from raq.errors import UserError
 from raq.experiment.fields import INCLUDED
 from raq.experiment.load import load_experiment
@@ -111,4 +111,9 @@ def _sources(experiment: Experiment) -> dict[str, Any]:
 
     # the data's function is covered by what it returns: the data's digest
     named = (experiment.model.name, experiment.metric.function, experiment.loss or "")
-    return {name: sources_of(name, str(Path.cwd())).model_dump() for name in named if is_own(name)}
+    found = {name: sources_of(name, str(Path.cwd())).model_dump() for name in named if is_own(name)}
+    if experiment.model.name.startswith("timm:"):  # its networks are what its version makes them
+        found[experiment.model.name] = {
+            "files": {}, "distributions": {"timm": versions(("timm",))["timm"] or "not installed"},
+        }  # fmt: skip
+    return found
