@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from raq.errors import RaqError, UserError
-from raq.experiment.inputs import Inputs, InputSpec, names_of
+from raq.experiment.inputs import Inputs, InputSpec
 from raq.experiment.schema import Calibration
-from raq.model.adapter import adapt
 from raq.model.inputs import Example, example_of, random_inputs
-from raq.model.zoo import build_model, check_output
+from raq.model.zoo import build_network, check_output
 
 CALIBRATED = 4  # random samples
-UNUSUAL_EPS = 1e-5  # what batch norms have if nothing is said
+USUAL_EPS, USUAL_MOMENTUM = 1e-5, 0.1  # what batch norms have if nothing is said
 
 
 @dataclass
@@ -74,7 +73,7 @@ def inspect_model(
     Raises UserError if there is no such network.
     """
     found = Inspection(name, [one.plain() for one in inputs])
-    network = adapt(build_model(name, classes, working_directory), names_of(inputs), output)
+    network = build_network(name, classes, inputs, output, working_directory)
     example = example_of(inputs)
     _look_at(network, found)
     if not _tried(found, lambda: check_output(network, example, None, name)):
@@ -107,7 +106,7 @@ def refuse_what_cannot_run(
     """
     from raq.quantize.export import graph_of
 
-    network = adapt(build_model(name, classes, working_directory), names_of(inputs), output)
+    network = build_network(name, classes, inputs, output, working_directory)
     example = example_of(inputs)
     check_output(network, example, classes if is_classifier else None, name)
     with warnings.catch_warnings():
@@ -134,8 +133,8 @@ def _look_at(network: nn.Module, found: Inspection) -> None:
     found.batch_norms = len(norms)
     for name, norm in norms.items():
         odd = [] if norm.track_running_stats else ["keeps no running statistics, which cannot be quantized"]
-        odd += [] if norm.eps == UNUSUAL_EPS else [f"eps {norm.eps:g}"]
-        odd += [] if norm.momentum == 0.1 else [f"momentum {norm.momentum}"]
+        odd += [] if norm.eps == USUAL_EPS else [f"eps {norm.eps:g}"]
+        odd += [] if norm.momentum == USUAL_MOMENTUM else [f"momentum {norm.momentum}"]
         if odd:
             found.batch_norms_unusual.append(f"{name}: {', '.join(odd)}")
 

@@ -37,11 +37,9 @@ from raq.bench.messages import (
     encode,
 )
 from raq.errors import RaqError, first_line
-from raq.experiment.inputs import names_of
 from raq.lazy import resolve
-from raq.model.adapter import adapt
 from raq.model.inputs import random_inputs
-from raq.model.zoo import build_model, load_state, load_weights
+from raq.model.zoo import build_network, load_state, load_weights
 
 ONE_THREADS, HAND_OVERS = 32_000, 20  # floats that one thread adds alone (torch shares from 32,768 on); times
 Network = Callable[..., Tensor]
@@ -53,8 +51,9 @@ SETTLED_NS, SETTLE_STEP_S, SETTLE_CAP_S = 200_000, 0.002, 0.25
 
 def load_eager(contender: ContenderSettings) -> Network:
     """The FP32 network as PyTorch runs it without a compiler."""
-    model = build_model(contender.model, contender.classes, contender.working_directory)
-    adapt(model, names_of(contender.inputs), contender.output)
+    model = build_network(
+        contender.model, contender.classes, contender.inputs, contender.output, contender.working_directory
+    )
     load_state(model, load_weights(Path(contender.path)), contender.model, contender.path)
     return model.eval().to(contender.device)
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from raq.environment import require_library
 from raq.errors import UserError, first_line
-from raq.model.adapter import outputs_of
+from raq.experiment.inputs import Inputs, names_of
+from raq.model.adapter import adapt, outputs_of
 from raq.model.inputs import Example, as_example
 from raq.model.user_code import import_function, on_path
 
@@ -66,6 +67,13 @@ def _takes_classes(function: Callable[..., object]) -> bool:
     except (TypeError, ValueError):
         return True
     return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def build_network(
+    name: str, classes: int | None, inputs: Inputs, output: str | int | None, working_directory: str | None = None
+) -> nn.Module:
+    """`build_model`, as a network that takes these inputs in order and gives the one output that is judged."""
+    return adapt(build_model(name, classes, working_directory), names_of(inputs), output)
 
 
 def check_output(model: nn.Module, example: Tensor | Example, classes: int | None, name: str) -> None:

@@ -57,16 +57,14 @@ def read_dataset(call: Call, **other: Any) -> "Dataset":
 
 def build_network(call: Call, weights: "Mapping[str, Tensor] | None" = None, source: str = "") -> "nn.Module":
     """The network, untrained or with the `weights` that came from `source`; UserError if it is not what is needed."""
-    from raq.experiment.inputs import names_of
-    from raq.model.adapter import adapt
-    from raq.model.zoo import build_model, check_output, load_state
+    from raq.model import zoo
 
     asked = call.read(NetworkSettings)
     name, classes = asked.model, asked.data.classes
-    model = adapt(build_model(name, classes, call.working_directory), names_of(asked.data.inputs), asked.output)
-    check_output(model, example_input(call), classes if asked.metric.is_top1 else None, name)
+    model = zoo.build_network(name, classes, asked.data.inputs, asked.output, call.working_directory)
+    zoo.check_output(model, example_input(call), classes if asked.metric.is_top1 else None, name)
     if weights is not None:
-        load_state(model, weights, name, source)
+        zoo.load_state(model, weights, name, source)
     return model
 
 

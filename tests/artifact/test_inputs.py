@@ -168,7 +168,7 @@ def test_descriptions_of_inputs() -> None:
 
 def test_inspect_says_what_would_become_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a network's layers in int8; of one that branches on its data, the line."""
-    monkeypatch.setattr("raq.artifact.inspection.build_model", lambda *asked: SumFromZero())
+    monkeypatch.setattr("raq.artifact.inspection.build_network", lambda *asked: SumFromZero())
     found = inspect_model("mine:net", (image_input((3, 8, 8)),), None)
     assert (found.exports, found.int8_mac_share, found.qat, found.reason) == (True, 1.0, "ok", None)
     assert (found.macs, found.output_shape) == (6 * 6 * 8 * 27, [8, 6, 6])
@@ -177,7 +177,7 @@ def test_inspect_says_what_would_become_of_a_network(monkeypatch: pytest.MonkeyP
         def forward(self, images: Tensor) -> Tensor:
             return self.conv(images) if images.sum() > 0 else self.conv(-images)
 
-    monkeypatch.setattr("raq.artifact.inspection.build_model", lambda *asked: Branching())
+    monkeypatch.setattr("raq.artifact.inspection.build_network", lambda *asked: Branching())
     found = inspect_model("mine:net", (image_input((3, 8, 8)),), None)
     assert (found.exports, found.static_batch) == (False, False)
     assert found.reason is not None
