@@ -6,14 +6,14 @@ not is known from the graph, accuracy is not.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from raq.errors import RaqError, UserError
-from raq.experiment.inputs import Inputs, InputSpec
+from raq.experiment.inputs import IMAGES, INPUT, Inputs, InputSpec, image_input
 from raq.experiment.schema import Calibration
 from raq.model.inputs import Example, example_of, random_inputs
 from raq.model.zoo import build_network, check_output
@@ -213,9 +213,9 @@ def read_input(text: str) -> InputSpec:
     kind = dtype or "float32"
     if name or not kind.startswith(("float", "bfloat")):
         high = float(largest or 1)
-        spec = InputSpec(name or "input", tuple(map(int, sizes)), kind, 0.0, high)
+        spec = InputSpec(name or INPUT, tuple(map(int, sizes)), kind, 0.0, high, by_name=bool(name))
     else:
-        spec = InputSpec("images" if len(sizes) == 3 else "input", tuple(map(int, sizes)), kind)
+        spec = InputSpec(IMAGES if len(sizes) == 3 else INPUT, tuple(map(int, sizes)), kind)
     problem = spec.problem()
     if problem:
         raise UserError(f"--input {text!r}: {problem}", "see raq inspect --help")
@@ -223,5 +223,15 @@ def read_input(text: str) -> InputSpec:
 
 
 def default_inputs(texts: Sequence[str]) -> Inputs:
-    """The inputs of these descriptions; none: images of 224 pixels."""
-    return tuple(map(read_input, texts)) if texts else (InputSpec("images", (3, 224, 224)),)
+    """The inputs of these descriptions, those without names numbered; none: images of 224 pixels.
+
+    UserError for two of one name, and where some have names and others have not.
+    """
+    found = tuple(map(read_input, texts)) if texts else (image_input((3, 224, 224)),)
+    if len({one.by_name for one in found}) > 1:
+        raise UserError("--input: some inputs have names, and others have not", "name all of them, or none")
+    if len(found) > 1 and not found[0].by_name:
+        return tuple(replace(one, name=f"{INPUT}{number}") for number, one in enumerate(found))
+    if len({one.name for one in found}) < len(found):
+        raise UserError("--input: two inputs have the same name", "name each otherwise")
+    return found

@@ -1,7 +1,6 @@
 """What a network is called with: one description an input, kept in records and in artifacts. Neither torch nor ray."""
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -9,8 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-IN_ORDER = re.compile(r"^(images|input\d*)$")
-IMAGES = "images"  # the input's name where data are images
+IMAGES, INPUT = "images", "input"  # what an input is called where data are images, and where they have no names
 MAX_INPUTS, MAX_DIMENSIONS, MAX_SIZE = 64, 8, 10**7
 MAX_NUMBERS = 50_000_000  # of a sample, of all inputs
 WHOLE = {"int32": 2**31 - 1, "int16": 2**15 - 1, "int8": 127, "uint8": 255, "bool": 1}
@@ -31,7 +29,8 @@ class InputSpec:
     """One input of a network.
 
     shape: of one sample, without the batch (an axis that varies: the size that was seen); dtype: as torch names it;
-    low, high: the least and the largest number seen in data, None for normalised images; axes: those that vary.
+    low, high: the least and the largest number seen in data, None for normalised images; axes: those that vary;
+    by_name: whether the network is called with it by its name, else in order.
     """
 
     name: str
@@ -40,6 +39,7 @@ class InputSpec:
     low: float | None = None
     high: float | None = None
     axes: tuple[Axis, ...] = ()
+    by_name: bool = False
 
     def problem(self) -> str | None:
         """What no input can be; None if nothing is wrong with it."""
@@ -91,8 +91,7 @@ def read_inputs(values: Any) -> Inputs | None:
 
 def names_of(inputs: Inputs) -> list[str] | None:
     """What a network is called with by name; None where it takes its inputs in order."""
-    names = [one.name for one in inputs]
-    return None if all(IN_ORDER.match(name) for name in names) else names
+    return [one.name for one in inputs] if any(one.by_name for one in inputs) else None
 
 
 def in_words(inputs: Inputs) -> str:

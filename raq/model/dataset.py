@@ -17,7 +17,8 @@ from raq.model.cache import Array
 from raq.model.data import Arrays
 from raq.model.data import Data as UserData
 from raq.model.images import ImageDataset, Images, normalisation
-from raq.model.samples import Part, SampleDataset, data_digest, describe_inputs
+from raq.model.known_data import data_digest, describe_inputs
+from raq.model.samples import Part, SampleDataset
 from raq.model.sources import SOURCES, arrays_of_function, call_function
 from raq.model.user_code import sources_of
 
@@ -108,7 +109,9 @@ def _images(data: Data, arrays: dict[str, Array], digest: str, source: str) -> I
 def _samples(data: Data, given: UserData, working_directory: str | None) -> SampleDataset:
     """A data set of samples out of what the user's function returned."""
     if data.mean is not None or data.std is not None:
-        raise UserError("data.mean and data.std are of arrays of images, and raq.Data is ready for the network", "")
+        raise UserError(
+            "data.mean and data.std are of arrays of images, and raq.Data is ready for the network", "leave them out"
+        )
     splits = given.splits()
     # of arrays all content counts, so that the code which made them need not
     arrays = given.collate is None and all(isinstance(split, Arrays) for split in splits.values())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import raq
 from raq.artifact import inductor, onnxruntime, openvino
-from raq.artifact.inspection import inspect_model, read_input
+from raq.artifact.inspection import default_inputs, inspect_model, read_input
 from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError, UserError
 from raq.experiment.inputs import Axis, InputSpec, image_input, names_of, read_inputs
@@ -23,7 +23,10 @@ from raq.quantize.export import export_for_lowering, export_network, layers
 from raq.quantize.quantizers import quantizer_errors
 
 AXES = (Axis(0, "length", 2, 12),)
-INPUTS = (InputSpec("tokens", (6,), "int64", 0.0, 30.0, AXES), InputSpec("mask", (6,), "float32", 0.0, 1.0, AXES))
+INPUTS = (
+    InputSpec("tokens", (6,), "int64", 0.0, 30.0, AXES, True),
+    InputSpec("mask", (6,), "float32", 0.0, 1.0, AXES, True),
+)
 
 
 class Reader(nn.Module):
@@ -130,7 +133,10 @@ class SumFromZero(nn.Module):
 
 def test_an_addition_to_a_number_is_no_pattern() -> None:
     prepared = ptq.prepare(SumFromZero().eval(), torch.zeros(2, 3, 8, 8), "x86", Calibration(), reduce_range=False)
-    assert prepared is not None
+    quantized = [
+        n for n in prepared.graph.nodes if n.op == "call_module" and "activation_post_process" in str(n.target)
+    ]
+    assert len(quantized) == 2  # of the convolution: what it reads, and its weight
 
 
 def test_what_a_quantizer_raises_names_the_layer() -> None:
@@ -148,10 +154,14 @@ def test_what_a_quantizer_raises_names_the_layer() -> None:
 
 def test_descriptions_of_inputs() -> None:
     assert read_input("3,64,64") == image_input((3, 64, 64))
-    assert read_input("tokens=128:int64:30000") == InputSpec("tokens", (128,), "int64", 0.0, 30000.0)
+    assert read_input("tokens=128:int64:30000") == InputSpec("tokens", (128,), "int64", 0.0, 30000.0, by_name=True)
     for wrong in ("3,x", "a=4:int65", "tokens=4:int64:many"):
         with pytest.raises(UserError, match="--input"):
             read_input(wrong)
+    assert [one.name for one in default_inputs(["4", "5"])] == ["input0", "input1"]
+    for given, message in ((["a=4", "5"], "some inputs have names"), (["a=4", "a=5"], "the same name")):
+        with pytest.raises(UserError, match=message):
+            default_inputs(given)
     assert read_inputs([one.plain() for one in INPUTS]) == INPUTS
     huge = [{"name": "x", "shape": [10**7, 10**5]}], [{"name": "x", "shape": [4], "low": 0.0, "high": float("inf")}]
     for broken in (

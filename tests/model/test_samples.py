@@ -12,7 +12,6 @@ import raq
 from raq.errors import UserError
 from raq.experiment.inputs import Axis, InputSpec
 from raq.experiment.schema import Data
-from raq.model import samples
 from raq.model.dataset import Dataset, load_dataset
 from raq.model.samples import SampleDataset
 
@@ -171,4 +170,3 @@ def test_tables_and_columns(loaded) -> None:
         raq.from_frame(frame, ["town"], None)
     columns = raq.Columns([{"ids": [1, 2], "label": 1}] * 3, ["ids"], "label")
     assert loaded(raq.Data(test=columns, classes=2)).inputs[0].name == "ids"
-    assert samples.LOOKED_AT == 64
