@@ -31,21 +31,24 @@ def predict(
 
 def predict_with_targets(network: Network, dataset: Dataset, split: str = "test") -> tuple[Array, Array]:
     """The class predicted for every sample of the split, and its own, int64 [N] each."""
-    wanted: list[Array] = []
-
-    def kept(output: Tensor, targets: Any) -> Array:
+    found, wanted = [], []
+    for output, targets in run(network, dataset, np.arange(dataset.size(split)), split=split):
+        found.append(output.argmax(1).cpu().numpy())
         wanted.append(torch.as_tensor(targets).cpu().numpy().reshape(-1))
-        found: Array = output.argmax(1).cpu().numpy()
-        return found
-
-    found = [kept(*pair) for pair in _pairs(network, dataset, np.arange(dataset.size(split)), split)]
     return np.concatenate(found), np.concatenate(wanted)
 
 
-def _pairs(network: Network, dataset: Dataset, chosen: Array, split: str) -> Iterator[tuple[Tensor, Any]]:
-    """The outputs for the samples `chosen` and their targets, batch by batch, on the CPU."""
+def run(
+    network: Network,
+    dataset: Dataset,
+    chosen: Array,
+    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    split: str = "test",
+) -> Iterator[tuple[Tensor, Any]]:
+    """The outputs [n, ...] for the samples `chosen`, and their targets, batch by batch."""
     with torch.inference_mode():
-        for inputs, targets in dataset.batches(split, in_batches(chosen, BATCH_SIZE), torch.device("cpu")):
+        for inputs, targets in dataset.batches(split, in_batches(chosen, batch_size), torch.device(device)):
             yield network(*inputs), targets
 
 
@@ -93,18 +96,11 @@ def outputs_and_parts(
     """What `keep` makes of the outputs (None: nothing), and what the metric keeps of each batch, in one pass."""
     kept: list[Array] = []
     parts: list[Any] = []
-    with torch.inference_mode():
-        for inputs, targets in dataset.batches(split, in_batches(chosen, batch_size), torch.device(device)):
-            output = network(*inputs)
-            if keep is not None:
-                kept.append(keep(output).cpu().numpy())
-            if scorer is not None:
-                parts.append(scorer.of_batch(output, targets))
+    for output, targets in run(network, dataset, chosen, device, batch_size, split):
+        if keep is not None:
+            kept.append(keep(output).cpu().numpy())
+        if scorer is not None:
+            parts.append(scorer.of_batch(output, targets))
     if len({array.shape[1:] for array in kept}) > 1:
         kept = [array.reshape(-1) for array in kept]
     return (np.concatenate(kept) if kept else np.empty(0)), parts
-
-
-def top1(predicted: Array, labels: Array) -> float:
-    """Share of predictions that are right."""
-    return float((predicted == labels).mean())

@@ -6,7 +6,7 @@ than Student's interval of their differences, which is wider where samples are f
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,7 +28,7 @@ class Paired(Protocol):
 
     @property
     def samples(self) -> int:
-        """On how many samples; 0 where that does not bound it."""
+        """On how many samples."""
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Where it lies."""
@@ -70,10 +70,14 @@ class PairedAnswers(NamedTuple):
 
 @dataclass(frozen=True)
 class PairedScores:
-    """Scores by sample. differences: how much worse each sample is, [N]; times: how many times as many there are."""
+    """Scores by sample. differences: how much worse each sample is, [N]; times: how many times as many there are.
+
+    known: by confidence, intervals that were found: resampling takes a second for many samples.
+    """
 
     differences: Values
     times: float = 1.0
+    known: dict[float, Interval] = field(default_factory=dict, compare=False)
 
     @property
     def value(self) -> float:
@@ -87,12 +91,13 @@ class PairedScores:
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Of the mean, resampled, and Student's where that is wider."""
-        low, high = mean_interval(self.differences, confidence)
-        return _shrunk((low, high), self.value, self.times)
+        if confidence not in self.known:
+            self.known[confidence] = mean_interval(self.differences, confidence)
+        return _shrunk(self.known[confidence], self.value, self.times)
 
     def more(self, times: float) -> "PairedScores":
         """An interval narrower by the square root."""
-        return PairedScores(self.differences, self.times * times)
+        return PairedScores(self.differences, self.times * times, self.known)
 
 
 @dataclass(frozen=True)
