@@ -81,7 +81,7 @@ class ImageDataset:
     def batches(self, split: str, parts: list[Array], device: "torch.device") -> Iterator[Batch]:
         """The images at these places of a split, normalised, with their labels; a batch for each list of places."""
         from raq.model.augmentation import normalise
-        from raq.model.batches import normalisation_tensors, take_batch
+        from raq.model.image_batches import normalisation_tensors, take_batch
 
         images, labels = self.split(split)
         mean, std = normalisation_tensors(self.mean, self.std, device)

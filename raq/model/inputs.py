@@ -23,8 +23,8 @@ class Example:
         """So many of its samples."""
         return Example(tuple(tensor[:count] for tensor in self.inputs), self.axes)
 
-    def telling(self) -> "Example":
-        """Inputs by which two networks can be told apart: zeros replaced by normal numbers."""
+    def with_random_values(self) -> "Example":
+        """With normal numbers in place of zeros, so that two networks that differ give different outputs."""
         generator = torch.Generator().manual_seed(0)
         inputs = tuple(
             torch.randn(one.shape, generator=generator).to(one.dtype)
@@ -55,7 +55,7 @@ def example_of(inputs: Inputs, count: int = 2) -> Example:
 
 
 def random_inputs(inputs: Sequence[InputSpec], count: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """So many random samples, the same for every seed: floats of images normal, others uniform in their range."""
+    """So many random samples [count, ...], the same for the same seed: images normal, others uniform in their range."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(one, count, generator) for one in inputs)
 

@@ -100,6 +100,7 @@ class Collate:
         self.data = data
 
     def __call__(self, items: list[Any]) -> tuple[NamedInputs, Any]:
+        """The batch of these items. UserError for what is no pair, and for inputs that are no tensors."""
         from torch.utils.data import default_collate
 
         if self.data.collate is not None:

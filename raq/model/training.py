@@ -22,7 +22,6 @@ from raq.experiment.training import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, normalise
 from raq.model.batch import Batch, in_batches
 from raq.model.batch_norm import synchronise_batch_norm
-from raq.model.batches import normalisation_tensors, take_batch
 from raq.model.cache import Array
 from raq.model.checkpoints import (
     CHECKPOINT,
@@ -34,6 +33,7 @@ from raq.model.checkpoints import (
     read_checkpoint,
 )
 from raq.model.dataset import Dataset
+from raq.model.image_batches import normalisation_tensors, take_batch
 from raq.model.images import ImageDataset
 from raq.model.losses import Loss
 from raq.model.metrics import Scorer

@@ -13,7 +13,7 @@ from raq.statistics import drop_interval
 
 MARGIN_SHARE = 0.3
 MAX_SAMPLES = 20_000
-PICTURES = {"augment": False, "progressive": ()}  # what is done to images alone
+IMAGES_ONLY = {"augment": False, "progressive": ()}  # keys of trainings that are about images
 
 
 def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, tuple[str, ...]]:
@@ -25,7 +25,7 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
     experiment = _without_training(experiment, found, notes)
     experiment = _margin(_calibration(experiment, found, notes))
     if found.image_shape is None:
-        experiment = _no_pictures(experiment)
+        experiment = _without_image_keys(experiment)
     return experiment, tuple(notes)
 
 
@@ -93,12 +93,12 @@ def _calibration(experiment: Experiment, found: DataFound, notes: list[str]) -> 
     return experiment.model_copy(update={"ptq": ptq.model_copy(update={"calibration": calibration})})
 
 
-def _no_pictures(experiment: Experiment) -> Experiment:
+def _without_image_keys(experiment: Experiment) -> Experiment:
     """Without what is done to images; UserError where the file asks for it."""
     qat = experiment.qat
     if qat is not None and "qat" in experiment.model_fields_set and "augment" in qat.model_fields_set and qat.augment:
         raise UserError("qat.augment flips and crops images, and these data are none", "leave it out")
-    parts: dict[str, Any] = {"train": experiment.train.model_copy(update=PICTURES)}
+    parts: dict[str, Any] = {"train": experiment.train.model_copy(update=IMAGES_ONLY)}
     if qat is not None:
-        parts["qat"] = qat.model_copy(update=PICTURES)
+        parts["qat"] = qat.model_copy(update=IMAGES_ONLY)
     return experiment.model_copy(update=parts)

@@ -1,9 +1,9 @@
 """Convolutions of one channel, given a second one of zeros.
 
-torch 2.14.1's convolution of one channel (grey images, single signals) computes something else than its graph in
-int8, and where its weights are frozen and its input is another layer's in float too: a
-tensor with one channel has its numbers in the same order whichever axis is last, and kernel and data disagree on which
-it is (results/log.md). With a channel of zeros beside it, and zeros for weights, the sum is the same.
+torch 2.14.1 compiles a convolution of one channel (grey images, single signals) to something else than its graph: in
+int8 everywhere, and in float where its weights are frozen and its input is another layer's. A tensor with one channel
+has its numbers in the same order whichever axis is last, and kernel and data disagree on which it is (results/log.md).
+With a channel of zeros beside it, and zeros for weights, the sum is the same.
 """
 
 from typing import Any

@@ -67,7 +67,7 @@ def prepare_qat(network: nn.Module, example: Tensor | Example, backend: str, *, 
     refuse_unannotated(prepared, backend)
     restore_batch_norms(prepared, constants)
     insert_stochastic_depth(prepared, marks)
-    refuse_other_function(network, prepared, as_example(example).telling())
+    refuse_other_function(network, prepared, as_example(example).with_random_values())
     set_graph_mode(prepared, training=True, norms=True)
     prepared.apply(enable_observer)
     return prepared

@@ -210,7 +210,7 @@ def quantizer_errors(backend: str) -> Iterator[None]:
         yield
     except RaqError:
         raise
-    except Exception as error:
+    except Exception as error:  # torchao raises many kinds, some without a word
         where = _node_in(error)
         kind, text = type(error).__name__, first_line(error)
         said = kind if kind == text else f"{kind}: {text}"

@@ -73,8 +73,8 @@ def test_the_simulation_is_what_convert_comes_to(digits) -> None:
 def test_observers(digits, observer: str) -> None:
     """The input's scale is what that observer's definition gives on the very images that calibrate."""
     from raq.model.augmentation import normalise
-    from raq.model.batches import normalisation_tensors
     from raq.model.dataset import calibration_indices
+    from raq.model.image_batches import normalisation_tensors
 
     program = quantized(small(), digits, observer)
     first = next(n for n in program.graph.nodes if "quantize_per_tensor" in str(n.target))
