@@ -48,6 +48,7 @@ def test_streams_add_up_while_none_has_ended() -> None:
     assert slow[0].asked_ms == 3 * 400.0, "several calls of a batch that takes long"
 
 
+@pytest.mark.slow
 def test_artifacts_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two real ones, a process on each CPU: a row for each, ratios within launches, the best FP32 named."""
     monkeypatch.setattr(throughput, "WINDOW_MS", 2.0)

@@ -13,7 +13,8 @@ from raq.experiment.metric import Metric
 from raq.model.losses import loss_by_sample
 from raq.model.metrics import RESAMPLES, Scorer, scorer_of
 from raq.report.answers import Answers
-from raq.report.paired import mean_interval, set_interval
+from raq.report.claims import drop_claim, images_needed
+from raq.report.paired import PairedScores, mean_interval, set_interval
 from raq.statistics import drop_interval, proportion_interval
 
 
@@ -166,3 +167,21 @@ def test_targets_of_a_column_and_masks_that_no_class_has() -> None:
     known = F.cross_entropy(output[1:], masks[1:])
     assert loss[1] == pytest.approx(float(known), rel=1e-5)
     assert torch.isfinite(loss).all()
+
+
+def test_what_would_settle_a_claim_resamples_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty steps of bisection ask for the same interval of the same differences; four times the samples halve it."""
+    calls = []
+
+    def counted(values: np.ndarray, confidence: float) -> tuple[float, float]:
+        calls.append(confidence)
+        return mean_interval(values, confidence)
+
+    monkeypatch.setattr("raq.report.paired.mean_interval", counted)
+    paired = PairedScores(np.random.default_rng(0).normal(0.01, 0.1, 200))
+    claim = drop_claim("x loses at most 0.02", paired, 0.02, 0.95)
+    assert claim.holds is None
+    assert "test images would decide it" in images_needed(claim)
+    assert calls == [0.95]
+    (low, high), (lower, higher) = paired.interval(), paired.more(4).interval()
+    assert higher - lower == pytest.approx((high - low) / 2)

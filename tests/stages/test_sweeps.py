@@ -93,6 +93,7 @@ def mixture_with_a_layer(found: dict) -> tuple[str, dict]:
     return f"mixed-{number}", chosen
 
 
+@pytest.mark.slow
 def test_layers_left_in_float(machine: Machine) -> None:
     """Each layer alone and each left out; the mixtures are what the switched program says when really quantized."""
     found = machine.do("sweep/layers")
@@ -180,6 +181,7 @@ def test_what_cannot_be_searched(machine: Machine, override: str, said: str) -> 
     assert said in str(raised.value)
 
 
+@pytest.mark.slow
 def test_what_a_trial_predicted_is_what_its_kept_weights_predict(machine: Machine) -> None:
     found = machine.do("sweep/qat")
     call = machine.call(machine.plan(), "sweep/qat")
