@@ -93,7 +93,6 @@ def mixture_with_a_layer(found: dict) -> tuple[str, dict]:
     return f"mixed-{number}", chosen
 
 
-@pytest.mark.slow
 def test_layers_left_in_float(machine: Machine) -> None:
     """Each layer alone and each left out; the mixtures are what the switched program says when really quantized."""
     found = machine.do("sweep/layers")
@@ -122,6 +121,7 @@ def test_layers_left_in_float(machine: Machine) -> None:
 
 def test_a_layer_that_is_float_unasked_is_no_mixture(machine: Machine) -> None:
     name, _ = mixture_with_a_layer(machine.do("sweep/layers"))
+    machine.do(name)  # whatever ran before
     lowered = {**machine.do(f"lower/{name}"), "float_by_choice": []}
     experiment = prepare(machine.place.experiment, ["require.int8_mac_share=1.0"]).experiment
     with pytest.raises(StageError, match=r"not quantized: .* required is 1; in float"):
