@@ -39,6 +39,7 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     from raq.artifact import audit, executed, inductor, isolated
     from raq.artifact.generated_code import read_package
     from raq.artifact.sizes import ledger
+    from raq.experiment.inputs import image_input
     from raq.experiment.schema import Calibration
     from raq.model.zoo import build_model
     from raq.quantize import convert, ptq
@@ -66,9 +67,10 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     code, counted = read_package(path), network_macs(network, example)
     found = audit.audit(program, code, counted)
     sizes = {math.prod(entry.shape) for entry in ledger(code).constants if len(entry.shape) > 1}
-    isolated.TRACED_BATCHES = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
+    batches = (1,) if how == "batch 1 alone" else executed.TRACED_BATCHES
+    setattr(isolated, "TRACED_BATCHES", batches)  # noqa: B010  it is imported there
     with isolated.IsolatedProcess(path, threads=2) as process:
-        traces = process.trace((3, side, side), sizes)
+        traces = process.trace((image_input((3, side, side)),), sizes)
     known = [executed.KnownLayer(layer.name, layer.macs) for layer in found.layers]
     reported = executed.summary(traces, counted.total, known).as_record()
     rows = reported.pop("executed_layers")

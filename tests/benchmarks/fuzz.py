@@ -23,6 +23,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def records(count: int, place: Any) -> Found:
         Path(name).write_text(text)
         try:
             for arguments in (("show",), ("show", "--json"), ("compare", "latest", other), ("plan", "tiny.yaml")):
-                found.case(lambda a=arguments: verb(*a))
+                found.case(partial(verb, *arguments))
             found.case(run_if_nothing_is_stale)
         finally:
             Path(name).write_text(contents[name])
@@ -231,6 +232,12 @@ def _with_source(original: Path, path: Path, content: bytes, compress: int = 0) 
             new.writestr(entry.filename, content if changed else old.read(entry.filename))
 
 
+def _emptied_to(path: Path, size: int) -> None:
+    """So many zeros in its place, which take no room."""
+    os.truncate(path, 0)
+    os.truncate(path, size)
+
+
 HOSTILE: list[Callable[[Path, Path], None]] = [
     # 42 MB of a pattern that was quadratic, 54 MB of short words, sizes of thousands of digits, a sparse 20 GB file
     lambda o, p: _with_source(o, p, (b"aoti_torch_cpu_addmm_out(x, " * 700 + b"\n") * 1200),
@@ -243,7 +250,7 @@ HOSTILE: list[Callable[[Path, Path], None]] = [
     lambda o, p: _with_source(o, p, b'"' * 20_000_000),
     lambda o, p: _with_source(o, p, b"R\"(" * 7_000_000),
     lambda o, p: _with_source(o, p, b"'a" * 10_000_000),
-    lambda o, p: os.truncate(p, 0) or os.truncate(p, 20_000_000_000),
+    lambda o, p: _emptied_to(p, 20_000_000_000),
 ]  # fmt: skip
 
 
@@ -253,7 +260,8 @@ def main() -> None:
     parser.add_argument("--counts", default="3000,1000,300")
     options = parser.parse_args()
     counts = dict(zip(("yaml", "records", "artifacts"), map(int, options.counts.split(",")), strict=True))
-    asked, found = options.only.split(","), {}
+    asked = options.only.split(",")
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="raq-fuzz-") as scratch:
         folder = Path(scratch)
         os.environ["RAQ_CACHE"] = str(folder / "cache")
@@ -269,9 +277,9 @@ def main() -> None:
                 assert done.returncode == 0, done.stderr
         os.chdir(place.folder)
         for name, do in (
-            ("yaml", lambda: yaml_files(counts["yaml"], folder)),
-            ("records", lambda: records(counts["records"], place)),
-            ("artifacts", lambda: artifacts(counts["artifacts"], place, folder)),
+            ("yaml", partial(yaml_files, counts["yaml"], folder)),
+            ("records", partial(records, counts["records"], place)),
+            ("artifacts", partial(artifacts, counts["artifacts"], place, folder)),
         ):
             if name in asked:
                 started = time.perf_counter()

@@ -62,7 +62,7 @@ def main() -> None:
     run_folder = store.find_run(options.run)
     target = ROOT / "results" / "reference" / options.name
     target.mkdir(parents=True, exist_ok=True)
-    summary = summarise(run_folder)
+    summary: dict[str, Any] = dict(summarise(run_folder))
     for candidate in summary["candidates"]:
         for artifact in candidate["artifacts"]:
             path = Path(artifact["path"])

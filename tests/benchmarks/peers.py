@@ -49,6 +49,7 @@ def make(model: str, folder: Path) -> None:
     from raq.artifact.account import what_ran
     from raq.artifact.isolated import IsolatedProcess
     from raq.artifact.runtimes import read
+    from raq.experiment.inputs import image_input
     from raq.experiment.schema import Calibration
     from raq.model.zoo import build_model
     from raq.quantize.convert import convert
@@ -79,7 +80,7 @@ def make(model: str, folder: Path) -> None:
     for name in ("int8.pt2", "int8.openvino.onnx", "int8.onnxruntime.onnx"):
         shapes = [constant.shape for constant in read(folder / name).constants]
         with IsolatedProcess(folder / name, threads=2) as process:
-            found = what_ran(process, (3, side, side), shapes, None, [])
+            found = what_ran(process, (image_input((3, side, side)),), shapes, None, [])
         assert found is not None
         shares[name] = {"int8_mac_share": found.executed_int8_mac_share, "reorders_per_call": found.reorders_per_call}
     write_json(folder / "made.json", shares)

@@ -42,11 +42,12 @@ def one(name: str) -> dict[str, Any]:
     try:
         prepared = qat.prepare_qat(network, example, "x86", reduce_range=False)
         found["prepared_db"] = qat.prepared_distance_db(network, prepared, images)
-        restore, refuse = qat.restore_batch_norms, qat.refuse_other_function
-        qat.restore_batch_norms = lambda prepared, constants: None  # as torchao alone
-        qat.refuse_other_function = lambda network, prepared, images: None
+        replaced = {name: getattr(qat, name) for name in ("restore_batch_norms", "refuse_other_function")}
+        for step in replaced:  # as torchao alone
+            setattr(qat, step, lambda *arguments: None)
         alone = qat.prepare_qat(network, example, "x86", reduce_range=False)
-        qat.restore_batch_norms, qat.refuse_other_function = restore, refuse
+        for step, function in replaced.items():
+            setattr(qat, step, function)
         found["torchao_alone_db"] = qat.prepared_distance_db(network, alone, images)
         with torch.no_grad():
             qat.set_graph_mode(alone, training=False, norms=False)

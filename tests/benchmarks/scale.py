@@ -28,7 +28,8 @@ from raq.cluster.nodes import Node
 from raq.cluster.session import cluster
 from raq.environment import commit, environment
 from raq.experiment.schema import Experiment, Resources
-from raq.plan.stages import Pool, Stage
+from raq.plan.kinds import Pool
+from raq.plan.stages import Stage
 from raq.plan.stale import stale_stages
 from raq.store.files import digest, now, write_json
 from raq.store.local import Store
@@ -97,7 +98,7 @@ def simulate(candidates: int) -> dict[str, Any]:
             shared.append(Simulated.remote(queue))  # type: ignore[attr-defined]
         return Handle(shared[0])
 
-    actors.start_actor = start
+    setattr(actors, "start_actor", start)  # noqa: B010  one that answers for all
     kill = ray.kill
     ray.kill = lambda actor, **options: None if isinstance(actor, Handle) else kill(actor, **options)
     plan = stages(candidates)

@@ -149,6 +149,7 @@ def processes_below(process: int) -> int:
 def trivial(count: int) -> dict[str, Any]:
     from ray import tune
 
+    from raq.cluster.events import EventSender
     from raq.cluster.ray_tune_qat import tune_search
     from raq.cluster.session import cluster
     from raq.stages.call import Call
@@ -174,7 +175,9 @@ def trivial(count: int) -> dict[str, Any]:
         )
         search = Search(QatSearch(**sweep), Qat.model_validate(qat), 0)
         started = time.monotonic()
-        tune_search(call, EventQueue(), search, tune.with_resources(free_trial, {"cpu": 1}), places)
+        tune_search(
+            call, EventSender(EventQueue(), "sweep/qat"), search, tune.with_resources(free_trial, {"cpu": 1}), places
+        )
         lasts_s = time.monotonic() - started
     early, late = seen[count // 10 : count // 5], seen[-count // 10 :]
     found = {

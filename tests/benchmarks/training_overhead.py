@@ -64,7 +64,7 @@ def call_of(stage: Stage, cpus: int, workers: int) -> Call:
 
 def speed(history: list[dict[str, Any]]) -> float:
     """Images/s after the first epoch, which pays for warming up."""
-    return statistics.mean(row["images_per_s"] for row in history[1:])
+    return float(statistics.mean(row["images_per_s"] for row in history[1:]))
 
 
 def bare(call: Call) -> float:

@@ -38,7 +38,8 @@ from scipy.stats import t as student
 from trust_contenders import SHARE
 
 from raq.bench.latency import measure
-from raq.bench.launcher import ContenderSettings, ForkServer, fork_server
+from raq.bench.launcher import ForkServer, fork_server
+from raq.bench.messages import ContenderSettings
 from raq.bench.noise import is_long
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio, relative_half_width
 from raq.environment import available_cpus, commit, environment
@@ -104,7 +105,7 @@ def summary(run: Found) -> Found:
     return {**run, "rows": short, "pairs": pairs(rows)}
 
 
-def pairs(rows: list[Found]) -> dict[str, Found]:
+def pairs(rows: list[Any]) -> dict[str, Found]:
     """The speedup of each contender over each that stands before it, with its interval."""
     found = {}
     for one, other in itertools.combinations(rows, 2):
@@ -187,6 +188,7 @@ def simulated(correlation: float, deviation: float, runs: int, seed: int = 0) ->
             if width <= 0.02:
                 narrow += 1
                 break
+        assert interval is not None and width is not None, "there are launches to look at"
         held += interval[0] <= 1 <= interval[1]
         held_narrow += interval[0] <= 1 <= interval[1] and width <= 0.02
         widths.append(width)
@@ -389,8 +391,8 @@ def left_one_out(runs: list[Found]) -> Found:
             "within 2%": sum(width <= 0.02 for width in widths),
         }
     agreements = [pair["agreement"] for run in runs for pair in run["pairs"].values() if pair["agreement"]]
-    compared = [a["p"] for a in agreements if a["p"] is not None]
-    table["speedups whose launches differ"] = share(sum(p < 0.01 for p in compared), len(compared))
+    known = [a["p"] for a in agreements if a["p"] is not None]
+    table["speedups whose launches differ"] = share(sum(p < 0.01 for p in known), len(known))
     table["speedups that drift"] = share(sum(a["drift_p"] < 0.01 for a in agreements), len(agreements))
     return table
 

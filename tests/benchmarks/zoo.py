@@ -129,17 +129,18 @@ def reorders(path: Path) -> dict[str, int]:
     from raq.artifact.isolated import IsolatedProcess
     from raq.artifact.runtimes import RUNTIMES, read
     from raq.artifact.sizes import ledger
+    from raq.experiment.inputs import image_input
 
     shapes = [entry.shape for entry in ledger(read(path)).constants]
     with IsolatedProcess(path, "cpu", 2, RUNTIMES["inductor"]) as process:
-        found = what_ran(process, [3, SIDE, SIDE], shapes, None, [])
+        found = what_ran(process, (image_input((3, SIDE, SIDE)),), shapes, None, [])
     return {} if found is None else found.reorders_per_call
 
 
 def measured(name: str, folder: Path, budget_s: float) -> list[dict[str, Any]]:
     """Latency rows of both artifacts and the FP32 network in eager mode, in turns."""
     from raq.bench.latency import measure
-    from raq.bench.launcher import ContenderSettings
+    from raq.bench.messages import ContenderSettings
     from raq.environment import available_cpus
     from raq.experiment.inputs import image_input
     from raq.experiment.measurement import Bench
