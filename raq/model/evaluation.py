@@ -31,11 +31,12 @@ def predict(
 
 def predict_with_targets(network: Network, dataset: Dataset, split: str = "test") -> tuple[Array, Array]:
     """The class predicted for every sample of the split, and its own, int64 [N] each."""
-    found, wanted = [], []
-    for output, targets in run(network, dataset, np.arange(dataset.size(split)), split=split):
-        found.append(output.argmax(1).cpu().numpy())
-        wanted.append(torch.as_tensor(targets).cpu().numpy().reshape(-1))
-    return np.concatenate(found), np.concatenate(wanted)
+    samples = dataset.size(split)
+    found, wanted = Rows(samples), Rows(samples)
+    for output, targets in run(network, dataset, np.arange(samples), split=split):
+        found.add(output.argmax(1).cpu().numpy())
+        wanted.add(torch.as_tensor(targets).cpu().numpy().reshape(-1))
+    return found.together(), wanted.together()
 
 
 def run(
@@ -94,13 +95,45 @@ def outputs_and_parts(
     split: str = "test",
 ) -> tuple[Array, list[Any]]:
     """What `keep` makes of the outputs (None: nothing), and what the metric keeps of each batch, in one pass."""
-    kept: list[Array] = []
+    kept, scores = Rows(len(chosen)), Rows(len(chosen))
     parts: list[Any] = []
     for output, targets in run(network, dataset, chosen, device, batch_size, split):
         if keep is not None:
-            kept.append(keep(output).cpu().numpy())
-        if scorer is not None:
-            parts.append(scorer.of_batch(output, targets))
-    if len({array.shape[1:] for array in kept}) > 1:
-        kept = [array.reshape(-1) for array in kept]
-    return (np.concatenate(kept) if kept else np.empty(0)), parts
+            kept.add(keep(output).cpu().numpy())
+        part = scorer.of_batch(output, targets) if scorer is not None else None
+        if isinstance(part, np.ndarray):
+            scores.add(part)
+        elif part is not None:
+            parts.append(part)
+    return kept.together(), [scores.together()] if scores.done else parts
+
+
+class Rows:
+    """Rows of numbers that come batch by batch, written into one array.
+
+    Kept one by one, each small array would lie in the gap that a large batch has left, the next batch would need new
+    memory, and a process that reads 10,000 images would end with all of them (glibc's malloc).
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.done = count, 0
+        self.rows: Array | None = None
+        self.others: list[Array] = []  # once a batch has rows of another size
+
+    def add(self, batch: Array) -> None:
+        """The next rows [n, ...]."""
+        if self.rows is None:
+            self.rows = np.empty((self.count, *batch.shape[1:]), dtype=batch.dtype)
+        if self.others or batch.shape[1:] != self.rows.shape[1:]:
+            self.others.append(batch.reshape(-1))
+            return
+        self.rows[self.done : self.done + len(batch)] = batch
+        self.done += len(batch)
+
+    def together(self) -> Array:
+        """All rows [N, ...]; those of several sizes as one row of numbers."""
+        if self.rows is None:
+            return np.empty(0)
+        if not self.others:
+            return self.rows[: self.done]
+        return np.concatenate([self.rows[: self.done].reshape(-1), *self.others])

@@ -1,5 +1,6 @@
 """Data sets of images: uint8 arrays, memory-mapped, and their normalisation. torch is imported inside functions."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,12 +9,14 @@ import numpy as np
 
 from raq.experiment.inputs import Inputs, image_input
 from raq.experiment.schema import Data
-from raq.model.batch import Batch
+from raq.model.batch import Batch, in_batches
 from raq.model.cache import Array
+from raq.model.image_files import ImageFiles
 
 if TYPE_CHECKING:
     import torch
 
+HASHED_AT_ONCE = 1000
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagefolder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's, as torchvision's weights expect
@@ -22,9 +25,9 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Images:
-    """Some of the images of a memory-mapped array, uint8 [N, C, H, W]; only those asked for are read."""
+    """Some of the images of a memory-mapped array, or of files, uint8 [N, C, H, W]; only those asked for are read."""
 
-    stored: Array
+    stored: Array | ImageFiles
     indices: Array
 
     def __len__(self) -> int:
@@ -37,6 +40,15 @@ class Images:
     def shape(self) -> tuple[int, ...]:
         """[N, C, H, W]."""
         return (len(self.indices), *self.stored.shape[1:])
+
+    def digests(self) -> Iterator[bytes]:
+        """What tells each image from others: its pixels, or its file's content."""
+        if isinstance(self.stored, ImageFiles):
+            yield from self.stored.digests(self.indices)
+            return
+        for part in in_batches(np.arange(len(self)), HASHED_AT_ONCE):
+            for image in self[part]:
+                yield hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ class ImageDataset:
         }
 
 
-def normalisation(data: Data, images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(data: Data, images: Array | ImageFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The experiment's mean and std, else the data set's published ones, else those of the training images."""
     if data.mean is not None and data.std is not None:
         return data.mean, data.std
@@ -120,7 +132,7 @@ def normalisation(data: Data, images: Array) -> tuple[tuple[float, ...], tuple[f
     total = np.zeros(images.shape[1])
     squares = np.zeros(images.shape[1])
     for start in range(0, len(images), 1024):
-        chunk = images[start : start + 1024].astype(np.float64) / 255  # [n, C, H, W]
+        chunk = images[np.arange(start, min(start + 1024, len(images)))].astype(np.float64) / 255  # [n, C, H, W]
         count += chunk.size / chunk.shape[1]
         total += chunk.sum(axis=(0, 2, 3))
         squares += (chunk**2).sum(axis=(0, 2, 3))

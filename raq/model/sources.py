@@ -1,7 +1,9 @@
 """Where data sets come from: found, read and decoded into uint8 arrays. Must not import torch or ray at its top."""
 
+import hashlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -13,8 +15,10 @@ from raq.environment import cache_folder
 from raq.errors import RaqError, UserError, first_line
 from raq.experiment.schema import Data
 from raq.model.cache import SPLITS, Array, arrays_digest, cached, checked, file_stats
+from raq.model.image_files import ImageFiles, content_digests, decode_image
 from raq.model.user_code import import_function, on_path
 
+DECODED_ONCE_BYTES = 256 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -125,50 +129,74 @@ def _read_parquet(parts: dict[str, list[Path]]) -> dict[str, Array]:
                     f"{file}: not a readable parquet file with img and label: {first_line(error)}",
                     "get the file again",
                 ) from None
-            images += [_decode_image(raw, f"{file}, row {n}", None) for n, raw in enumerate(encoded)]
+            images += [decode_image(raw, f"{file}, row {n}", None) for n, raw in enumerate(encoded)]
         arrays[f"{split}_images"] = _stack(images, files[0])
         arrays[f"{split}_labels"] = np.asarray(labels)
     return arrays
 
 
-def imagefolder(data: Data) -> tuple[dict[str, Array], str, str]:
-    """train/ and test/ with one folder a class; images scaled and centre-cropped to data.image_size."""
+def imagefolder(data: Data) -> tuple[dict[str, Any], str, str]:
+    """train/ and test/ with one folder a class; images scaled and centre-cropped to data.image_size.
+
+    Decoded once and kept if they take up to DECODED_ONCE_BYTES; else decoded whenever they are read.
+    """
     root = Path(data.root or os.environ.get("RAQ_DATA") or ".")
-    listed: dict[str, list[tuple[Path, str]]] = {}
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise UserError(
-                f"data imagefolder: {root / split} is not a folder",
-                "data.root is a folder with train/ and test/, each with one folder a class",
-            )
-        listed[split] = [
-            (file, folder.name)
-            for folder in sorted(f for f in (root / split).iterdir() if f.is_dir())
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-        ]
-        if not listed[split]:
-            raise UserError(
-                f"data imagefolder: no images below {root / split}",
-                f"put images ({', '.join(IMAGE_SUFFIXES[:3])}, ...) into one folder a class",
-            )
+    listed = {split: _files_by_class(root, split) for split in ("train", "test")}
     classes = {name: n for n, name in enumerate(sorted({name for _, name in listed["train"]}))}
     unknown = sorted({name for _, name in listed["test"]} - set(classes))
     if unknown:
         raise UserError(
             f"data imagefolder: {root / 'test'} has the class {unknown[0]!r}, train/ has not", "match the folders"
         )
+    labels = {split: np.asarray([classes[name] for _, name in pairs]) for split, pairs in listed.items()}
+    files = {split: ImageFiles([file for file, _ in pairs], data.image_size) for split, pairs in listed.items()}
+    if sum(math.prod(images.shape) for images in files.values()) > DECODED_ONCE_BYTES:
+        return _arrays(files, labels), _digest_of_files(root, files, labels), str(root)
 
     def decode() -> dict[str, Array]:
-        arrays: dict[str, Array] = {}
-        for split, pairs in listed.items():
-            images = [_decode_image(file.read_bytes(), str(file), data.image_size) for file, _ in pairs]
-            arrays[f"{split}_images"] = _stack(images, root)
-            arrays[f"{split}_labels"] = np.asarray([classes[name] for _, name in pairs])
-        return arrays
+        return _arrays({split: images[np.arange(len(images))] for split, images in files.items()}, labels)
 
-    identity = [data.image_size, file_stats([file for pairs in listed.values() for file, _ in pairs])]
-    return cached("imagefolder", identity, decode, str(root))
+    names = [Path(file) for images in files.values() for file in images.files]
+    return cached("imagefolder", [data.image_size, file_stats(names)], decode, str(root))
+
+
+def _files_by_class(root: Path, split: str) -> list[tuple[str, str]]:
+    """The image files of a split in order, each with its class, which is its folder's name. UserError without any."""
+    if not (root / split).is_dir():
+        raise UserError(
+            f"data imagefolder: {root / split} is not a folder",
+            "data.root is a folder with train/ and test/, each with one folder a class",
+        )
+    found = [
+        (str(file), folder.name)
+        for folder in sorted(f for f in (root / split).iterdir() if f.is_dir())
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    ]
+    if not found:
+        raise UserError(
+            f"data imagefolder: no images below {root / split}",
+            f"put images ({', '.join(IMAGE_SUFFIXES[:3])}, ...) into one folder a class",
+        )
+    return found
+
+
+def _arrays(images: Mapping[str, Any], labels: Mapping[str, Array]) -> dict[str, Any]:
+    """Images and labels of both splits, as they are named elsewhere."""
+    return {
+        **{f"{split}_images": found for split, found in images.items()},
+        **{f"{split}_labels": found for split, found in labels.items()},
+    }
+
+
+def _digest_of_files(root: Path, files: Mapping[str, ImageFiles], labels: Mapping[str, Array]) -> str:
+    """SHA-256 over the side and, of each file, its place below `root`, its class and its content."""
+    digest = hashlib.sha256()
+    for split, images in files.items():
+        digest.update(f"{split} {images.shape} {labels[split].tolist()}".encode())
+        digest.update("\n".join(str(Path(file).relative_to(root)) for file in images.files).encode())
+        digest.update(content_digests(images.files).tobytes())
+    return digest.hexdigest()
 
 
 RETURNS = "it returns (train images, train labels, test images, test labels), or a raq.Data"
@@ -196,22 +224,7 @@ def arrays_of_function(data: Data, returned: Any) -> tuple[dict[str, Array], str
     return arrays, arrays_digest(arrays), data.name
 
 
-def _decode_image(raw: bytes, where: str, side: int | None) -> Array:
-    """One encoded image as uint8 [3, H, W]; scaled and centre-cropped to a square if `side` is given."""
-    import io
-
-    from PIL import Image, ImageOps
-
-    try:
-        image = Image.open(io.BytesIO(raw)).convert("RGB")
-    except Exception as error:  # damaged images raise many kinds
-        raise UserError(f"{where}: not a readable image: {error}", "replace or remove it") from None
-    if side is not None:
-        image = ImageOps.fit(image, (side, side), method=Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-SOURCES: dict[str, Callable[[Data], tuple[dict[str, Array], str, str]]] = {
+SOURCES: dict[str, Callable[[Data], tuple[dict[str, Any], str, str]]] = {
     "digits": digits,
     "cifar10": cifar10,
     "imagefolder": imagefolder,

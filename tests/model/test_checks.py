@@ -1,6 +1,7 @@
 """Odd data are told before a run."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import raq
 from raq.errors import UserError
 from raq.experiment.schema import Data, Experiment
+from raq.model import dataset as dataset_module
 from raq.model.checks import data_notes
 from raq.model.dataset import load_dataset
 from raq.model.images import ImageDataset, Images
@@ -45,6 +47,21 @@ def test_dead_channels_and_test_images_among_the_training_images(images) -> None
         "nothing changes in channel 1 of the first 30 images",
         "1 of the test images (25.0%) are training images too: accuracy is flattered",
     ]
+
+
+def test_test_samples_among_the_training_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    both = {"a": rows, "b": rows[:, :1]}
+
+    def notes(train: Any, test: Any) -> list[str]:
+        given = raq.Data(train=raq.Arrays(train, np.zeros(10)), test=raq.Arrays(test, np.zeros(10)))
+        monkeypatch.setattr(dataset_module, "call_function", lambda data, folder: given)
+        return data_notes(load_dataset(Data(name="own:data", validation_fraction=0.0)))
+
+    assert notes(rows[:10], rows[10:]) == []
+    shared = "4 of the test samples (40.0%) are training samples too: accuracy is flattered"
+    assert notes(rows[:10], rows[6:16]) == [shared]
+    assert notes({k: v[:10] for k, v in both.items()}, {k: v[6:16] for k, v in both.items()}) == [shared]
 
 
 def test_labels_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from raq.errors import UserError
 from raq.experiment.schema import Data
+from raq.model import sources
+from raq.model.checks import data_notes
 from raq.model.dataset import calibration_indices, load_dataset
+from raq.model.image_files import ImageFiles, content_digests
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:
@@ -192,6 +197,52 @@ def test_imagefolder(tmp_path: Path) -> None:
         load_dataset(Data(name="imagefolder", root=str(tmp_path), image_size=24))
     with pytest.raises(UserError, match="is not a folder"):
         load_dataset(Data(name="imagefolder", root=str(tmp_path / "none")))
+
+
+def test_imagefolder_beyond_a_size_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAQ_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "images"
+    write_images(root)
+    asked = Data(name="imagefolder", root=str(root), image_size=24, validation_fraction=0.0)
+    decoded = load_dataset(asked)
+    monkeypatch.setattr(sources, "DECODED_ONCE_BYTES", 1000)
+    streamed = load_dataset(asked)
+    assert isinstance(streamed.train_images.stored, ImageFiles)
+    assert streamed.train_images.shape == decoded.train_images.shape
+    which = np.array([3, 0, 5])
+    assert np.array_equal(streamed.train_images[which], decoded.train_images[which])
+    assert np.array_equal(streamed.test_labels, decoded.test_labels)
+    for one, other in zip(
+        *(d.batches("test", [which[:2]], torch.device("cpu")) for d in (streamed, decoded)), strict=True
+    ):
+        assert torch.equal(one.inputs[0], other.inputs[0]) and torch.equal(one.targets, other.targets)
+    assert data_notes(streamed) == data_notes(decoded)
+    assert load_dataset(asked).digest == streamed.digest
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(root, copy)
+    assert load_dataset(asked.model_copy(update={"root": str(copy)})).digest == streamed.digest
+    (root / "train" / "cat" / "1.png").write_bytes(png((5, 5, 5), (40, 30)))
+    changed = load_dataset(asked)
+    assert changed.digest != streamed.digest
+    (root / "train" / "cat" / "1.png").write_bytes(b"no image")
+    damaged = load_dataset(asked)
+    with pytest.raises(UserError, match=r"cat/1\.png: not a readable image"):
+        damaged.train_images[np.array([1])]
+    (root / "train" / "cat" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"cat/1\.png: cannot be read: No such file"):
+        damaged.train_images[np.array([0, 1])]
+
+
+def test_a_damaged_file_of_digests_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAQ_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path)
+    files = [str(file) for file in sorted(tmp_path.rglob("*.png"))]
+    first = content_digests(files)
+    assert len({row.tobytes() for row in first}) == len({Path(file).read_bytes() for file in files}) == 6
+    (kept,) = (tmp_path / "cache" / "digests").iterdir()
+    for damage in (b"", b"rubbish", kept.read_bytes()[:-3]):
+        kept.write_bytes(damage)
+        assert np.array_equal(content_digests(files), first)
 
 
 def test_users_own_function(workplace) -> None:
