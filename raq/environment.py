@@ -52,8 +52,8 @@ ISA_FEATURES = (
 EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
 EXTRAS = {
-    "executorch": "the xnnpack backend", "openvino": "the runtime of that name",
-    "onnxruntime": "the runtime of that name", "nncf": "ptq.others: [nncf]", "timm": "model.name: timm:NAME",
+    "executorch": "the xnnpack backend", "openvino": "the runtime of that name", "nncf": "ptq.others: [nncf]",
+    "onnxruntime": "the runtime of that name", "timm": "model.name: timm:NAME", "transformers": "transformers:NAME",
 }  # fmt: skip
 FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16",

@@ -9,7 +9,9 @@ from raq.cli.options import new_console, print_json
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="module:function, torchvision:NAME, timm:NAME.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="module:function, torchvision:, timm: or transformers:NAME.")
+    ],
     inputs: Annotated[
         list[str] | None,
         typer.Option(

@@ -60,6 +60,9 @@ def _with_absolute_paths(experiment: Experiment, folder: Path) -> Experiment:
         data = data.model_copy(update={"root": _absolute(data.root, folder, "data.root")})
     if model.weights not in (None, INCLUDED):
         model = model.model_copy(update={"weights": _absolute(model.weights, folder, "model.weights")})
+    prefix, _, place = model.name.partition(":")
+    if prefix == "transformers" and (folder / place).is_dir():  # else a name in a cache
+        model = model.model_copy(update={"name": f"{prefix}:{_absolute(place, folder, 'model.name')}"})
     return experiment.model_copy(update={"data": data, "model": model})
 
 

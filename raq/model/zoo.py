@@ -14,17 +14,18 @@ from raq.errors import UserError, first_line
 from raq.experiment.inputs import Inputs, names_of
 from raq.model.adapter import adapt, outputs_of
 from raq.model.inputs import Example, as_example
+from raq.model.library_models import LIBRARIES
 from raq.model.user_code import import_function, on_path
 
 StateDict = Mapping[str, Tensor]
 
 
 def build_model(name: str, classes: int | None, working_directory: str | None = None) -> nn.Module:
-    """The network called `name`, with `classes` outputs where there are classes; untrained but for the user's own.
+    """The network called `name`, with `classes` outputs where there are classes.
 
-    name: resnet18-cifar, resnet20-cifar, torchvision:<name>, timm:<name>, or module:function, called with
-    num_classes=<int> where there are classes and it has such a parameter. Raises UserError if there is no such network
-    or the user's function does not return one.
+    name: resnet18-cifar, resnet20-cifar, torchvision:<name>, timm:<name>, all untrained; transformers:<folder or name>,
+    trained; or module:function, called with num_classes=<int> where there are classes and it has such a parameter.
+    Raises UserError if there is no such network or the user's function does not return one.
     """
     prefix, _, rest = name.partition(":")
     if classes is None and (name in BUILDERS or prefix in ("torchvision", "timm")):
@@ -34,16 +35,15 @@ def build_model(name: str, classes: int | None, working_directory: str | None = 
         )
     if name in BUILDERS:
         return BUILDERS[name](classes or 0)
-    if prefix == "torchvision":
-        return _torchvision_model(rest, classes or 0)
-    if prefix == "timm":
-        return _timm_model(rest, classes or 0)
+    if prefix in LIBRARIES:
+        return LIBRARIES[prefix](rest, classes)
     if not rest:
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        allowed = ", ".join([*BUILDERS, *(f"{library}:<name>" for library in LIBRARIES), "module:function"])
         raise UserError(
             f"model.name: there is no network {name!r}",
-            f"{hint}allowed: {', '.join(BUILDERS)}, torchvision:<name>, timm:<name>, module:function",
+            f"{hint}allowed: {allowed}",
         )
     function = import_function(name, working_directory)
     arguments = {} if classes is None or not _takes_classes(function) else {"num_classes": classes}
@@ -173,17 +173,22 @@ def load_state(model: nn.Module, weights: StateDict, name: str, source: str) -> 
             )
         if weights[key].layout != torch.strided or weights[key].is_quantized or weights[key].is_meta:
             raise UserError(f"model.weights: {source}: {key} is not a dense tensor", "save the FP32 state dict")
-    refuse_not_finite(weights, source)
     state = OrderedDict(weights)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # load_state_dict reads each module's version from _metadata
     model.load_state_dict(state)
+    refuse_not_finite(model, source)
 
 
-def refuse_not_finite(weights: StateDict, source: str) -> None:
-    """UserError for weights that are no numbers, named by where they came from."""
-    for key, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"model.weights: {source} has NaN or infinite values in {key}", "train it again")
+def refuse_not_finite(model: nn.Module, source: str) -> None:
+    """UserError for a network with weights that are no numbers; infinite buffers are masks, and allowed."""
+    tensors = {**{key: torch.isfinite(t) for key, t in model.named_parameters()},
+               **{key: ~torch.isnan(t) for key, t in model.named_buffers()}}  # fmt: skip
+    for key, good in tensors.items():
+        if not bool(good.all()):
+            raise UserError(
+                f"{source} has NaN or infinite values in {key}",
+                "no training or quantization can mend them: give weights that are finite",
+            )
 
 
 def resnet18_cifar(classes: int) -> nn.Module:
@@ -231,34 +236,3 @@ def resnet20_cifar(classes: int) -> nn.Module:
 
 
 BUILDERS = {"resnet18-cifar": resnet18_cifar, "resnet20-cifar": resnet20_cifar}
-
-
-def _torchvision_model(name: str, classes: int) -> nn.Module:
-    """One of torchvision's classifiers, untrained."""
-    import torchvision
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        raise UserError(
-            f"model.name: torchvision has no classifier {name!r}",
-            f"nearest: {', '.join(near)}" if near else "see torchvision's list of classification models",
-        )
-    without_auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **without_auxiliary)
-    return model
-
-
-def _timm_model(name: str, classes: int) -> nn.Module:
-    """One of timm's classifiers, untrained; UserError if timm is not installed or has none of that name."""
-    require_library("timm", "timm")
-    import timm
-
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise UserError(
-            f"model.name: timm has no model {name!r}",
-            f"nearest: {', '.join(near)}" if near else "see timm.list_models()",
-        )
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, exportable=True)
-    return model

@@ -112,8 +112,17 @@ def _sources(experiment: Experiment) -> dict[str, Any]:
     # the data's function is covered by what it returns: the data's digest
     named = (experiment.model.name, experiment.metric.function, experiment.loss or "")
     found = {name: sources_of(name, str(Path.cwd())).model_dump() for name in named if is_own(name)}
-    if experiment.model.name.startswith("timm:"):  # its networks are what its version makes them
+    library, _, name = experiment.model.name.partition(":")
+    if library in ("timm", "transformers"):  # their networks are what their version makes them, and their files
         found[experiment.model.name] = {
-            "files": {}, "distributions": {"timm": versions(("timm",))["timm"] or "not installed"},
-        }  # fmt: skip
+            "files": _files_of(name) if library == "transformers" else {},
+            "distributions": {library: versions((library,))[library] or "not installed"},
+        }
     return found
+
+
+def _files_of(name: str) -> dict[str, str]:
+    """SHA-256 of the files of a model of transformers."""
+    from raq.model.library_models import transformers_files
+
+    return {str(file): file_digest(file) for file in transformers_files(name)}

@@ -30,7 +30,7 @@ def load_weights_stage(call: Call, progress: Progress) -> Results:
 
     if call.read(WeightsSettings).weights == INCLUDED:
         model = build_network(call)
-        refuse_not_finite(model.state_dict(), call.read(WeightsSettings).model)
+        refuse_not_finite(model, f"model {call.read(WeightsSettings).model}")
         torch.save(model.state_dict(), Path(call.folder) / WEIGHTS)
         return _size_of_weights(model)
     assert call.weights_file is not None
@@ -51,10 +51,12 @@ def train_stage(call: Call, progress: Progress) -> Results:
 def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     """FP32 training in the context given: a worker's part of it."""
     from raq.model.training import seed_everything, train
+    from raq.model.zoo import refuse_not_finite
 
     dataset, asked = read_dataset(call), call.read(TrainSettings)
     seed_everything(asked.seed)
     network = build_network(call)
+    refuse_not_finite(network, f"model {asked.model}, untrained,")
     _check_sides(network, asked)
     task = training_task(call, asked.train.label_smoothing)
     return train(network, dataset, task, asked.train, asked.seed, context)

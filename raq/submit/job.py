@@ -214,7 +214,23 @@ def _ended(client: Any, job: str, say: Say, results: str, *, began: bool) -> int
         raise JobLost(first or "its node ended")
     if code is None:
         raise RaqError(f"job {job} failed before raq ran: {first}", "see the head's logs; raq must be installed there")
+    missing = _missing_module(str(info.message or ""))
+    if missing is not None and code == 1:
+        raise RaqError(
+            f"job {job} failed before raq ran: the cluster's `python` has no module {missing}",
+            "raq and what it needs must be installed in the environment that `python` is of on the cluster's nodes: "
+            "start Ray there from the environment that has raq, or put its python first on PATH",
+        )
     return int(code) or 1
+
+
+def _missing_module(message: str) -> str | None:
+    """The module without which raq did not even begin, by the last lines of a job's log; None if it began."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if any(line.startswith("raq: ") for line in lines):
+        return None
+    found = [match for line in lines if (match := re.search(r"No module named '?([\w.]+)'?$", line))]
+    return found[-1].group(1) if found else None
 
 
 def _stopped(client: Any, job: str) -> int:

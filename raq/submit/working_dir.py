@@ -18,6 +18,7 @@ from raq.errors import UserError
 from raq.experiment.load import load_experiment
 from raq.experiment.schema import Experiment
 from raq.experiment.yaml_text import read_yaml_text, read_yaml_value
+from raq.model.library_models import transformers_files
 from raq.model.user_code import is_own, sources_of
 from raq.submit.keys import holds_a_key, named_as_a_key
 
@@ -92,7 +93,14 @@ def _functions(experiment: Experiment) -> list[str]:
 def _needs_more(experiment: Experiment, root: Path) -> bool:
     weights = experiment.model.weights
     here = weights is not None and Path(weights).is_relative_to(root)
-    return bool(_functions(experiment)) or here or (root / OWN_CODE).is_file()
+    return bool(_functions(experiment)) or here or bool(_model_files(experiment, root)) or (root / OWN_CODE).is_file()
+
+
+def _model_files(experiment: Experiment, root: Path) -> list[Path]:
+    """The files of a model of transformers that lies in the working folder."""
+    library, _, place = experiment.model.name.partition(":")
+    inside = library == "transformers" and Path(place).is_relative_to(root)
+    return transformers_files(place) if inside else []
 
 
 def _needed(experiment: Experiment, root: Path, include: Sequence[Path], ignored: "_Ignored") -> dict[str, Path]:
@@ -119,6 +127,7 @@ def _needed(experiment: Experiment, root: Path, include: Sequence[Path], ignored
         if not Path(weights).is_file():
             raise UserError(f"model.weights: there is no file {weights}", "give the path of a state dict")
         found[_inside(Path(weights), root)] = Path(weights)
+    found |= {_inside(file, root): file for file in _model_files(experiment, root)}
     if (root / OWN_CODE).is_file():  # a checkout of raq: the job runs this code
         found |= {str(file.relative_to(root)): file for file in sorted((root / "raq").rglob("*.py"))}
     for given in include:

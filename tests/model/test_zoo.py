@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raq.errors import UserError
-from raq.model.zoo import build_model, check_output, load_state, load_weights
+from raq.model.zoo import build_model, check_output, load_state, load_weights, refuse_not_finite
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet18-cifar", 11_173_962), ("resnet20-cifar", 272_474)])
@@ -28,7 +28,7 @@ def test_torchvision_classifiers_have_the_number_of_classes(name: str) -> None:
     ("name", "message"),
     [
         ("resnet18", "no network 'resnet18'"),
-        ("torchvision:resnet19", "no classifier 'resnet19'"),
+        ("torchvision:resnet19", "torchvision has no network 'resnet19'"),
         ("tiny_user:not_a_model", "returned a int"),
         ("tiny_user:data", "returned a tuple"),
     ],
@@ -97,3 +97,16 @@ def test_a_network_whose_state_dict_has_a_version(tmp_path: Path) -> None:
     model = build_model("torchvision:mnasnet0_5", 10)
     torch.save(model.state_dict(), tmp_path / "w.pt")
     load_state(model, load_weights(tmp_path / "w.pt"), "mnasnet0_5", "w.pt")
+
+
+def test_weights_that_are_no_numbers_are_told_and_infinite_masks_are_not() -> None:
+    network = torch.nn.BatchNorm1d(3)
+    network.register_buffer("mask", torch.full((2, 2), -torch.inf))
+    refuse_not_finite(network, "it")
+    network.running_var[1] = torch.nan  # type: ignore[index]
+    with pytest.raises(UserError, match="it has NaN or infinite values in running_var"):
+        refuse_not_finite(network, "it")
+    network.running_var.fill_(1)  # type: ignore[union-attr]
+    network.weight.data[0] = torch.inf
+    with pytest.raises(UserError, match="infinite values in weight"):
+        refuse_not_finite(network, "it")

@@ -7,11 +7,14 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray_nodes import Head, job_process, ray_cluster
 from workplace import Workplace, clear_error
 
+from raq.errors import RaqError
+from raq.submit import job as submission
 from raq.submit import job_log as following
 from raq.submit.job_log import Lines
 
@@ -159,3 +162,25 @@ def test_the_last_lines_of_a_job_that_has_ended_are_waited_for(monkeypatch: pyte
     reported: list[str] = []
     assert asyncio.run(following.followed(EndedFirst(), "job", reported.append))
     assert reported == ["train: running", "raq: train: no space is left"]
+
+
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [
+        ("... last available logs:\n/usr/bin/python: No module named raq\n", "raq"),
+        ("Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'typer'\n", "typer"),
+        ("raq: model own:net: cannot be imported: ModuleNotFoundError: No module named 'own'", None),
+        ("raq: a fault\nModuleNotFoundError: No module named 'own'", None),
+        ("Killed", None),
+    ],
+)
+def test_a_cluster_whose_python_has_no_raq_is_told(said: str, missing: str | None) -> None:
+    class Client:
+        def get_job_info(self, job: str) -> Any:
+            return SimpleNamespace(status="FAILED", driver_exit_code=1, message=said)
+
+    if missing is None:
+        assert submission._ended(Client(), "j", print, "/results", began=True) == 1
+        return
+    with pytest.raises(RaqError, match=f"the cluster's `python` has no module {missing}"):
+        submission._ended(Client(), "j", print, "/results", began=True)

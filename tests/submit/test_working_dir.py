@@ -73,6 +73,13 @@ def test_what_the_code_imports_and_names_goes_with_it(root: Path, target: Path) 
     assert set(more.sent) - set(found.sent) == {"pictures/one.png", "more.py"}
 
 
+def test_a_model_of_transformers_in_the_folder_is_sent(root: Path, target: Path) -> None:
+    write(root, {"bert/config.json": "{}", "bert/model.safetensors": "x", "bert/readme.md": "x",
+                 "e.yaml": "name: e\nmodel: {name: 'transformers:bert', weights: included}\n"})  # fmt: skip
+    found = pack(root / "e.yaml", [], root, target)
+    assert set(found.sent) == {"e.yaml", "bert/config.json", "bert/model.safetensors"}
+
+
 KEYS = (
     "id_rsa", "server.pem", "wandb_token.txt", "secrets/aws.txt", ".env", "deploy.key", "aws.json", "wandb_key.txt",
     "kaggle.json", ".s3cfg",
