@@ -1,21 +1,24 @@
 """What becomes of 30 of timm's architectures, of 25 families: exported, int8 share, QAT prepared, lowered, speed.
 
-    uv run --with timm python tests/benchmarks/timm_models.py [--only fastvit_t8,...] [--budget SECONDS]
+    uv run --with timm python tests/benchmarks/timm_models.py [--only fastvit_t8,...] [--work FOLDER] [--time SECONDS]
 
 Weights are random and batch norms settled on a few random images: speeds do not depend on them, and accuracy is not
-shown. A line a model is printed as it is done; one that has a record is not done again. Records go to
-results/reference/timm. Run it on an otherwise idle machine.
+shown. Each model is made in a process of its own, into FOLDER; one that is there is not made again. With --time, made
+ones are then measured, for so many seconds each: run that on an otherwise idle machine. Records go to
+results/reference/timm.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from zoo import settle
+from zoo import reorders, settle
+
+from raq.environment import environment
+from raq.store.files import now, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "timm"
@@ -32,19 +35,15 @@ MODELS = (
 )  # fmt: skip
 
 
-def examine(name: str, budget_s: float) -> dict[str, Any]:
-    """All that is found of one model."""
+def make(name: str, folder: Path) -> dict[str, Any]:
+    """What is found of one model without timing; its packages and weights are left in the folder."""
     import torch
 
     from raq.artifact import inductor
     from raq.artifact.account import what_ran
     from raq.artifact.inspection import inspect_model
     from raq.artifact.isolated import IsolatedProcess
-    from raq.bench.latency import measure
-    from raq.bench.messages import ContenderSettings
-    from raq.environment import available_cpus
     from raq.experiment.inputs import image_input
-    from raq.experiment.measurement import Bench
     from raq.experiment.schema import Calibration
     from raq.model.parity import sqnr_db
     from raq.model.zoo import build_model
@@ -55,11 +54,11 @@ def examine(name: str, budget_s: float) -> dict[str, Any]:
     side = LARGER.get(name, SIDE)
     inputs = (image_input((3, side, side)),)
     torch.manual_seed(0)
-    found: dict[str, Any] = {"model": name, "side": side}
+    found: dict[str, Any] = {"model": name, "side": side, "made_at": now(), "environment": environment()}
     looked = inspect_model(f"timm:{name}", inputs, CLASSES).as_record()
     kept = ("exports", "int8_mac_share", "qat", "parameters", "macs", "reason", "float_layers", "others")
     found |= {key: looked[key] for key in kept}
-    if looked["reason"] is not None or not budget_s:
+    if looked["reason"] is not None:
         return found
     network = build_model(f"timm:{name}", CLASSES)
     settle(network, side)
@@ -70,53 +69,75 @@ def examine(name: str, budget_s: float) -> dict[str, Any]:
         prepared(images)
         expected = network(images)
     programs = {"fp32": export_network(network, images[:2]), "int8": convert(prepared, images[:2])}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {kind: Path(folder) / f"{kind}.pt2" for kind in programs}
-        for kind, program in programs.items():
-            inductor.lower(program, paths[kind], {"candidate": kind, "inputs": [one.plain() for one in inputs]})
-            with IsolatedProcess(paths[kind]) as process:
-                found[f"{kind}_sqnr_db"] = sqnr_db(expected.numpy(), process(images).numpy())
-                ran = what_ran(process, inputs, [], looked["macs"], [])
-            found[f"{kind}_executed"] = None if ran is None else ran.executed_int8_mac_share
-        torch.save(network.state_dict(), Path(folder) / "weights.pt")
-        shared: dict[str, Any] = {"device": "cpu", "inputs": inputs, "threads": len(available_cpus()),
-                                  "model": f"timm:{name}", "classes": CLASSES, "working_directory": None}  # fmt: skip
-        contenders = [
-            ContenderSettings("fp32", "eager", path=f"{folder}/weights.pt", fp32=True, **shared),
-            ContenderSettings("fp32", "inductor", path=str(paths["fp32"]), fp32=True, **shared),
-            ContenderSettings("int8", "inductor", path=str(paths["int8"]), **shared),
-        ]
-        protocol = Bench(batch_sizes=(1, 8), precision=0.02, budget_s=budget_s)
-        measured = measure(contenders, protocol, available_cpus())
-        rows = measured["rows"]
-    found["rows"] = [{k: v for k, v in row.items() if not k.startswith("round_")} for row in rows]
+    for kind, program in programs.items():
+        path = folder / f"{kind}.pt2"
+        inductor.lower(program, path, {"candidate": kind, "inputs": [one.plain() for one in inputs]})
+        with IsolatedProcess(path) as process:
+            found[f"{kind}_sqnr_db"] = sqnr_db(expected.numpy(), process(images).numpy())
+            ran = what_ran(process, inputs, [], looked["macs"], [])
+        found[f"{kind}_executed"] = None if ran is None else ran.executed_int8_mac_share
+        found[f"{kind}_reorders"] = reorders(path, (3, side, side))
+    torch.save(network.state_dict(), folder / "weights.pt")
+    return found
+
+
+def measured(name: str, folder: Path, budget_s: float) -> list[dict[str, Any]]:
+    """Latency rows of both packages and the FP32 network in eager mode, in turns, without their rounds."""
+    from raq.bench.latency import measure
+    from raq.bench.messages import ContenderSettings
+    from raq.environment import available_cpus
+    from raq.experiment.inputs import image_input
+    from raq.experiment.measurement import Bench
+
+    side = LARGER.get(name, SIDE)
+    shared: dict[str, Any] = {"device": "cpu", "inputs": (image_input((3, side, side)),),
+                              "threads": len(available_cpus()), "model": f"timm:{name}", "classes": CLASSES,
+                              "working_directory": None}  # fmt: skip
+    contenders = [
+        ContenderSettings("fp32", "eager", path=str(folder / "weights.pt"), fp32=True, **shared),
+        ContenderSettings("fp32", "inductor", path=str(folder / "fp32.pt2"), fp32=True, **shared),
+        ContenderSettings("int8", "inductor", path=str(folder / "int8.pt2"), **shared),
+    ]
+    found = measure(contenders, Bench(batch_sizes=(1, 8), precision=0.02, budget_s=budget_s), available_cpus())
+    return [{key: value for key, value in row.items() if not key.startswith("round_")} for row in found["rows"]]
+
+
+def make_in_process(name: str, folder: Path) -> dict[str, Any]:
+    """`make` in a process of its own: what ends that is the model's reason."""
+    command = [sys.executable, __file__, "--make", name, "--work", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        found = {"model": name, "reason": f"longer than {TIMEOUT_S} s"}
+    except (ValueError, IndexError):
+        found = {"model": name, "reason": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only")
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of measuring a model; 0: only look at it")
-    parser.add_argument("--output", type=Path, default=REFERENCE)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, default=ROOT / "results" / "timm")
+    parser.add_argument("--time", type=float, help="seconds of measuring a model")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(examine(options.one, options.budget)))
+    if options.make:
+        print(json.dumps(make(options.make, options.work)))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
+    REFERENCE.mkdir(parents=True, exist_ok=True)
     for name in options.only.split(",") if options.only else MODELS:
-        path = options.output / f"{name}.json"
-        if path.is_file():
-            continue
-        command = [sys.executable, __file__, "--one", name, "--budget", str(options.budget)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-            found = json.loads(done.stdout.splitlines()[-1])
-        except subprocess.TimeoutExpired:
-            found = {"model": name, "reason": f"longer than {TIMEOUT_S} s"}
-        except (ValueError, IndexError):
-            found = {"model": name, "reason": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        folder, record = options.work / name, REFERENCE / f"{name}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "made.json").is_file():
+            write_json(folder / "made.json", make_in_process(name, folder))
+        found = read_json(folder / "made.json")
+        known = read_json(record) if record.is_file() else {}
+        if options.time and found["reason"] is None and known.get("made_at") != found["made_at"]:
+            known = {"rows": measured(name, folder, options.time), "measured_at": now(), "made_at": found["made_at"]}
+        if known.get("made_at") == found.get("made_at"):
+            found |= {key: known[key] for key in ("rows", "measured_at") if key in known}
+        write_json(record, found)
         print(name, found.get("int8_mac_share"), found.get("qat"), found["reason"], flush=True)
 
 

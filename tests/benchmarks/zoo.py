@@ -98,7 +98,9 @@ def one(name: str, folder: Path) -> dict[str, Any]:
         begin("lower fp32")
         lower(export_network(network, example), folder / "fp32.pt2", {"candidate": "fp32", "input": [3, SIDE, SIDE]})
         begin("trace")
-        found["reorders_per_call"] = {kind: reorders(folder / f"{kind}.pt2") for kind in ("int8", "fp32")}
+        found["reorders_per_call"] = {
+            kind: reorders(folder / f"{kind}.pt2", (3, SIDE, SIDE)) for kind in ("int8", "fp32")
+        }
         audited = audit(program, read_package(folder / "int8.pt2"))
         found |= {"int8_mac_share": audited.int8_mac_share, "problem": audited.problem, "kernels": audited.kernels}
         found["float_layers"] = [[r.name, r.macs, r.reason] for r in audited.layers if not r.int8]
@@ -123,7 +125,7 @@ def one(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def reorders(path: Path) -> dict[str, int]:
+def reorders(path: Path, shape: tuple[int, int, int]) -> dict[str, int]:
     """How many weights a call of the artifact packs anew, by batch size, as oneDNN reports it."""
     from raq.artifact.account import what_ran
     from raq.artifact.isolated import IsolatedProcess
@@ -133,7 +135,7 @@ def reorders(path: Path) -> dict[str, int]:
 
     shapes = [entry.shape for entry in ledger(read(path)).constants]
     with IsolatedProcess(path, "cpu", 2, RUNTIMES["inductor"]) as process:
-        found = what_ran(process, (image_input((3, SIDE, SIDE)),), shapes, None, [])
+        found = what_ran(process, (image_input(shape),), shapes, None, [])
     return {} if found is None else found.reorders_per_call
 
 
