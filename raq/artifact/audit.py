@@ -17,12 +17,13 @@ from torch.export import ExportedProgram
 from raq.artifact.generated_code import GeneratedCode
 from raq.artifact.wrapper_code import KernelCall
 from raq.quantize.arithmetic import NetworkMacs, Operation, operations
-from raq.quantize.export import layer_name, layers
+from raq.quantize.export import WEIGHT_ONLY, layer_name, layers
 
 BETWEEN = {
     "add": "add", "add_": "add", "cat": "concat", "max_pool2d": "pool", "avg_pool2d": "pool",
     "adaptive_avg_pool2d": "pool", "adaptive_max_pool2d": "pool", "mean": "pool",
 }  # fmt: skip
+INT8_WEIGHTS = "its weights are int8, and its products are of bfloat16"
 VIEWS = ("view", "reshape", "flatten", "permute", "transpose", "t", "dropout", "squeeze", "unsqueeze", "detach")
 NOT_FOUND = "quantized in the graph, but the compiled program computes it in float: not frozen, or no such int8 fusion"
 
@@ -74,6 +75,12 @@ class Audit:
         """As plain values, for a record."""
         return asdict(self)
 
+    @property
+    def int8_weight_mac_share(self) -> float | None:
+        """The share of MACs done by kernels that multiply floats by int8 weights; None if the total is unknown."""
+        done = sum(layer.macs for layer in self.layers if layer.kernel and WEIGHT_ONLY.__name__ in layer.kernel)
+        return done / self.total_macs if self.total_macs else None
+
     def float_layers(self) -> list[str]:
         """Names of the layers that compute in float, the costliest first."""
         return [layer.name for layer in sorted(self.layers, key=lambda entry: -entry.macs) if not layer.int8]
@@ -88,15 +95,15 @@ class GraphLayer:
     macs: int
     scale: str | None
     reason: str
+    int8_weight: str | None = None  # of a layer that has int8 weights alone, the weight's name
 
 
 def audit(program: ExportedProgram, code: GeneratedCode, network: NetworkMacs | None = None) -> Audit:
     """Match the program's layers with the kernels that an artifact's generated code calls.
 
-    network: what the FP32 network does, where that is known: the share is of the larger of the two totals.
-
-    A layer in int8 is known in the code by the name of its weight's scale; where the code does not show it, and for
-    float layers, by its multiply-accumulates.
+    network: what the FP32 network does, where that is known: the share is of the larger of the two totals. A layer in
+    int8 is known in the code by the name of its weight's scale; where the code does not show it, and for float layers,
+    by its multiply-accumulates.
     """
     meant = _meant(program)
     calls = list(code.calls)
@@ -119,6 +126,8 @@ def audit(program: ExportedProgram, code: GeneratedCode, network: NetworkMacs | 
     done = operations(program)
     total, unknown = total_macs(done, network)
     share, problem = _share(found, calls, code, total)
+    if any(layer.int8_weight for layer in meant):
+        problem = ""  # its arithmetic is to be in floats
     if unknown:
         beyond = f"the arithmetic of {', '.join(unknown)} is not known, so neither is the share"
         problem = f"{problem}; {beyond}" if problem else beyond
@@ -139,6 +148,7 @@ def total_macs(done: list[Operation], network: NetworkMacs | None = None) -> tup
 def _take(calls: list[KernelCall], layer: GraphLayer) -> KernelCall | None:
     """The call for a layer, removed from `calls`: integer kernels for layers meant so, then whatever fits."""
     wanted = layer.scale is not None
+    by_weight = [call for call in calls if layer.int8_weight is not None and call.weight == layer.int8_weight]
     by_scale = [call for call in calls if wanted and call.integer and call.weight_scale == layer.scale]
     by_size = [
         call
@@ -146,7 +156,7 @@ def _take(calls: list[KernelCall], layer: GraphLayer) -> KernelCall | None:
         if call.integer == wanted and call.macs == layer.macs and (call.weight_scale is None or not wanted)
     ]
     floating = [call for call in calls if wanted and not call.integer and call.macs == layer.macs]
-    for candidates in (by_scale, by_size, floating):
+    for candidates in (by_weight, by_scale, by_size, floating):
         if candidates:
             calls.remove(candidates[0])
             return candidates[0]
@@ -222,6 +232,11 @@ def _meant(program: ExportedProgram) -> list[GraphLayer]:
         data, weight = _operands(node)
         weight_source, data_source = _dequantize_node(weight), _dequantize_node(data)
         scale, reason = None, ""
+        if getattr(node.target, "overloadpacket", None) is WEIGHT_ONLY:
+            assert isinstance(weight, fx.Node)
+            own = names.get(weight.name, weight.name)
+            found.append(GraphLayer(layer.name, layer.operator, layer.macs, None, INT8_WEIGHTS, own))
+            continue
         if weight_source is None or _dtype_of(weight_source) is not torch.int8:
             reason = "weights are float: the quantizer has no pattern for it, or left it out"
         elif data_source is None or _dtype_of(data_source) not in (torch.uint8, torch.int8):

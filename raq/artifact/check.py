@@ -12,31 +12,36 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.artifact.checked import Checked, CheckedLayer, Trial
-from raq.artifact.executed import KnownLayer
+from raq.artifact.checked import Checked, CheckedLayer
 from raq.artifact.generated_code import GeneratedCode
-from raq.artifact.judgement import AuditedLayer, Evidence, Lowered, OtherOperation, evidence_of, why_not_int8
+from raq.artifact.judgement import (
+    AuditedLayer,
+    Evidence,
+    Lowered,
+    OtherOperation,
+    evidence_of,
+    why_not_int8,
+    why_not_smaller,
+)
 from raq.artifact.metadata import Metadata
-from raq.artifact.runtimes import in_parts, read, runtime_of_file
-from raq.artifact.sizes import FLOATS, Ledger, ledger
+from raq.artifact.runtimes import read, runtime_of_file
+from raq.artifact.sizes import FLOATS, ledger
+from raq.artifact.trial import try_batches
 from raq.artifact.wrapper_code import FLOAT
 from raq.environment import gpus, machine, torch_version
 from raq.errors import StageError, UserError
-from raq.experiment.inputs import Inputs
 from raq.experiment.measurement import Require
-from raq.model.parity import sqnr_db
 from raq.store.files import file_digest
 from raq.store.local import Store
 from raq.store.views import View, view, view_file
 
 if TYPE_CHECKING:
-    from raq.artifact.isolated import IsolatedProcess
+    pass
 
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
                 "NEON": "asimd"}  # fmt: skip
 FLOAT_PRODUCTS = ("MatMul float", "Gemm float")  # as an .onnx asks for them
-MIN_DB_BETWEEN_BATCHES = 20.0
 MAX_BYTES = 8_000_000_000
 MIN_HALF_SHARE = Require().half_mac_share
 
@@ -127,7 +132,7 @@ def _check(path: Path, own: Path, record: dict[str, Any] | None, found: Checked,
         found.others, found.int8_mac_share = list(audit.others), made.audit.int8_mac_share
         found.by_choice_share = evidence_of(made).by_choice
     if _judge_machine(found, found.metadata, native=runtime_of_file(own).is_native) and (run or found.vouched):
-        _run(own, path, found, found.metadata, found.ledger)
+        try_batches(own, path, found, found.metadata, found.ledger)
 
 
 def share_of_code(code: GeneratedCode, metadata: Metadata) -> float | None:
@@ -198,18 +203,11 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
         if found.ran and not found.vouched and (half is None or half < MIN_HALF_SHARE):  # else its run has judged it
             known = "an unknown share" if half is None else f"{half:.3f}"
             found.problems.insert(0, f"not in half precision: {known} of its MACs ran in kernels of 16 bits")
+    elif found.metadata.is_weight_only:
+        found.notes.append("marked as weight-only: its weights are int8, its arithmetic is in floats")
+        found.problems += why_not_smaller(found.float_weight_share, max_float_weights)
     else:
-        executed = found.executed.executed_int8_mac_share
-        evidence = Evidence(found.int8_mac_share, executed, found.by_choice_share, found.float_weight_share)
-        missing = why_not_int8(evidence, require, max_float_weights)
-        if missing:
-            candidate = found.metadata.candidate
-            said = "" if candidate is None else f"offered as {candidate}, and "
-            floats = len(found.others) + sum(not layer.int8 for layer in found.layers)
-            found.problems.insert(
-                0, f"not quantized: {said}{' and '.join(missing)}; {floats} of "
-                f"{len(found.layers) + len(found.others)} operations are float"
-            )  # fmt: skip
+        _judge_int8(found, require, max_float_weights, found.metadata.candidate)
     if not found.vouched and found.metadata.float_by_choice:
         found.notes.append(
             "it says that layers are in float by choice: no record vouches for it; --min-int8-share sets the limit"
@@ -225,6 +223,20 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
         found.notes.append(f"weights are packed anew at every call, which is time lost: {counts}")
     if found.ledger.duplicates:
         found.problems.append(f"float copies of int8 weights are kept: {', '.join(found.ledger.duplicates[:5])}")
+
+
+def _judge_int8(found: Checked, require: float, max_float_weights: float, candidate: str | None) -> None:
+    """Add that it is not int8, if so."""
+    executed = found.executed.executed_int8_mac_share
+    evidence = Evidence(found.int8_mac_share, executed, found.by_choice_share, found.float_weight_share)
+    missing = why_not_int8(evidence, require, max_float_weights)
+    if missing:
+        said = "" if candidate is None else f"offered as {candidate}, and "
+        floats = len(found.others) + sum(not layer.int8 for layer in found.layers)
+        found.problems.insert(
+            0, f"not quantized: {said}{' and '.join(missing)}; {floats} of "
+            f"{len(found.layers) + len(found.others)} operations are float"
+        )  # fmt: skip
 
 
 def _judge_machine(found: Checked, metadata: Metadata, *, native: bool) -> bool:
@@ -248,50 +260,3 @@ def _judge_machine(found: Checked, metadata: Metadata, *, native: bool) -> bool:
         found.notes.append("not run: there is no GPU here")
         return False
     return not problems
-
-
-def _run(own: Path, path: Path, found: Checked, metadata: Metadata, sizes: Ledger) -> None:
-    """Load it in an isolated process and try batches of 1 and 3; what is wrong is added."""
-    import torch
-
-    from raq.artifact.isolated import IsolatedProcess
-    from raq.model.inputs import random_inputs
-
-    inputs = metadata.inputs
-    if inputs is None:
-        found.problems.append("its input is not known (raq did not make it), so that it cannot be tried")
-        return
-    given = random_inputs(inputs, 3)
-    try:
-        with IsolatedProcess(own, metadata.device) as process:
-            network = in_parts(process, min(metadata.max_batch or 3, 3))
-            three = network(*given)
-            single = torch.cat([network(*(value[n : n + 1] for value in given)) for n in range(3)])
-            again = network(*given)
-            if metadata.device == "cpu":
-                _ask_what_ran(process, inputs, found, sizes)
-    except StageError as error:
-        found.problems.append(error.message.replace(str(own), str(path)))
-        return
-    if not torch.isfinite(three).all() or not torch.isfinite(single).all():
-        found.problems.append("it gives logits that are not finite")
-    elif not torch.equal(three, again):
-        found.problems.append("it gives other logits for the same images when run again")
-    between = sqnr_db(three.numpy(), single.numpy())
-    if between is not None and between < MIN_DB_BETWEEN_BATCHES:
-        found.problems.append(f"image by image it computes something else than for three at once ({between:.1f} dB)")
-    loaded = process.loaded
-    found.ran = Trial(process.runtime.name, loaded.load_s, loaded.resident_bytes, math.prod(three.shape[1:]), between)
-
-
-def _ask_what_ran(process: "IsolatedProcess", inputs: Inputs, found: Checked, sizes: Ledger) -> None:
-    """Add which kernels it executes, where that can be known; StageError if it ends meanwhile."""
-    from raq.artifact.account import what_ran
-
-    counted = [KnownLayer(layer.name, layer.macs) for layer in found.layers if layer.macs is not None]
-    total = found.total_macs
-    if total is None and len(counted) == len(found.layers):
-        total = sum(layer.macs for layer in counted)  # of a stranger's: all that its code calls
-    executed = what_ran(process, inputs, [entry.shape for entry in sizes.constants], total, counted)
-    if executed is not None:
-        found.executed = executed

@@ -57,6 +57,7 @@ class Lowered(View):
     audit: AuditOfRecord | None = None
     float_by_choice: tuple[str, ...] = ()
     float_weight_share: float | None = None
+    int8_weight_mac_share: float | None = None
     macs: int | None = None
 
 
@@ -88,12 +89,16 @@ def why_not_int8(evidence: Evidence, required_share: float, max_float_weights: f
         found.append(f"{known} of its MACs is int8, required is {required:.4g}")
     if evidence.executed is not None and evidence.executed < required:
         found.append(f"{evidence.executed:.3f} of its MACs ran in int8 kernels, required is {required:.4g}")
-    if evidence.float_weights is not None and evidence.float_weights > max_float_weights:
-        found.append(
-            f"{evidence.float_weights:.3f} of its weights are floats, at most {max_float_weights:g} may be: "
-            "it is hardly smaller"
-        )
-    return found
+    return [*found, *why_not_smaller(evidence.float_weights, max_float_weights)]
+
+
+def why_not_smaller(float_weights: float | None, max_float_weights: float) -> list[str]:
+    """What is missing, in words, where more of the weights than may be are floats; an unknown share is none."""
+    if float_weights is None or float_weights <= max_float_weights:
+        return []
+    return [
+        f"{float_weights:.3f} of its weights are floats, at most {max_float_weights:g} may be: it is hardly smaller"
+    ]
 
 
 def evidence_of(lowered: Lowered) -> Evidence:

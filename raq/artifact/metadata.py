@@ -57,6 +57,11 @@ class Metadata:
         return bool(self.ours.get("kind") == "half")
 
     @property
+    def is_weight_only(self) -> bool:
+        """Whether it says that its weights alone are quantized."""
+        return bool(self.ours.get("kind") == "weight_only")
+
+    @property
     def runtime(self) -> str | None:
         """What executes it, where its format does not say that."""
         found = self.ours.get("runtime")

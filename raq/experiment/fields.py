@@ -14,6 +14,8 @@ Half = Literal["bfloat16", "float16"]
 HALF_NAMES: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16"}  # candidates, by the type that they compute in
 OtherTool = Literal["nncf", "onnxruntime"]
 OTHER_TOOLS: dict[str, str] = {"nncf": "openvino", "onnxruntime": "onnxruntime"}  # candidates, and their runtimes
+Mode = Literal["static", "dynamic", "weight-only"]
+MODE_NAMES: dict[str, str] = {"static": "ptq", "dynamic": "dynamic", "weight-only": "weight-only"}  # candidates
 INCLUDED = "included"  # model.weights: the function returns a trained network
 Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 

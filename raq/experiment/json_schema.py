@@ -40,6 +40,10 @@ def json_schema() -> Schema:
                 key.partition(".")[2]: value for key, value in properties.items() if key.startswith("calibration.")
             }
             properties["calibration"] = {"type": "object", "additionalProperties": False, "properties": nested}
+        if name == "Ptq":  # one mode needs no list
+            mode = definition["properties"]["mode"]
+            listed = {key: mode.pop(key) for key in ("items", "minItems", "type")}
+            mode["anyOf"] = [dict(listed["items"]), listed]
         if name == "Metric":  # its name alone stands for it
             schema["properties"]["metric"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Metric"}]}
     return {"$schema": DIALECT, **schema}

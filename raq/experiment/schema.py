@@ -4,9 +4,9 @@ import difflib
 import re
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from raq.experiment.fields import INCLUDED, Backend, Channels, Natural, Observer, OtherTool, Positive, Section
+from raq.experiment.fields import INCLUDED, Backend, Channels, Mode, Natural, Observer, OtherTool, Positive, Section
 from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.metric import LOSSES, Metric
@@ -66,16 +66,19 @@ class Model(Section):
         if (
             self.name in MODELS
             or re.match(r"^(torchvision|timm):[\w.]+$", self.name)
+            or re.match(r"^transformers:\S+$", self.name)
             or re.match(FUNCTION_PATTERN, self.name)
         ):
             return self
         near = difflib.get_close_matches(self.name, MODELS, n=1)
         also = f" (did you mean {near[0]!r}?)" if near else ""
-        allowed = f"{', '.join(MODELS)}, torchvision:<name>, timm:<name>, module:function"
+        allowed = f"{', '.join(MODELS)}, torchvision:<name>, timm:<name>, transformers:<name>, module:function"
         raise ValueError(f"name: there is no network {self.name!r}{also}; allowed: {allowed}")
 
     name: str = "resnet18-cifar"
-    """resnet18-cifar, resnet20-cifar, torchvision:NAME, timm:NAME (needs its extra), or module:function."""
+    """resnet18-cifar, resnet20-cifar, torchvision:NAME, timm:NAME, transformers:NAME (a trained one: a folder, relative
+    to the experiment's file, or a name in the Hugging Face cache), or module:function. timm and transformers are
+    extras."""
     weights: str | None = None
     """File with a state dict to start from (.pt, or .safetensors), instead of training; relative to the experiment's
     file. included: the function returns a trained network."""
@@ -99,6 +102,15 @@ class Calibration(Section):
 class Ptq(Section):
     """Quantization after training."""
 
+    mode: Annotated[
+        tuple[Mode, ...],
+        Field(strict=False, min_length=1),
+        BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    ] = ("static",)
+    """One, or a list of several, each a candidate of its own. static (candidate ptq): activations have fixed ranges,
+    from calibration. dynamic: the range of an activation is that of the batch at hand, so that an answer depends a
+    little on the batch that it comes in. weight-only: linear layers multiply int8 weights with bfloat16. These two are
+    of linear layers and embeddings alone, and in Inductor on x86."""
     backend: Backend = "x86"
     """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     per_channel: bool = True
@@ -115,6 +127,10 @@ class Ptq(Section):
     def _check(self) -> "Ptq":
         if len(set(self.others)) < len(self.others):
             raise ValueError(f"others: {list(self.others)} names a tool twice")
+        if len(set(self.mode)) < len(self.mode):
+            raise ValueError(f"mode: {list(self.mode)} names one twice")
+        if self.backend != "x86" and set(self.mode) != {"static"}:
+            raise ValueError(f"mode: the backend {self.backend} quantizes in the mode static alone here")
         return self
 
 
@@ -218,6 +234,19 @@ class Experiment(Section):
             raise ValueError(
                 f"bench.devices has cuda, and lower.runtimes has {', '.join(others)}, for CPUs alone: add inductor"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_modes(self) -> "Experiment":
+        modes = self.ptq.mode if self.ptq is not None else ("static",)
+        others = [mode for mode in modes if mode != "static"]
+        if others and "inductor" not in self.lower.runtimes:
+            raise ValueError(f"ptq.mode has {', '.join(others)}, which Inductor alone runs: add it to lower.runtimes")
+        if others and self.bench.devices != "auto" and "cpu" not in self.bench.devices:
+            raise ValueError(f"ptq.mode has {', '.join(others)}, for CPUs alone: add cpu to bench.devices")
+        tried = self.sweep is not None and (self.sweep.ptq is not None or self.sweep.layers is not None)
+        if tried and "static" not in modes:
+            raise ValueError("sweep.ptq and sweep.layers are of the mode static, which ptq.mode has not")
         return self
 
     @model_validator(mode="after")

@@ -4,21 +4,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime, runtimes_of_backend
-from raq.experiment.fields import HALF_NAMES, OTHER_TOOLS
+from raq.experiment.fields import HALF_NAMES, MODE_NAMES, OTHER_TOOLS
 from raq.experiment.schema import BASELINE, Experiment, Ptq
 from raq.experiment.training import Qat
 
-CandidateKind = Literal["fp32", "half", "ptq", "qat"]
+CandidateKind = Literal["fp32", "half", "weight_only", "dynamic", "ptq", "qat"]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One version of the network, in one runtime.
 
-    name: fp32, bf16, ptq, qat, mixed-1, ptq-openvino, ...; kind: how it is quantized; backend: whose kernels its graph
-    is annotated for, None if raq does not quantize it; runtime: what executes its artifacts; program: the stage that
-    makes its program, which candidates in several runtimes share, fp32 for what other tools quantize; configuration: of
-    mixed precision, which one of the search for layers, from 1; quantizer: the other tool that quantizes it.
+    name: fp32, bf16, ptq, dynamic, qat, mixed-1, ptq-openvino, ...; kind: how it is quantized; backend: whose
+    kernels its graph is meant for, None if raq does not quantize it; runtime: what executes its artifacts; program: the
+    stage that makes its program, which candidates in several runtimes share, fp32 for what other tools quantize;
+    configuration: of mixed precision, which one of the search for layers, from 1; quantizer: the other tool that
+    quantizes it.
     """
 
     name: str
@@ -37,7 +38,13 @@ def candidates_of(experiment: Experiment) -> tuple[Candidate, ...]:
         name = HALF_NAMES[dtype]
         found.append(Candidate(name, "half", None, RUNTIMES[FP32_RUNTIME], name))
     if experiment.ptq is not None:
-        found += _candidates("ptq", "ptq", experiment.ptq, experiment)
+        for mode in experiment.ptq.mode:
+            if mode == "static":
+                found += _candidates("ptq", "ptq", experiment.ptq, experiment)
+            else:  # only Inductor has kernels for those
+                kind: CandidateKind = "dynamic" if mode == "dynamic" else "weight_only"
+                name = MODE_NAMES[mode]
+                found.append(Candidate(name, kind, experiment.ptq.backend, RUNTIMES["inductor"], name))
         for tool in experiment.ptq.others:
             runtime = RUNTIMES[OTHER_TOOLS[tool]]
             found.append(Candidate(tool, "ptq", None, runtime, BASELINE, quantizer=tool))

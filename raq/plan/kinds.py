@@ -51,6 +51,8 @@ KINDS: dict[str, StageKind] = {
             training="raq.stages.train",
         ),
         StageKind("half", "raq.stages.half:half_stage", QUANTIZING, "raq.report.lines:weights"),
+        StageKind("weight_only", "raq.stages.modes:weight_only_stage", QUANTIZING, "raq.report.lines:weights"),
+        StageKind("dynamic", "raq.stages.modes:dynamic_stage", QUANTIZING, "raq.report.lines:weights"),
         StageKind("ptq", "raq.stages.ptq:ptq_stage", QUANTIZING, "raq.report.lines:weights"),
         StageKind(
             "qat",

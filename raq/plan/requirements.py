@@ -2,7 +2,7 @@
 
 import math
 
-from raq.artifact.judgement import Evidence, Lowered, evidence_of, why_not_int8
+from raq.artifact.judgement import Evidence, Lowered, evidence_of, why_not_int8, why_not_smaller
 from raq.errors import StageError
 from raq.experiment.measurement import Require
 from raq.plan.stages import Stage
@@ -14,6 +14,10 @@ from raq.store.views import View, view
 # the order of additions, at most the rounding of single activations; measured figures are in results/log.md.
 MIN_SQNR_DB = {
     ("half", "converted"): 20.0,
+    ("dynamic", "lowered"): 10.0,
+    ("dynamic", "reloaded"): 60.0,
+    ("weight_only", "lowered"): 20.0,  # roundings to 16 bits fall elsewhere
+    ("weight_only", "reloaded"): 60.0,
     ("half", "lowered"): 20.0,  # Inductor keeps what it fuses in float32
     ("half", "reloaded"): 60.0,
     ("qat", "prepared"): 60.0,  # both in float32
@@ -104,7 +108,8 @@ def check_results(stage: Stage, values: Record, require: Require) -> None:
 def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
     candidate = _artifact(stage).kind or stage.kind
-    limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db}
+    limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db, ("weight_only", "converted"): require.sqnr_db}
+    limits["dynamic", "converted"] = require.sqnr_db
     least = limits.get((candidate, row.step))
     if _artifact(stage).quantizer is not None and row.step == "lowered":
         least = None  # what another tool rounds in this step is measured as it comes
@@ -165,6 +170,9 @@ def _check_quantized(stage: Stage, results: _Results, require: Require) -> None:
     there is nothing to require: the rows say that the arithmetic is float.
     """
     audit = results.audit
+    if _artifact(stage).kind == "weight_only":
+        _check_weights(stage, results, require)
+        return
     if audit is None:
         _check_executed(stage, results, require)
         return
@@ -185,13 +193,34 @@ def _check_quantized(stage: Stage, results: _Results, require: Require) -> None:
     )
 
 
+def _check_weights(stage: Stage, results: _Results, require: Require) -> None:
+    """Raise StageError if too little of a weight-only candidate reads int8 weights, by its code, or too much is floats.
+
+    Its kernels are torch's own, not oneDNN's: nothing reports them when they run.
+    """
+    if results.audit is None:
+        return
+    share, missing = (
+        results.int8_weight_mac_share,
+        why_not_smaller(results.float_weight_share, require.float_weight_share),
+    )
+    if share is None or share < require.int8_mac_share:
+        known = "an unknown share" if share is None else f"{share:.3f}"
+        missing.insert(0, f"{known} of its MACs reads int8 weights, required is {require.int8_mac_share:g}")
+    if missing:
+        raise StageError(
+            f"{stage.name}: not quantized: {' and '.join(missing)}",
+            "leave weight-only out of ptq.mode, or set require.int8_mac_share and require.float_weight_share otherwise",
+        )
+
+
 def _check_executed(stage: Stage, results: _Results, require: Require) -> None:
     """Raise StageError if too much of an evaluated artifact ran in kernels of a wider type than it is to."""
     kind = _artifact(stage).kind
     if kind == "half":
         _check_half(stage, results, require)
     share = results.executed_int8_mac_share
-    if share is None or kind in ("fp32", "half") or _artifact(stage).quantizer is not None:
+    if share is None or kind in ("fp32", "half", "weight_only") or _artifact(stage).quantizer is not None:
         return
     evidence = Evidence(share, share, results.float_by_choice_share, None)
     if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):

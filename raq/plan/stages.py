@@ -17,7 +17,7 @@ from raq.environment import (
     versions,
 )
 from raq.errors import UserError
-from raq.experiment.fields import HALF_NAMES
+from raq.experiment.fields import HALF_NAMES, MODE_NAMES
 from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
@@ -133,8 +133,12 @@ class _Plan:
                 **self.common,
                 **self.parity,
                 "reduce_range": self._reduces_range(part, saturates),
-                name: part.model_dump(mode="json", exclude={"others"}),
+                name: part.model_dump(mode="json", exclude={"others", "mode"}),
             }
+            if isinstance(part, Ptq):
+                self._add_other_modes(part, reduce_range=settings["reduce_range"])
+                if "static" not in part.mode:
+                    continue
             inputs = {"weights": "train"}
             sweep = self.experiment.sweep or Sweep()
             pool: Pool = "quantize"
@@ -153,6 +157,15 @@ class _Plan:
             self.add(name, name, pool, settings, inputs, workers)
             if name == "ptq" and sweep.layers is not None:
                 self._add_mixed(settings, inputs, sweep)
+
+    def _add_other_modes(self, ptq: Ptq, *, reduce_range: bool) -> None:
+        """The candidates that no calibration precedes."""
+        for mode in ptq.mode:
+            if mode == "dynamic":
+                settings = {**self.common, **self.parity, "reduce_range": reduce_range}
+                self.add(MODE_NAMES[mode], "dynamic", "quantize", settings, {"weights": "train"})
+            elif mode == "weight-only":
+                self.add(MODE_NAMES[mode], "weight_only", "quantize", self.common | self.parity, {"weights": "train"})
 
     def _reduces_range(self, part: Ptq | Qat, saturates: bool) -> bool:
         """Whether activations have 7 bits: as asked, else where 8 could saturate."""

@@ -67,6 +67,11 @@ def _addr(_: Tensor, first: Tensor, second: Tensor, *__: Any, **___: Any) -> int
     return first.numel() * second.numel()
 
 
+def _by_int8_weights(data: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """data [n, K], weight [N, K]."""
+    return data.shape[0] * weight.numel()
+
+
 def _distances(first: Tensor, second: Tensor, *_: Any, **__: Any) -> int:
     """first [..., P, M], second [..., R, M]."""
     return math.prod(first.shape) * second.shape[-2]
@@ -86,6 +91,7 @@ OWN_FORMULAS: dict[Any, Formula] = {
     aten.addmv: _addmv,
     aten.addr: _addr,
     aten._cdist_forward: _distances,
+    aten._weight_int8pack_mm: _by_int8_weights,
 }
 # Operators that torch does not call pointwise and that do no products of the kind counted here: they move, choose,
 # add up, normalise or make numbers. Pooling and interpolation add up few numbers an output, with fixed factors.

@@ -22,6 +22,7 @@ from raq.quantize.unshare import unshare
 MAX_BATCH = 65_536
 CONVOLUTIONS = tuple(getattr(torch.ops.aten, name) for name in ("conv1d", "conv2d", "conv3d", "convolution"))
 TRANSPOSED = tuple(getattr(torch.ops.aten, f"conv_transpose{n}") for n in ("1d", "2d", "3d"))
+WEIGHT_ONLY = torch.ops.aten._weight_int8pack_mm  # of data [n, K], int8 weights [N, K] and scales [N]
 LINEARS = (torch.ops.aten.linear, torch.ops.aten.addmm, torch.ops.aten.mm)
 
 
@@ -59,6 +60,7 @@ def graph_of(network: nn.Module, example: Tensor | Example) -> fx.GraphModule:
                 "build the model with track_running_stats=True",
             )
     graph = export_network(network, example).module()
+    graph.graph.eliminate_dead_code()  # what is computed and not given (a pooler, say): quantizers fail there
     for node in list(graph.graph.nodes):
         if node.target in (torch.ops.aten.conv1d.padding, torch.ops.aten.conv2d.padding, torch.ops.aten.conv3d.padding):
             _pad_by_numbers(graph.graph, node)
@@ -175,7 +177,9 @@ def layers(graph: fx.Graph) -> list[tuple[fx.Node, Layer]]:
     found = []
     for node in graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
-        if packet in (*CONVOLUTIONS, *TRANSPOSED):
+        if packet is WEIGHT_ONLY:
+            found.append((node, Layer(layer_name(node), "linear", _macs(node, weight_argument=1))))
+        elif packet in (*CONVOLUTIONS, *TRANSPOSED):
             found.append((node, Layer(layer_name(node), "conv", _macs(node, weight_argument=1))))
         elif packet in LINEARS:
             weight = {torch.ops.aten.linear: 1, torch.ops.aten.addmm: 2, torch.ops.aten.mm: 1}[packet]
@@ -185,7 +189,7 @@ def layers(graph: fx.Graph) -> list[tuple[fx.Node, Layer]]:
 
 def is_layer(node: fx.Node) -> bool:
     """Whether a node is a convolution or a linear layer."""
-    return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *TRANSPOSED, *LINEARS)
+    return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *TRANSPOSED, *LINEARS, WEIGHT_ONLY)
 
 
 def _macs(node: fx.Node, weight_argument: int) -> int:

@@ -179,7 +179,10 @@ def _say_what_ran(console: Console, candidates: Sequence[CandidateSummary]) -> N
     reported = "(reported by oneDNN, or the runtime itself), of all MACs"
     others = [candidate for candidate in candidates if candidate["kind"] != BASELINE]
     int8 = [
-        (c["name"], a.get("executed_int8_mac_share")) for c in others if c["kind"] != "half" for a in c["artifacts"]
+        (c["name"], a.get("executed_int8_mac_share"))
+        for c in others
+        if c["kind"] not in ("half", "weight_only")
+        for a in c["artifacts"]
     ]
     half = [
         (c["name"], a.get("executed_half_mac_share")) for c in others if c["kind"] == "half" for a in c["artifacts"]

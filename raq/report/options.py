@@ -8,7 +8,7 @@ from raq.report.types import Artifact, CandidateSummary, ComparedLatency
 
 SAME_SIZE = 0.01  # weights that differ by less are equally large
 # what making a candidate takes, of candidates that are otherwise alike
-WORK = {"fp32": 0, "half": 1, "ptq": 2, "qat": 3}
+WORK = {"fp32": 0, "half": 1, "weight_only": 1, "dynamic": 1, "ptq": 2, "qat": 3}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import cast
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio
 from raq.errors import UserError
-from raq.experiment.fields import HALF_NAMES, OTHER_TOOLS
+from raq.experiment.fields import HALF_NAMES, MODE_NAMES, OTHER_TOOLS
 from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
 from raq.report.answers import Answers, read_answers_of_run
@@ -32,6 +32,7 @@ from raq.store.results import Noise, Throughput
 from raq.store.schema import program_of
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
+MODE_OF = {name: mode for mode, name in MODE_NAMES.items() if mode != "static"}
 HALF_DTYPES = {name: dtype for dtype, name in HALF_NAMES.items()}
 
 
@@ -97,12 +98,16 @@ def _candidate(
     """What the records of a run say of one candidate."""
     evaluation, program = stages.get(f"evaluate/{name}"), stages.get(program_of(name))
     made: Record = program["results"] if program is not None else {}
-    written = settings["train" if kind == BASELINE else kind]
+    written = settings["train" if kind == BASELINE else "ptq" if name in MODE_OF else kind]
     if name in OTHER_TOOLS:
         known = written.get("calibration", {})
         written = {"quantizer": name, "calibration": {key: known.get(key) for key in ("size", "batch_size")}}
     if name in HALF_DTYPES:
         written = {"dtype": HALF_DTYPES[name]}
+    if name in MODE_OF:  # of what is written for ptq, that alone counts for it
+        written = {"mode": MODE_OF[name], "backend": written.get("backend")}
+    elif "mode" in written:
+        written = {**written, "mode": "static"}
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,
@@ -178,7 +183,17 @@ def _drop(lost: Paired) -> tuple[float, list[float]]:
 
 def _artifacts(name: str, stages: dict[str, Record | None], evaluation: Record | None, store: Store) -> list[Artifact]:
     """The candidate's artifacts, one a device."""
-    keys = ("runtime", "target", "size_bytes", "weight_bytes", "int8_mac_share", "sha256", "note", "ledger")
+    keys = (
+        "runtime",
+        "target",
+        "size_bytes",
+        "weight_bytes",
+        "int8_mac_share",
+        "int8_weight_mac_share",
+        "sha256",
+        "note",
+        "ledger",
+    )
     resident = evaluation["results"].get("resident_bytes") if evaluation is not None else None
     return [
         cast(

@@ -81,6 +81,9 @@ def _accuracy(candidate: CandidateSummary) -> list[str]:
 
 
 def _share(artifact: Artifact) -> str:
+    weights = artifact.get("int8_weight_mac_share")
+    if weights is not None:
+        return f"{100 * weights:.0f}%\nweights"
     share = artifact["int8_mac_share"]
     return "?" if share is None else f"{100 * share:.0f}%"
 

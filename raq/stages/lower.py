@@ -137,5 +137,8 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
     if settings.device != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
         return results | {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
     found = audit(given.program, code, given.macs)
+    if settings.kind == "weight_only":
+        read = {"int8_mac_share": 0.0, "int8_weight_mac_share": found.int8_weight_mac_share}
+        return results | read | {"audit": found.as_record()}
     shares = {"int8_mac_share": found.int8_mac_share, "float_by_choice": given.float_by_choice}
     return results | shares | {"audit": found.as_record()}

@@ -48,6 +48,7 @@ class Lowering(TypedDict):
     size_bytes: Annotated[int, Field(ge=1, le=2**62)]
     weight_bytes: Annotated[int, Field(ge=1, le=2**62)]
     int8_mac_share: Share | None
+    int8_weight_mac_share: NotRequired[Share | None]
     runtime: NotRequired[Name]
     sha256: NotRequired[Name]
     note: NotRequired[Text]
@@ -239,6 +240,8 @@ RESULTS: dict[str, Any] = {
     "evaluate": Evaluation,
     "lower": Lowering,
     "half": Quantizing,
+    "weight_only": Quantizing,
+    "dynamic": Quantizing,
     "ptq": Quantizing,
     "qat": Quantizing,
     "bench": Measurement,

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raq.errors import UserError, first_problem
-from raq.experiment.fields import HALF_NAMES, OTHER_TOOLS
+from raq.experiment.fields import HALF_NAMES, MODE_NAMES, OTHER_TOOLS
 from raq.store.results import RESULTS
 from raq.store.types import Fingerprint, RunRecord, SettingsOfBenchStage, StageRecord, Values
 
@@ -50,6 +50,9 @@ def _is_candidate(name: str, settings: Values) -> bool:
     kind = kind_of(name)
     if name in OTHER_TOOLS:
         return settings["ptq"] is not None and name in settings["ptq"].get("others", ())
+    modes = {MODE_NAMES[mode]: mode for mode in MODE_NAMES}
+    if name in modes:
+        return settings["ptq"] is not None and modes[name] in settings["ptq"].get("mode", ("static",))
     return kind == "fp32" or (kind in ("half", "ptq", "qat") and settings.get(kind) is not None)
 
 
@@ -61,14 +64,16 @@ def program_of(name: str) -> str:
     if name in OTHER_TOOLS:
         return "fp32"
     parts = name.split("-")
-    return "-".join(parts[:2] if parts[0] == "mixed" else parts[:1])
+    return "-".join(parts[: 2 if parts[0] in ("mixed", "weight") else 1])
 
 
 def kind_of(name: str) -> str:
-    """How a candidate is quantized, by its name: fp32, half, ptq or qat."""
+    """How a candidate is quantized, by its name: fp32, half, weight_only, dynamic, ptq or qat."""
     program = program_of(name)
     if name in OTHER_TOOLS:
         return "ptq"
+    if program == MODE_NAMES["weight-only"]:
+        return "weight_only"
     return "half" if program in HALF_NAMES.values() else "ptq" if program.startswith("mixed-") else program
 
 

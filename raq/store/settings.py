@@ -110,6 +110,12 @@ class PtqSettings(NetworkSettings):
     mixture: int | None = None
 
 
+class ModeSettings(NetworkSettings):
+    """Of `dynamic` and `weight_only`."""
+
+    reduce_range: bool = False
+
+
 class HalfOfStage(BaseModel):
     """Which type of 16 bits."""
 
@@ -170,7 +176,10 @@ class LayerSweepSettings(PtqSettings):
 
 
 class ArtifactSettings(MetricSettings):
-    """Of `lower` and `evaluate`. kind: fp32, half, ptq, qat; max_batch: the largest batch that it takes; None: any."""
+    """Of `lower` and `evaluate`.
+
+    kind: fp32, half, weight_only, dynamic, ptq, qat; max_batch: the largest batch that it takes; None: any.
+    """
 
     candidate: str
     kind: str
@@ -199,7 +208,7 @@ class LowerSettings(ArtifactSettings):
 
 
 class BenchSettings(Settings):
-    """Of `bench`. inputs: what the network is called with; runtimes, kinds (fp32, half, ptq, qat): by candidate."""
+    """Of `bench`. inputs: what the network is called with; runtimes, kinds (as of `lower`): by candidate."""
 
     bench: Bench
     device: str

@@ -89,11 +89,13 @@ def test_a_kind_depends_on_its_own_work_and_on_no_other_kind(kind: str) -> None:
     room = {"train": "model.training", "ptq": "quantize.ptq", "qat": "quantize.qat", "lower": "artifact.audit",
             "evaluate": "artifact.isolated", "bench": "bench.contender", "ptq_sweep": "artifact.parametric",
             "layer_sweep": "sweep.layers", "qat_sweep": "sweep.qat", "weights": "model.zoo",
-            "half": "quantize.folding"}  # fmt: skip
+            "half": "quantize.folding", "dynamic": "quantize.dynamic",
+            "weight_only": "quantize.weight_only"}  # fmt: skip
     assert room[kind] in covered
     for others, only in (
         (("bench.latency", "bench.contender"), {"bench"}),
         (("artifact.audit",), {"lower", "evaluate"}),
+        (("quantize.dynamic", "quantize.weight_only", "stages.modes"), {"dynamic", "weight_only"}),
         (("quantize.qat", "quantize.qat_ranges"), {"qat", "qat_sweep"}),
         (("stages.layer_sweep", "sweep.layers"), {"layer_sweep"}),
         (("stages.ptq_sweep", "sweep.ptq"), {"ptq_sweep"}),

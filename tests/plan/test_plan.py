@@ -28,6 +28,7 @@ from raq.store.settings import (
     HalfSettings,
     LayerSweepSettings,
     LowerSettings,
+    ModeSettings,
     ParitySettings,
     PtqSettings,
     PtqSweepSettings,
@@ -229,6 +230,47 @@ def test_half_precision_is_a_candidate_where_the_cpu_computes_in_it() -> None:
     assert gpu["lower/fp16/cuda"].inputs == {"program": "fp16"}
 
 
+def test_a_mode_that_needs_no_calibration_is_a_candidate_of_its_own() -> None:
+    """From the FP32 weights, in Inductor alone; what is written about calibration does not make it stale."""
+    modes = {"ptq": {"mode": ["static", "dynamic", "weight-only"]}, "lower": {"runtimes": ["openvino", "inductor"]}}
+    found, before = planned(**modes), planned(lower=modes["lower"])
+    assert {name for name in found if name not in before} == {
+        f"{place}{name}" for place in ("", "lower/", "evaluate/") for name in ("dynamic", "weight-only")
+    }
+    assert changed(before, found) == {"bench/cpu"}
+    assert {name: found[name].kind for name in ("dynamic", "weight-only")} == {
+        "dynamic": "dynamic", "weight-only": "weight_only",
+    }  # fmt: skip
+    for name in ("dynamic", "weight-only"):
+        assert found[name].inputs == {"weights": "train"}
+        assert found[f"lower/{name}"].inputs == {"program": name}
+        assert found[f"lower/{name}"].settings["runtime"] == "inductor"
+    other = planned(ptq=modes["ptq"] | {"calibration": {"size": 7}}, lower=modes["lower"])
+    assert not {"dynamic", "weight-only"} & changed(found, other)
+    alone = planned(ptq={"mode": "dynamic"})
+    assert "ptq" not in alone
+    assert "lower/dynamic" in alone
+    old = planned(Facts(DATA, replace(MACHINE, features=["avx2"])), ptq={"mode": "dynamic"})
+    assert old["dynamic"].settings["reduce_range"] is True
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"ptq": {"mode": "dinamic"}}, "static"),
+        ({"ptq": {"mode": []}}, "at least 1 item"),
+        ({"ptq": {"mode": ["dynamic", "dynamic"]}}, "names one twice"),
+        ({"ptq": {"mode": "dynamic", "backend": "xnnpack"}}, "the backend xnnpack quantizes in the mode static alone"),
+        ({"ptq": {"mode": "dynamic"}, "lower": {"runtimes": ["openvino"]}}, "add it to lower.runtimes"),
+        ({"ptq": {"mode": "weight-only"}, "bench": {"devices": ["cuda"]}}, "for CPUs alone"),
+        ({"ptq": {"mode": "dynamic"}, "sweep": {"layers": {}}}, "of the mode static, which ptq.mode has not"),
+    ],
+)
+def test_modes_that_cannot_be(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        planned(**given)
+
+
 def test_what_other_tools_quantize_is_a_candidate_of_its_own() -> None:
     """From the FP32 weights, in the tool's runtime, on the calibration of ptq, which it does not change."""
     found, before = (
@@ -396,6 +438,8 @@ READ_BY: dict[str, tuple[type[Settings], ...]] = {
     "train": (TrainSettings,),
     "weights": (WeightsSettings,),
     "half": (HalfSettings, ParitySettings),
+    "dynamic": (ModeSettings, ParitySettings),
+    "weight_only": (ModeSettings, ParitySettings),
     "ptq": (PtqSettings, ParitySettings),
     "qat": (QatSettings, ParitySettings),
     "lower": (LowerSettings, ParitySettings),
@@ -422,7 +466,7 @@ def nullable(section: type[BaseModel], place: str = "") -> Iterator[str]:
 def test_stages_can_read_what_is_planned_whatever_is_null(key: str) -> None:
     """The plan writes plain values, and stages read them back by models of their own, which must allow as much."""
     given: dict[str, Any] = {
-        "half": {}, "ptq": {"others": ["nncf"]}, "sweep": {
+        "half": {}, "ptq": {"others": ["nncf"], "mode": ["static", "dynamic", "weight-only"]}, "sweep": {
             "ptq": {"calibration.size": [16, 32]}, "qat": {"lr": [0.1, 0.01]}, "layers": {}, "trials": 2,
         },
     }  # fmt: skip
