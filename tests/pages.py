@@ -376,6 +376,36 @@ def simulated() -> str:
     return "\n".join(lines)
 
 
+def timm() -> str:
+    """What became of each of timm's architectures; speeds over the fastest FP32, where they were measured."""
+    lines = [
+        "| model | side | int8 share of MACs | QAT's graph | SQNR of FP32, int8, dB | weights packed anew, int8 | "
+        "int8 over the best FP32: batch 1 | batch 8 |",
+        "|---" * 8 + "|",
+    ]
+    for path in sorted((REFERENCE / "timm").glob("*.json")):
+        found = read(f"timm/{path.name}")
+        if "int8_executed" not in found:
+            lines.append(
+                f"| {found['model']} | {found.get('side', '')} | {found['reason'] or 'not lowered'} |" + " |" * 5
+            )
+            continue
+        share = f"{found['int8_mac_share']:.3f} meant, {found['int8_executed']:.3f} ran"
+        quality = f"{found['fp32_sqnr_db']:.0f}, {found['int8_sqnr_db']:.1f}"
+        packed = ", ".join(f"{count} at {size}" for size, count in found["int8_reorders"].items() if count) or "none"
+        speeds = [_least_speedup(found.get("speedups", []), size) for size in (1, 8)]
+        cells = (found["model"], str(found["side"]), share, found["qat"], quality, packed, *speeds)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _least_speedup(speedups: list[Found], size: int) -> str:
+    """Over the faster of eager and compiled FP32 at this batch size, with its interval."""
+    there = [each for each in speedups if each["batch_size"] == size]
+    least = min(there, key=lambda each: float(each["value"]), default=None)
+    return "not measured" if least is None else ratio(least["value"], least["interval"])
+
+
 def keys() -> str:
     """The keys of an experiment, from the schema."""
     lines = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
@@ -398,6 +428,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixed-precision-verdict": lambda: quoted("mixed-precision"),
     "executed": executed,
     "peers": peers,
+    "timm": timm,
     "calibration": calibration,
     "faults": faults,
     "trust": trust,

@@ -4,6 +4,7 @@ Imports stay inside the verbs: `raq --help` starts at once.
 """
 
 import io
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -233,6 +234,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for what it has not
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it warns of torchao's own calls at its import
     try:
         stop_on_sigterm()
         returned = app(standalone_mode=False)  # an exit code, where typer itself has caught an interruption or exit

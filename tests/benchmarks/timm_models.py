@@ -81,13 +81,18 @@ def make(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def measured(name: str, folder: Path, budget_s: float) -> list[dict[str, Any]]:
-    """Latency rows of both packages and the FP32 network in eager mode, in turns, without their rounds."""
+def measured(name: str, folder: Path, budget_s: float) -> dict[str, Any]:
+    """Latency rows of both packages and the FP32 network in eager mode, in turns, without their rounds.
+
+    With int8's speedup over either FP32, with its interval.
+    """
     from raq.bench.latency import measure
     from raq.bench.messages import ContenderSettings
+    from raq.bench.ratio_statistics import paired_ratio
     from raq.environment import available_cpus
     from raq.experiment.inputs import image_input
     from raq.experiment.measurement import Bench
+    from raq.report.ratios import row_ratios
 
     side = LARGER.get(name, SIDE)
     shared: dict[str, Any] = {"device": "cpu", "inputs": (image_input((3, side, side)),),
@@ -99,7 +104,15 @@ def measured(name: str, folder: Path, budget_s: float) -> list[dict[str, Any]]:
         ContenderSettings("int8", "inductor", path=str(folder / "int8.pt2"), **shared),
     ]
     found = measure(contenders, Bench(batch_sizes=(1, 8), precision=0.02, budget_s=budget_s), available_cpus())
-    return [{key: value for key, value in row.items() if not key.startswith("round_")} for row in found["rows"]]
+    speedups = []
+    for row in found["rows"]:
+        int8 = next(r for r in found["rows"] if (r["candidate"], r["batch_size"]) == ("int8", row["batch_size"]))
+        if row is not int8:
+            value, interval = paired_ratio(row_ratios(row, int8))
+            over = f"{row['candidate']}/{row['runtime']}"
+            speedups.append({"batch_size": row["batch_size"], "over": over, "value": value, "interval": interval})
+    rows = [{key: value for key, value in row.items() if not key.startswith("round_")} for row in found["rows"]]
+    return {"rows": rows, "speedups": speedups}
 
 
 def make_in_process(name: str, folder: Path) -> dict[str, Any]:
@@ -134,9 +147,9 @@ def main() -> None:
         found = read_json(folder / "made.json")
         known = read_json(record) if record.is_file() else {}
         if options.time and found["reason"] is None and known.get("made_at") != found["made_at"]:
-            known = {"rows": measured(name, folder, options.time), "measured_at": now(), "made_at": found["made_at"]}
+            known = {**measured(name, folder, options.time), "measured_at": now(), "made_at": found["made_at"]}
         if known.get("made_at") == found.get("made_at"):
-            found |= {key: known[key] for key in ("rows", "measured_at") if key in known}
+            found |= {key: known[key] for key in ("rows", "speedups", "measured_at") if key in known}
         write_json(record, found)
         print(name, found.get("int8_mac_share"), found.get("qat"), found["reason"], flush=True)
 

@@ -81,7 +81,7 @@ def test_cifar10_by_environment_and_decoded_once(tmp_path: Path, monkeypatch: py
     write_parquet(tmp_path)
     monkeypatch.setenv("RAQ_DATA", str(tmp_path))
     first = load_dataset(Data(name="cifar10"))
-    monkeypatch.setattr("raq.model.sources._decode_image", lambda *a: pytest.fail("decoded twice"))
+    monkeypatch.setattr("raq.model.sources.decode_image", lambda *a: pytest.fail("decoded twice"))
     assert load_dataset(Data(name="cifar10")).digest == first.digest
 
 
