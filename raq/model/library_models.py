@@ -61,6 +61,7 @@ def transformers_model(name: str, classes: int | None) -> "nn.Module":
     require_library("transformers", "transformers")
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     folder = transformers_folder(name)
     try:
         configuration = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
