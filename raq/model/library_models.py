@@ -98,9 +98,10 @@ def transformers_folder(name: str) -> Path:
 
 
 def transformers_files(name: str) -> list[Path]:
-    """The files that make a model of transformers what it is: its configuration and its weights."""
+    """The files that make a model of transformers what it is: its configuration, its weights and their index."""
     folder = transformers_folder(name)
-    return sorted(file for file in folder.iterdir() if file.name == "config.json" or file.suffix == ".safetensors")
+    weights = (".safetensors", ".safetensors.index.json")
+    return sorted(file for file in folder.iterdir() if file.name == "config.json" or file.name.endswith(weights))
 
 
 LIBRARIES: "dict[str, Callable[[str, int | None], nn.Module]]" = {

@@ -17,6 +17,7 @@ SMALLEST_SCALE = 2**-24  # of a channel whose weights are all zero
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [N, K] and scales [N] of a weight [N, K]: symmetric, -127 to 127, a scale for each row."""
+    weight = weight.to(torch.float32)
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=SMALLEST_SCALE)
     return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
@@ -44,7 +45,8 @@ def layers_with_weights(graph: fx.GraphModule, operators: tuple[Any, ...]) -> It
 
 
 def replace(graph: fx.GraphModule, node: fx.Node, new: fx.Node) -> None:
-    """Let `new` stand for `node`."""
+    """Let `new` stand for `node`, whose shape and type it has."""
+    new.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(new)
     graph.graph.erase_node(node)
 
@@ -80,9 +82,10 @@ def put(graph: fx.GraphModule, weight: fx.Node, form: str, tensors: dict[str, Te
 
 
 def int8_embedding(write: Writer, graph: fx.GraphModule, weight: fx.Node) -> fx.Node:
-    """Rows of int8 weight [N, E], each times its scale [N, 1]: float32 [..., E]."""
+    """Rows of int8 weight [N, E], each times its scale [N, 1]: [..., E] of the weight's type."""
+    own_type = tensor_of(graph, weight).dtype
     integers, scales = rounded(tensor_of(graph, weight))
     own, scale = put(graph, weight, "embedding", {"int8": integers, "scale": scales[:, None]})
     indices = write.node.args[1]
-    rows = write.call(aten.to.dtype, write.call(aten.embedding.default, own, indices), torch.float32)
+    rows = write.call(aten.to.dtype, write.call(aten.embedding.default, own, indices), own_type)
     return write.call(aten.mul.Tensor, rows, write.call(aten.embedding.default, scale, indices))

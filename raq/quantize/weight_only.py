@@ -54,7 +54,7 @@ def weight_only_program(network: nn.Module, example: Tensor | Example) -> Export
 
 
 def _int8_linear(write: Writer, graph: fx.GraphModule, weight: fx.Node) -> fx.Node:
-    """data [..., K] in bfloat16 by int8 weight [N, K] with scales [N], then in float32 the bias: [..., N].
+    """data [..., K] in bfloat16 by int8 weight [N, K] with scales [N], then in its own type the bias: [..., N].
 
     Rows are padded with zeros to a multiple of MULTIPLE.
     """
@@ -74,7 +74,9 @@ def _int8_linear(write: Writer, graph: fx.GraphModule, weight: fx.Node) -> fx.No
         rows = write.call(aten.reshape.default, rows, [-1, shape[-1]])
     if missing:
         rows = write.call(aten.constant_pad_nd.default, rows, [0, missing])
-    found = write.call(aten.to.dtype, write.call(aten._weight_int8pack_mm.default, rows, *stored), torch.float32)
+    found = write.call(
+        aten.to.dtype, write.call(aten._weight_int8pack_mm.default, rows, *stored), data.meta["val"].dtype
+    )
     if len(shape) != 2:
         sizes = [
             size if isinstance(size, int) else write.call(aten.sym_size.int, data, at)

@@ -124,6 +124,7 @@ class SettingsOfCandidate(TypedDict):
 
     backend: NotRequired[Name]
     others: NotRequired[list[Name]]
+    mode: NotRequired[list[Name]]
     calibration: NotRequired[Values]
 
 

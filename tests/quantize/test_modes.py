@@ -223,3 +223,28 @@ def test_what_is_lowered_is_what_is_meant(mode: str, tmp_path: Path) -> None:
             ids = torch.randint(0, 50, sizes)
             quality = sqnr_db(program.module()(ids).numpy(), process(ids).numpy())
             assert quality is None or quality > 30  # roundings to integers fall elsewhere
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight-only"])
+def test_layers_that_follow_one_another(mode: str) -> None:
+    """Without anything between: an embedding, a layer, a layer."""
+    torch.manual_seed(0)
+    network, ids = (
+        nn.Sequential(nn.Embedding(20, 32), nn.Linear(32, 16), nn.Linear(16, 12)).eval(),
+        torch.randint(0, 20, (2, 5)),
+    )
+    program = dynamic(network, ids) if mode == "dynamic" else weight_only_program(network, ids)
+    with torch.no_grad():
+        quality = sqnr_db(network(ids).numpy(), program.module()(ids).numpy())
+    assert quality is not None
+    assert quality > 25
+
+
+def test_a_network_in_bfloat16_stays_in_it() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(20, 32), nn.Linear(32, 16), nn.LayerNorm(16)).to(torch.bfloat16).eval()
+    ids = torch.randint(0, 20, (2, 5))
+    with torch.no_grad():
+        found = weight_only_program(network, ids).module()(ids)
+        assert found.dtype == torch.bfloat16
+        assert (found - network(ids)).abs().max() < 0.1
