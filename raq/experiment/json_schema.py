@@ -12,6 +12,7 @@ from raq.experiment.schema import Experiment
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FROM_RECIPE = "the recipe's"
+NEED_NO_LIST = ("mode",)  # keys of ptq that take one value as well as a list of them
 Schema = dict[str, Any]
 
 
@@ -40,13 +41,19 @@ def json_schema() -> Schema:
                 key.partition(".")[2]: value for key, value in properties.items() if key.startswith("calibration.")
             }
             properties["calibration"] = {"type": "object", "additionalProperties": False, "properties": nested}
-        if name == "Ptq":  # one mode needs no list
-            mode = definition["properties"]["mode"]
-            listed = {key: mode.pop(key) for key in ("items", "minItems", "type")}
-            mode["anyOf"] = [dict(listed["items"]), listed]
+        if name == "Ptq":
+            properties = definition["properties"]
+            properties |= {key: _or_listed(entry) for key, entry in properties.items() if key in NEED_NO_LIST}
         if name == "Metric":  # its name alone stands for it
             schema["properties"]["metric"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Metric"}]}
     return {"$schema": DIALECT, **schema}
+
+
+def _or_listed(entry: Schema) -> Schema:
+    """What takes a list, and one of its values alone too."""
+    kept = {key: value for key, value in entry.items() if key in ("default", "description", "title")}
+    listed = {key: value for key, value in entry.items() if key not in kept}
+    return {**kept, "anyOf": [entry["items"], listed]}
 
 
 def every_key() -> list[Key]:
