@@ -43,6 +43,7 @@ ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni
                 "NEON": "asimd"}  # fmt: skip
 FLOAT_PRODUCTS = ("MatMul float", "Gemm float")  # as an .onnx asks for them
 MAX_BYTES = 8_000_000_000
+INT8_WEIGHTS = "_weight_int8pack_mm"  # the kernel that multiplies floats by int8 weights
 MIN_HALF_SHARE = Require().half_mac_share
 
 
@@ -204,8 +205,8 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
             known = "an unknown share" if half is None else f"{half:.3f}"
             found.problems.insert(0, f"not in half precision: {known} of its MACs ran in kernels of 16 bits")
     elif found.metadata.is_weight_only:
-        found.notes.append("marked as weight-only: its weights are int8, its arithmetic is in floats")
-        found.problems += why_not_smaller(found.float_weight_share, max_float_weights)
+        found.notes.append("marked as weight-only: its arithmetic is in floats")
+        _judge_weights(found, require, max_float_weights)
     else:
         _judge_int8(found, require, max_float_weights, found.metadata.candidate)
     if not found.vouched and found.metadata.float_by_choice:
@@ -223,6 +224,21 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
         found.notes.append(f"weights are packed anew at every call, which is time lost: {counts}")
     if found.ledger.duplicates:
         found.problems.append(f"float copies of int8 weights are kept: {', '.join(found.ledger.duplicates[:5])}")
+
+
+def _judge_weights(found: Checked, require: float, max_float_weights: float) -> None:
+    """Add that it does not read int8 weights, if so: by the kernels that its code calls; nothing reports those running.
+
+    Of the layers alone: what multiplies activations has no weights.
+    """
+    missing = why_not_smaller(found.float_weight_share, max_float_weights)
+    total = sum(layer.macs or 0 for layer in found.layers)
+    reads = sum(layer.macs or 0 for layer in found.layers if INT8_WEIGHTS in (layer.kernel or ""))
+    if not total or reads / total < require:
+        known = f"{reads / total:.3f}" if total else "an unknown share"
+        missing.insert(0, f"{known} of its layers' MACs reads int8 weights, required is {require:.4g}")
+    if missing:
+        found.problems.insert(0, f"not quantized: offered as weight-only, and {' and '.join(missing)}")
 
 
 def _judge_int8(found: Checked, require: float, max_float_weights: float, candidate: str | None) -> None:

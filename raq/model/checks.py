@@ -105,7 +105,7 @@ def _dead_channels(images: Images) -> list[str]:
 
 
 def _shared(dataset: ImageDataset) -> list[str]:
-    """That test images are among the training images, pixel by pixel."""
+    """That test images are among the training images, by their pixels, or by their files' contents."""
     if len(dataset.train_images) + len(dataset.test_images) > MAX_COMPARED:
         return []
     known = set(dataset.train_images.digests())

@@ -100,9 +100,9 @@ def content_digests(files: Sequence[str]) -> Array:
 def _keep(array: Array, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            np.save(file, array)
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
+            np.save(Path(scratch) / path.name, array)
+            (Path(scratch) / path.name).replace(path)
     except OSError as error:
         raise RaqError(
             f"{path}: the digests of the images cannot be stored: {error.strerror}",

@@ -52,32 +52,40 @@ def timm_model(name: str, classes: int | None) -> "nn.Module":
 
 
 def transformers_model(name: str, classes: int | None) -> "nn.Module":
-    """A network of transformers with its trained weights, of the class that its configuration names.
+    """A network of transformers with its trained weights in float32, of the class that its configuration names.
 
     name: a folder with config.json and model.safetensors, or a name that is in the Hugging Face cache; nothing is
-    downloaded, and code that comes with a model is not run. classes: of a classifier that is to have another number of
-    outputs than it was trained with, whose last layer is then untrained; None: as it was trained. Raises UserError.
+    downloaded, and code that comes with a model is not run. classes: not looked at; a classifier has those that it was
+    trained with. Raises UserError, also for weights that lack a part of the network.
     """
     require_library("transformers", "transformers")
+    import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     folder = transformers_folder(name)
+    never: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        configuration = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        configuration = transformers.AutoConfig.from_pretrained(folder, **never)
         known = [getattr(transformers, one, None) for one in configuration.architectures or ()]
         kind = next(filter(None, known), transformers.AutoModel)
-        if classes is not None and "Classification" in kind.__name__ and configuration.num_labels != classes:
-            configuration.num_labels = classes
-        model: nn.Module = kind.from_pretrained(
-            folder, config=configuration, local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
+        model, found = kind.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **never
         )
     except Exception as error:  # it raises many kinds
         raise UserError(
             f"model.name: transformers cannot make {name}: {type(error).__name__}: {first_line(error)}",
             "a model is a folder with config.json and model.safetensors, as save_pretrained writes it",
         ) from error
-    return model
+    lacking = sorted({str(key) for part in ("missing_keys", "mismatched_keys") for key in found.get(part) or ()})
+    if lacking:
+        raise UserError(
+            f"model.name: the weights of {name} lack {lacking[0]}, or have another size of it: {kind.__name__} has "
+            f"random numbers there ({len(lacking)} such)",
+            "give a folder whose config.json and weights belong together",
+        )
+    network: nn.Module = model
+    return network
 
 
 def transformers_folder(name: str) -> Path:

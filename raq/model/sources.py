@@ -190,11 +190,11 @@ def _arrays(images: Mapping[str, Any], labels: Mapping[str, Array]) -> dict[str,
 
 
 def _digest_of_files(root: Path, files: Mapping[str, ImageFiles], labels: Mapping[str, Array]) -> str:
-    """SHA-256 over the side and, of each file, its place below `root`, its class and its content."""
-    digest = hashlib.sha256()
+    """SHA-256 over what decodes, the side and, of each file, its place below `root`, its class and its content."""
+    digest = hashlib.sha256(metadata.version("pillow").encode())
     for split, images in files.items():
         digest.update(f"{split} {images.shape} {labels[split].tolist()}".encode())
-        digest.update("\n".join(str(Path(file).relative_to(root)) for file in images.files).encode())
+        digest.update(b"\0".join(os.fsencode(Path(file).relative_to(root)) for file in images.files))
         digest.update(content_digests(images.files).tobytes())
     return digest.hexdigest()
 

@@ -28,7 +28,7 @@ from raq.quantize.rewriting import (
     tensor_of,
 )
 
-SMALLEST_STEP = 2**-12  # of an activation's integers
+SMALLEST_STEP = torch.finfo(torch.float32).eps  # of an activation's integers
 
 
 def dynamic_program(network: nn.Module, example: Tensor | Example, *, reduce_range: bool) -> ExportedProgram:
@@ -51,7 +51,10 @@ def dynamic_program(network: nn.Module, example: Tensor | Example, *, reduce_ran
                 new, count = _int8_linear(write, graph, weight, bounds, rounded_inputs), count + 1
         replace(graph, node, new)
     if not count:
-        raise StageError("dynamic quantizes linear layers, and the network has none", "leave dynamic out of ptq.mode")
+        raise StageError(
+            "dynamic quantizes linear layers, and the network has none whose weight is stored as such",
+            "leave dynamic out of ptq.mode",
+        )
     return finished(graph, example)
 
 
@@ -65,10 +68,13 @@ def _int8_linear(
     """A linear layer of a rounded input and a rounded weight; layers that read one input share its rounding."""
     operators, data = torch.ops.quantized_decomposed, write.node.args[0]
     assert isinstance(data, fx.Node)
+    own_type = data.meta["val"].dtype
+    wide = own_type is torch.float32
     if data not in rounded_inputs:
-        chosen = write.call(operators.choose_qparams.tensor, data, *bounds, SMALLEST_STEP, torch.uint8)
+        given = data if wide else write.call(aten.to.dtype, data, torch.float32)
+        chosen = write.call(operators.choose_qparams.tensor, given, *bounds, SMALLEST_STEP, torch.uint8)
         scale, zero_point = write.call(operator.getitem, chosen, 0), write.call(operator.getitem, chosen, 1)
-        integers = write.call(operators.quantize_per_tensor.tensor, data, scale, zero_point, *bounds, torch.uint8)
+        integers = write.call(operators.quantize_per_tensor.tensor, given, scale, zero_point, *bounds, torch.uint8)
         rounded_inputs[data] = (integers, scale, zero_point)
     integers, scale, zero_point = rounded_inputs[data]
     values = write.call(operators.dequantize_per_tensor.tensor, integers, scale, zero_point, *bounds, torch.uint8)
@@ -76,4 +82,8 @@ def _int8_linear(
     zeros = torch.zeros(len(own), dtype=torch.int64)
     stored = put(graph, weight, "dynamic", {"int8": own, "scale": scales, "zero": zeros})
     weights = write.call(operators.dequantize_per_channel.default, *stored, 0, -128, 127, torch.int8)
-    return write.call(aten.linear.default, values, weights, *write.node.args[2:3])
+    if wide:
+        return write.call(aten.linear.default, values, weights, *write.node.args[2:3])
+    found = write.call(aten.to.dtype, write.call(aten.linear.default, values, weights), own_type)
+    bias = write.node.args[2:3]
+    return write.call(aten.add.Tensor, found, *bias) if bias and bias[0] is not None else found

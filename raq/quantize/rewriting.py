@@ -1,6 +1,7 @@
 """Writing layers of an exported graph anew with int8 weights, for modes that no calibration precedes."""
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -36,12 +37,20 @@ class Writer:
 
 
 def layers_with_weights(graph: fx.GraphModule, operators: tuple[Any, ...]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """The linear layers and embeddings of these overloads whose weight is a parameter: node, and weight's node."""
+    """The linear layers and embeddings of these overloads whose weight is stored: node, and weight's node.
+
+    A weight that anything else reads or writes (an embedding's max_norm does) is left as it is.
+    """
     for node in list(graph.graph.nodes):
         if node.target in operators:
             weight = node.args[0 if node.target is aten.embedding.default else 1]
-            if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            if isinstance(weight, fx.Node) and weight.op == "get_attr" and _is_read_by_layers_alone(graph, weight):
                 yield node, weight
+
+
+def _is_read_by_layers_alone(graph: fx.GraphModule, weight: fx.Node) -> bool:
+    same = [node for node in graph.graph.nodes if node.op == "get_attr" and node.target == weight.target]
+    return all(user.target in (aten.linear.default, aten.embedding.default) for node in same for user in node.users)
 
 
 def replace(graph: fx.GraphModule, node: fx.Node, new: fx.Node) -> None:
@@ -74,7 +83,8 @@ def put(graph: fx.GraphModule, weight: fx.Node, form: str, tensors: dict[str, Te
     """Nodes that read these tensors, stored under the weight's name and form; a shared weight is stored once."""
     nodes = []
     for kind, tensor in tensors.items():
-        name = f"{weight.target}_{form}_{kind}".replace(".", "_")
+        known = blake2b(str(weight.target).encode(), digest_size=4).hexdigest()  # a.b_c and a_b.c are two
+        name = f"{weight.target}_{known}_{form}_{kind}".replace(".", "_")
         if name not in graph._buffers:
             graph.register_buffer(name, tensor)
         nodes.append(graph.graph.get_attr(name))
@@ -87,5 +97,6 @@ def int8_embedding(write: Writer, graph: fx.GraphModule, weight: fx.Node) -> fx.
     integers, scales = rounded(tensor_of(graph, weight))
     own, scale = put(graph, weight, "embedding", {"int8": integers, "scale": scales[:, None]})
     indices = write.node.args[1]
-    rows = write.call(aten.to.dtype, write.call(aten.embedding.default, own, indices), own_type)
-    return write.call(aten.mul.Tensor, rows, write.call(aten.embedding.default, scale, indices))
+    rows = write.call(aten.to.dtype, write.call(aten.embedding.default, own, indices), torch.float32)
+    found = write.call(aten.mul.Tensor, rows, write.call(aten.embedding.default, scale, indices))
+    return found if own_type is torch.float32 else write.call(aten.to.dtype, found, own_type)

@@ -47,7 +47,8 @@ def weight_only_program(network: nn.Module, example: Tensor | Example) -> Export
         count += 1
     if not count:
         raise StageError(
-            "weight-only quantizes linear layers and embeddings, and the network has none",
+            f"weight-only quantizes embeddings, and linear layers of at least {FEWEST_OUTPUTS} outputs: the network "
+            "has none whose weight is stored as such",
             "leave weight-only out of ptq.mode",
         )
     return finished(graph, example)

@@ -229,7 +229,7 @@ def _missing_module(message: str) -> str | None:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if any(line.startswith("raq: ") for line in lines):
         return None
-    found = [match for line in lines if (match := re.search(r"No module named '?([\w.]+)'?$", line))]
+    found = [match for line in lines if (match := re.search(r"No module named '?([\w.]+)", line))]
     return found[-1].group(1) if found else None
 
 

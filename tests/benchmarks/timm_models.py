@@ -22,7 +22,7 @@ from raq.store.files import now, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "timm"
-SIDE, CLASSES, TIMEOUT_S = 64, 100, 600
+SIDE, CLASSES, TIMEOUT_S = 64, 100, 1800
 LARGER = {"vit_tiny_patch16_224": 224, "deit_tiny_patch16_224": 224, "swin_tiny_patch4_window7_224": 224,
           "mixer_s32_224": 224, "resmlp_12_224": 224, "cait_xxs24_224": 224, "pit_ti_224": 224, "levit_128s": 224,
           "convit_tiny": 224, "coat_tiny": 224, "xcit_nano_12_p16_224": 224}  # fmt: skip
@@ -146,10 +146,11 @@ def main() -> None:
             write_json(folder / "made.json", make_in_process(name, folder))
         found = read_json(folder / "made.json")
         known = read_json(record) if record.is_file() else {}
-        if options.time and found["reason"] is None and known.get("made_at") != found["made_at"]:
-            known = {**measured(name, folder, options.time), "measured_at": now(), "made_at": found["made_at"]}
-        if known.get("made_at") == found.get("made_at"):
-            found |= {key: known[key] for key in ("rows", "speedups", "measured_at") if key in known}
+        if known.get("made_at") != found.get("made_at") or "speedups" not in known:
+            known = {}
+        if options.time and found["reason"] is None and not known:
+            known = {**measured(name, folder, options.time), "measured_at": now()}
+        found |= {key: known[key] for key in ("rows", "speedups", "measured_at") if key in known}
         write_json(record, found)
         print(name, found.get("int8_mac_share"), found.get("qat"), found["reason"], flush=True)
 

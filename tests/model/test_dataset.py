@@ -218,6 +218,10 @@ def test_imagefolder_beyond_a_size_is_read_from_its_files(tmp_path: Path, monkey
         assert torch.equal(one.inputs[0], other.inputs[0]) and torch.equal(one.targets, other.targets)
     assert data_notes(streamed) == data_notes(decoded)
     assert load_dataset(asked).digest == streamed.digest
+    odd = root / "train" / "cat" / os.fsdecode(b"\xff\n.png")
+    odd.write_bytes(png((1, 2, 3), (40, 30)))
+    assert load_dataset(asked).digest != streamed.digest, "a name that is no UTF-8 is a name"
+    odd.unlink()
     copy = tmp_path / "elsewhere"
     shutil.copytree(root, copy)
     assert load_dataset(asked.model_copy(update={"root": str(copy)})).digest == streamed.digest

@@ -1,5 +1,7 @@
 """Networks of libraries by name: torchvision's for segmentation, and what transformers has saved."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TOKENS = tuple(InputSpec(name, (7,), "int64", 0, 1, (), True) for name in ("input_ids", "attention_mask"))
 
 
-def test_a_model_of_transformers_comes_with_its_weights(saved: Path) -> None:
+@pytest.mark.slow
+def test_a_model_of_transformers_comes_with_its_weights(saved: Path, tmp_path: Path) -> None:
     import transformers
 
     expected = transformers.BertForSequenceClassification.from_pretrained(saved).eval()
@@ -44,12 +47,13 @@ def test_a_model_of_transformers_comes_with_its_weights(saved: Path) -> None:
     network = build_network(f"transformers:{saved}", 3, TOKENS, "logits").eval()
     with torch.no_grad():
         assert torch.equal(network(ids, mask), expected(input_ids=ids, attention_mask=mask).logits)
-    others = build_network(f"transformers:{saved}", 5, TOKENS, "logits").eval()
-    with torch.no_grad():
-        assert others(ids, mask).shape == (2, 5), "a last layer of another size, untrained"
+    expected.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    half = build_model(f"transformers:{tmp_path / 'half'}", None)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}, "the baseline computes in float32"
     assert [file.name for file in transformers_files(str(saved))] == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_folder_is_relative_to_the_experiment(saved: Path) -> None:
     file = saved.parent / "own.yaml"
     file.write_text("name: own\nmodel: {name: 'transformers:saved', weights: included}\n")
@@ -67,6 +71,7 @@ def test_what_transformers_has_not(name: str, said: str, monkeypatch: pytest.Mon
         build_model(f"transformers:{name}", None)
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_model_are_one_line(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="transformers cannot make"):
@@ -75,3 +80,23 @@ def test_damaged_files_of_a_model_are_one_line(saved: Path, tmp_path: Path) -> N
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04 a pickle")
     with pytest.raises(UserError, match="transformers cannot make"):
         build_model(f"transformers:{tmp_path}", None)
+
+
+@pytest.mark.slow
+def test_weights_that_lack_a_part_are_refused_and_code_is_not_run(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    config = json.loads((saved / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(UserError, match=r"(the weights of .* lack .*intermediate|transformers cannot make)"):
+        build_model(f"transformers:{folder}", None)
+    own = {
+        "model_type": "own",
+        "architectures": ["Mine"],
+        "auto_map": {"AutoConfig": "evil.Mine", "AutoModel": "evil.Mine"},
+    }
+    (folder / "config.json").write_text(json.dumps(own))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(UserError, match="transformers cannot make"):
+        build_model(f"transformers:{folder}", None)
+    assert not (tmp_path / "ran").exists()
