@@ -15,7 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import GeneratedCode
-from raq.artifact.wrapper_code import KernelCall
+from raq.artifact.wrapper_code import WEIGHT_ONLY_KERNEL, KernelCall
 from raq.quantize.arithmetic import NetworkMacs, Operation, operations
 from raq.quantize.export import WEIGHT_ONLY, layer_name, layers
 
@@ -78,7 +78,7 @@ class Audit:
     @property
     def int8_weight_mac_share(self) -> float | None:
         """The share of MACs done by kernels that multiply floats by int8 weights; None if the total is unknown."""
-        done = sum(layer.macs for layer in self.layers if layer.kernel and WEIGHT_ONLY.__name__ in layer.kernel)
+        done = sum(layer.macs for layer in self.layers if WEIGHT_ONLY_KERNEL in (layer.kernel or ""))
         return done / self.total_macs if self.total_macs else None
 
     def float_layers(self) -> list[str]:

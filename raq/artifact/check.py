@@ -10,7 +10,7 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raq.artifact.checked import Checked, CheckedLayer
 from raq.artifact.generated_code import GeneratedCode
@@ -21,13 +21,13 @@ from raq.artifact.judgement import (
     OtherOperation,
     evidence_of,
     why_not_int8,
-    why_not_smaller,
+    why_not_int8_weights,
 )
 from raq.artifact.metadata import Metadata
 from raq.artifact.runtimes import read, runtime_of_file
 from raq.artifact.sizes import FLOATS, ledger
 from raq.artifact.trial import try_batches
-from raq.artifact.wrapper_code import FLOAT
+from raq.artifact.wrapper_code import FLOAT, WEIGHT_ONLY_KERNEL
 from raq.environment import gpus, machine, torch_version
 from raq.errors import StageError, UserError
 from raq.experiment.measurement import Require
@@ -35,15 +35,11 @@ from raq.store.files import file_digest
 from raq.store.local import Store
 from raq.store.views import View, view, view_file
 
-if TYPE_CHECKING:
-    pass
-
 # what the compiler calls the instruction sets, and what /proc/cpuinfo does
 ISA_FEATURES = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_int8",
                 "NEON": "asimd"}  # fmt: skip
 FLOAT_PRODUCTS = ("MatMul float", "Gemm float")  # as an .onnx asks for them
 MAX_BYTES = 8_000_000_000
-INT8_WEIGHTS = "_weight_int8pack_mm"  # the kernel that multiplies floats by int8 weights
 MIN_HALF_SHARE = Require().half_mac_share
 
 
@@ -231,12 +227,10 @@ def _judge_weights(found: Checked, require: float, max_float_weights: float) -> 
 
     Of the layers alone: what multiplies activations has no weights.
     """
-    missing = why_not_smaller(found.float_weight_share, max_float_weights)
     total = sum(layer.macs or 0 for layer in found.layers)
-    reads = sum(layer.macs or 0 for layer in found.layers if INT8_WEIGHTS in (layer.kernel or ""))
-    if not total or reads / total < require:
-        known = f"{reads / total:.3f}" if total else "an unknown share"
-        missing.insert(0, f"{known} of its layers' MACs reads int8 weights, required is {require:.4g}")
+    reads = sum(layer.macs or 0 for layer in found.layers if WEIGHT_ONLY_KERNEL in (layer.kernel or ""))
+    share = reads / total if total else None
+    missing = why_not_int8_weights(share, require, found.float_weight_share, max_float_weights)
     if missing:
         found.problems.insert(0, f"not quantized: offered as weight-only, and {' and '.join(missing)}")
 

@@ -92,6 +92,20 @@ def why_not_int8(evidence: Evidence, required_share: float, max_float_weights: f
     return [*found, *why_not_smaller(evidence.float_weights, max_float_weights)]
 
 
+def why_not_int8_weights(
+    share: float | None, required_share: float, float_weights: float | None, max_float_weights: float
+) -> list[str]:
+    """What is missing, in words, of what has int8 weights alone; nothing if it reads them and is smaller.
+
+    share: of the multiply-accumulates, by kernels that read int8 weights; unknown does not pass.
+    """
+    found = []
+    if share is None or share < required_share:
+        known = "an unknown share" if share is None else f"{share:.3f}"
+        found.append(f"{known} of its MACs reads int8 weights, required is {required_share:.4g}")
+    return [*found, *why_not_smaller(float_weights, max_float_weights)]
+
+
 def why_not_smaller(float_weights: float | None, max_float_weights: float) -> list[str]:
     """What is missing, in words, where more of the weights than may be are floats; an unknown share is none."""
     if float_weights is None or float_weights <= max_float_weights:

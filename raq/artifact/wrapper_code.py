@@ -10,6 +10,7 @@ from raq.artifact.cpp import CodeLine, Deadline
 MAX_SIZE, MAX_DIMENSIONS, MAX_CONSTANTS = 2**48, 16, 200_000
 KERNEL = re.compile(r"\baoti_torch_(?:cpu|cuda|mkldnn)_\w+\(")
 OPAQUE = "aoti_torch_proxy_executor_call_function("
+WEIGHT_ONLY_KERNEL = "_weight_int8pack_mm"  # floats by int8 weights: no integer arithmetic
 INTEGER = re.compile(r"_q(conv|linear)")
 FLOAT = re.compile(r"_(convolution|conv[123]d|linear|addmm|baddbmm|bmm|mm)(_|$)|scaled_dot_product")
 

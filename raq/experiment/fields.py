@@ -15,7 +15,10 @@ HALF_NAMES: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16"}  # candidat
 OtherTool = Literal["nncf", "onnxruntime"]
 OTHER_TOOLS: dict[str, str] = {"nncf": "openvino", "onnxruntime": "onnxruntime"}  # candidates, and their runtimes
 Mode = Literal["static", "dynamic", "weight-only"]
+ModeKind = Literal["ptq", "dynamic", "weight_only"]
 MODE_NAMES: dict[str, str] = {"static": "ptq", "dynamic": "dynamic", "weight-only": "weight-only"}  # candidates
+MODE_OF = {name: mode for mode, name in MODE_NAMES.items()}
+MODE_KINDS: dict[str, ModeKind] = {"ptq": "ptq", "dynamic": "dynamic", "weight-only": "weight_only"}  # by candidate
 INCLUDED = "included"  # model.weights: the function returns a trained network
 Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 

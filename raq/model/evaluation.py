@@ -127,6 +127,7 @@ class Rows:
         if self.others or batch.shape[1:] != self.rows.shape[1:]:
             self.others.append(batch.reshape(-1))
             return
+        self.rows = self.rows.astype(np.result_type(self.rows, batch), copy=False)  # a later batch may need more
         self.rows[self.done : self.done + len(batch)] = batch
         self.done += len(batch)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime, runtimes_of_backend
-from raq.experiment.fields import HALF_NAMES, MODE_NAMES, OTHER_TOOLS
+from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_NAMES, OTHER_TOOLS
 from raq.experiment.schema import BASELINE, Experiment, Ptq
 from raq.experiment.training import Qat
 
@@ -42,9 +42,8 @@ def candidates_of(experiment: Experiment) -> tuple[Candidate, ...]:
             if mode == "static":
                 found += _candidates("ptq", "ptq", experiment.ptq, experiment)
             else:  # only Inductor has kernels for those
-                kind: CandidateKind = "dynamic" if mode == "dynamic" else "weight_only"
                 name = MODE_NAMES[mode]
-                found.append(Candidate(name, kind, experiment.ptq.backend, RUNTIMES["inductor"], name))
+                found.append(Candidate(name, MODE_KINDS[name], experiment.ptq.backend, RUNTIMES["inductor"], name))
         for tool in experiment.ptq.others:
             runtime = RUNTIMES[OTHER_TOOLS[tool]]
             found.append(Candidate(tool, "ptq", None, runtime, BASELINE, quantizer=tool))

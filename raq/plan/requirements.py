@@ -2,7 +2,7 @@
 
 import math
 
-from raq.artifact.judgement import Evidence, Lowered, evidence_of, why_not_int8, why_not_smaller
+from raq.artifact.judgement import Evidence, Lowered, evidence_of, why_not_int8, why_not_int8_weights
 from raq.errors import StageError
 from raq.experiment.measurement import Require
 from raq.plan.stages import Stage
@@ -108,8 +108,8 @@ def check_results(stage: Stage, values: Record, require: Require) -> None:
 def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
     """A step of the parity chain against its tolerance."""
     candidate = _artifact(stage).kind or stage.kind
-    limits = {**MIN_SQNR_DB, ("ptq", "simulated"): require.sqnr_db, ("weight_only", "converted"): require.sqnr_db}
-    limits["dynamic", "converted"] = require.sqnr_db
+    rounding = (("ptq", "simulated"), ("dynamic", "converted"), ("weight_only", "converted"))
+    limits = MIN_SQNR_DB | dict.fromkeys(rounding, require.sqnr_db)
     least = limits.get((candidate, row.step))
     if _artifact(stage).quantizer is not None and row.step == "lowered":
         least = None  # what another tool rounds in this step is measured as it comes
@@ -200,13 +200,9 @@ def _check_weights(stage: Stage, results: _Results, require: Require) -> None:
     """
     if results.audit is None:
         return
-    share, missing = (
-        results.int8_weight_mac_share,
-        why_not_smaller(results.float_weight_share, require.float_weight_share),
+    missing = why_not_int8_weights(
+        results.int8_weight_mac_share, require.int8_mac_share, results.float_weight_share, require.float_weight_share
     )
-    if share is None or share < require.int8_mac_share:
-        known = "an unknown share" if share is None else f"{share:.3f}"
-        missing.insert(0, f"{known} of its MACs reads int8 weights, required is {require.int8_mac_share:g}")
     if missing:
         raise StageError(
             f"{stage.name}: not quantized: {' and '.join(missing)}",

@@ -17,7 +17,7 @@ from raq.environment import (
     versions,
 )
 from raq.errors import UserError
-from raq.experiment.fields import HALF_NAMES, MODE_NAMES
+from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_NAMES
 from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment, Ptq, Resources
 from raq.experiment.sweep import PtqSweep, Sweep
@@ -160,12 +160,10 @@ class _Plan:
 
     def _add_other_modes(self, ptq: Ptq, *, reduce_range: bool) -> None:
         """The candidates that no calibration precedes."""
-        for mode in ptq.mode:
-            if mode == "dynamic":
-                settings = {**self.common, **self.parity, "reduce_range": reduce_range}
-                self.add(MODE_NAMES[mode], "dynamic", "quantize", settings, {"weights": "train"})
-            elif mode == "weight-only":
-                self.add(MODE_NAMES[mode], "weight_only", "quantize", self.common | self.parity, {"weights": "train"})
+        ranges = {"dynamic": {"reduce_range": reduce_range}}  # weights alone have no activations to round
+        for name in (MODE_NAMES[mode] for mode in ptq.mode if mode != "static"):
+            settings = {**self.common, **self.parity, **ranges.get(name, {})}
+            self.add(name, MODE_KINDS[name], "quantize", settings, {"weights": "train"})
 
     def _reduces_range(self, part: Ptq | Qat, saturates: bool) -> bool:
         """Whether activations have 7 bits: as asked, else where 8 could saturate."""

@@ -15,18 +15,9 @@ from torch.export import ExportedProgram
 
 from raq.errors import StageError
 from raq.model.inputs import Example
+from raq.quantize import rewriting
 from raq.quantize.export import graph_of
-from raq.quantize.rewriting import (
-    Writer,
-    aten,
-    finished,
-    int8_embedding,
-    layers_with_weights,
-    put,
-    replace,
-    rounded,
-    tensor_of,
-)
+from raq.quantize.rewriting import Writer, aten, int8_embedding, rounded
 
 SMALLEST_STEP = torch.finfo(torch.float32).eps  # of an activation's integers
 
@@ -42,20 +33,20 @@ def dynamic_program(network: nn.Module, example: Tensor | Example, *, reduce_ran
     graph, bounds = graph_of(network.eval(), example), (0, 127 if reduce_range else 255)
     rounded_inputs: dict[fx.Node, tuple[fx.Node, fx.Node, fx.Node]] = {}
     count = 0
-    for node, weight in layers_with_weights(graph, (aten.linear.default, aten.embedding.default)):
+    for node, weight in rewriting.layers_with_weights(graph, (aten.linear.default, aten.embedding.default)):
         write = Writer(graph.graph, node)
         with graph.graph.inserting_before(node):
             if node.target is aten.embedding.default:
                 new = int8_embedding(write, graph, weight)
             else:
                 new, count = _int8_linear(write, graph, weight, bounds, rounded_inputs), count + 1
-        replace(graph, node, new)
+        rewriting.replace(graph, node, new)
     if not count:
         raise StageError(
             "dynamic quantizes linear layers, and the network has none whose weight is stored as such",
             "leave dynamic out of ptq.mode",
         )
-    return finished(graph, example)
+    return rewriting.export_rewritten(graph, example)
 
 
 def _int8_linear(
@@ -78,9 +69,9 @@ def _int8_linear(
         rounded_inputs[data] = (integers, scale, zero_point)
     integers, scale, zero_point = rounded_inputs[data]
     values = write.call(operators.dequantize_per_tensor.tensor, integers, scale, zero_point, *bounds, torch.uint8)
-    own, scales = rounded(tensor_of(graph, weight))
+    own, scales = rounded(rewriting.tensor_of(graph, weight))
     zeros = torch.zeros(len(own), dtype=torch.int64)
-    stored = put(graph, weight, "dynamic", {"int8": own, "scale": scales, "zero": zeros})
+    stored = rewriting.store(graph, weight, "dynamic", {"int8": own, "scale": scales, "zero": zeros})
     weights = write.call(operators.dequantize_per_channel.default, *stored, 0, -128, 127, torch.int8)
     if wide:
         return write.call(aten.linear.default, values, weights, *write.node.args[2:3])

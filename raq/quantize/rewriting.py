@@ -60,7 +60,7 @@ def replace(graph: fx.GraphModule, node: fx.Node, new: fx.Node) -> None:
     graph.graph.erase_node(node)
 
 
-def finished(graph: fx.GraphModule, example: Tensor | Example) -> ExportedProgram:
+def export_rewritten(graph: fx.GraphModule, example: Tensor | Example) -> ExportedProgram:
     """The program of a graph that was written anew, without the weights that nothing reads any more."""
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
@@ -79,7 +79,7 @@ def tensor_of(graph: fx.GraphModule, weight: fx.Node) -> Tensor:
     return found.detach()
 
 
-def put(graph: fx.GraphModule, weight: fx.Node, form: str, tensors: dict[str, Tensor]) -> list[fx.Node]:
+def store(graph: fx.GraphModule, weight: fx.Node, form: str, tensors: dict[str, Tensor]) -> list[fx.Node]:
     """Nodes that read these tensors, stored under the weight's name and form; a shared weight is stored once."""
     nodes = []
     for kind, tensor in tensors.items():
@@ -95,7 +95,7 @@ def int8_embedding(write: Writer, graph: fx.GraphModule, weight: fx.Node) -> fx.
     """Rows of int8 weight [N, E], each times its scale [N, 1]: [..., E] of the weight's type."""
     own_type = tensor_of(graph, weight).dtype
     integers, scales = rounded(tensor_of(graph, weight))
-    own, scale = put(graph, weight, "embedding", {"int8": integers, "scale": scales[:, None]})
+    own, scale = store(graph, weight, "embedding", {"int8": integers, "scale": scales[:, None]})
     indices = write.node.args[1]
     rows = write.call(aten.to.dtype, write.call(aten.embedding.default, own, indices), torch.float32)
     found = write.call(aten.mul.Tensor, rows, write.call(aten.embedding.default, scale, indices))

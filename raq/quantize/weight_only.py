@@ -12,18 +12,9 @@ from torch.export import ExportedProgram
 
 from raq.errors import StageError
 from raq.model.inputs import Example
+from raq.quantize import rewriting
 from raq.quantize.export import export_network
-from raq.quantize.rewriting import (
-    Writer,
-    aten,
-    finished,
-    int8_embedding,
-    layers_with_weights,
-    put,
-    replace,
-    rounded,
-    tensor_of,
-)
+from raq.quantize.rewriting import Writer, aten, int8_embedding, rounded
 
 MULTIPLE = 32  # of a row's length: else the kernel reads beyond it, wrong numbers or a crash (torch 2.14.1)
 FEWEST_OUTPUTS = 9  # Inductor writes fewer numbers into its code, where the kernel's lowering wants a tensor (2.14.1)
@@ -37,13 +28,13 @@ def weight_only_program(network: nn.Module, example: Tensor | Example) -> Export
     graph = export_network(network.eval(), example).module()
     graph.graph.eliminate_dead_code()
     count = 0
-    for node, weight in layers_with_weights(graph, (aten.linear.default, aten.embedding.default)):
+    for node, weight in rewriting.layers_with_weights(graph, (aten.linear.default, aten.embedding.default)):
         linear = node.target is aten.linear.default
         if linear and weight.meta["val"].shape[0] < FEWEST_OUTPUTS:
             continue  # it has hardly any weights
         with graph.graph.inserting_before(node):
             new = (_int8_linear if linear else int8_embedding)(Writer(graph.graph, node), graph, weight)
-        replace(graph, node, new)
+        rewriting.replace(graph, node, new)
         count += 1
     if not count:
         raise StageError(
@@ -51,7 +42,7 @@ def weight_only_program(network: nn.Module, example: Tensor | Example) -> Export
             "has none whose weight is stored as such",
             "leave weight-only out of ptq.mode",
         )
-    return finished(graph, example)
+    return rewriting.export_rewritten(graph, example)
 
 
 def _int8_linear(write: Writer, graph: fx.GraphModule, weight: fx.Node) -> fx.Node:
@@ -63,8 +54,8 @@ def _int8_linear(write: Writer, graph: fx.GraphModule, weight: fx.Node) -> fx.No
     assert isinstance(data, fx.Node)
     shape, outputs = data.meta["val"].shape, weight.meta["val"].shape[0]
     missing = -shape[-1] % MULTIPLE
-    integers, scales = rounded(tensor_of(graph, weight))
-    stored = put(
+    integers, scales = rounded(rewriting.tensor_of(graph, weight))
+    stored = rewriting.store(
         graph,
         weight,
         "linear",

@@ -7,7 +7,7 @@ from typing import cast
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.bench.ratio_statistics import launch_agreement, paired_ratio
 from raq.errors import UserError
-from raq.experiment.fields import HALF_NAMES, MODE_NAMES, OTHER_TOOLS
+from raq.experiment.fields import HALF_NAMES, MODE_OF, OTHER_TOOLS
 from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
 from raq.report.answers import Answers, read_answers_of_run
@@ -32,7 +32,6 @@ from raq.store.results import Noise, Throughput
 from raq.store.schema import program_of
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
-MODE_OF = {name: mode for mode, name in MODE_NAMES.items() if mode != "static"}
 HALF_DTYPES = {name: dtype for dtype, name in HALF_NAMES.items()}
 
 
@@ -104,10 +103,9 @@ def _candidate(
         written = {"quantizer": name, "calibration": {key: known.get(key) for key in ("size", "batch_size")}}
     if name in HALF_DTYPES:
         written = {"dtype": HALF_DTYPES[name]}
-    if name in MODE_OF:  # of what is written for ptq, that alone counts for it
-        written = {"mode": MODE_OF[name], "backend": written.get("backend")}
-    elif "mode" in written:
-        written = {**written, "mode": "static"}
+    if "mode" in written:  # of several, its own
+        static = kind == "ptq"
+        written = {**(written if static else {"backend": written.get("backend")}), "mode": MODE_OF.get(name, "static")}
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raq.errors import UserError, first_problem
-from raq.experiment.fields import HALF_NAMES, MODE_NAMES, OTHER_TOOLS
+from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_OF, OTHER_TOOLS
 from raq.store.results import RESULTS
 from raq.store.types import Fingerprint, RunRecord, SettingsOfBenchStage, StageRecord, Values
 
@@ -50,9 +50,8 @@ def _is_candidate(name: str, settings: Values) -> bool:
     kind = kind_of(name)
     if name in OTHER_TOOLS:
         return settings["ptq"] is not None and name in settings["ptq"].get("others", ())
-    modes = {MODE_NAMES[mode]: mode for mode in MODE_NAMES}
-    if name in modes:
-        return settings["ptq"] is not None and modes[name] in settings["ptq"].get("mode", ("static",))
+    if name in MODE_OF:
+        return settings["ptq"] is not None and MODE_OF[name] in settings["ptq"].get("mode", ("static",))
     return kind == "fp32" or (kind in ("half", "ptq", "qat") and settings.get(kind) is not None)
 
 
@@ -72,8 +71,8 @@ def kind_of(name: str) -> str:
     program = program_of(name)
     if name in OTHER_TOOLS:
         return "ptq"
-    if program == MODE_NAMES["weight-only"]:
-        return "weight_only"
+    if program in MODE_KINDS:
+        return MODE_KINDS[program]
     return "half" if program in HALF_NAMES.values() else "ptq" if program.startswith("mixed-") else program
 
 

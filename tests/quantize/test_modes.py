@@ -301,10 +301,10 @@ def test_small_activations_keep_their_integers() -> None:
         (
             ("aoti_torch_cpu__weight_int8pack_mm", "aoti_torch_cpu_addmm_out"),
             0.1,
-            "0.500 of its layers' MACs reads int8",
+            "0.500 of its MACs reads int8",
         ),
-        (("aoti_torch_cpu_addmm_out",), None, "0.000 of its layers' MACs reads int8"),
-        ((), None, "an unknown share of its layers' MACs reads int8"),
+        (("aoti_torch_cpu_addmm_out",), None, "0.000 of its MACs reads int8"),
+        ((), None, "an unknown share of its MACs reads int8"),
         (("aoti_torch_cpu__weight_int8pack_mm",), 0.9, "0.900 of its weights are floats"),
     ],
 )
