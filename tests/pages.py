@@ -271,7 +271,7 @@ def records() -> str:
             f"{machine['cpus']} CPUs |"
         )
 
-    for name in RUNS:
+    for name in (*RUNS, "minilm"):
         add(name, re.sub(r"(\d{4})(\d\d)(\d\d).*", r"\1-\2-\3", read(f"{name}/summary.json")["run"]),
             read(f"{name}/summary.json")["environment"])  # fmt: skip
     for name in sorted(str(path.relative_to(REFERENCE)) for path in REFERENCE.rglob("*.json")):
@@ -399,6 +399,27 @@ def timm() -> str:
     return "\n".join(lines)
 
 
+def minilm() -> str:
+    """A sentence encoder in the modes of quantization."""
+    lines = [
+        "| | MB of weights | found | lost against FP32 | over the best FP32: batch 1 | batch 8 |",
+        "|---" * 6 + "|",
+    ]
+    for candidate in read("minilm/summary.json")["candidates"]:
+        metric, weights = candidate["metric"], candidate["artifacts"][0]["weight_bytes"] / 1e6
+        lost, speeds = "", ["", ""]
+        if candidate["kind"] != "fp32":
+            low, high = metric["drop_interval"]
+            lost = f"{metric['drop']:.3f} ({low:.3f} to {high:.3f})"
+            rows = {row["batch_size"]: row for row in candidate["latency"]}
+            speeds = [
+                ratio(rows[size]["speedup_over_best_fp32"], rows[size]["speedup_over_best_fp32_interval"])
+                for size in (1, 8)
+            ]
+        lines.append(f"| {candidate['name']} | {weights:.1f} | {metric['value']:.3f} | {lost} | {' | '.join(speeds)} |")
+    return "\n".join(lines)
+
+
 def _least_speedup(speedups: list[Found], size: int) -> str:
     """Over the faster of eager and compiled FP32 at this batch size, with its interval."""
     there = [each for each in speedups if each["batch_size"] == size]
@@ -429,6 +450,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "executed": executed,
     "peers": peers,
     "timm": timm,
+    "minilm": minilm,
     "calibration": calibration,
     "faults": faults,
     "trust": trust,
