@@ -256,10 +256,13 @@ def test_the_order_is_drawn_for_every_launch(contender: ContenderSettings, start
     found.run(started)
     firsts = [next(iter(r.attempts)) for r in found.rounds[1]]
     launches = [r.launch for r in found.rounds[1]]
-    assert len(set(launches)) == 6
-    by_launch = [[f for f, launch in zip(firsts, launches, strict=True) if launch == n] for n in range(6)]
-    assert all(one[0] != one[1] for one in by_launch), "and reversed within a launch"
-    assert [one[0] for one in by_launch].count("fp32/eager") == 3, "each first as often as the other"
+    by_launch = [
+        [first for first, launch in zip(firsts, launches, strict=True) if launch == n] for n in sorted(set(launches))
+    ]
+    assert len(by_launch) >= 6, "a launch has four rounds, or fewer where a slow machine is behind its time"
+    assert all(one[0] != one[1] for one in by_launch if len(one) > 1), "and reversed within a launch"
+    pairs = list(zip(by_launch[::2], by_launch[1::2], strict=False))
+    assert all(one[0] != other[0] for one, other in pairs), "of two launches, each is first in one"
 
 
 def test_eager_mode_has_fewer_samples_and_both_have_what_decides(contender: ContenderSettings, started) -> None:
