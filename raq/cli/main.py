@@ -26,6 +26,7 @@ from raq.cli.options import (
     print_json,
     results_folder,
 )
+from raq.cli.pages import report
 from raq.errors import RaqError
 from raq.signals import stop_on_sigterm
 
@@ -77,6 +78,7 @@ def run(
     wait: Wait = 0.0,
 ) -> None:
     """Do what is stale of an experiment; end with the table and the verdict."""
+    from raq.page.render import write_run_page
     from raq.report.console import print_summary
     from raq.report.live import RunDisplay
     from raq.report.summary import summarise
@@ -88,6 +90,8 @@ def run(
         console.print("Nothing to do: every stage is there already.", highlight=False)
     console.print()
     print_summary(console, summarise(outcome.folder))
+    if outcome.ran:
+        console.print(write_run_page(outcome.folder), style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command(short_help="List the stages, which are out of date, and why.")
@@ -143,6 +147,7 @@ def runs(
         print_runs(new_console(), found, len(folders))
 
 
+app.command(short_help="Write a run as one HTML page: verdict, plots, proofs.")(report)
 app.command(short_help="Inspect a model: would it export, what would be int8?")(inspect)
 app.command(short_help="Inspect an artifact: is it quantized, and where not?")(check)
 app.command(short_help="Measure the latency of artifacts side by side.")(bench)

@@ -1,0 +1,67 @@
+"""Sections about the run: where it was, how to do it again, how to use what it shipped. Neither torch nor ray."""
+
+from collections.abc import Sequence
+
+from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
+from raq.page.parts import Cell, Section, Table, number
+from raq.page.run import Run
+from raq.report.types import CandidateSummary
+
+
+def environment(run: Run) -> Section:
+    """Where it was measured."""
+    found = run.summary["environment"]
+    machine = found["machine"]
+    settings = dict(sorted((machine.get("settings") or {}).items()))
+    facts = {
+        "CPU": machine["cpu"], "CPUs": machine["cpus"], "features": ", ".join(machine["features"]),
+        "GPUs": ", ".join(machine["gpus"]) or "none",
+        "settings": ", ".join(f"{key}={value}" for key, value in settings.items()) or "none",
+        **{name: version for name, version in found["versions"].items() if version},
+        "commit of raq": found.get("commit"),
+    }  # fmt: skip
+    rows = [[Cell(name), Cell("" if value is None else str(value))] for name, value in facts.items()]
+    data = run.summary["data"]
+    rows += [
+        [Cell(f"data: {key}"), Cell(str(value))] for key, value in data.items() if not isinstance(value, dict | list)
+    ]
+    return Section("environment", "Environment", (), [Table("Machine, libraries, data", ["", ""], rows)], is_open=False)
+
+
+def reproduce(run: Run) -> Section:
+    """How to do it again, and what each stage was."""
+    rows = [
+        [
+            Cell(name), Cell(record["fingerprint"][:16]), Cell(str(record.get("started_at", ""))),
+            number(record.get("duration_s"), ".1f"), Cell(str(record.get("node", ""))),
+        ]
+        for name, record in run.stages.items()
+    ]  # fmt: skip
+    name = run.summary["experiment"]
+    said = [
+        f"raq run {name}.yaml, at the commit of raq above, with the same data; up-to-date stages are not done again."
+    ]
+    columns = ["stage", "fingerprint", "started", "seconds", "node"]
+    how = ("A fingerprint covers all that can change a stage's outcome: settings, data, code, libraries, machine.",)
+    return Section("reproduce", "Reproduce", how, [said, Table("Stages", columns, rows)], is_open=False)
+
+
+def deploy(run: Run) -> Section | None:
+    """The lines that load what the verdict ships as it was measured."""
+    choice = run.summary["verdict"]["choice"]
+    parts = [
+        line for candidate in run.summary["candidates"] if candidate["name"] == choice for line in _deployed(candidate)
+    ]
+    how = ("These lines load the file with the threads that were measured. raq.load_artifact(path) does the same.",)
+    return Section("deploy", "Deploy", how, [parts]) if parts else None
+
+
+def _deployed(candidate: CandidateSummary) -> Sequence[str]:
+    lines = []
+    for artifact in candidate["artifacts"]:
+        runtime = RUNTIMES.get(artifact.get("runtime") or FP32_RUNTIME)
+        threads = {row.get("threads") for row in candidate["latency"] if row["device"] == artifact["target"]} - {None}
+        lines.append(f"{candidate['name']}, {artifact['target']}: {artifact['path']}, SHA-256 {artifact.get('sha256')}")
+        if runtime is not None and runtime.use and len(threads) == 1:
+            lines.append(runtime.use.format(path=artifact["path"], threads=threads.pop()))
+    return lines

@@ -1,0 +1,229 @@
+"""The plots of a page, as what Plotly takes: plain values. Neither torch nor ray."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from raq.page.parts import Figure
+from raq.report.claims import Rules
+from raq.report.ratios import Place, baseline_row, rows_at
+from raq.report.types import CandidateSummary, ComparedLatency
+
+COLOURS = {
+    "fp32": "#7f8ea3", "half": "#b07aa1", "ptq": "#2f7ed8", "qat": "#e07b00", "dynamic": "#2a9d8f",
+    "weight_only": "#8a6d3b",
+}  # fmt: skip
+SYMBOLS = {
+    "fp32": "circle",
+    "half": "hexagon",
+    "ptq": "square",
+    "qat": "diamond",
+    "dynamic": "cross",
+    "weight_only": "x",
+}
+GOOD = "rgba(46, 160, 67, 0.10)"
+MIN_AREA, MAX_AREA = 10.0, 42.0  # of markers, pixels across
+
+
+def decision(candidates: Sequence[CandidateSummary], place: Place, rules: Rules) -> Figure | None:
+    """The metric against the time of a call at a place: intervals both ways, sizes as areas, the Pareto front."""
+    known = [
+        (candidate, row)
+        for candidate in candidates
+        if candidate["metric"] is not None or candidate["kind"] == "fp32"
+        for row in rows_at(candidate, place)
+    ]
+    points = [point for candidate, row in known if (point := _point(candidates, candidate, row)) is not None]
+    if not points:
+        return None
+    data = [_trace(point) for point in points]
+    front = _pareto([(point["x"], point["better"]) for point in points])
+    line = sorted(({"x": p["x"], "y": p["y"]} for p, on in zip(points, front, strict=True) if on), key=lambda p: p["x"])
+    data.append(
+        {
+            "x": [p["x"] for p in line], "y": [p["y"] for p in line], "mode": "lines", "name": "Pareto front",
+            "line": {"dash": "dot", "width": 1.5, "color": "#888"}, "hoverinfo": "skip",
+        }
+    )  # fmt: skip
+    layout = {
+        "xaxis": {"title": {"text": f"milliseconds a call, batch {place[1]} on {place[0]}"}, "type": "log"},
+        "yaxis": {"title": {"text": _metric_title(candidates)}},
+        "shapes": _margin_band(candidates, rules),
+    }
+    best = min(points, key=lambda p: p["x"])
+    says = (
+        f"{len(points)} contenders at batch {place[1]} on {place[0]}; the fastest is {best['name']} with "
+        f"{best['x']:.2f} ms; the table below has all numbers."
+    )
+    return Figure(f"decision-{place[0]}-{place[1]}", says, data, layout, 430)
+
+
+def _point(
+    candidates: Sequence[CandidateSummary], candidate: CandidateSummary, row: ComparedLatency
+) -> dict[str, Any] | None:
+    """Where a contender lies; None where its metric is not known. FP32 in eager mode has that of FP32."""
+    metric = candidate["metric"]
+    base = baseline_row(candidates, row)
+    if metric is None:
+        return None
+    scale = 100 if metric["unit"] == "points" else 1
+    centre = row["p50_ms"]
+    low, high = centre, centre
+    if base is not None and row["speedup_interval"] is not None and base is not row:
+        centre_of_base = row["p50_ms"] * row["speedup"]
+        low, high = (centre_of_base / row["speedup_interval"][1], centre_of_base / row["speedup_interval"][0])
+    artifact = next((a for a in candidate["artifacts"] if a.get("runtime") == row["runtime"]), None)
+    value, interval = scale * metric["value"], [scale * bound for bound in metric["interval"]]
+    return {
+        "name": f"{candidate['name']}/{row['runtime']}", "kind": candidate["kind"], "x": centre, "y": value,
+        "better": value if metric["greater_is_better"] else -value, "x_low": low, "x_high": high,
+        "y_low": interval[0], "y_high": interval[1], "bytes": None if artifact is None else artifact["weight_bytes"],
+        "speedup": row["speedup"], "best": row.get("speedup_over_best_fp32"),
+        "unit": "%" if scale == 100 else metric["unit"],
+        "largest": max([a["weight_bytes"] for c in candidates for a in c["artifacts"]], default=1),
+    }  # fmt: skip
+
+
+def _trace(point: dict[str, Any]) -> dict[str, Any]:
+    size = MIN_AREA
+    if point["bytes"]:
+        size = max(MIN_AREA, MAX_AREA * (point["bytes"] / point["largest"]) ** 0.5)
+    megabytes = "" if point["bytes"] is None else f"<br>weights {point['bytes'] / 1e6:.2f} MB"
+    over = "" if point["best"] is None else f"<br>{point['best']:.2f} times as fast as the best FP32"
+    text = (
+        f"<b>{plain(point['name'])}</b><br>{point['x']:.3f} ms ({point['x_low']:.3f} to {point['x_high']:.3f})"
+        f"<br>{point['y']:.4g} {plain(point['unit'])} ({point['y_low']:.4g} to {point['y_high']:.4g}){megabytes}"
+        f"<br>{point['speedup']:.2f} times as fast as eager FP32{over}"
+    )
+    return {
+        "x": [point["x"]], "y": [point["y"]], "mode": "markers", "name": plain(point["name"]),
+        "marker": {
+            "size": size, "color": colour(point["kind"]), "symbol": SYMBOLS.get(point["kind"], "circle"),
+            "opacity": 0.85, "line": {"width": 1, "color": "#fff"},
+        },
+        "error_x": _error(point, "x"), "error_y": _error(point, "y"), "hovertemplate": text + "<extra></extra>",
+    }  # fmt: skip
+
+
+def _error(point: dict[str, Any], axis: str) -> dict[str, Any]:
+    return {
+        "type": "data", "symmetric": False, "array": [max(0.0, point[f"{axis}_high"] - point[axis])],
+        "arrayminus": [max(0.0, point[axis] - point[f"{axis}_low"])], "thickness": 1.2, "width": 3,
+        "color": colour(point["kind"]),
+    }  # fmt: skip
+
+
+def _pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points (less time, more quality) no other one beats."""
+    return [
+        not any(x <= own_x and y >= own_y and (x, y) != (own_x, own_y) for x, y in points) for own_x, own_y in points
+    ]
+
+
+def _metric_title(candidates: Sequence[CandidateSummary]) -> str:
+    metric = next((c["metric"] for c in candidates if c["metric"] is not None), None)
+    if metric is None:
+        return "top-1, %"
+    name = {"top1": "top-1", "top5": "top-5"}.get(metric["name"], metric["name"].rpartition(":")[2])
+    unit = "%" if metric["unit"] == "points" else metric["unit"]
+    return plain(f"{name}, {unit}" if unit else name)
+
+
+def _margin_band(candidates: Sequence[CandidateSummary], rules: Rules) -> list[dict[str, Any]]:
+    """What loses no more than max_drop against FP32's estimate, as a band over the whole width."""
+    base = next((c["metric"] for c in candidates if c["name"] == "fp32" and c["metric"] is not None), None)
+    if base is None:
+        return []
+    scale = 100 if base["unit"] == "points" else 1
+    value = scale * base["value"]
+    worst = value - rules.max_drop if base["greater_is_better"] else value + rules.max_drop
+    return [
+        {
+            "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": worst, "y1": value, "fillcolor": GOOD,
+            "line": {"width": 0}, "layer": "below",
+        }
+    ]  # fmt: skip
+
+
+def speedups(candidates: Sequence[CandidateSummary], over: str) -> Figure | None:
+    """Times as fast as `over` (speedup: eager FP32; speedup_over_best_fp32), by batch size, with intervals."""
+    rows = [
+        (f"{c['name']}/{row['runtime']}", c["kind"], row)
+        for c in candidates
+        for row in c["latency"]
+        if row.get(over) is not None and not (over == "speedup" and row["runtime"] == "eager")
+    ]
+    places = sorted({(row["device"], row["batch_size"]) for _, _, row in rows})
+    if not rows:
+        return None
+    data = []
+    for name, kind in dict.fromkeys((name, kind) for name, kind, _ in rows):
+        here: list[Any] = [row for other, _, row in rows if other == name]
+        values = [row[over] for row in here]
+        bounds = [row.get(f"{over}_interval") or [row[over]] * 2 for row in here]
+        data.append(
+            {
+                "x": values, "y": [f"batch {row['batch_size']}, {row['device']}" for row in here], "mode": "markers",
+                "name": plain(name),
+                "marker": {"size": 9, "color": colour(kind), "symbol": SYMBOLS.get(kind, "circle")},
+                "error_x": {
+                    "type": "data", "symmetric": False, "color": colour(kind), "thickness": 1.5, "width": 4,
+                    "array": [high - value for value, (_, high) in zip(values, bounds, strict=True)],
+                    "arrayminus": [value - low for value, (low, _) in zip(values, bounds, strict=True)],
+                },
+                "hovertemplate": f"{plain(name)}: %{{x:.3f}} times<extra></extra>",
+            }
+        )  # fmt: skip
+    baseline = "eager FP32" if over == "speedup" else "the best FP32"
+    layout = {
+        "xaxis": {"title": {"text": f"times as fast as {baseline}"}},
+        "yaxis": {"type": "category", "autorange": "reversed"},
+        "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot"}}],
+        "scattermode": "group",
+    }
+    says = f"speed over {baseline} of {len(data)} contenders at {len(places)} batch sizes, with 95% intervals."
+    return Figure(f"over-{over.replace('_', '-')}", says, data, layout, 200 + 70 * len(places))
+
+
+def rounds(candidates: Sequence[CandidateSummary], place: Place) -> Figure | None:
+    """Every round's median by its number, disturbed ones open."""
+    data: list[dict[str, Any]] = []
+    for candidate in candidates:
+        for row in rows_at(candidate, place):
+            name, count = f"{candidate['name']}/{row['runtime']}", len(row["round_p50_ms"])
+            numbers = list(row.get("round_number") or range(count))
+            disturbed = list(row.get("round_disturbed") or [False] * count)
+            launches: list[int | None] = [*row.get("round_launch", [])] or [None] * count
+            own = colour(candidate["kind"])
+            data.append(
+                {
+                    "x": numbers, "y": row["round_p50_ms"], "mode": "markers", "name": plain(name),
+                    "marker": {
+                        "size": 6, "color": own,
+                        "symbol": ["circle-open" if bad else "circle" for bad in disturbed],
+                    },
+                    "customdata": [["disturbed" if bad else "undisturbed", launch] for bad, launch in
+                                   zip(disturbed, launches, strict=True)],
+                    "hovertemplate": f"{plain(name)}, round %{{x}}, launch %{{customdata[1]}}: %{{y:.3f}} ms, "
+                    "%{customdata[0]}<extra></extra>",
+                }
+            )  # fmt: skip
+    if not data:
+        return None
+    layout = {
+        "xaxis": {"title": {"text": "round"}},
+        "yaxis": {"title": {"text": "median of a round, ms"}, "type": "log"},
+    }
+    count = sum(len(trace["x"]) for trace in data)
+    says = f"{count} rounds of {len(data)} contenders at batch {place[1]} on {place[0]}; open circles were disturbed."
+    return Figure(f"rounds-{place[0]}-{place[1]}", says, data, layout)
+
+
+def colour(kind: str) -> str:
+    """Of a kind of candidate."""
+    return COLOURS.get(kind, "#555555")
+
+
+def plain(text: str) -> str:
+    """Text that Plotly draws as it is: it reads a little HTML."""
+    return escape(text, quote=False)

@@ -1,0 +1,69 @@
+"""What a page is made of: sections of figures, tables and sentences. Neither torch nor ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Number = float | int | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell. text: as shown; sort: what its column is sorted by, None: the text; mark: a class of the
+    style."""
+
+    text: str
+    sort: Number = None
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is sorted by a click. numbers: by column, whether it holds numbers."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    @property
+    def numbers(self) -> list[bool]:
+        """By column, whether its cells are sorted as numbers, and so stand at the right."""
+        return [any(row[at].sort is not None for row in self.rows) for at in range(len(self.columns))]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot: what Plotly draws. says: in words, for those who do not see it."""
+
+    name: str
+    says: str
+    data: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
+    height: int = 380
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. how: how to read it, at most three sentences."""
+
+    name: str
+    title: str
+    how: Sequence[str] = ()
+    parts: Sequence[Figure | Table | Sequence[str]] = field(default_factory=tuple)
+    """Figures, tables, and lists of sentences, in order."""
+    is_open: bool = True
+
+
+def shown(value: Number, digits: str = ".2f", missing: str = "") -> str:
+    """A number as text."""
+    return missing if value is None else f"{value:{digits}}"
+
+
+def number(value: Number, digits: str = ".2f", mark: str = "") -> Cell:
+    """A cell of a number."""
+    return Cell(shown(value, digits), value, mark)
+
+
+def interval(bounds: Sequence[float] | None, digits: str = ".2f") -> Cell:
+    """A cell of an interval."""
+    return Cell("" if bounds is None else f"{bounds[0]:{digits}} to {bounds[1]:{digits}}", None, "interval")

@@ -1,0 +1,189 @@
+"""Sections that prove: layers, kernels, parity, bytes, answers. Neither torch nor ray."""
+
+from typing import Any, cast
+
+from raq.artifact.runtimes import FP32_RUNTIME
+from raq.page import charts
+from raq.page.parts import Cell, Section, Table, number, shown
+from raq.page.run import Run
+from raq.store.answers import Answers
+from raq.store.results import ArtifactProfile, Lowering
+
+MAX_CLASSES, MAX_CHANGED = 20, 200
+
+
+def layers(run: Run) -> Section | None:
+    """Which layer runs in which kernel, and why not in int8."""
+    tables = []
+    for name, record in run.stages.items():
+        if not name.startswith("lower/"):
+            continue
+        lowered = cast("Lowering", record["results"])
+        audit = lowered.get("audit")
+        audited = audit["layers"] if audit is not None else []
+        candidate = name.removeprefix("lower/")
+        evaluated = run.stages.get(f"evaluate/{candidate}")
+        seen = evaluated["results"].get("executed_layers") or [] if evaluated is not None else []
+        ran: dict[str, str] = {layer["name"]: str(layer["kernel"] or "") for layer in seen}
+        took = _ms_by_layer(run, candidate)
+        rows = [
+            [
+                Cell(layer["name"]), Cell("yes", 1, "good") if layer["int8"] else Cell("no", 0, "bad"),
+                Cell(ran.get(layer["name"], "")), number(layer["macs"] / 1e6, ".3f"),
+                *(number(took.get(layer["name"], {}).get(size), ".4f") for size in sorted(_profiled(run, candidate))),
+                Cell(layer.get("reason", "")),
+            ]
+            for layer in audited
+        ]  # fmt: skip
+        if rows:
+            at = [f"ms at batch {size}" for size in sorted(_profiled(run, candidate))]
+            columns = ["layer", "int8", "kernel seen running", "million MACs", *at, "why not"]
+            tables.append(Table(f"{candidate}: {len(rows)} layers", columns, rows))
+    how = (
+        "int8: the compiled code calls an integer kernel for the layer, matched with the layers of the graph.",
+        "The kernel is the one that reported itself while the artifact ran; ms are of the profile, where there is one.",
+    )
+    return Section("layers", "Layer by layer", how, tables, is_open=False) if tables else None
+
+
+def _profiles(run: Run) -> list[ArtifactProfile]:
+    return [profile for measured in run.summary["measurement"] for profile in measured.get("profiles") or []]
+
+
+def _profiled(run: Run, candidate: str) -> set[int]:
+    """The batch sizes of which a candidate has a profile."""
+    return {profile["batch_size"] for profile in _profiles(run) if profile["candidate"] == candidate}
+
+
+def _ms_by_layer(run: Run, candidate: str) -> dict[str, dict[int, float]]:
+    """By layer and batch size, the milliseconds of its kernels."""
+    found: dict[str, dict[int, float]] = {}
+    for profile in (profile for profile in _profiles(run) if profile["candidate"] == candidate):
+        for layer in profile["layers"]:
+            if layer["name"] is not None:
+                own = found.setdefault(layer["name"], {})
+                own[profile["batch_size"]] = own.get(profile["batch_size"], 0.0) + layer["ms"]
+    return found
+
+
+def kernels(run: Run) -> Section | None:
+    """Where the time of a call goes."""
+    found = [charts.kernels(profile) for profile in _profiles(run)]
+    rows = [
+        [
+            Cell(profile["candidate"]), number(profile["batch_size"], "d"), number(profile["total_ms"], ".3f"),
+            number(sum(layer["ms"] for layer in profile["layers"]), ".3f"), number(profile["reorder_ms"], ".3f"),
+            number(profile["other_kernels_ms"], ".3f"), number(profile["outside_onednn_ms"], ".3f"),
+            number(profile["reorders_per_call"], "d"), number(profile["gops"], ".0f"),
+            number(profile["peak_gops"], ".0f"),
+        ]
+        for profile in _profiles(run)
+    ]  # fmt: skip
+    columns = [
+        "candidate", "batch", "ms a call", "in kernels that multiply", "in reorders", "in other kernels",
+        "outside of oneDNN", "reorders a call", "GOPS", "peak of this CPU",
+    ]  # fmt: skip
+    how = (
+        "Blue kernels are int8, grey ones float; the 40 longest are shown.",
+        "The peak is measured by a loop that stays in registers: what this CPU could do at most.",
+    )
+    parts: list[Any] = [Table("Where the time goes", columns, rows), *found]
+    return Section("kernels", "Where the time goes", how, parts, is_open=False) if found else None
+
+
+def parity(run: Run) -> Section | None:
+    """The chain from the FP32 network to the file."""
+    rows = []
+    for candidate in run.summary["candidates"]:
+        for row in candidate["parity"]:
+            distance = "equal" if row["equal"] else shown(row["sqnr_db"], ".1f")
+            value = row["top1"] if row["top1"] is not None else row.get("value")
+            rows.append(
+                [
+                    Cell(candidate["name"]), Cell(row["step"]), Cell(row["against"] or ""),
+                    Cell(distance, 999.0 if row["equal"] else row["sqnr_db"]), number(row["changed"], "d"),
+                    number(value, ".4f"), number(row["images"], "d"),
+                ]
+            )  # fmt: skip
+    columns = ["candidate", "step", "against", "SQNR, dB", "classes changed", "metric", "samples"]
+    how = (
+        "Each step computes the same test samples as the step before it; one that loses more than its tolerance fails.",
+        "The last step is the saved file in an isolated process, without raq.",
+    )
+    return (
+        Section("parity", "The chain of proofs", how, [Table("Steps", columns, rows)], is_open=False) if rows else None
+    )
+
+
+def sizes(run: Run) -> Section | None:
+    """Where the bytes of each file are."""
+    rows = []
+    for candidate in run.summary["candidates"]:
+        for artifact in candidate["artifacts"]:
+            ledger = artifact.get("ledger") or {}
+            rows.append(
+                [
+                    Cell(candidate["name"]), Cell(artifact.get("runtime") or FP32_RUNTIME),
+                    *(
+                        number(None if value is None else value / 1e6, ".3f")
+                        for value in (
+                            artifact["size_bytes"], artifact["weight_bytes"], ledger.get("constant_bytes"),
+                            ledger.get("stored_constant_bytes"), ledger.get("scale_bytes"), ledger.get("code_bytes"),
+                            artifact.get("resident_bytes"),
+                        )
+                    ),
+                ]
+            )  # fmt: skip
+    columns = [
+        "candidate", "runtime", "file, MB", "weights", "numbers", "numbers as packed", "scales and biases", "code",
+        "resident when loaded",
+    ]  # fmt: skip
+    how = ("MB are millions of bytes. Packed: as the kernels want weights, with padding.",)
+    return (
+        Section("sizes", "Where the bytes are", how, [Table("Files", columns, rows)], is_open=False) if rows else None
+    )
+
+
+def classes(run: Run) -> Section | None:
+    """Which samples changed, and which classes lose."""
+    base = run.answers.get("fp32")
+    if base is None or not base.has_classes:
+        return None
+    tables = []
+    for candidate in run.summary["candidates"]:
+        mine = run.answers.get(candidate["name"])
+        if candidate["kind"] != "fp32" and mine is not None and mine.same_samples(base):
+            tables += [_by_class(candidate["name"], base, mine), _changed(candidate["name"], base, mine)]
+    how = (
+        "Only fp32 right: what the candidate loses; only the candidate right: what it wins.",
+        "Samples are numbered as the test split has them.",
+    )
+    return Section("classes", "What changed", how, tables, is_open=False) if tables else None
+
+
+def _by_class(name: str, base: Answers, mine: Answers) -> Table:
+    """The classes that lose most."""
+    truth = base.values[1]
+    rows = []
+    for label in sorted(set(truth.tolist())):
+        own = truth == label
+        lost, won = int((own & base.right & ~mine.right).sum()), int((own & mine.right & ~base.right).sum())
+        shares = [100 * float(one.right[own].mean()) for one in (base, mine)]
+        cells = [number(label, "d"), number(int(own.sum()), "d"), *(number(share) for share in shares)]
+        rows.append((won - lost, [*cells, number(lost, "d"), number(won, "d")]))
+    rows.sort(key=lambda row: row[0])
+    columns = ["class", "samples", "fp32, % right", f"{name}, % right", "only fp32 right", f"only {name} right"]
+    shown_rows = [row for _, row in rows[:MAX_CLASSES]]
+    return Table(f"{name}: the {len(shown_rows)} classes that lose most", columns, shown_rows)
+
+
+def _changed(name: str, base: Answers, mine: Answers) -> Table:
+    """The samples that are classified otherwise."""
+    changed = (mine.values[0] != base.values[0]).nonzero()[0]
+    rows = [
+        [number(int(value), "d") for value in (at, base.values[1][at], base.values[0][at], mine.values[0][at])]
+        for at in changed[:MAX_CHANGED]
+    ]
+    first = f" (the first {MAX_CHANGED})" if len(changed) > MAX_CHANGED else ""
+    caption = f"{name}: {len(changed)} of {base.samples} answers changed{first}"
+    return Table(caption, ["test sample", "class", "fp32 says", f"{name} says"], rows)

@@ -1,0 +1,149 @@
+"""The page of a run: what is on it is what the records say, nothing is loaded from elsewhere, every text is escaped."""
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from kept_records import judged_now, read
+
+from raq.page.parts import Figure
+from raq.page.render import render
+from raq.page.run import Run
+from raq.page.sections import sections
+from raq.report.terminal import clean
+
+KEPT = ("cifar10", "calibration-sweep", "qat-sweep", "mixed-precision", "minilm")
+KNOWN = ("points", "top1", "fp32", "budget", "precision", "rounds", "interleaved", "inductor", "eager", "cpu")
+HOSTILE = "</script><script>alert(1)</script>\x1b[31m[bold]<img src=x onerror=alert(2)>\u202egnp.exe"
+
+
+class Read(HTMLParser):
+    """Elements with their attributes, and the text of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self.inside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self.inside or "style" in self.inside:
+            return
+        self.words.append(data)
+        if {"td", "th"} & set(self.inside):
+            self.rows[-1][-1] += data
+
+
+def kept(name: str) -> Run:
+    summary = read(f"{name}/summary.json") if name == "minilm" else judged_now(name)
+    records = read(f"{name}/records.json") if name not in ("minilm",) else {}
+    return Run(clean(summary), read(f"{name}/run.json")["settings"], clean(records), {})
+
+
+def figures_of(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    figures: dict[str, Any] = json.loads(found[1])
+    return figures
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_run(name: str) -> None:
+    """The verdict, a row a contender, and plots whose points are the records' numbers; small enough for a mail."""
+    run = kept(name)
+    text = render(run)
+    assert len(text.encode()) < 2_500_000
+    page = Read(text)
+    assert run.summary["verdict"]["why"] in "".join(page.words)
+    rows = {(row[0], row[1], row[2]): row for row in page.rows if len(row) == 15}
+    figures = figures_of(text)
+    for candidate in run.summary["candidates"]:
+        for latency in candidate["latency"]:
+            row = rows[candidate["name"], latency["runtime"], str(latency["batch_size"])]
+            assert row[7] == f"{latency['p50_ms']:.3f}"
+            assert row[8] == f"{latency['speedup']:.2f}"
+            drawn = figures[f"rounds-{latency['device']}-{latency['batch_size']}"]["data"]
+            own = next(one for one in drawn if one["name"] == f"{candidate['name']}/{latency['runtime']}")
+            assert own["y"] == latency["round_p50_ms"]
+            assert [mark == "circle-open" for mark in own["marker"]["symbol"]] == latency["round_disturbed"]
+            points = figures[f"decision-{latency['device']}-{latency['batch_size']}"]["data"]
+            point = next(one for one in points if one["name"] == f"{candidate['name']}/{latency['runtime']}")
+            assert point["x"] == [latency["p50_ms"]]
+            assert candidate["metric"] is not None
+            scale = 100 if candidate["metric"]["unit"] == "points" else 1
+            assert point["y"] == [scale * candidate["metric"]["value"]]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_nothing_is_loaded_from_elsewhere(name: str) -> None:
+    page = Read(render(kept(name)))
+    for tag, attributes in page.elements:
+        assert not attributes.get("src"), tag
+        assert (attributes.get("href") or "#").startswith("#"), tag
+        assert tag not in ("link", "iframe", "object", "embed", "base"), tag
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "connect-src" not in policy
+
+
+def poisoned(value: Any) -> Any:
+    """Every text of a summary, and every name, with what would run if it were not escaped."""
+    if isinstance(value, dict):
+        return {key: poisoned(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [poisoned(entry) for entry in value]
+    return f"{value}{HOSTILE}" if isinstance(value, str) and value not in KNOWN else value
+
+
+def test_a_hostile_record_is_text() -> None:
+    """No element, attribute or escape comes out of a text, in tables, captions, figures and hover texts."""
+    run = kept("mixed-precision")
+    summary = poisoned(run.summary)
+    hostile = Run(clean(summary), run.settings, clean(poisoned(dict(run.stages))), {})
+    plain, text = render(run), render(hostile)
+    allowed = {tag for tag, _ in Read(plain).elements}
+    page = Read(text)
+    assert {tag for tag, _ in page.elements} <= allowed
+    assert sum(tag == "script" for tag, _ in page.elements) == 3
+    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    assert "alert(1)" in "".join(page.words)
+    body = text[text.index("<body>") :]
+    assert "\x1b" not in body
+    assert "\u202e" not in body
+    hovers = json.dumps(figures_of(text))
+    assert "<img" not in hovers
+    assert "&lt;img" in hovers, "Plotly reads a little HTML: it is escaped for that too"
+
+
+def test_figures_have_words_for_those_who_do_not_see_them() -> None:
+    for section in sections(kept("qat-sweep")):
+        for part in section.parts:
+            if isinstance(part, Figure):
+                assert len(part.says) > 20
+
+
+def test_parallel_coordinates_have_each_training_once() -> None:
+    run = kept("qat-sweep")
+    found = run.stages["sweep/qat"]["results"]
+    run.summary["qat_sweep"] = found
+    drawn = figures_of(render(run))["trainings"]["data"]
+    lines = sum(trace["x"].count(None) for trace in drawn)
+    assert lines == sum(trial["top1"] is not None for trial in found["trials"])
+    assert len(drawn[0]["x"]) % (len(found["trials"][0]["config"]) + 2) == 0
