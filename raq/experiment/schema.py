@@ -14,6 +14,8 @@ from raq.experiment.sweep import Sweep
 from raq.experiment.training import Qat, Train
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+HUB = "hf:"
+HUB_PATTERN = r"^hf:[A-Za-z0-9][\w.-]*(/[\w.-]+)?$"
 FUNCTION_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 
 MODELS = ("resnet18-cifar", "resnet20-cifar")
@@ -26,7 +28,8 @@ class Data(Section):
     """Which images."""
 
     name: str = "digits"
-    """digits, cifar10, imagefolder, or module:function."""
+    """digits, cifar10, imagefolder, hf:NAME (images and classes of the Hugging Face hub, from the cache or from the
+    folder `root`; the extra datasets), or module:function."""
     root: str | None = None
     """Folder to look in first; relative to the experiment's file."""
     train_limit: Positive | None = None
@@ -36,7 +39,7 @@ class Data(Section):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the training split held out to choose the best epoch; 0 keeps the last epoch."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 224
-    """Side in pixels to which imagefolder's images are scaled and cropped."""
+    """Side in pixels to which the images of imagefolder and hf:NAME are scaled and cropped."""
     mean: Annotated[Channels, Field(strict=False)] | None = None
     """Mean of the normalisation by channel, of pixels / 255; null: the data set's own."""
     std: Annotated[Channels, Field(strict=False)] | None = None
@@ -47,8 +50,9 @@ class Data(Section):
     @model_validator(mode="after")
     def _check(self) -> "Data":
         known = ("cifar10", "digits", "imagefolder")
-        if self.name not in known and not re.match(FUNCTION_PATTERN, self.name):
-            raise ValueError(f"name: {self.name!r} is not a data set; allowed: {', '.join(known)}, module:function")
+        if self.name not in known and not re.match(f"{FUNCTION_PATTERN}|{HUB_PATTERN}", self.name):
+            allowed = f"{', '.join(known)}, hf:NAME, module:function"
+            raise ValueError(f"name: {self.name!r} is not a data set; allowed: {allowed}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std come together; give both or neither")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
@@ -203,8 +207,6 @@ class Experiment(Section):
             raise ValueError(f"require.max_drop is in the unit of the metric {name}, which has no default: set it")
         if self.loss is not None and self.loss not in LOSSES and not re.match(FUNCTION_PATTERN, self.loss):
             raise ValueError(f"loss: there is no {self.loss!r}; allowed: {', '.join(LOSSES)}, module:function")
-        if self.sweep is not None and not self.metric.is_top1:
-            raise ValueError(f"sweep compares trials by top-1, and metric is {name}: leave sweep out")
         if self.model.weights == INCLUDED and ":" not in self.model.name:
             raise ValueError(f"model.weights is included, and {self.model.name} comes untrained: name a file")
         return self

@@ -19,7 +19,7 @@ from raq.model.data import Data as UserData
 from raq.model.images import ImageDataset, Images, normalisation
 from raq.model.known_data import data_digest, describe_inputs
 from raq.model.samples import Part, SampleDataset
-from raq.model.sources import SOURCES, arrays_of_function, call_function
+from raq.model.sources import arrays_of_function, call_function, source_of
 from raq.model.user_code import sources_of
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def load_dataset(data: Data, working_directory: str | None = None, expect_digest
     read, or if its digest is not `expect_digest` (another node's copy differs from the one that was planned with).
     """
     found: Dataset
-    if data.name in SOURCES:
-        found = _images(data, *SOURCES[data.name](data))
+    source = source_of(data.name)
+    if source is not None:
+        found = _images(data, *source(data))
     else:
         returned = call_function(data, working_directory)
         if isinstance(returned, UserData):

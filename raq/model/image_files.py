@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,35 +35,76 @@ def decode_image(raw: bytes, where: str, side: int | None) -> Array:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images in files, read like an array uint8 [N, 3, side, side]: those asked for are decoded, on all CPUs."""
+class EncodedImages:
+    """Encoded images, read like an array uint8 [N, 3, side, side]: those asked for are decoded, on all CPUs."""
 
-    files: Sequence[str]
     side: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def encoded(self, at: int) -> tuple[bytes, str]:
+        """One image's bytes, and where they are, for messages."""
+        raise NotImplementedError
+
+    def identity(self) -> Any:
+        """Plain values that change when an image does, of which the digests are kept; None: they are made anew."""
+        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[N, 3, side, side]."""
-        return (len(self.files), 3, self.side, self.side)
-
-    def __len__(self) -> int:
-        return len(self.files)
+        return (len(self), 3, self.side, self.side)
 
     def __getitem__(self, which: Array) -> Array:
         found = np.empty((len(which), *self.shape[1:]), dtype=np.uint8)
 
         def read(place: int) -> None:
-            file = self.files[int(which[place])]
-            found[place] = decode_image(_bytes_of(file), file, self.side)
+            found[place] = decode_image(*self.encoded(int(which[place])), self.side)
 
         _on_all_cpus(read, range(len(which)))
         return found
 
+    def content_digests(self) -> Array:
+        """A digest of each image's bytes, uint8 [N, 16]; read once, and kept until the images change."""
+        identity = self.identity()
+        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+        kept = cache_folder() / "digests" / f"{key}.npy"
+        with suppress(OSError, ValueError, EOFError):  # not there yet, or damaged: it is made anew
+            found: Array = np.load(kept, allow_pickle=False)
+            if identity is not None and found.shape == (len(self), DIGEST_BYTES) and found.dtype == np.uint8:
+                return found
+        rows = _on_all_cpus(
+            lambda at: hashlib.blake2b(self.encoded(at)[0], digest_size=DIGEST_BYTES).digest(), range(len(self))
+        )
+        found = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(self), DIGEST_BYTES)
+        if identity is not None:
+            _keep(found, kept)
+        return found
+
     def digests(self, which: Array) -> list[bytes]:
-        """What tells these images apart: their files' contents."""
-        known = content_digests(self.files)
+        """What tells these images apart: their contents."""
+        known = self.content_digests()
         return [known[int(at)].tobytes() for at in which]
+
+
+@dataclass(frozen=True)
+class ImageFiles(EncodedImages):
+    """Images in files."""
+
+    files: Sequence[str]
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def encoded(self, at: int) -> tuple[bytes, str]:
+        """One file's bytes, and its path."""
+        return _bytes_of(self.files[at]), self.files[at]
+
+    def identity(self) -> Any:
+        """Sizes and times of the files."""
+        return file_stats([Path(file) for file in self.files])
 
 
 def _on_all_cpus(do: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -78,23 +120,6 @@ def _bytes_of(file: str) -> bytes:
         raise UserError(
             f"{file}: cannot be read: {error.strerror}", "put it back, or remove it from the folder"
         ) from None
-
-
-def content_digests(files: Sequence[str]) -> Array:
-    """A digest of each file's content, uint8 [N, 16]; read once, and kept until a file's size or times change."""
-    identity = file_stats([Path(file) for file in files])
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    kept = cache_folder() / "digests" / f"{key}.npy"
-    try:
-        found: Array = np.load(kept, allow_pickle=False)
-        if found.shape == (len(files), DIGEST_BYTES) and found.dtype == np.uint8:
-            return found
-    except (OSError, ValueError, EOFError):
-        pass  # not there yet, or damaged: it is made anew
-    rows = _on_all_cpus(lambda file: hashlib.blake2b(_bytes_of(file), digest_size=DIGEST_BYTES).digest(), files)
-    found = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(files), DIGEST_BYTES)
-    _keep(found, kept)
-    return found
 
 
 def _keep(array: Array, path: Path) -> None:

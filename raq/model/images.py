@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raq.experiment.inputs import Inputs, image_input
-from raq.experiment.schema import Data
+from raq.experiment.schema import HUB, Data
 from raq.model.batch import Batch, in_batches
 from raq.model.cache import Array
-from raq.model.image_files import ImageFiles
+from raq.model.image_files import EncodedImages
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 class Images:
     """Some of the images of a memory-mapped array, or of files, uint8 [N, C, H, W]; only those asked for are read."""
 
-    stored: Array | ImageFiles
+    stored: Array | EncodedImages
     indices: Array
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class Images:
 
     def digests(self) -> Iterator[bytes]:
         """What tells each image from others: its pixels, or its file's content."""
-        if isinstance(self.stored, ImageFiles):
+        if isinstance(self.stored, EncodedImages):
             yield from self.stored.digests(self.indices)
             return
         for part in in_batches(np.arange(len(self)), HASHED_AT_ONCE):
@@ -122,12 +122,13 @@ class ImageDataset:
         }
 
 
-def normalisation(data: Data, images: Array | ImageFiles) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(data: Data, images: Array | EncodedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The experiment's mean and std, else the data set's published ones, else those of the training images."""
     if data.mean is not None and data.std is not None:
         return data.mean, data.std
-    if data.name in NORMALISATION:
-        return NORMALISATION[data.name]
+    known = "imagefolder" if data.name.startswith(HUB) else data.name
+    if known in NORMALISATION:
+        return NORMALISATION[known]
     count = 0.0
     total = np.zeros(images.shape[1])
     squares = np.zeros(images.shape[1])

@@ -13,9 +13,10 @@ import numpy as np
 
 from raq.environment import cache_folder
 from raq.errors import RaqError, UserError, first_line
-from raq.experiment.schema import Data
+from raq.experiment.schema import HUB, Data
 from raq.model.cache import SPLITS, Array, arrays_digest, cached, checked, file_stats
-from raq.model.image_files import ImageFiles, content_digests, decode_image
+from raq.model.hub_data import read_hub_dataset
+from raq.model.image_files import EncodedImages, ImageFiles, decode_image
 from raq.model.user_code import import_function, on_path
 
 DECODED_ONCE_BYTES = 256 * 2**20
@@ -150,14 +151,35 @@ def imagefolder(data: Data) -> tuple[dict[str, Any], str, str]:
         )
     labels = {split: np.asarray([classes[name] for _, name in pairs]) for split, pairs in listed.items()}
     files = {split: ImageFiles([file for file, _ in pairs], data.image_size) for split, pairs in listed.items()}
-    if sum(math.prod(images.shape) for images in files.values()) > DECODED_ONCE_BYTES:
+    if _is_large(files):
         return _arrays(files, labels), _digest_of_files(root, files, labels), str(root)
-
-    def decode() -> dict[str, Array]:
-        return _arrays({split: images[np.arange(len(images))] for split, images in files.items()}, labels)
-
     names = [Path(file) for images in files.values() for file in images.files]
-    return cached("imagefolder", [data.image_size, file_stats(names)], decode, str(root))
+    identity = [data.image_size, file_stats(names)]
+    return cached("imagefolder", identity, lambda: _arrays(_decoded(files), labels), str(root))
+
+
+def hub(data: Data) -> tuple[dict[str, Any], str, str]:
+    """A data set of the Hugging Face hub, hf:NAME: its images scaled and centre-cropped to data.image_size.
+
+    As of an imagefolder, they are decoded once if they are few.
+    """
+    found = read_hub_dataset(data.name.removeprefix(HUB), data.root, data.image_size)
+    images, labels = found.images, found.labels
+    digest = hashlib.sha256(metadata.version("pillow").encode())
+    for split in ("train", "test"):
+        digest.update(f"{split} {images[split].shape} {labels[split].tolist()}".encode())
+        digest.update(images[split].content_digests().tobytes())
+    if _is_large(images):
+        return _arrays(images, labels), digest.hexdigest(), data.name
+    return cached("hub", [digest.hexdigest()], lambda: _arrays(_decoded(images), labels), data.name)
+
+
+def _is_large(images: Mapping[str, EncodedImages]) -> bool:
+    return sum(math.prod(found.shape) for found in images.values()) > DECODED_ONCE_BYTES
+
+
+def _decoded(images: Mapping[str, EncodedImages]) -> dict[str, Array]:
+    return {split: found[np.arange(len(found))] for split, found in images.items()}
 
 
 def _files_by_class(root: Path, split: str) -> list[tuple[str, str]]:
@@ -195,7 +217,7 @@ def _digest_of_files(root: Path, files: Mapping[str, ImageFiles], labels: Mappin
     for split, images in files.items():
         digest.update(f"{split} {images.shape} {labels[split].tolist()}".encode())
         digest.update(b"\0".join(os.fsencode(Path(file).relative_to(root)) for file in images.files))
-        digest.update(content_digests(images.files).tobytes())
+        digest.update(images.content_digests().tobytes())
     return digest.hexdigest()
 
 
@@ -229,6 +251,11 @@ SOURCES: dict[str, Callable[[Data], tuple[dict[str, Any], str, str]]] = {
     "cifar10": cifar10,
     "imagefolder": imagefolder,
 }
+
+
+def source_of(name: str) -> Callable[[Data], tuple[dict[str, Any], str, str]] | None:
+    """What reads the data set of this name; None for a function of the user's."""
+    return hub if name.startswith(HUB) else SOURCES.get(name)
 
 
 def _stack(images: list[Array], where: Path) -> Array:

@@ -15,7 +15,7 @@ from raq.errors import UserError
 from raq.store.settings import Sources
 from raq.store.views import View
 
-PREFIXES = ("torchvision", "timm", "transformers")  # of names that are a library's
+PREFIXES = ("torchvision", "timm", "transformers", "hf")  # of names that are a library's
 IMPORT_TIMEOUT_S = 180.0
 CHILD = Path(__file__).with_name("imported_code.py")
 LIBRARIES = (

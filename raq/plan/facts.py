@@ -9,7 +9,7 @@ from pydantic import Field
 from raq.artifact.runtimes import RUNTIMES, runtime_of_backend
 from raq.environment import Machine, usable_features
 from raq.errors import UserError
-from raq.experiment.schema import ARM_ARCHITECTURES, Experiment
+from raq.experiment.schema import ARM_ARCHITECTURES, HUB, Experiment
 from raq.plan.kinds import Pool
 from raq.store.views import View, view
 
@@ -120,7 +120,8 @@ def pool_of_device(device: str) -> Pool:
 
 def data_settings(experiment: Experiment, facts: Facts) -> Settings:
     """What of the data a stage depends on: contents and choices, not where files lie; the test split is evaluate's."""
-    ignored = {"root", "test_limit", "workers"} | (set() if experiment.data.name == "imagefolder" else {"image_size"})
+    scaled = experiment.data.name == "imagefolder" or experiment.data.name.startswith(HUB)
+    ignored = {"root", "test_limit", "workers"} | (set() if scaled else {"image_size"})
     chosen = experiment.data.model_dump(mode="json", exclude=ignored)
     found = asdict(facts.data)
     return {**chosen, **{key: found[key] for key in ("digest", "classes", "inputs", "mean", "std")}}

@@ -12,10 +12,10 @@ from raq.errors import StageError, UserError
 from raq.experiment.metric import Metric
 from raq.model.losses import loss_by_sample
 from raq.model.metrics import RESAMPLES, Scorer, scorer_of
-from raq.report.answers import Answers
 from raq.report.claims import drop_claim, images_needed
-from raq.report.paired import PairedScores, mean_interval, set_interval
-from raq.statistics import drop_interval, proportion_interval
+from raq.statistics.paired import PairedScores, mean_interval, set_interval
+from raq.statistics.proportions import drop_interval, proportion_interval
+from raq.store.answers import Answers
 
 
 def scores(name: str, output: torch.Tensor, targets: Any, classes: int | None = None):

@@ -1,0 +1,137 @@
+"""Data sets of the Hugging Face hub, by name: images and their classes, from the cache or a folder; never downloaded.
+
+The library `datasets` reads them. Must not import torch or ray.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raq.environment import environment_kept, require_library
+from raq.errors import UserError, first_line
+from raq.model.cache import Array, file_stats
+from raq.model.image_files import EncodedImages
+
+OTHERS = "others are a function of yours: raq.Data(train=raq.Columns(dataset['train'], inputs=..., target=...), ...)"
+TEST_SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True)
+class HubImages(EncodedImages):
+    """The images of a split: a column of {"bytes", "path"}, memory-mapped by its library."""
+
+    rows: Any
+    column: str
+    side: int
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def encoded(self, at: int) -> tuple[bytes, str]:
+        """One image's bytes, and its row."""
+        where, found = f"{self.source}, row {at}", self.rows[at][self.column]
+        try:
+            return (found["bytes"] if found["bytes"] is not None else Path(found["path"]).read_bytes()), where
+        except (TypeError, KeyError, OSError) as error:
+            raise UserError(f"{where}: has no image: {first_line(error)}", "leave the row out") from None
+
+    def identity(self) -> Any:
+        """Sizes and times of the library's files; None where the images lie in others."""
+        files = [Path(file["filename"]) for file in self.rows.cache_files]
+        inside = len(self) > 0 and self.rows[0][self.column]["bytes"] is not None
+        return [self.column, len(self), file_stats(files)] if files and inside else None
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """By split, train and test: images, and their classes int64 [N]."""
+
+    images: Mapping[str, HubImages]
+    labels: Mapping[str, Array]
+
+
+def read_hub_dataset(name: str, root: str | None, side: int) -> HubDataset:
+    """The data set of this name: from the folder `root`, else from the Hugging Face cache.
+
+    Its test split is `test`, or `validation` where there is none. Raises UserError if it is in neither place, or if it
+    is not made of images and classes.
+    """
+    require_library("datasets", "datasets")
+    splits = _load(name, root)
+    test = next((split for split in TEST_SPLITS if split in splits), None)
+    if "train" not in splits or test is None:
+        raise UserError(
+            f"data hf:{name} has the splits {', '.join(splits)}, and a train and a test split are needed", OTHERS
+        )
+    chosen = {"train": splits["train"], "test": splits[test]}
+    image, label = _columns(name, chosen["train"].features)
+    images, labels = {}, {}
+    for split, rows in chosen.items():
+        where = f"data hf:{name}, {split if split == 'train' else test}"
+        try:
+            images[split] = HubImages(_with_bytes(rows, image), image, side, where)
+            labels[split] = np.asarray(rows.with_format("numpy")[label][:], dtype=np.int64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not images and classes: {first_line(error)}", OTHERS) from None
+        if len(labels[split]) == 0 or labels[split].min() < 0:
+            raise UserError(
+                f"{where}: {int((labels[split] < 0).sum())} of {len(labels[split])} samples have no class",
+                "a test split without classes judges nothing: " + OTHERS,
+            )
+    return HubDataset(images, labels)
+
+
+def _load(name: str, root: str | None) -> Mapping[str, Any]:
+    """Its splits by name."""
+    with environment_kept(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1"):
+        import datasets
+
+        datasets.disable_progress_bars()
+        folder = Path(root).expanduser() if root is not None else _cached(name)
+        try:
+            if (folder / "dataset_dict.json").is_file():
+                found: Any = datasets.load_from_disk(str(folder))
+            else:
+                found = datasets.load_dataset(str(folder))
+        except Exception as error:  # it raises many kinds
+            raise UserError(f"data hf:{name}: {folder} cannot be read: {first_line(error)}", OTHERS) from error
+    return dict(found) if isinstance(found, Mapping) else {"train": found}
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
+    except Exception as error:  # names that cannot be, and what is not there
+        raise UserError(
+            f"data hf:{name} is not in the Hugging Face cache, and nothing is downloaded",
+            f"get it first: hf download --repo-type dataset {name}; or set data.root to its folder",
+        ) from error
+
+
+def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+    """Which column has the images, and which the classes."""
+    import datasets
+
+    images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    classes = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    classes = classes or [key for key in ("label", "labels") if key in features]
+    if len(images) != 1 or len(classes) != 1:
+        raise UserError(
+            f"data hf:{name} has the columns {', '.join(features)}: {len(images)} of images and {len(classes)} of "
+            "classes, and one each is needed",
+            OTHERS,
+        )
+    return images[0], classes[0]
+
+
+def _with_bytes(rows: Any, image: str) -> Any:
+    """The column of images alone, not decoded."""
+    import datasets
+
+    return rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
