@@ -4,14 +4,19 @@ Weights are as the network's function leaves them, and ranges those of a few ran
 not is known from the graph, accuracy is not.
 """
 
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
+from raq.environment import available_cpus
 from raq.errors import RaqError, UserError
 from raq.experiment.inputs import IMAGES, INPUT, Inputs, InputSpec, image_input
 from raq.experiment.schema import Calibration
@@ -29,7 +34,7 @@ class Inspection:
     exports: for any batch size; static_batch: whether it exports for one batch size at least; reason: why not;
     parameters, macs: their number (of one sample); fp32_bytes, int8_bytes: of tensors, before and after quantization;
     int8_mac_share: of the graph; float_layers: each with why; others: what multiplies and is no layer; qat: whether the
-    graph for it can be made, or why not.
+    graph for it can be made, or why not; compiled: of the compiled int8 program, where that was asked for.
     """
 
     model: str
@@ -52,6 +57,7 @@ class Inspection:
     float_layers: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     qat: str | None = None
+    compiled: dict[str, Any] | None = None
     reason: str | None = None
     hint: str | None = None
 
@@ -67,10 +73,13 @@ def inspect_model(
     output: str | int | None = None,
     working_directory: str | None = None,
     backend: str = "x86",
+    *,
+    compiles: bool = False,
 ) -> Inspection:
     """Build a network, export it, and quantize it with random ranges; the first step that fails is the reason.
 
-    Raises UserError if there is no such network.
+    compiles: compile the int8 program too, and run it on random samples, which may take minutes. Raises UserError if
+    there is no such network.
     """
     found = Inspection(name, [one.plain() for one in inputs])
     network = build_network(name, classes, inputs, output, working_directory)
@@ -85,10 +94,13 @@ def inspect_model(
         if not _tried(found, lambda: _export(network, example, found)):
             found.exports = found.dynamic_batch = False
             return found
-        if not _tried(found, lambda: _quantize(network, example, inputs, backend, found)):
+        programs: list[ExportedProgram] = []
+        if not _tried(found, lambda: programs.append(_quantize(network, example, inputs, backend, found))):
             found.quantizes = False
             return found
         _prepare_qat(network, example, backend, found)
+        if compiles:
+            _tried(found, lambda: _compile(programs[0], inputs, found))
     return found
 
 
@@ -159,8 +171,8 @@ def _export(network: nn.Module, example: Example, found: Inspection) -> None:
     found.dynamic_axes = sorted({axis.name for axes in example.axes for axis in axes})
 
 
-def _quantize(network: nn.Module, example: Example, inputs: Inputs, backend: str, found: Inspection) -> None:
-    """Quantize it with the ranges of random samples, and see what is int8."""
+def _quantize(network: nn.Module, example: Example, inputs: Inputs, backend: str, found: Inspection) -> ExportedProgram:
+    """Quantize it with the ranges of random samples, and see what is int8; the program."""
     from raq.artifact.audit import audit_graph, graph_share
     from raq.quantize.arithmetic import NetworkMacs, operations
     from raq.quantize.convert import convert, tensor_bytes
@@ -182,6 +194,32 @@ def _quantize(network: nn.Module, example: Example, inputs: Inputs, backend: str
     found.others = [
         {"name": one.name, "operator": one.operator, "macs": one.macs} for one in operations(program) if not one.layer
     ]
+    return program
+
+
+def _compile(program: ExportedProgram, inputs: Inputs, found: Inspection) -> None:
+    """Compile the int8 program for single samples, run it, and see which kernels did; UserError where none says."""
+    from raq.artifact.account import what_ran
+    from raq.artifact.inductor import lower
+    from raq.artifact.isolated import IsolatedProcess
+    from raq.artifact.runtimes import read
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, started = Path(folder) / "int8.pt2", time.perf_counter()
+        metadata = {"candidate": "int8", "kind": "ptq", "inputs": [one.plain() for one in inputs]}
+        lower(program, path, metadata)
+        took_s = round(time.perf_counter() - started, 1)
+        shapes = [constant.shape for constant in read(path).constants]
+        with IsolatedProcess(path, threads=len(available_cpus())) as process:
+            ran = what_ran(process, inputs, shapes, found.macs, [])
+        if ran is None:
+            raise UserError("which kernels ran is not known here", "oneDNN says it, on x86")
+        found.compiled = {
+            "compile_s": took_s,
+            "size_bytes": path.stat().st_size,
+            "executed_int8_mac_share": ran.executed_int8_mac_share,
+            "reorders_per_call": ran.reorders_per_call,
+        }
 
 
 def _prepare_qat(network: nn.Module, example: Example, backend: str, found: Inspection) -> None:

@@ -23,6 +23,10 @@ def inspect(
     classes: Annotated[int | None, typer.Option("--classes", min=1, metavar="N", help="num_classes.")] = None,
     output: Annotated[str | None, typer.Option("--output", metavar="KEY", help="Which output, of several.")] = None,
     backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="x86, arm or xnnpack.")] = "x86",
+    compiles: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the int8 program and run it too: which kernels, what is repacked."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What would become of a network, before any data or training: does it export, what would be int8, and why not.
@@ -31,12 +35,19 @@ def inspect(
     """
     from raq.artifact.inspection import default_inputs, inspect_model
     from raq.environment import environment_kept
+    from raq.errors import UserError
     from raq.report.inspection import print_inspection
 
+    if compiles and backend == "xnnpack":
+        raise UserError(
+            "--compile: Inductor compiles the backends x86 and arm, and not xnnpack", "leave one of them out"
+        )
     with environment_kept():
         wanted = int(output) if output is not None and output.isdigit() else output
         count = classes if classes is not None else 1000 if model.startswith(("torchvision:", "timm:")) else None
-        found = inspect_model(model, default_inputs(inputs or []), count, wanted, str(Path.cwd()), backend)
+        found = inspect_model(
+            model, default_inputs(inputs or []), count, wanted, str(Path.cwd()), backend, compiles=compiles
+        )
     if as_json:
         print_json(found.as_record())
     else:

@@ -40,6 +40,17 @@ def print_inspection(console: Console, found: Mapping[str, Any]) -> None:
     if found["qat"] is not None:
         said = "can be trained with fake quantizers" if found["qat"] == "ok" else f"QAT: {found['qat']}"
         say(console, said, "green" if found["qat"] == "ok" else "yellow")
+    compiled = found["compiled"]
+    if compiled is not None:
+        share = compiled["executed_int8_mac_share"]
+        known = "an unknown share" if share is None else f"{100 * share:.1f}%"
+        packed = ", ".join(f"{count} at batch {size}" for size, count in compiled["reorders_per_call"].items())
+        say(
+            console,
+            f"compiled in {compiled['compile_s']:.0f} s to {compiled['size_bytes'] / 1e6:.2f} MB: {known} of the MACs "
+            f"ran in int8 kernels; weights packed anew at a call: {packed or 'unknown'}",
+            "green" if share and not any(compiled["reorders_per_call"].values()) else "yellow",
+        )
     if found["reason"] is not None:
         say(console, f"PROBLEM: {found['reason']}", "bold red")
         say(console, str(found["hint"]))
