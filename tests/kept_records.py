@@ -9,11 +9,11 @@ from typing import Any
 
 from raq.bench.ratio_statistics import paired_ratio
 from raq.report.claims import Drops, Measured, Rules
-from raq.report.paired import PairedAnswers
 from raq.report.ratios import row_ratios
 from raq.report.summary import set_against_best_fp32
 from raq.report.verdict import verdict
-from raq.statistics import proportion_interval
+from raq.statistics.paired import PairedAnswers
+from raq.statistics.proportions import proportion_interval
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 RUNS = ("cifar10", "cifar10-avx2", "calibration-sweep", "qat-as-written", "qat-sweep", "mixed-precision")

@@ -15,7 +15,7 @@ from raq.bench.ratio_statistics import (
     samples_needed,
     undisturbed_ratios,
 )
-from raq.statistics import drop_interval, paired_drop, proportion_interval, same_accuracy_p
+from raq.statistics.proportions import drop_interval, paired_drop, proportion_interval, same_accuracy_p
 
 
 def test_wilson() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from raq.statistics import CONFIDENCE, Interval
+from raq.statistics.proportions import CONFIDENCE, Interval
 from raq.store.results import Agreement
 
 Floats = Sequence[float] | npt.NDArray[np.float64]

@@ -13,8 +13,10 @@ from raq.cluster.ray_train import was_lost
 from raq.errors import StageError, last_line
 from raq.stages.call import Call
 from raq.stages.transfer import fetch_trials
+from raq.stages.trials import metric_of
 from raq.store.files import digest
 from raq.store.object_storage import StorageError
+from raq.store.sweep_results import written_name
 
 EXPERIMENT = "tune"
 MAX_PASSES = 3
@@ -25,16 +27,17 @@ def tune_all(
     send: EventSender,
     trainable: Any,
     configs: Sequence[Mapping[str, Any]],
-    metric: str,
     name: str = EXPERIMENT,
 ) -> dict[int, str]:
     """Run all of these trials; what went wrong, by the number of the trial.
+
+    They report their metric as a record of the sweep has it: "top1", or "value".
 
     Trials that were lost with their process or their node are done again, MAX_PASSES times in all: that is no result
     of theirs, unless it comes again and again. Those that have finished report at once.
     """
     for number in range(1, MAX_PASSES + 1):
-        failed, lost = _tune_once(call, send, trainable, configs, metric, name)
+        failed, lost = _tune_once(call, send, trainable, configs, name)
         if not lost or number == MAX_PASSES:
             break
         send.notice(told_again(lost))
@@ -45,15 +48,18 @@ def tune_all(
 
 
 def _tune_once(
-    call: Call, send: EventSender, trainable: Any, configs: Sequence[Mapping[str, Any]], metric: str, name: str
+    call: Call, send: EventSender, trainable: Any, configs: Sequence[Mapping[str, Any]], name: str
 ) -> tuple[dict[int, str], int]:
     """What went wrong, by the number of the trial; how many of those were lost."""
+    metric = metric_of(call)
     space = {key: tune.choice(list({digest(c[key]): c[key] for c in configs}.values())) for key in configs[0]}
     search = BasicVariantGenerator(points_to_evaluate=list(configs), max_concurrent=call.workers)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources_of(call)),
         param_space=space,
-        tune_config=tune_config(search, len(configs), metric),
+        tune_config=tune_config(
+            search, len(configs), written_name("value", metric), greater_is_better=metric.greater_is_better
+        ),
         run_config=run_config(call, [Progress(send, len(configs))], name),
     )
     numbers = {digest(config): number for number, config in enumerate(configs)}
@@ -75,11 +81,22 @@ def resources_of(call: Call) -> Any:
 
 
 def tune_config(
-    search: "Searcher | SearchAlgorithm", count: int, metric: str, *, reuse_actors: bool = True, scheduler: Any = None
+    search: "Searcher | SearchAlgorithm",
+    count: int,
+    metric: str,
+    *,
+    greater_is_better: bool = True,
+    reuse_actors: bool = True,
+    scheduler: Any = None,
 ) -> tune.TuneConfig:
-    """How Tune goes through `count` trials, their best one having the highest `metric`."""
+    """How Tune goes through `count` trials, their best one having the highest, or the lowest, `metric`."""
     return tune.TuneConfig(
-        search_alg=search, scheduler=scheduler, num_samples=count, reuse_actors=reuse_actors, metric=metric, mode="max"
+        search_alg=search,
+        scheduler=scheduler,
+        num_samples=count,
+        reuse_actors=reuse_actors,
+        metric=metric,
+        mode="max" if greater_is_better else "min",
     )
 
 

@@ -10,6 +10,8 @@ from raq.stages.call import Call, Results
 from raq.stages.layer_sweep import search_layers
 from raq.stages.layer_trial import run_layer_trial
 from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
+from raq.stages.trials import metric_of
+from raq.store.sweep_results import with_written_names
 
 
 def distributed_layer_sweep(call: Call, send: EventSender) -> Results:
@@ -23,7 +25,7 @@ def distributed_layer_sweep(call: Call, send: EventSender) -> Results:
 
     def run_all(configs: Sequence[dict[str, str]]) -> dict[int, str]:
         send_trials(call)
-        failed = tune_all(call, send, trainable, configs, "top1", next(names))
+        failed = tune_all(call, send, trainable, configs, next(names))
         fetch_trials(call)
         return failed
 
@@ -36,4 +38,5 @@ def _layer_trial(config: dict[str, str], call: Call) -> None:
     call = trials_at_hand(call)
     found = run_layer_trial(call, config)
     send_trials(call)
-    tune.report(found.model_dump(exclude={"config"}))
+    kept = found.model_dump(exclude={"config", "resampled"}, exclude_none=True)
+    tune.report(with_written_names(kept, metric_of(call)))

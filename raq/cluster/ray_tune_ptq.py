@@ -22,7 +22,7 @@ def distributed_ptq_sweep(call: Call, send: EventSender) -> Results:
     prepare_ptq_sweep(call, send)
     send_trials(call)
     configs = all_configs(call)
-    failed = tune_all(call, send, tune.with_parameters(_trial, call=call), configs, "top1")
+    failed = tune_all(call, send, tune.with_parameters(_trial, call=call), configs)
     fetch_trials(call)
     return finish_ptq_sweep(call, configs, {short_digest(configs[n]): error for n, error in failed.items()})
 

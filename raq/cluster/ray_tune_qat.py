@@ -27,6 +27,7 @@ from raq.cluster.ray_tune import (
     tune_config,
 )
 from raq.errors import RaqError
+from raq.experiment.metric import Metric
 from raq.experiment.sweep import Config
 from raq.stages.call import Call, Results, trials_folder
 from raq.stages.qat_sweep import (
@@ -40,11 +41,13 @@ from raq.stages.qat_sweep import (
     run_qat_trial,
 )
 from raq.stages.transfer import fetch_trials, read_marker, send_trials, store_of, trials_at_hand
+from raq.stages.trials import metric_of
 from raq.store.settings import TrainingSettings
 from raq.store.views import view
 from raq.sweep.qat import Search
 
-REPORTED = ("epoch", "validation_top1", "loss", "images_per_s")
+VALIDATION = "validation"
+REPORTED = ("epoch", "validation", "validation_top1", "loss", "images_per_s")
 
 
 def distributed_qat_sweep(call: Call, send: EventSender) -> Results:
@@ -95,17 +98,19 @@ def tune_search(
     Returns how many trials were lost with their process or their node, which is no result of theirs: the search, asked
     anew, does them again, and all that stood on them.
 
-    trainable: takes a config, and reports "epoch" (from 0) and "validation_top1" after each epoch.
+    trainable: takes a config, and reports "epoch" (from 0) and "validation", the metric, after each epoch.
     """
-    suggestions = _Suggestions(search, node_slots)
+    metric = metric_of(call)
+    suggestions = _Suggestions(search, node_slots, metric)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune_config(
             suggestions,
             search.asked,
-            "validation_top1",
+            VALIDATION,
+            greater_is_better=metric.greater_is_better,
             reuse_actors=call.read(TrainingSettings).qat.workers == 1,
-            scheduler=_Halving(search, suggestions),
+            scheduler=_Halving(search, suggestions, metric),
         ),
         run_config=run_config(call, [Progress(send, search.asked), *callbacks]),
     )
@@ -147,8 +152,8 @@ def _trial_on_workers(config: Config, call: Call, send: EventSender) -> None:
 class _Suggestions(Searcher):
     """Hands Tune the trials of a search, at most `node_slots` at a time."""
 
-    def __init__(self, search: Search, node_slots: int) -> None:
-        super().__init__(metric="validation_top1", mode="max")
+    def __init__(self, search: Search, node_slots: int, metric: Metric) -> None:
+        super().__init__(metric=VALIDATION, mode="max" if metric.greater_is_better else "min")
         self.search, self.node_slots = search, node_slots
         self.numbers: dict[str, int] = {}
         self.running: set[str] = set()
@@ -184,15 +189,15 @@ class _Suggestions(Searcher):
 class _Halving(FIFOScheduler):
     """Ends the trials that `Search` says end early."""
 
-    def __init__(self, search: Search, suggestions: _Suggestions) -> None:
+    def __init__(self, search: Search, suggestions: _Suggestions, metric: Metric) -> None:
         super().__init__()
-        self.search, self.suggestions = search, suggestions
+        self.search, self.suggestions, self.metric = search, suggestions, metric
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
         number = self.suggestions.numbers[trial.trial_id]
         epoch = view(EpochRow, result, "a result of Tune")
-        goes_on = self.search.tell(number, epoch.epoch, epoch.validation_top1)
+        goes_on = self.search.tell(number, epoch.epoch, epoch.quality(self.metric))
         decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
         return decision
 

@@ -81,14 +81,32 @@ class Metric(Section):
         return {"top1": "top-1", "top5": "top-5"}.get(self.function, self.function)
 
     @property
+    def short_name(self) -> str:
+        """In words, without the module of a user's function."""
+        return self.name.rpartition(":")[2]
+
+    @property
     def needs_classes(self) -> bool:
         """Whether targets are classes."""
         return self.function in ("top1", "top5", "mean_iou")
 
 
+TOP1 = Metric()
+
+
 def loss_of(metric: Metric, asked: str | None) -> str | None:
     """The loss that is trained with: the one asked for, else the metric's; None if it has none."""
     return asked if asked is not None else LOSS_OF.get(metric.function)
+
+
+def amount(metric: Metric, difference: float, digits: str = "g") -> str:
+    """A difference of the metric in words, with its unit if it has one: 0.3 points."""
+    return f"{difference:{digits}} {metric.unit}".strip()
+
+
+def difference(metric: Metric, value: float) -> str:
+    """A difference of the metric as a table has it."""
+    return f"{value:.2f}" if metric.in_points else f"{value:.3g}"
 
 
 def shown(metric: Metric, value: float) -> str:

@@ -136,9 +136,10 @@ class QatSweep(Section):
 class SweepSelect(Section):
     """What of the trials goes on."""
 
-    max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
-    """Points of top-1 on the validation images that a configuration may lose by the estimate; what is shipped has to
-    keep within `require.max_drop` on the test images."""
+    max_drop: Annotated[float, Field(ge=0, le=1e9)] = 0.5
+    """Points of top-1 (or of the metric; in its own unit half of require.max_drop, unless set) on the validation images
+    that a configuration may lose by the estimate; what is shipped has to keep within `require.max_drop` on the test
+    images."""
     then: Literal["latency", "size"] = "latency"
     """Of candidates that keep within `require.max_drop`: the fastest is shipped, or the smallest, as measured."""
 
@@ -159,7 +160,7 @@ class Sweep(Section):
     """Calibrations; the ptq candidate is the smallest that is shown to lose at most `select.margin.accuracy` points
     against the largest; without one, the largest."""
     qat: QatSweep | None = None
-    """Trainings; the qat candidate is the one with the highest top-1 on the validation images."""
+    """Trainings; the qat candidate is the one that is best on the validation images, by the metric."""
     layers: LayerSweep | None = None
     """Mixed-precision configurations: some layers stay in float."""
     trials: Annotated[int, Field(ge=2, le=1000)] | None = None

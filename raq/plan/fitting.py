@@ -9,9 +9,9 @@ from raq.errors import UserError
 from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment
 from raq.plan.facts import DataFound
-from raq.statistics import drop_interval
+from raq.statistics.proportions import drop_interval
 
-MARGIN_SHARE = 0.3
+MARGIN_SHARE, SWEEP_SHARE = 0.3, 0.5
 MAX_SAMPLES = 20_000
 IMAGES_ONLY = {"augment": False, "progressive": ()}  # keys of trainings that are about images
 
@@ -23,7 +23,7 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
     """
     notes = _too_few_samples(experiment, found)
     experiment = _without_training(experiment, found, notes)
-    experiment = _margin(_calibration(experiment, found, notes))
+    experiment = _sweep_drop(_margin(_calibration(experiment, found, notes)))
     if found.image_shape is None:
         experiment = _without_image_keys(experiment)
     return experiment, tuple(notes)
@@ -78,6 +78,15 @@ def _margin(experiment: Experiment) -> Experiment:
         return experiment
     own = margin.model_copy(update={"accuracy": MARGIN_SHARE * experiment.require.max_drop})
     return experiment.model_copy(update={"select": experiment.select.model_copy(update={"margin": own})})
+
+
+def _sweep_drop(experiment: Experiment) -> Experiment:
+    """What a configuration of `sweep.layers` may lose, in the unit of a metric that is no share: half of max_drop."""
+    sweep = experiment.sweep
+    if sweep is None or experiment.metric.in_points or "max_drop" in sweep.select.model_fields_set:
+        return experiment
+    own = sweep.select.model_copy(update={"max_drop": SWEEP_SHARE * experiment.require.max_drop})
+    return experiment.model_copy(update={"sweep": sweep.model_copy(update={"select": own})})
 
 
 def _calibration(experiment: Experiment, found: DataFound, notes: list[str]) -> Experiment:

@@ -74,7 +74,7 @@ def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) 
             f"sweep.ptq.calibration.size has {largest}, and there are {available} training images",
             f"lower it to at most {available}",
         )
-    if tried is not None and found.validation_images < MIN_VALIDATION_IMAGES:
+    if experiment.sweep is not None and found.validation_images < MIN_VALIDATION_IMAGES:
         raise UserError(
             f"sweep compares its trials on {found.validation_images} validation images, too few to compare",
             f"raise data.validation_fraction or data.train_limit, to {MIN_VALIDATION_IMAGES} images at least",

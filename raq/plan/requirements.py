@@ -6,7 +6,7 @@ from raq.artifact.judgement import Evidence, Lowered, evidence_of, why_not_int8,
 from raq.errors import StageError
 from raq.experiment.measurement import Require
 from raq.plan.stages import Stage
-from raq.statistics import proportion_interval
+from raq.statistics.proportions import proportion_interval
 from raq.store.files import Record
 from raq.store.views import View, view
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from raq.bench.ratio_statistics import Ratios, launches_factor, paired_ratio
 from raq.experiment.measurement import Margin
-from raq.experiment.metric import POINTS, Metric
-from raq.report.paired import Paired
+from raq.experiment.metric import POINTS, Metric, amount
 from raq.report.types import PlainClaim
-from raq.statistics import CONFIDENCE, Interval, together
+from raq.statistics.paired import Paired
+from raq.statistics.proportions import CONFIDENCE, Interval, together
 
 MAX_TIMES = 100  # if even so much more data would not decide a claim, it is said to lie too near the margin
 Drops = Callable[[str, str], Paired | None]
@@ -52,7 +52,7 @@ class Rules:
 
     def short(self, drop: float) -> str:
         """A drop in words, where the metric has been named."""
-        return f"{drop:g} {self.unit}" if self.unit else f"{drop:g}"
+        return amount(self.metric, drop)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Rules":

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from raq.bench.ratio_statistics import ratio_of_ratios
-from raq.report.answers import Answers, read_answers_of_run
+from raq.report.answers import read_answers_of_run
 from raq.report.claims import Rules
 from raq.report.ratios import baseline_row, compared, row_ratios
 from raq.report.summary import summarise
 from raq.report.types import CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import plain_ratio
-from raq.statistics import same_accuracy_p
+from raq.statistics.proportions import same_accuracy_p
+from raq.store.answers import Answers
 from raq.store.local import read_run
 from raq.store.types import Environment
 

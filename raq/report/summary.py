@@ -10,9 +10,8 @@ from raq.errors import UserError
 from raq.experiment.fields import HALF_NAMES, MODE_OF, OTHER_TOOLS
 from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
-from raq.report.answers import Answers, read_answers_of_run
+from raq.report.answers import read_answers_of_run
 from raq.report.claims import Drops, Measured, Rules
-from raq.report.paired import Paired
 from raq.report.ratios import best_fp32, row_ratios
 from raq.report.types import (
     Accuracy,
@@ -24,13 +23,14 @@ from raq.report.types import (
     RunSummary,
 )
 from raq.report.verdict import verdict
-from raq.statistics import same_accuracy_p
+from raq.statistics.paired import Paired
+from raq.statistics.proportions import same_accuracy_p
+from raq.store.answers import Answers
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
 from raq.store.results import Noise, Throughput
 from raq.store.schema import program_of
-from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
 HALF_DTYPES = {name: dtype for dtype, name in HALF_NAMES.items()}
 
@@ -72,9 +72,9 @@ def summarise(run_folder: Path) -> RunSummary:
         "notes": run.get("notes", []),
         "data": run["data"],
         "candidates": candidates,
-        "sweep": cast("PtqSweepResults | None", _sweep(stages.get("sweep/ptq"))),
-        "qat_sweep": cast("QatSweepResults | None", _sweep(stages.get("sweep/qat"))),
-        "layer_sweep": cast("LayerSweepResults | None", _sweep(stages.get("sweep/layers"))),
+        "sweep": _sweep(stages.get("sweep/ptq")),
+        "qat_sweep": _sweep(stages.get("sweep/qat")),
+        "layer_sweep": _sweep(stages.get("sweep/layers")),
         "measurement": [_measurement(record) for record in benches],
         "verdict": verdict(candidates, Rules.of(settings), drops_by(answers), measured)
         if complete

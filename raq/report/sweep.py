@@ -1,32 +1,44 @@
 """The terminal, for sweeps: the curve over calibration sizes, and what was chosen. Neither torch nor ray."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raq.experiment.metric import Metric, amount, difference, shown
 from raq.experiment.sweep import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
-from raq.store.sweep_results import CurveRow, LayerSweepResults, PtqSweepResults, QatSweepResults, QatTrial, Scored
+from raq.store.sweep_results import (
+    CurveRow,
+    LayerSweepResults,
+    PtqSweepResults,
+    QatSweepResults,
+    QatTrial,
+    Scored,
+    as_read,
+    metric_of_sweep,
+)
+from raq.store.types import Values
 
 
-def print_sweep(console: Console, found: PtqSweepResults) -> None:
+def print_sweep(console: Console, results: Values) -> None:
     """What a sweep's trials came to, a row a calibration; the chosen one is marked, failed trials are listed."""
+    found, metric = cast("PtqSweepResults", as_read(results)), metric_of_sweep(results)
     config = found["choice"]["config"]
     wanted = tuple(config.get(key) for key in (*METHOD, SIZE))  # older records have fewer keys
     seeds = max(len(row["seeds"]) for row in found["curve"])
     console.print(
         f"\n{len(found['trials'])} calibrations on {found['validation_images']} validation images, "
-        f"{seeds} seeds each; fp32 there: {100 * found['baseline_top1']:.2f}%",
+        f"{seeds} seeds each; fp32 there: {shown(metric, found['baseline_value'])}",
         style="bold",
         highlight=False,
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("observer", no_wrap=True)
-    for name in ("images", "top-1 %", "± seeds", "drop", "against the largest"):
+    for name in ("images", _heading_of(metric), "± seeds", "drop", "against the largest"):
         table.add_column(name, justify="right", no_wrap=True)
     several = {key: len({row.get(key) for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
 
@@ -42,15 +54,15 @@ def print_sweep(console: Console, found: PtqSweepResults) -> None:
             "▸" if chosen and console.encoding.startswith("utf") else "*" if chosen else "",
             Text(f"{row['observer']}{percentile}{said(row)}"),
             str(row["size"]),
-            f"{100 * row['mean_top1']:.2f}",
-            "" if row["std_top1"] is None else f"{100 * row['std_top1']:.2f}",
-            f"{row['drop_points']:.2f}",
-            _lost(row["against_largest"], row["against_largest_interval"]),
+            _value(metric, row["mean_value"]),
+            "" if row["std_value"] is None else _value(metric, row["std_value"]),
+            difference(metric, row["drop"]),
+            _lost(metric, row["against_largest"], row["against_largest_interval"]),
             style="bold" if chosen else None,
         )
     console.print(table)
     for line in (
-        "drop: points lost against fp32; against the largest: against the largest size of the same observer (95%).",
+        f"drop: {_lost_by(metric)}; against the largest: against the largest size of the same observer (95%).",
         f"{found['calibration_images']} images were read to calibrate, in {found['calibration_passes']} passes.",
     ):
         console.print(line, style="dim", highlight=False)
@@ -60,27 +72,45 @@ def print_sweep(console: Console, found: PtqSweepResults) -> None:
     console.print(f"chosen: {found['choice']['why']}", markup=False, highlight=False)
 
 
-def _lost(points: float | None, interval: Sequence[float] | None) -> str:
-    if points is None or interval is None:
+def _lost(metric: Metric, lost: float | None, interval: Sequence[float] | None) -> str:
+    if lost is None or interval is None:
         return ""
-    return f"{points:.2f} ({interval[0]:.2f} to {interval[1]:.2f})" if interval[0] != interval[1] else f"{points:.2f}"
+    low, high = (difference(metric, bound) for bound in interval)
+    own = difference(metric, lost)
+    return f"{own} ({low} to {high})" if interval[0] != interval[1] else own
+
+
+def _lost_by(metric: Metric) -> str:
+    return "points lost against fp32" if metric.in_points else f"how much worse than fp32, in {metric.short_name}"
+
+
+def _heading_of(metric: Metric) -> str:
+    """Of the column of its values."""
+    return f"{metric.short_name} {'%' if metric.in_points else metric.unit}".strip()
+
+
+def _value(metric: Metric, value: float) -> str:
+    """A value of the metric below that heading."""
+    return f"{100 * value:.2f}" if metric.in_points else f"{value:.4g}"
 
 
 MAX_TRIALS = 20  # on the terminal; the table of all is in trials.csv
 
 
-def _table_of_trainings(ranked: Sequence[QatTrial], keys: Sequence[str], chosen: int, mark: str) -> Table:
+def _table_of_trainings(
+    ranked: Sequence[QatTrial], keys: Sequence[str], chosen: int, mark: str, metric: Metric
+) -> Table:
     """The trials in this order, with the keys that were tried; the chosen one is marked."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for name in ("trial", "top-1 %", "epochs", *keys):
+    for name in ("trial", _heading_of(metric), "epochs", *keys):
         table.add_column(_heading(name), justify="right", no_wrap=True)
     for trial in ranked:
-        interval = trial.get("top1_interval")
+        interval = trial.get("value_interval")
         table.add_row(
             mark if trial["number"] == chosen else "",
             f"{trial['number'] + 1}{'†' if trial['front'] else ''}",
-            f"{100 * (trial['top1'] or 0.0):.2f}",
+            "" if (value := trial["value"]) is None else _value(metric, value),
             f"{trial['epochs']}{' ended' if interval is None else ''}",
             *("unset" if trial["config"][key] is None else _short(trial["config"][key]) for key in keys),
             style="bold" if trial["number"] == chosen else "dim" if interval is None else None,
@@ -88,36 +118,40 @@ def _table_of_trainings(ranked: Sequence[QatTrial], keys: Sequence[str], chosen:
     return table
 
 
-def print_search(console: Console, found: QatSweepResults) -> None:
+def print_search(console: Console, results: Values) -> None:
     """What a search for a training came to: the trials ranked, early stops, the Pareto front, which keys mattered."""
+    found, metric = cast("QatSweepResults", as_read(results)), metric_of_sweep(results)
     trials, choice = found["trials"], found["choice"]
     states = [trial["state"] for trial in trials]
     stopped = f", {states.count('stopped')} ended early" if "stopped" in states else ""
     console.print(
         f"\n{len(trials)} trainings on {found['validation_images']} validation images ({found['search']} search"
-        f"{stopped}); fp32 there: {100 * found['baseline_top1']:.2f}%",
+        f"{stopped}); fp32 there: {shown(metric, found['baseline_value'])}",
         style="bold",
         highlight=False,
     )
+    sign = -1 if metric.greater_is_better else 1
     ranked = sorted(
-        (t for t in trials if t["state"] != "failed"), key=lambda t: (t["state"] != "finished", -(t["top1"] or 0))
+        (t for t in trials if t["state"] != "failed"),
+        key=lambda t: (t["state"] != "finished", t["value"] is None, sign * (t["value"] or 0)),
     )
     mark = "▸" if console.encoding.startswith("utf") else "*"
-    console.print(_table_of_trainings(ranked[:MAX_TRIALS], list(trials[0]["config"]), choice["number"], mark))
+    console.print(_table_of_trainings(ranked[:MAX_TRIALS], list(trials[0]["config"]), choice["number"], mark, metric))
     if len(ranked) > MAX_TRIALS:
         console.print(f"and {len(ranked) - MAX_TRIALS} more: see trials.csv", style="dim", highlight=False)
     mattered = found["importance"]
-    widest = max(high - low for t in trials for low, high in [t.get("top1_interval") or (0.0, 0.0)])
+    widest = max(high - low for t in trials for low, high in [t.get("value_interval") or (0.0, 0.0)])
     lines = [
-        f"top-1 has 95% intervals of ±{50 * widest:.1f} points at most; ended: early.",
-        "†: no other has both a higher top-1 and fewer epochs. Trial 1 is the training as written.",
+        f"{metric.name} has 95% intervals of ±{_half(metric, widest)} at most; ended: early.",
+        f"†: no other has both a {'higher' if metric.greater_is_better else 'lower'} {metric.name} and fewer epochs. "
+        "Trial 1 is the training as written.",
         f"{found['epochs_trained']} of {found['epochs_asked']} epochs were needed.",
         "what mattered: "
         + (
             "too few trials to tell"
             if mattered is None
             else ", ".join(f"{key} {100 * value:.0f}%" for key, value in mattered.items())
-            + " of the variance of top-1 (functional ANOVA)"
+            + f" of the variance of {metric.name} (functional ANOVA)"
         ),
     ]
     for line in lines:
@@ -126,6 +160,10 @@ def print_search(console: Console, found: QatSweepResults) -> None:
         said = ", ".join(f"{key} {value}" for key, value in trial["config"].items())
         console.print(f"FAILED: {said}: {trial['error']}", style="bold red", markup=False, highlight=False)
     console.print(f"chosen: {choice['why']}", markup=False, highlight=False)
+
+
+def _half(metric: Metric, width: float) -> str:
+    return amount(metric, 50 * width, ".1f") if metric.in_points else amount(metric, width / 2, ".2g")
 
 
 def _heading(name: str) -> str:
@@ -142,13 +180,14 @@ HEADING = 9
 MAX_LAYERS, MAX_NAMED = 12, 8
 
 
-def print_layers(console: Console, found: LayerSweepResults) -> None:
+def print_layers(console: Console, results: Values) -> None:
     """Which layers quantization hurts, the most hurt ones first, and the configurations that were chosen."""
+    found, metric = cast("LayerSweepResults", as_read(results)), metric_of_sweep(results)
     everything = found["all_quantized"]
     console.print(
         f"\n{len(found['trials'])} configurations of int8 and float layers on {found['validation_images']} validation "
-        f"images (fp32: {100 * found['baseline_top1']:.2f}%); all in int8: {100 * everything['top1']:.2f}% "
-        f"(drop {_points(everything)}), {_db(everything['sqnr_db'])} dB",
+        f"images (fp32: {shown(metric, found['baseline_value'])}); all in int8: {shown(metric, everything['value'])} "
+        f"(drop {_drop(metric, everything)}), {_db(everything['sqnr_db'])} dB",
         style="bold",
         highlight=False,
     )
@@ -166,15 +205,15 @@ def print_layers(console: Console, found: LayerSweepResults) -> None:
         table.add_row(
             Text(row["layer"]),
             f"{100 * row['mac_share']:.1f}",
-            f"{left_out['drop_points']:.2f}",
+            difference(metric, left_out["drop"]),
             _db(left_out["sqnr_db"]),
-            f"{alone['drop_points']:.2f}",
+            difference(metric, alone["drop"]),
             _db(alone["sqnr_db"]),
         )
     console.print(table)
     console.print(
         f"the {len(ranked[:MAX_LAYERS])} of {len(known)} layers that matter most. in float: all others in int8; "
-        "alone: the only one in int8. dB: SQNR of the logits.",
+        "alone: the only one in int8. dB: SQNR of the outputs.",
         style="dim",
         highlight=False,
     )
@@ -182,7 +221,7 @@ def print_layers(console: Console, found: LayerSweepResults) -> None:
         names = chosen["layers"].split()
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         console.print(
-            f"mixed-{number}: drop {_points(chosen)}, {_db(chosen['sqnr_db'])} dB, "
+            f"mixed-{number}: drop {_drop(metric, chosen)}, {_db(chosen['sqnr_db'])} dB, "
             f"{100 * chosen['float_mac_share']:.1f}% of the MACs in float: {', '.join(names[:MAX_NAMED])}{more}",
             markup=False,
             highlight=False,
@@ -190,8 +229,8 @@ def print_layers(console: Console, found: LayerSweepResults) -> None:
     console.print(f"chosen: {found['choice']['why']}", markup=False, highlight=False)
 
 
-def _points(row: Scored) -> str:
-    return f"{row['drop_points']:.2f} ({row['drop_interval'][0]:.2f} to {row['drop_interval'][1]:.2f})"
+def _drop(metric: Metric, row: Scored) -> str:
+    return _lost(metric, row["drop"], row["drop_interval"])
 
 
 def _db(value: float | None) -> str:

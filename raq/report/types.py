@@ -6,8 +6,7 @@ from typing_extensions import TypedDict
 
 from raq.store.evaluation_results import ParityRow
 from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, Throughput
-from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
-from raq.store.types import DataOfRun, Environment
+from raq.store.types import DataOfRun, Environment, Values
 
 
 class ComparedLatency(Latency):
@@ -151,8 +150,8 @@ class RunSummary(TypedDict):
     notes: list[str]
     data: DataOfRun
     candidates: list[CandidateSummary]
-    sweep: PtqSweepResults | None
-    qat_sweep: QatSweepResults | None
-    layer_sweep: LayerSweepResults | None
+    sweep: Values | None
+    qat_sweep: Values | None
+    layer_sweep: Values | None
     measurement: list[MeasurementSummary]
     verdict: Verdict

@@ -26,7 +26,7 @@ from raq.report.options import Option, options_at
 from raq.report.ratios import Place, best_fp32, fastest, row_ratios
 from raq.report.types import CandidateSummary, ComparedLatency, PlaceChoice, Verdict
 from raq.report.verdict_words import Sentences, at, times
-from raq.statistics import together
+from raq.statistics.proportions import together
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,17 @@ layer, and runs on the validation images; trials are kept by what they depend on
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from raq.errors import StageError
-from raq.stages.call import Call, Progress, Results, trials_folder
-from raq.stages.inputs import read_dataset
-from raq.stages.layer_trial import LOGITS, path_of, prepare_layer_sweep, read_layers, record_of, run_layer_trial
-from raq.stages.trials import read_predictions, write_table
-from raq.statistics import paired_drop
+from raq.stages.call import Call, Progress, Results
+from raq.stages.layer_trial import path_of, prepare_layer_sweep, read_layers, record_of, run_layer_trial
+from raq.stages.trials import columns_of, read_answers, read_baseline, write_table
+from raq.store.answers import Answers
 from raq.store.files import digest
 from raq.store.settings import LayerSweepSettings
+from raq.store.sweep_results import as_written, with_written_names, written_name
 from raq.sweep.layers import (
     LAYERS,
     MODE,
@@ -35,7 +34,6 @@ from raq.sweep.layers import (
     without,
 )
 
-COLUMNS = ("top1", "correct", "images", "drop_points", "sqnr_db", "float_mac_share", "error")
 RunAll = Callable[[Sequence[Config]], Mapping[int, str]]  # the trials; what went wrong, by their number
 
 
@@ -78,65 +76,64 @@ def finish_layer_sweep(call: Call, configs: Sequence[Config], failed: Mapping[st
 
     failed: by a trial's digest, why. Raises StageError if fewer were found than are asked for.
     """
-    layers, labels = read_layers(call), read_dataset(call).labels("validation")
+    layers, asked = read_layers(call), call.read(LayerSweepSettings)
     order = [layer.name for layer in layers]
-    baseline = np.load(trials_folder(call) / LOGITS, allow_pickle=False).argmax(1) == labels
-    done = {digest(c): row for c in configs if (row := _row_of_trial(call, c, layers, labels, baseline)) is not None}
+    samples = next(found.images for config in configs if (found := record_of(call, config)) is not None)
+    baseline = read_baseline(call, samples)
+    done = {digest(c): row for c in configs if (row := _row_of_trial(call, c, layers, baseline)) is not None}
     everything = done[digest(without([], order))]
     tried = [row for row in done.values() if row is not everything and row.config[MODE] == WITHOUT]
-    asked = call.read(LayerSweepSettings)
     count = asked.sweep.candidates
-    chosen, why = choose_configurations(tried, everything, asked.max_drop, count)
+    chosen, why = choose_configurations(tried, everything, asked.max_drop, count, asked.metric)
     if len(chosen) < count:
         raise StageError(
             f"{len(chosen)} configurations were found, and sweep.layers.candidates asks for {count}", "lower it"
         )
     trials = [
-        {"config": c, "error": failed.get(digest(c), "")} if (row := done.get(digest(c))) is None else _plain(row)
+        with_written_names(_plain(row), asked.metric)
+        if (row := done.get(digest(c))) is not None
+        else {"config": c, "error": failed.get(digest(c), "")}
         for c in configs
     ]
-    write_table(Path(call.folder), trials, COLUMNS)
-    return {
+    results = {
         "trials": trials,
-        "validation_images": len(labels),
-        "baseline_top1": float(baseline.mean()),
+        "validation_images": samples,
+        "baseline_value": baseline.value,
         "all_quantized": _plain(everything),
         "sensitivity": _sensitivity(layers, list(done.values())),
-        "choice": {"mixtures": [asdict(each) for each in chosen], "why": why},
+        "choice": {"mixtures": [{**_plain(each), "layers": each.layers} for each in chosen], "why": why},
     }
+    columns = (*columns_of(asked.metric), written_name("drop", asked.metric), "sqnr_db", "float_mac_share", "error")
+    write_table(Path(call.folder), trials, columns)
+    return as_written(results, asked.metric)
 
 
 def _plain(row: Configuration) -> Results:
     """A trial as the record has it, without what its config says already."""
-    return {key: value for key, value in asdict(row).items() if key != "layers"}
+    return {key: value for key, value in asdict(row).items() if key != "layers" and (key, value) != ("correct", None)}
 
 
-def _row_of_trial(
-    call: Call, config: Config, layers: Sequence[LayerCost], labels: Any, baseline: Any
-) -> Configuration | None:
-    """A trial's record with what it loses against FP32, and its share of MACs in float; None if it failed.
-
-    labels: int [N], of the validation images; baseline: bool [N], which of them FP32 classifies rightly.
-    """
-    record = record_of(call, config)
-    if record is None:
+def _row_of_trial(call: Call, config: Config, layers: Sequence[LayerCost], baseline: Answers) -> Configuration | None:
+    """A trial's record with what it loses against FP32, and its share of MACs in float; None if it failed."""
+    record, answers = record_of(call, config), read_answers(call, path_of(call, config))
+    lost = answers.worse_than(baseline) if answers is not None else None
+    if record is None or lost is None:
         return None
-    drop, interval = paired_drop(baseline, read_predictions(path_of(call, config)) == labels)
     is_quantized = quantized(config, [layer.name for layer in layers])
     return Configuration(
         layers=config[LAYERS],
-        drop_points=drop,
-        drop_interval=interval,
+        drop=lost.value,
+        drop_interval=lost.interval(),
         sqnr_db=-10 * float(np.log10(record.noise)) if record.noise > 0 else None,
         float_mac_share=sum(layer.mac_share for layer, on in zip(layers, is_quantized, strict=True) if not on),
-        **record.model_dump(),
+        **record.model_dump(exclude={"resampled"}),
     )
 
 
 def _sensitivity(layers: Sequence[LayerCost], done: Sequence[Configuration]) -> list[Results]:
     """By layer, what quantizing it alone, and leaving it alone in float, came to; None where that trial failed."""
     found = {
-        mode: {t.layers: {"drop_points": t.drop_points, "sqnr_db": t.sqnr_db} for t in of_mode}
+        mode: {t.layers: {"drop": t.drop, "sqnr_db": t.sqnr_db} for t in of_mode}
         for mode, of_mode in ((m, [t for t in done if t.config[MODE] == m]) for m in (ONLY, WITHOUT))
     }
     return [

@@ -13,8 +13,8 @@ import numpy as np
 
 from raq.stages.call import Call, Progress, trials_folder
 from raq.stages.chosen import chosen_calibration
-from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import keep_one, read_predictions
+from raq.stages.inputs import example_input, read_dataset, read_trained_network, scorer
+from raq.stages.trials import BASELINE, Judged, keep_answers, keep_one, read_answers, save_scores
 from raq.store.files import atomic_write, exclusive_lock, short_digest, write_json
 from raq.store.views import View, view_file
 from raq.sweep.layers import Config, LayerCost, quantized
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raq.quantize.ranges import Ranges
 
 
-LAYERS_FILE, LOGITS, RANGES = "layers.json", "fp32-logits.npy", "ranges.npz"
+LAYERS_FILE, OUTPUTS, RANGES = "layers.json", "fp32-outputs.npy", "ranges.npz"
 
 
 class _Layer(View):
@@ -36,19 +36,16 @@ class _Layers(View):
     layers: list[_Layer]
 
 
-class TrialRecord(View):
-    """A trial's own record. noise: of its logits, of FP32's own."""
+class TrialRecord(Judged):
+    """A trial's own record. noise: of its outputs, of FP32's own."""
 
     config: Config
     noise: float
-    correct: int
-    images: int
-    top1: float
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a process reads once for all its trials. fp32: its logits, float32 [images, classes]."""
+    """What a process reads once for all its trials. fp32: its outputs, float32 [images, ...]."""
 
     dataset: "Dataset"
     program: Any
@@ -71,7 +68,7 @@ def _loaded(trials: _Trials) -> _Loaded:
     from raq.quantize.ranges import load_ranges
 
     call, folder = trials.call, trials.folder
-    fp32 = np.load(folder / LOGITS, allow_pickle=False)
+    fp32 = np.load(folder / OUTPUTS, allow_pickle=False)
     order = [layer.name for layer in read_layers(call)]
     return _Loaded(read_dataset(call), load(_compiled(call)), load_ranges(folder / RANGES), fp32, order)
 
@@ -87,7 +84,7 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
     import torch
 
     from raq.environment import available_cpus
-    from raq.model.evaluation import logits
+    from raq.model.evaluation import outputs_and_parts
     from raq.quantize.export import export_network, layers
     from raq.quantize.ptq import calibrate, prepare_graph
     from raq.quantize.ranges import ranges, save_ranges, switchable
@@ -97,11 +94,13 @@ def prepare_layer_sweep(call: Call, progress: Progress) -> None:
     torch.set_num_threads(min(call.cpus * call.workers, len(available_cpus())))  # no trial runs yet
     settings, seed, reduce_range = chosen_calibration(call)
     network, dataset = read_trained_network(call), read_dataset(call)
-    if not (folder / LOGITS).is_file():
+    if not ((folder / OUTPUTS).is_file() and (folder / BASELINE).is_file()):
         progress({"text": "evaluating FP32"})
-        every = np.arange(dataset.size("validation"))
-        with atomic_write(folder / LOGITS) as scratch:
-            np.save(scratch, logits(network, dataset, every, split="validation"))
+        judge, every = scorer(call), np.arange(dataset.size("validation"))
+        outputs, parts = outputs_and_parts(network, dataset, every, judge, split="validation")
+        save_scores(folder / BASELINE, judge.together(parts))
+        with atomic_write(folder / OUTPUTS) as scratch:
+            np.save(scratch, outputs)
     if not (folder / RANGES).is_file():
         progress({"text": "calibrating"})
         exported = export_network(network, example_input(call))
@@ -158,22 +157,17 @@ def run_layer_trial(call: Call, config: Config) -> TrialRecord:
     import torch
 
     from raq.artifact.parametric import with_ranges
-    from raq.model.evaluation import logits
+    from raq.model.evaluation import outputs_and_parts
 
     torch.set_num_threads(call.cpus)
     loaded = _loaded(_Trials(trials_folder(call), call))
     dataset, fp32 = loaded.dataset, loaded.fp32
     switched = with_ranges(loaded.program, loaded.ranges, quantized(config, loaded.order))
-    answers = logits(switched, dataset, np.arange(dataset.size("validation")), split="validation")
-    predicted = answers.argmax(1)
-    record = path_of(call, config)
-    with atomic_write(record.with_suffix(".npy")) as scratch:
-        np.save(scratch, predicted.astype(np.int32))
-    correct = int((predicted == dataset.labels("validation")).sum())
-    noise = float(np.square(answers - fp32).sum() / np.square(fp32).sum())
-    found = TrialRecord(
-        config=config, noise=noise, correct=correct, images=len(predicted), top1=correct / len(predicted)
-    )
+    judge, samples, record = scorer(call), dataset.size("validation"), path_of(call, config)
+    outputs, parts = outputs_and_parts(switched, dataset, np.arange(samples), judge, split="validation")
+    judged = keep_answers(call, record, judge.together(parts), samples)
+    noise = float(np.square(outputs - fp32).sum() / np.square(fp32).sum())
+    found = TrialRecord(config=config, noise=noise, **judged)
     write_json(record, found.model_dump())
     return found
 
@@ -186,4 +180,4 @@ def path_of(call: Call, config: Config) -> Path:
 def record_of(call: Call, config: Config) -> TrialRecord | None:
     """A trial's record; None if it is not there, or a file of it is damaged."""
     path = path_of(call, config)
-    return view_file(TrialRecord, path) if path.is_file() and read_predictions(path) is not None else None
+    return view_file(TrialRecord, path) if read_answers(call, path) is not None else None

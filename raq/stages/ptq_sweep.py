@@ -18,11 +18,22 @@ from raq.experiment.schema import Calibration
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import with_config
-from raq.stages.inputs import example_input, read_dataset, read_trained_network
-from raq.stages.trials import BASELINE, evaluate_baseline, keep_one, read_predictions, write_table
+from raq.stages.inputs import example_input, read_dataset, read_trained_network, scorer
+from raq.stages.trials import (
+    Judged,
+    columns_of,
+    evaluate_baseline,
+    keep_answers,
+    keep_one,
+    metric_of,
+    read_answers,
+    read_baseline,
+    write_table,
+)
 from raq.store.files import atomic_write, exclusive_lock, short_digest, write_json
 from raq.store.settings import PtqSettings, PtqSweepSettings
-from raq.store.views import View, view_file
+from raq.store.sweep_results import as_written, with_written_names
+from raq.store.views import view_file
 from raq.sweep.ptq import choose, curve, grid
 
 if TYPE_CHECKING:
@@ -55,13 +66,10 @@ def _loaded(program: _Program) -> _Loaded:
     return _Loaded(read_dataset(program.call), load(program.path))
 
 
-class _TrialRecord(View):
+class _TrialRecord(Judged):
     """A trial's own record. evaluation_s: seconds that its evaluation took."""
 
     config: Config
-    correct: int
-    images: int
-    top1: float
     evaluation_s: float
 
 
@@ -135,26 +143,32 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
     The ranges of all sizes of a seed and observer come from one pass, which the first trial that needs them does.
     """
     record = trials_folder(call) / f"{short_digest(config)}.json"
-    if record.is_file() and read_predictions(record) is not None:
-        return view_file(_TrialRecord, record).model_dump(exclude={"evaluation_s"})
+    if read_answers(call, record) is not None:
+        return _reported(call, view_file(_TrialRecord, record))
     import torch
 
     from raq.artifact.parametric import with_ranges
-    from raq.model.evaluation import predict
+    from raq.model.evaluation import score
 
     torch.set_num_threads(call.cpus)
     loaded = _loaded(_Program(_compiled(call, config), call))
     dataset = loaded.dataset
     network = with_ranges(loaded.program, _ranges(call, config, dataset))
     started = time.perf_counter()
-    predicted = predict(network, dataset, split="validation")
+    samples = dataset.size("validation")
+    scores = score(network, dataset, scorer(call), np.arange(samples), split="validation")
     took_s = round(time.perf_counter() - started, 3)
-    with atomic_write(record.with_suffix(".npy")) as scratch:
-        np.save(scratch, predicted.astype(np.int32))
-    correct = int((predicted == dataset.labels("validation")).sum())
-    found = {"config": config, "correct": correct, "images": len(predicted), "top1": correct / len(predicted)}
-    write_json(record, {**found, "evaluation_s": took_s})
-    return found
+    judged = keep_answers(call, record, scores, samples)
+    found = _TrialRecord(config=config, evaluation_s=took_s, **judged)
+    write_json(record, found.model_dump())
+    return _reported(call, found)
+
+
+def _reported(call: Call, trial: _TrialRecord) -> Results:
+    """A trial as the stage's record, its table and Tune have it."""
+    kept = trial.model_dump(exclude={"evaluation_s", "resampled"})
+    kept = {key: value for key, value in kept.items() if (key, value) != ("correct", None)}
+    return with_written_names(kept, metric_of(call))
 
 
 def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
@@ -208,34 +222,31 @@ def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str,
     Raises StageError if no trial finished.
     """
     folder = trials_folder(call)
-    dataset = read_dataset(call)
-    labels = dataset.labels("validation")
     records = {short_digest(c): folder / f"{short_digest(c)}.json" for c in configs}
-    answers = {name: read_predictions(path) if path.is_file() else None for name, path in records.items()}
-    done = {name: view_file(_TrialRecord, records[name]) for name, found in answers.items() if found is not None}
-    trials = [{"digest": name, **trial.model_dump(exclude={"evaluation_s"})} for name, trial in done.items()]
-    if not done:
+    answers = {name: found for name, path in records.items() if (found := read_answers(call, path)) is not None}
+    if not answers:
         raise StageError(
             f"none of the {len(configs)} trials finished: {next(iter(failed.values()), '')}", "see the log"
         )
-    right = {name: found == labels for name, found in answers.items() if found is not None}
-    baseline = np.load(folder / BASELINE, allow_pickle=False) == labels
-    rows = curve({name: trial.config for name, trial in done.items()}, right, baseline)
+    done = {name: view_file(_TrialRecord, records[name]) for name in answers}
+    trials = [{"digest": name, **_reported(call, trial)} for name, trial in done.items()]
+    samples, asked = next(iter(answers.values())).samples, call.read(PtqSweepSettings)
+    baseline = read_baseline(call, samples)
+    rows = curve({name: trial.config for name, trial in done.items()}, answers, baseline)
     passes = {_pass_folder(folder, c) for c in configs}
     counts = [count for passed in passes for count in passed.glob("images-*")]
     images = [int(line) for count in counts for line in count.read_text().split()]
     not_done = [{"config": c, "error": failed[short_digest(c)]} for c in configs if short_digest(c) in failed]
-    asked = call.read(PtqSweepSettings)
     results: Results = {
         "trials": trials,
         "failed": not_done,
-        "validation_images": len(labels),
-        "baseline_top1": float(baseline.mean()),
+        "validation_images": samples,
+        "baseline_value": baseline.value,
         "curve": [asdict(row) for row in rows],
-        "choice": choose(rows, asked.seed, asked.margin, max(c[SIZE] for c in configs)),
+        "choice": choose(rows, asked.seed, asked.margin, max(c[SIZE] for c in configs), asked.metric),
         "evaluation_s": round(sum(trial.evaluation_s for trial in done.values()), 3),
         "calibration_images": sum(images),
         "calibration_passes": len(passes),
     }
-    write_table(Path(call.folder), [*trials, *not_done], ("top1", "correct", "images", "error"))
-    return results
+    write_table(Path(call.folder), [*trials, *not_done], (*columns_of(asked.metric), "error"))
+    return as_written(results, asked.metric)

@@ -7,24 +7,36 @@ keeps its weights.
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from raq.errors import StageError
+from raq.experiment.metric import Metric, difference
 from raq.experiment.sweep import Config
 from raq.experiment.training import Qat
 from raq.stages.call import Call, Progress, Results, trials_folder
-from raq.stages.inputs import read_dataset, read_trained_network
+from raq.stages.inputs import read_dataset, read_trained_network, scorer
 from raq.stages.qat import train_in, trained_graph
 from raq.stages.transfer import store_of
-from raq.stages.trials import BASELINE, evaluate_baseline, read_predictions, write_table
-from raq.statistics import paired_drop, proportion_interval, together
+from raq.stages.trials import (
+    Judged,
+    columns_of,
+    evaluate_baseline,
+    keep_answers,
+    metric_of,
+    read_answers,
+    read_baseline,
+    write_table,
+)
+from raq.statistics.proportions import together
+from raq.store.answers import Answers
 from raq.store.files import atomic_write, short_digest, write_json
 from raq.store.settings import QatSettings, QatSweepSettings
+from raq.store.sweep_results import as_written, with_written_names
 from raq.store.views import View, view, view_file
 from raq.sweep.qat import Search, importance, pareto_front
 
@@ -33,24 +45,25 @@ if TYPE_CHECKING:
 
 
 class EpochRow(View):
-    """Of a row of a training's history, what a search needs: the epoch, from 0, and the top-1 after it."""
+    """Of a row of a training's history, what a search needs: the epoch, from 0, and the metric after it."""
 
     epoch: int
-    validation_top1: float
+    validation: float
+
+    def quality(self, metric: Metric) -> float:
+        """The metric, negated where less is better: a search looks for the highest."""
+        return self.validation if metric.greater_is_better else -self.validation
 
 
-class TrialRecord(View):
-    """A finished trial's own record. history: a row an epoch; correct, images: on the validation split."""
+class TrialRecord(Judged):
+    """A finished trial's own record. history: a row an epoch."""
 
     qat: dict[str, Any]
     history: list[dict[str, Any]]
     best_epoch: int
-    correct: int
-    images: int
 
 
 Report = Callable[[dict[str, Any]], None]
-COLUMNS = ("state", "epochs", "top1", "correct", "images", "error")
 
 
 class _EndedEarly(Exception):
@@ -60,13 +73,13 @@ class _EndedEarly(Exception):
 def qat_sweep_stage(call: Call, progress: Progress) -> Results:
     """All trials in this process, one after the other."""
     prepare_qat_sweep(call, progress)
-    search = new_search(call)
+    search, metric = new_search(call), metric_of(call)
     while (number := search.ask()) is not None:
         progress({"share": number / search.asked, "text": f"trial {number + 1} of {search.asked}"})
 
         def report(row: dict[str, Any], number: int = number) -> None:
             epoch = view(EpochRow, row, "an epoch of a trial")
-            if not search.tell(number, epoch.epoch, epoch.validation_top1):
+            if not search.tell(number, epoch.epoch, epoch.quality(metric)):
                 raise _EndedEarly
 
         try:
@@ -150,25 +163,22 @@ def run_qat_trial(call: Call, config: Config, report: Report) -> None:
 def finished(trial: Call) -> TrialRecord | None:
     """The record of a trial that was trained to its end; None if it was not, or if a file of it is damaged."""
     record = record_of(trial)
-    return view_file(TrialRecord, record) if record.is_file() and read_predictions(record) is not None else None
+    return view_file(TrialRecord, record) if read_answers(trial, record) is not None else None
 
 
 def finish_trial(trial: Call, result: "TrainingResult") -> None:
-    """Keep a finished training: its weights, its classes of the validation images, its record; not its checkpoint."""
+    """Keep a finished training: its weights, its scores of the validation samples, its record; not its checkpoint."""
     from raq.model.checkpoints import keep_result
-    from raq.model.evaluation import predict
+    from raq.model.evaluation import score
 
     record, dataset = record_of(trial), read_dataset(trial)
-    predicted = predict(trained_graph(trial, result), dataset, split="validation")
-    with atomic_write(record.with_suffix(".npy")) as scratch:
-        np.save(scratch, predicted.astype(np.int32))
+    samples = dataset.size("validation")
+    scores = score(trained_graph(trial, result), dataset, scorer(trial), np.arange(samples), split="validation")
+    judged = keep_answers(trial, record, scores, samples)
     with atomic_write(record.with_suffix(".pt")) as scratch:
         keep_result(result, scratch)
-    correct = int((predicted == dataset.labels("validation")).sum())
     qat = trial.read(QatSettings).qat.model_dump(mode="json")
-    found = TrialRecord(
-        qat=qat, history=result.history, best_epoch=result.best_epoch, correct=correct, images=len(predicted)
-    )
+    found = TrialRecord(qat=qat, history=result.history, best_epoch=result.best_epoch, **judged)
     write_json(record, found.model_dump())
     shutil.rmtree(trial.folder, ignore_errors=True)
 
@@ -176,56 +186,54 @@ def finish_trial(trial: Call, result: "TrainingResult") -> None:
 def finish_qat_sweep(call: Call, search: Search) -> Results:
     """The table of all trials, which keys mattered, and the choice, whose weights go to the stage's folder.
 
-    Chosen is the highest top-1 on the validation images, of the trials that were trained to their end; of equals the
-    earliest. Raises StageError if none was.
+    Chosen is the best on the validation samples, of the trials that were trained to their end; of equals the earliest.
+    Raises StageError if none was.
     """
     from raq.model.checkpoints import CHECKPOINT
 
-    labels = read_dataset(call).labels("validation")
-    baseline = np.load(trials_folder(call) / BASELINE, allow_pickle=False) == labels
-    trials, right = _rows_of_trials(call, search, labels)
-    if not right:
+    metric = metric_of(call)
+    trials, answers = _rows_of_trials(call, search, metric)
+    if not answers:
         reason = next(iter(search.failed.values()), "")
         raise StageError(f"none of the {len(trials)} trials finished: {reason}", "see the log")
     scores, epochs = search.scores(), search.epochs_trained()
     front = pareto_front(scores, epochs)
-    trials = [{**row, "front": on_front} for row, on_front in zip(trials, front, strict=True)]
-    best = max(right, key=lambda number: (int(right[number].sum()), -number))
+    trials = [with_written_names({**row, "front": on}, metric) for row, on in zip(trials, front, strict=True)]
+    sign = 1 if metric.greater_is_better else -1
+    best = max(answers, key=lambda number: (sign * answers[number].value, -number))
+    samples = answers[best].samples
     results: Results = {
         "candidate": "qat",
         "trials": trials,
-        "validation_images": len(labels),
-        "baseline_top1": float(baseline.mean()),
+        "validation_images": samples,
+        "baseline_value": read_baseline(call, samples).value,
         "importance": importance(search.space, search.configs, scores),
         "epochs_trained": sum(epochs),
         "epochs_asked": sum(search.epochs),
         "search": search.kind,
-        "choice": _choice(search, right, best),
+        "choice": _choice(search, answers, best),
     }
     folder = Path(call.folder)
     shutil.copyfile(_weights_of(call, search.configs[best]), folder / CHECKPOINT)
-    write_table(folder, trials, COLUMNS)
     _delete_all_weights_but(call, search, best)
-    return results
+    write_table(folder, trials, ("state", "epochs", *columns_of(metric), "error"))
+    return as_written(results, metric)
 
 
-def _rows_of_trials(call: Call, search: Search, labels: Any) -> tuple[list[Results], dict[int, Any]]:
-    """A row a trial, with its state, and of each finished one which validation images it classifies rightly, bool [N].
-
-    labels: int [N].
-    """
-    stops, scores = search.stops(), search.scores()
+def _rows_of_trials(call: Call, search: Search, metric: Metric) -> tuple[list[Results], dict[int, Answers]]:
+    """A row a trial, with its state, and the scores of each finished one."""
+    stops, scores, sign = search.stops(), search.scores(), 1 if metric.greater_is_better else -1
     trials: list[Results] = []
-    right: dict[int, Any] = {}
+    answers: dict[int, Answers] = {}
     for number, config in enumerate(search.configs):
         trial = call_of(call, config)
         curve = search.curves[number][: stops[number]]
         row: Results = {
             "number": number,
             "config": config,
-            "curve": curve,
+            "curve": [sign * quality for quality in curve],
             "epochs": len(curve),
-            "top1": scores[number],
+            "value": None if (quality := scores[number]) is None else sign * quality,
         }
         known = finished(trial)
         if number in search.failed:
@@ -233,11 +241,11 @@ def _rows_of_trials(call: Call, search: Search, labels: Any) -> tuple[list[Resul
         elif stops[number] is not None or known is None:
             row |= {"state": "stopped"}
         else:
-            right[number] = read_predictions(record_of(trial)) == labels
-            row |= {"state": "finished", "correct": known.correct, "images": known.images}
-            row |= {"top1_interval": list(proportion_interval(known.correct, known.images))}
+            found = answers[number] = cast("Answers", read_answers(trial, record_of(trial)))
+            row |= {"state": "finished", "images": known.images, "value_interval": list(found.interval())}
+            row |= {"correct": known.correct} if metric.is_top1 else {}
         trials.append(row)
-    return trials, right
+    return trials, answers
 
 
 def _delete_all_weights_but(call: Call, search: Search, best: int) -> None:
@@ -259,18 +267,24 @@ def _weights_of(call: Call, config: Config) -> Path:
     return path
 
 
-def _choice(search: Search, right: dict[int, Any], best: int) -> Results:
+def _choice(search: Search, answers: Mapping[int, Answers], best: int) -> Results:
     """The chosen trial, and how it compares with the training as written, on the same images."""
-    found: Results = {"number": best, "config": search.configs[best], "top1": float(right[best].mean())}
-    count = len(right)
+    found: Results = {"number": best, "config": search.configs[best], "value": answers[best].value}
+    count, metric = len(answers), answers[best].metric
+    high, highest = ("higher", "highest") if metric.greater_is_better else ("lower", "lowest")
     if best == 0:
-        why = f"the training as written: no other of {count} finished ones has a higher top-1 on the validation images"
-        return {**found, "gained_points": None, "gained_interval": None, "why": why}
-    why = f"trial {best + 1}: the highest top-1 on the validation images of {count} finished trials"
-    if 0 not in right:
-        return {**found, "gained_points": None, "gained_interval": None, "why": why}
+        why = f"the training as written: no other of {count} finished ones has a {high} {metric.name}"
+        why += " on the validation images"
+        return {**found, "gained": None, "gained_interval": None, "why": why}
+    why = f"trial {best + 1}: the {highest} {metric.name} on the validation images of {count} finished trials"
+    lost = answers[0].worse_than(answers[best]) if 0 in answers else None
+    if lost is None:
+        return {**found, "gained": None, "gained_interval": None, "why": why}
     # the best of many is compared: at a level for all of them at once (Bonferroni)
-    gained, (low, high) = paired_drop(right[best], right[0], together(count - 1))
-    shown = "higher" if low > 0 else "not shown to be higher"
-    why += f"; {gained:+.2f} points ({low:.2f} to {high:.2f}, {shown}) against the training as written"
-    return {**found, "gained_points": gained, "gained_interval": [low, high], "why": why}
+    least, most = lost.interval(together(count - 1))
+    shown = high if least > 0 else f"not shown to be {high}"
+    between = f"{difference(metric, least)} to {difference(metric, most)}"
+    sign = "+" if lost.value >= 0 else ""
+    gained = f"{sign}{difference(metric, lost.value)} {metric.unit}".strip()
+    why += f"; {gained} ({between}, {shown}) against the training as written"
+    return {**found, "gained": lost.value, "gained_interval": [least, most], "why": why}

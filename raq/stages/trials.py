@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from pydantic import Field
 
-from raq.errors import UserError
+from raq.errors import StageError, UserError
+from raq.experiment.metric import Metric
 from raq.stages.call import Call, Progress, trials_folder
-from raq.stages.inputs import read_dataset
+from raq.stages.inputs import read_dataset, scorer
+from raq.store.answers import Answers
 from raq.store.files import atomic_write
+from raq.store.settings import JudgedSettings
 from raq.store.views import View, view_file
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from raq.model.metrics import Scores
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -25,15 +31,73 @@ CONFIG, BASELINE = "config", "baseline.npy"
 TABLE = "trials"
 
 
+class Judged(View):
+    """What every trial's own record has. value: the metric on the validation samples; images: how many; correct: of
+    right and wrong answers; resampled: whether the metric is one of the whole set."""
+
+    images: int = Field(ge=1)
+    value: float
+    correct: int | None
+    resampled: bool
+
+
 def evaluate_baseline(call: Call, network: "nn.Module", progress: Progress) -> None:
-    """FP32's classes of the validation images, in the trials' folder; what is there stays."""
-    from raq.model.evaluation import predict
+    """FP32's scores of the validation samples, in the trials' folder; what is there stays."""
+    from raq.model.evaluation import score
 
     path = trials_folder(call) / BASELINE
     if not path.is_file():
         progress({"text": "evaluating FP32"})
-        with atomic_write(path) as scratch:
-            np.save(scratch, predict(network, read_dataset(call), split="validation").astype(np.int32))
+        dataset = read_dataset(call)
+        every = np.arange(dataset.size("validation"))
+        save_scores(path, score(network, dataset, scorer(call), every, split="validation"))
+
+
+def save_scores(path: Path, scores: "Scores") -> None:
+    """Keep scores in a file; StageError if some are not finite, of which no trial could be compared."""
+    if not np.isfinite(scores.values[:1] if scores.resampled else scores.values).all():
+        raise StageError(
+            "the metric is not finite on the validation samples",
+            "see whether the network gives finite numbers, and what the metric makes of single samples",
+        )
+    with atomic_write(path) as scratch:
+        np.save(scratch, scores.values)
+
+
+def keep_answers(call: Call, record: Path, scores: "Scores", samples: int) -> dict[str, Any]:
+    """Keep a trial's scores beside its record; what that says of them, as `Judged`."""
+    save_scores(record.with_suffix(".npy"), scores)
+    answers = Answers(metric_of(call), scores.values, scores.resampled, samples)
+    correct = int(answers.right.sum()) if answers.metric.is_top1 else None
+    return {"images": samples, "value": answers.value, "correct": correct, "resampled": scores.resampled}
+
+
+def metric_of(call: Call) -> Metric:
+    """What trials are judged by."""
+    return call.read(JudgedSettings).metric
+
+
+def columns_of(metric: Metric) -> tuple[str, ...]:
+    """What a trial's row in the table says of its scores."""
+    return ("top1", "correct", "images") if metric.is_top1 else ("value", "images")
+
+
+def read_baseline(call: Call, samples: int) -> Answers:
+    """FP32's scores, of so many validation samples."""
+    metric = metric_of(call)
+    values = np.load(trials_folder(call) / BASELINE, allow_pickle=False)
+    return Answers(metric, values, metric.per == "set", samples)
+
+
+def read_answers(call: Call, record: Path) -> Answers | None:
+    """The scores of a finished trial; None if it, or they, are not there or damaged: then it is done again."""
+    try:
+        known = view_file(Judged, record)
+        values = np.load(record.with_suffix(".npy"), allow_pickle=False)
+        whole = values.ndim == 1 and (known.resampled or len(values) == known.images)
+        return Answers(metric_of(call), values, known.resampled, known.images) if whole else None
+    except (OSError, ValueError, EOFError, UserError):
+        return None
 
 
 def keep_one(make: Callable[[K], V]) -> Callable[[K], V]:
@@ -51,19 +115,6 @@ def keep_one(make: Callable[[K], V]) -> Callable[[K], V]:
         return kept[key]
 
     return known_or_made
-
-
-class _Counted(View):
-    images: int
-
-
-def read_predictions(record: Path) -> Any:
-    """The classes that a trial has predicted; None if they are not there or damaged: then it is done again."""
-    try:
-        found = np.load(record.with_suffix(".npy"), allow_pickle=False)
-        return found if len(found) == view_file(_Counted, record).images else None
-    except (OSError, ValueError, EOFError, UserError):
-        return None
 
 
 def write_table(folder: Path, trials: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -234,7 +234,13 @@ class Training(TypedDict):
     parity: NotRequired[list[ParityRow]]
 
 
+SWEEPS: dict[str, Any] = {
+    "ptq_sweep": PtqSweepResults,
+    "qat_sweep": QatSweepResults,
+    "layer_sweep": LayerSweepResults,
+}
 RESULTS: dict[str, Any] = {
+    **SWEEPS,
     "train": Training,
     "weights": Training,
     "evaluate": Evaluation,
@@ -245,7 +251,4 @@ RESULTS: dict[str, Any] = {
     "ptq": Quantizing,
     "qat": Quantizing,
     "bench": Measurement,
-    "ptq_sweep": PtqSweepResults,
-    "qat_sweep": QatSweepResults,
-    "layer_sweep": LayerSweepResults,
 }

@@ -5,15 +5,18 @@ is what those lack. Unknown keys are left alone. Numbers are finite and of sizes
 """
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from raq.errors import UserError, first_problem
 from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_OF, OTHER_TOOLS
-from raq.store.results import RESULTS
+from raq.store.results import RESULTS, SWEEPS
+from raq.store.sweep_results import NAMES_OF_TOP1, as_read
 from raq.store.types import Fingerprint, RunRecord, SettingsOfBenchStage, StageRecord, Values
 
 MAX_DEPTH = 40
@@ -101,7 +104,8 @@ def check_stage(record: Values, place: str, kind: str) -> None:
     if kind == "bench":
         _check(SettingsOfBenchStage, record.get("settings"), place, "settings.")
     if kind in RESULTS:
-        _check(RESULTS[kind], record["results"], place, "results.")
+        read = as_read(record["results"]) if kind in SWEEPS else record["results"]
+        _check(RESULTS[kind], read, place, "results.", NAMES_OF_TOP1 if "metric" not in read else {})
         for number, row in enumerate(record["results"].get("parity", [])):
             compared = row["against"] is not None and not row["equal"]
             if compared and (row["sqnr_db"] is None or (row["changed"] is None and row["top1"] is not None)):
@@ -110,7 +114,7 @@ def check_stage(record: Values, place: str, kind: str) -> None:
         _check_rounds(record["results"]["rows"], place)
         _check_measurement(record, place)
     if kind == "qat_sweep":
-        _check_trials(record["results"]["trials"], place)
+        _check_trials(as_read(record["results"])["trials"], place)
     if kind == "evaluate":
         _check_evaluation(record["results"], place)
     elif kind != "lower":
@@ -150,12 +154,12 @@ def _check_evaluation(results: Values, place: str) -> None:
 def _check_trials(trials: list[Values], place: str) -> None:
     """UserError for a training of a search that lacks what its state brings."""
     for number, trial in enumerate(trials):
-        needed = ("error",) if trial["state"] == "failed" else ("epochs", "top1", "front")
+        needed = ("error",) if trial["state"] == "failed" else ("epochs", "value", "front")
         missing = [key for key in needed if trial.get(key) is None]
         missing += [f"config.{key}" for key in trials[0]["config"] if key not in trial["config"]]
         if missing:
             raise _wrong(place, f"results.trials.{number}.{missing[0]}", "Field required")
-    if not any(trial.get("top1_interval") for trial in trials):
+    if not any(trial.get("value_interval") for trial in trials):
         raise _wrong(place, "results.trials", "none has an interval")
 
 
@@ -208,11 +212,15 @@ def _check_rounds(rows: list[Values], place: str) -> None:
             raise _wrong(place, f"results.rows.{number}.round_p50_ms", "not as many rounds as its neighbours have")
 
 
-def _check(schema: Any, value: Any, place: str, prefix: str = "") -> None:
+def _check(
+    schema: Any, value: Any, place: str, prefix: str = "", names: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """names: what keys are called in the record."""
     try:
         _adapter(schema).validate_python(value)
     except ValidationError as error:
         key, what = first_problem(error)
+        key = ".".join(names.get(part, part) for part in key.split("."))
         raise _wrong(place, f"{prefix}{key}".rstrip("."), what) from None
 
 

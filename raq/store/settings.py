@@ -55,10 +55,14 @@ class DataSettings(Settings):
     data: DataOfStage
 
 
-class MetricSettings(DataSettings):
-    """Of a stage that judges a network."""
+class JudgedSettings(Settings):
+    """Of a stage that compares by the metric."""
 
     metric: Metric = Metric()
+
+
+class MetricSettings(DataSettings, JudgedSettings):
+    """Of a stage that judges a network."""
 
 
 class NetworkSettings(MetricSettings):

@@ -1,11 +1,63 @@
-"""What each kind of sweep leaves in its record as results: keys, types and bounds. Neither torch nor ray."""
+"""What each kind of sweep leaves in its record as results: keys, types and bounds. Neither torch nor ray.
 
-from typing import Annotated, Literal, NotRequired
+The keys here are those of any metric. A record of top-1 has the names that it had before there were others
+(`as_written`, `as_read`), since scripts of others read them.
+"""
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, cast
+
+from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
+from raq.errors import UserError
+from raq.experiment.metric import TOP1, Metric
 from raq.store.types import Count, Name, Number, Pair, Share, Text, Values, strict
+
+NAMES_OF_TOP1 = {
+    "value": "top1", "value_interval": "top1_interval", "mean_value": "mean_top1", "std_value": "std_top1",
+    "values": "top1", "baseline_value": "baseline_top1", "drop": "drop_points", "gained": "gained_points",
+}  # fmt: skip
+_CONFIG = "config"  # what is tried: keys of the experiment, which keep their names
+
+
+def written_name(key: str, metric: Metric) -> str:
+    """What a key of these results is called in a record of a sweep by this metric."""
+    return NAMES_OF_TOP1.get(key, key) if metric.is_top1 else key
+
+
+def with_written_names(part: Values, metric: Metric) -> Values:
+    """A part of the results as a record has it."""
+    return cast("Values", _renamed(part, NAMES_OF_TOP1)) if metric.is_top1 else part
+
+
+def as_written(results: Values, metric: Metric) -> Values:
+    """Results as a record has them: with the names of top-1, or with the metric beside them."""
+    named = with_written_names(results, metric)
+    return named if metric.is_top1 else {**named, "metric": metric.model_dump(mode="json")}
+
+
+def as_read(results: Values) -> Values:
+    """The results of a record, whatever their metric, with the names of any."""
+    if "metric" in results:
+        return results
+    return cast("Values", _renamed(results, {name: key for key, name in NAMES_OF_TOP1.items() if key != "values"}))
+
+
+def metric_of_sweep(results: Mapping[str, Any]) -> Metric:
+    """What a sweep's trials were judged by; UserError if its record names none that there is."""
+    try:
+        return Metric.model_validate(results["metric"]) if "metric" in results else TOP1
+    except ValidationError:
+        raise UserError("a sweep's record names a metric that is none", "delete its folder and run again") from None
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(entry, names) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    return {names.get(key, key): entry if key == _CONFIG else _renamed(entry, names) for key, entry in value.items()}
 
 
 @strict
@@ -40,9 +92,9 @@ class CurveRow(TypedDict):
     per_channel: NotRequired[bool]
     reduce_range: NotRequired[bool]
     seeds: list[Count]
-    mean_top1: Share
-    std_top1: Number | None
-    drop_points: Number
+    mean_value: Number
+    std_value: Number | None
+    drop: Number
     against_largest: Number | None
     against_largest_interval: Pair | None
     loses_at_most: NotRequired[Number | None]
@@ -55,7 +107,8 @@ class PtqSweepResults(TypedDict):
     trials: list[Values]
     failed: list[FailedTrial]
     validation_images: Count
-    baseline_top1: Share
+    baseline_value: Number
+    metric: NotRequired[Values]
     curve: Annotated[list[CurveRow], Field(min_length=1)]
     choice: PtqChoice
     calibration_images: Count
@@ -70,8 +123,8 @@ class QatTrial(TypedDict):
     config: Values
     state: Literal["finished", "stopped", "failed"]
     epochs: NotRequired[Count]
-    top1: NotRequired[Share | None]
-    top1_interval: NotRequired[Pair | None]
+    value: NotRequired[Number | None]
+    value_interval: NotRequired[Pair | None]
     front: NotRequired[bool]
     error: NotRequired[Text]
 
@@ -89,7 +142,8 @@ class QatSweepResults(TypedDict):
 
     trials: Annotated[list[QatTrial], Field(min_length=1)]
     validation_images: Count
-    baseline_top1: Share
+    baseline_value: Number
+    metric: NotRequired[Values]
     importance: dict[Name, Number] | None
     epochs_trained: Number
     epochs_asked: Number
@@ -101,7 +155,7 @@ class QatSweepResults(TypedDict):
 class Scored(TypedDict):
     """A mixed-precision configuration as it was scored."""
 
-    drop_points: Number
+    drop: Number
     drop_interval: Pair
     sqnr_db: Number | None
 
@@ -110,7 +164,7 @@ class Scored(TypedDict):
 class Effect(TypedDict):
     """What one layer makes of the drop and of the noise."""
 
-    drop_points: Number
+    drop: Number
     sqnr_db: Number | None
 
 
@@ -118,7 +172,7 @@ class Effect(TypedDict):
 class AllQuantized(Scored):
     """What int8 everywhere comes to."""
 
-    top1: Share
+    value: Number
 
 
 @strict
@@ -152,7 +206,8 @@ class LayerSweepResults(TypedDict):
 
     trials: list[Values]
     validation_images: Count
-    baseline_top1: Share
+    baseline_value: Number
+    metric: NotRequired[Values]
     all_quantized: AllQuantized
     sensitivity: list[Sensitivity]
     choice: LayerChoice

@@ -9,7 +9,8 @@ FP32's, relative to FP32's own), which ranks layers that the top-1 of some thous
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raq.statistics import Interval
+from raq.experiment.metric import TOP1, Metric, amount, difference
+from raq.statistics.proportions import Interval
 
 MODE, LAYERS = "mode", "layers"
 ONLY, WITHOUT = "only", "without"
@@ -21,16 +22,18 @@ Noise = Mapping[str, float]  # by layer
 class Configuration:
     """A mixed-precision configuration as it was tried. layers: those in float, joined by spaces.
 
-    drop_points, drop_interval: points of top-1 lost against FP32; sqnr_db: of the logits, None without noise.
+    noise: of its outputs, of FP32's own; value: the metric on so many validation `images`; correct: of right and wrong
+    answers; drop, drop_interval: how much worse than FP32, in points or in the metric's unit; sqnr_db: of the outputs,
+    None without noise.
     """
 
     config: Config
     layers: str
     noise: float
-    correct: int
+    value: float
+    correct: int | None
     images: int
-    top1: float
-    drop_points: float
+    drop: float
     drop_interval: Interval
     sqnr_db: float | None
     float_mac_share: float
@@ -98,26 +101,28 @@ def greedy_orderings(
 
 
 def choose_configurations(
-    tried: Sequence[Configuration], everything: Configuration, max_drop: float, count: int
+    tried: Sequence[Configuration], everything: Configuration, max_drop: float, count: int, metric: Metric = TOP1
 ) -> tuple[list[Configuration], str]:
     """The configurations to lower and measure, the cheapest first, and why these.
 
-    tried: without `everything`, which quantizes all. Those that lose no more than `max_drop` points on the validation
+    tried: without `everything`, which quantizes all. Those that lose no more than `max_drop` on the validation
     images, of which the cheapest by float MACs, then by the number of layers; if there are too few, those with the
     least noise after them.
     """
+    most = amount(metric, max_drop)
     able = sorted(
-        (t for t in tried if t.drop_points <= max_drop),
+        (t for t in tried if t.drop <= max_drop),
         key=lambda t: (t.float_mac_share, len(t.layers.split()), t.noise),
     )
-    rest = sorted((t for t in tried if t.drop_points > max_drop), key=lambda t: (t.drop_points, t.noise))
+    rest = sorted((t for t in tried if t.drop > max_drop), key=lambda t: (t.drop, t.noise))
     chosen = [*able, *rest][:count]
     why = (
-        f"{len(able)} of {len(tried)} configurations lose at most {max_drop:g} points on the validation images; "
+        f"{len(able)} of {len(tried)} configurations lose at most {most} on the validation images; "
         "of these the cheapest by float MACs"
         if able
-        else f"no configuration loses at most {max_drop:g} points on the validation images; those that lose least"
+        else f"no configuration loses at most {most} on the validation images; those that lose least"
     )
-    if everything.drop_points <= max_drop:
-        why = f"no layer need stay in float: all in int8 lose {everything.drop_points:.2f} points; {why}"
+    if everything.drop <= max_drop:
+        lost = f"{difference(metric, everything.drop)} {metric.unit}".strip()
+        why = f"no layer need stay in float: all in int8 lose {lost}; {why}"
     return chosen, why

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from raq.experiment.metric import TOP1, Metric, amount, difference
 from raq.experiment.schema import Ptq
 from raq.experiment.sweep import METHOD, OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config, PtqSweep
-from raq.statistics import Interval, mean_drop, together
+from raq.statistics.proportions import Interval, together
+from raq.store.answers import Answers, mean_worse
 from raq.store.settings import PtqSweepSettings
-
-Right = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class CurveRow:
-    """A calibration over its seeds. top1: by seed; drop_points: what their mean is below FP32's top-1.
+    """A calibration over its seeds. values: by seed, of the metric; drop: how much worse their mean is than FP32, in
+    points or in the metric's unit.
 
-    against_largest: points lost against the largest size of the same observer, with a 95% interval over images; None
+    against_largest: what is lost against the largest size of the same observer, with a 95% interval over samples; None
     where no seed is shared. loses_at_most: the upper end of that interval where all smaller sizes of an observer are
     compared at once (Bonferroni).
     """
@@ -36,10 +36,10 @@ class CurveRow:
     reduce_range: bool
     size: int
     seeds: list[int]
-    top1: list[float]
-    mean_top1: float
-    std_top1: float | None
-    drop_points: float
+    values: list[float]
+    mean_value: float
+    std_value: float | None
+    drop: float
     against_largest: float | None
     against_largest_interval: Interval | None
     loses_at_most: float | None
@@ -83,15 +83,15 @@ def trial_count(settings: Mapping[str, Any]) -> int:
     return len(grid(asked.ptq, asked.sweep, reduce_range=asked.reduce_range))
 
 
-def curve(trials: Mapping[str, Config], right: Mapping[str, Right], baseline: Right) -> list[CurveRow]:
+def curve(trials: Mapping[str, Config], answers: Mapping[str, Answers], baseline: Answers) -> list[CurveRow]:
     """One row a calibration, over its seeds, by observer and size.
 
-    trials: those that finished, by digest; right: by digest, bool [images]; baseline: FP32's.
+    trials: those that finished, by digest; answers: theirs on the validation samples; baseline: FP32's.
     """
-    groups: dict[tuple[Any, ...], dict[int, dict[int, Right]]] = {}
+    groups: dict[tuple[Any, ...], dict[int, dict[int, Answers]]] = {}
     for name, config in trials.items():
         by_size = groups.setdefault(tuple(config[key] for key in METHOD), {})
-        by_size.setdefault(config[SIZE], {})[config[SEED]] = right[name]
+        by_size.setdefault(config[SIZE], {})[config[SEED]] = answers[name]
     rows: list[CurveRow] = []
     for (observer, percentile, per_channel, reduce_range), by_size in groups.items():
         largest = by_size[max(by_size)]
@@ -99,10 +99,11 @@ def curve(trials: Mapping[str, Config], right: Mapping[str, Right], baseline: Ri
             shared = sorted(set(by_seed) & set(largest))
             lost, interval, most = None, None, None
             if shared:
-                pair = np.stack([largest[s] for s in shared]), np.stack([by_seed[s] for s in shared])
-                lost, interval = mean_drop(*pair)
-                most = mean_drop(*pair, together(len(by_size) - 1))[1][1]
-            found = [float(by_seed[seed].mean()) for seed in sorted(by_seed)]
+                pairs = [(largest[s], by_seed[s]) for s in shared]
+                lost, interval = mean_worse(pairs)
+                most = mean_worse(pairs, together(len(by_size) - 1))[1][1]
+            found = [by_seed[seed].value for seed in sorted(by_seed)]
+            sign = baseline.scale if baseline.metric.greater_is_better else -baseline.scale
             rows.append(
                 CurveRow(
                     observer=observer,
@@ -111,10 +112,10 @@ def curve(trials: Mapping[str, Config], right: Mapping[str, Right], baseline: Ri
                     reduce_range=reduce_range,
                     size=size,
                     seeds=sorted(by_seed),
-                    top1=found,
-                    mean_top1=float(np.mean(found)),
-                    std_top1=float(np.std(found, ddof=1)) if len(found) > 1 else None,
-                    drop_points=100 * (float(baseline.mean()) - float(np.mean(found))),
+                    values=found,
+                    mean_value=float(np.mean(found)),
+                    std_value=float(np.std(found, ddof=1)) if len(found) > 1 else None,
+                    drop=sign * (baseline.value - float(np.mean(found))),
                     against_largest=lost,
                     against_largest_interval=interval,
                     loses_at_most=most,
@@ -123,30 +124,33 @@ def curve(trials: Mapping[str, Config], right: Mapping[str, Right], baseline: Ri
     return rows
 
 
-def choose(rows: Sequence[CurveRow], seed: int, margin: float, asked: int | None = None) -> dict[str, Any]:
-    """The smallest calibration shown to lose no more than `margin` points against the largest of the best observer.
+def choose(
+    rows: Sequence[CurveRow], seed: int, margin: float, asked: int | None = None, metric: Metric = TOP1
+) -> dict[str, Any]:
+    """The smallest calibration shown to lose no more than `margin` against the largest of the best observer.
 
-    Without one, the largest. The best observer is the one whose largest size has the highest mean top-1. seed: taken if
+    Without one, the largest. The best observer is the one whose largest size loses least on average. margin: points, or
+    in the metric's unit. seed: taken if
     it was tried. asked: the largest size that was to be tried; that it did not finish is said. `why`: in words.
     """
     largest: dict[tuple[Any, ...], CurveRow] = {}
     for row in rows:
         if row.method not in largest or row.size > largest[row.method].size:
             largest[row.method] = row
-    best = max(largest.values(), key=lambda row: row.mean_top1)
+    best = min(largest.values(), key=lambda row: row.drop)
     compared = {r.size: (r, r.loses_at_most) for r in rows if r.method == best.method and r.size != best.size}
     bounds = {size: (row, bound) for size, (row, bound) in compared.items() if bound is not None}
     able = [size for size, (_, bound) in bounds.items() if bound <= margin]
     chosen, why = (
         best,
-        f"no smaller one is shown to lose at most {margin:g} points against it on these validation images",
+        f"no smaller one is shown to lose at most {amount(metric, margin)} against it on these validation images",
     )
     if not bounds:
         why = "no smaller one could be compared"
     elif able:
         chosen, bound = bounds[min(able)]
-        lost = f"{chosen.against_largest:.2f}, at most {bound:.2f}"
-        why = f"the smallest that is shown to lose at most {margin:g} points against {best.size} images ({lost})"
+        lost = f"{difference(metric, chosen.against_largest or 0.0)}, at most {difference(metric, bound)}"
+        why = f"the smallest that is shown to lose at most {amount(metric, margin)} against {best.size} images ({lost})"
     if asked is not None and best.size < asked:
         why += f"; {asked} images did not finish with it"
     config = {

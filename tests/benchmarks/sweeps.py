@@ -123,7 +123,7 @@ def kills(count: int) -> dict[str, Any]:
 def free_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
-    tune.report({"epoch": 0, "validation_top1": config["lr"]})
+    tune.report({"epoch": 0, "validation": config["lr"]})
 
 
 def resident_bytes(process: int) -> int:

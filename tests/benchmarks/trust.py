@@ -48,7 +48,7 @@ from raq.experiment.load import load_experiment
 from raq.experiment.measurement import Bench
 from raq.report.ratios import SharedRounds, row_ratios, shared_rounds
 from raq.signals import stop_on_sigterm
-from raq.statistics import proportion_interval
+from raq.statistics.proportions import proportion_interval
 from raq.store.files import now, read_json, write_json
 from raq.store.local import Store, read_run
 

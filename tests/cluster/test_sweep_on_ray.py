@@ -140,7 +140,7 @@ def test_a_search_through_tune(sweeper: Sweeper, tmp_path: Path) -> None:
         if config["lr"] == 0.3:
             raise ValueError("broken")
         for epoch in range(config["epochs"]):
-            tune.report({"epoch": epoch, "validation_top1": 0.9 - abs(config["lr"] - 0.02) - 0.1 / (epoch + 1)})
+            tune.report({"epoch": epoch, "validation": 0.9 - abs(config["lr"] - 0.02) - 0.1 / (epoch + 1)})
 
     sweep = {"space": {"lr": [0.01, 0.02, 0.3, 0.4, 0.5], "epochs": [4]}, "search": "grid", "scheduler": "asha"}
     search = Search(QatSearch(**sweep, trials=None), Qat.model_validate(QAT), 0)

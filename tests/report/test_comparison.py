@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from raq.experiment.metric import Metric
-from raq.report.answers import Answers
 from raq.report.claims import Rules
 from raq.report.comparison import _accuracy, _conditions, _difference, _environment
+from raq.store.answers import Answers
 
 
 def environment(cpu: str, torch: str) -> dict:

@@ -7,12 +7,12 @@ import pytest
 from kept_records import RUNS, judged_now
 
 from raq.experiment.metric import Metric
-from raq.report.answers import Answers
 from raq.report.claims import Drops, Measured, Rules
 from raq.report.summary import drops_by
 from raq.report.verdict import verdict
 from raq.report.verdict_words import plain_ratio, times
-from raq.statistics import drop_interval
+from raq.statistics.proportions import drop_interval
+from raq.store.answers import Answers
 
 IMAGES = 10_000
 RULES = Rules(max_drop=1.0)

@@ -188,6 +188,6 @@ def test_what_a_trial_predicted_is_what_its_kept_weights_predict(machine: Machin
     trial = call_of(call, found["trials"][found["choice"]["number"]]["config"])
     kept = read_result(machine.folder(machine.plan()["sweep/qat"]))
     dataset = read_dataset(trial)
-    predicted = predict(trained_graph(trial, kept), dataset, split="validation")
-    assert np.array_equal(np.load(record_of(trial).with_suffix(".npy")), predicted)
-    assert (predicted == dataset.validation_labels).mean() == found["choice"]["top1"]
+    right = predict(trained_graph(trial, kept), dataset, split="validation") == dataset.validation_labels
+    assert np.array_equal(np.load(record_of(trial).with_suffix(".npy")), right)
+    assert right.mean() == found["choice"]["top1"]

@@ -43,7 +43,7 @@ def test_a_layer_whose_noise_the_others_hide_is_left_out_too() -> None:
 
 def tried_with(layers: str, drop_points: float, noise: float, float_mac_share: float) -> Configuration:
     config = {"mode": "without", "layers": layers}
-    return Configuration(config, layers, noise, 0, 1, 0.0, drop_points, (0.0, 0.0), None, float_mac_share)
+    return Configuration(config, layers, noise, 0.0, 0, 1, drop_points, (0.0, 0.0), None, float_mac_share)
 
 
 def test_the_cheapest_that_lose_little_are_chosen() -> None:

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from raq.experiment.metric import TOP1, Metric
 from raq.experiment.schema import Calibration, Experiment, Ptq
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE
-from raq.statistics import mean_drop
+from raq.statistics.proportions import mean_drop
+from raq.store.answers import Answers
 from raq.store.files import short_digest
 from raq.sweep.ptq import choose, curve, grid
 
@@ -53,23 +55,27 @@ def test_the_interval_of_a_mean_drop_covers(drop: float) -> None:
     assert 0.91 <= covered / 300 <= 0.99
 
 
+def of_scores(values: np.ndarray, metric: Metric = TOP1, samples: int | None = None) -> Answers:
+    return Answers(metric, values, samples is not None, samples or len(values))
+
+
 def trials_of(top1: dict[tuple[str, int], float], seeds: int = 3, images: int = 4000) -> tuple[dict, dict]:
     rng = np.random.default_rng(1)
     draw = rng.random(images)
-    trials, right = {}, {}
+    trials, answers = {}, {}
     for (observer, size), share in top1.items():
         for seed in range(seeds):
             config = {SIZE: size, OBSERVER: observer, PERCENTILE: None, **AS_EVER, SEED: seed}
             flipped = rng.random(images) < 0.002
             trials[short_digest(config)] = config
-            right[short_digest(config)] = (draw < share) ^ flipped
-    return trials, right
+            answers[short_digest(config)] = of_scores(((draw < share) ^ flipped).astype(float))
+    return trials, answers
 
 
 def test_the_smallest_that_is_shown_to_lose_little_is_chosen() -> None:
     found = {("minmax", 16): 0.70, ("minmax", 64): 0.90, ("minmax", 256): 0.90, ("histogram", 256): 0.85}
-    trials, right = trials_of(found)
-    rows = curve(trials, right, np.ones(4000, dtype=bool))
+    trials, answers = trials_of(found)
+    rows = curve(trials, answers, of_scores(np.ones(4000)))
     assert [(r.observer, r.size) for r in rows] == [
         ("minmax", 16), ("minmax", 64), ("minmax", 256), ("histogram", 256),
     ]  # fmt: skip
@@ -80,15 +86,15 @@ def test_the_smallest_that_is_shown_to_lose_little_is_chosen() -> None:
     assert "the smallest that is shown to lose at most 0.3 points against 256 images" in chosen["why"]
     assert choose(rows, 9, 0.3)["config"][SEED] == 0, "a seed that was not tried is not taken"
     assert "512 images did not finish" in choose(rows, 0, 0.3, asked=512)["why"]
-    worse, right = trials_of({("minmax", 16): 0.7, ("minmax", 256): 0.9})
-    assert choose(curve(worse, right, np.ones(4000, dtype=bool)), 0, 0.3)["config"][SIZE] == 256
+    worse, answers = trials_of({("minmax", 16): 0.7, ("minmax", 256): 0.9})
+    assert choose(curve(worse, answers, of_scores(np.ones(4000))), 0, 0.3)["config"][SIZE] == 256
 
 
 def test_few_images_do_not_make_a_smaller_calibration_good_enough() -> None:
     """Not detectably worse is no evidence: 16 images that may lose 5 points are not chosen over 256."""
     sizes = {("minmax", 16): 0.89, ("minmax", 256): 0.9}
-    trials, right = trials_of(sizes, seeds=1, images=200)
-    rows = curve(trials, right, np.ones(200, dtype=bool))
+    trials, answers = trials_of(sizes, seeds=1, images=200)
+    rows = curve(trials, answers, of_scores(np.ones(200)))
     low, high = rows[0].against_largest_interval
     assert low <= 0
     assert high > 0.3
@@ -99,6 +105,45 @@ def test_few_images_do_not_make_a_smaller_calibration_good_enough() -> None:
 
 def test_many_smaller_sizes_need_more_evidence() -> None:
     sizes = {("minmax", size): 0.9 for size in (16, 32, 64, 128, 256)}
-    trials, right = trials_of(sizes)
-    rows = curve(trials, right, np.ones(4000, dtype=bool))
+    trials, answers = trials_of(sizes)
+    rows = curve(trials, answers, of_scores(np.ones(4000)))
     assert all(r.loses_at_most > r.against_largest_interval[1] for r in rows[:-1])
+
+
+def test_calibrations_by_an_error_of_which_less_is_better() -> None:
+    """The one whose error is least is best; what a smaller one loses is in the metric's unit, paired by sample."""
+    mse, rng = Metric.model_validate("mse"), np.random.default_rng(0)
+    errors = rng.gamma(2.0, 0.05, 2000)
+    trials, answers = {}, {}
+    for size, factor in ((16, 1.5), (64, 1.002), (256, 1.0)):
+        config = {SIZE: size, OBSERVER: "minmax", PERCENTILE: None, **AS_EVER, SEED: 0}
+        trials[short_digest(config)] = config
+        answers[short_digest(config)] = of_scores(factor * errors, mse)
+    rows = curve(trials, answers, of_scores(0.99 * errors, mse))
+    assert [row.mean_value for row in rows] == pytest.approx(
+        [1.5 * errors.mean(), 1.002 * errors.mean(), errors.mean()]
+    )
+    assert [row.drop for row in rows] == pytest.approx([f * errors.mean() for f in (0.51, 0.012, 0.01)])
+    assert rows[0].against_largest == pytest.approx(0.5 * errors.mean())
+    low, high = rows[0].against_largest_interval
+    half = 1.96 * 0.5 * errors.std() / np.sqrt(2000)
+    assert (low, high) == pytest.approx((0.5 * errors.mean() - half, 0.5 * errors.mean() + half), rel=0.02)
+    chosen = choose(rows, 0, 0.001, metric=mse)
+    assert chosen["config"][SIZE] == 64
+    assert "lose at most 0.001 against 256 images (0.000201, at most 0.000208)" in chosen["why"]
+    assert choose(rows, 0, 0.0001, metric=mse)["config"][SIZE] == 256
+
+
+def test_calibrations_by_a_metric_of_the_whole_set() -> None:
+    """The drop is that of the sets themselves; its interval comes from the resampled ones, pair by pair."""
+    iou, rng = Metric.model_validate("mean_iou"), np.random.default_rng(0)
+    drawn = rng.normal(0, 0.02, 1000)
+    trials, answers = {}, {}
+    for size, value in ((16, 0.70), (256, 0.75)):
+        config = {SIZE: size, OBSERVER: "minmax", PERCENTILE: None, **AS_EVER, SEED: 0}
+        trials[short_digest(config)] = config
+        answers[short_digest(config)] = of_scores(value + np.array([0.0, *drawn]), iou, 500)
+    rows = curve(trials, answers, of_scores(0.8 + np.array([0.0, *drawn]), iou, 500))
+    assert [row.drop for row in rows] == pytest.approx([10, 5])
+    assert rows[0].against_largest == pytest.approx(5)
+    assert rows[0].against_largest_interval == pytest.approx((5, 5)), "both have the same luck in every set"

@@ -1,6 +1,6 @@
 """What one candidate loses against another on the same samples: a value, its interval, what more samples would give.
 
-Right or wrong answers have the score interval for matched pairs (statistics.py). Scores of any size are resampled in
+Right or wrong answers have the score interval for matched pairs (proportions.py). Scores of any size are resampled in
 pairs (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13, percentiles), and never trusted further
 than Student's interval of their differences, which is wider where samples are few. Neither torch nor ray.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from raq.statistics import CONFIDENCE, Interval, discordant, drop_interval
+from raq.statistics.proportions import CONFIDENCE, Interval, discordant, drop_interval
 
 Values = npt.NDArray[np.float64]
 RESAMPLES, SEED, CHUNK = 2000, 20240, 100

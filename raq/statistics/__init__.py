@@ -1,0 +1,1 @@
+"""Intervals and tests: of proportions, and of paired differences. Neither torch nor ray."""
