@@ -31,7 +31,7 @@ def write_ceil_pools(program: ExportedProgram) -> int:
             if user.args[1:] != source.args[1:]:
                 raise StageError(
                     f"{node.name} rounds its size up, and its input and output are rounded differently",
-                    "torch would compile another network: set ceil_mode=False, or leave the pooling in float (sweep.layers)",
+                    "torch would compile another network: set ceil_mode=False, or leave the pooling in float",
                 )
             with program.graph.inserting_before(user):
                 pooled = program.graph.call_function(

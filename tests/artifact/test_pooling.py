@@ -41,7 +41,7 @@ def compiled(program, path: Path, images: torch.Tensor) -> torch.Tensor:
     ids=["as in timm's VoVNet", "two numbers each"],
 )
 def test_a_pooling_that_rounds_up_is_compiled_as_it_is(pool: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
-    """16 pixels come to 8 by rounding up and to 7 by rounding down: the program and the artifact agree for any batch."""
+    """16 pixels come to 8 by rounding up, to 7 by rounding down: program and artifact agree for any batch."""
     program = program_of(images, pool)
     expected = program.module()(images)
     found = compiled(program, tmp_path / "int8.pt2", images)

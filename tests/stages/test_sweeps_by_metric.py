@@ -85,7 +85,11 @@ def shown(printer, results: Record) -> str:
     return console.file.getvalue()
 
 
-@pytest.fixture(scope="module", params=["mse", RANK], ids=["an error of each sample", "a function of the whole set"])
+@pytest.fixture(
+    scope="module",
+    params=["mse", pytest.param(RANK, marks=pytest.mark.slow)],
+    ids=["an error of each sample", "a function of the whole set"],
+)
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
     place = workplace(tmp_path_factory.mktemp("rows"), own_cache, request.param)
     with pytest.MonkeyPatch.context() as patch:
