@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from raq.artifact.generated_code import read_metadata
 from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.packing import weights_packed_once
-from raq.artifact.pooling import write_ceil_pools
+from raq.artifact.pooling import with_ceil_pools
 from raq.environment import torch_version
 from raq.errors import StageError, first_line
 
@@ -42,7 +42,7 @@ def lower(
 
         program = move_to_device_pass(program, device)
     else:
-        write_ceil_pools(program)
+        program = with_ceil_pools(program)
     written = json.dumps({**metadata, "torch": torch_version()}, sort_keys=True)
     configuration = {
         "freezing": True,

@@ -6,6 +6,8 @@ pooling rounds up becomes another network, of smaller maps (results/log.md). Wri
 start, it is no longer that pattern.
 """
 
+import copy
+
 import torch
 from torch import fx
 from torch.export import ExportedProgram
@@ -16,34 +18,42 @@ aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 CEIL_MODE = 5  # of max_pool2d's arguments
 
 
-def write_ceil_pools(program: ExportedProgram) -> int:
-    """Pool integers wherever a quantized max pooling rounds up, in the program itself; how many there were.
+def with_ceil_pools(program: ExportedProgram) -> ExportedProgram:
+    """The program, pooling integers wherever a quantized max pooling rounds up; itself if none does.
 
     Raises StageError where what is pooled and what comes out are rounded differently, which no backend here does.
     """
-    count = 0
-    for node in [each for each in program.graph.nodes if each.target is aten.max_pool2d.default]:
-        source = node.args[0]
-        is_quantized = isinstance(source, fx.Node) and source.target is decomposed.dequantize_per_tensor.default
-        if not is_quantized or len(node.args) <= CEIL_MODE or not node.args[CEIL_MODE]:
-            continue
-        for user in [each for each in node.users if each.target is decomposed.quantize_per_tensor.default]:
+    if not any(_quantized_after(node) for node in program.graph.nodes):
+        return program
+    own = copy.deepcopy(program)  # what it is compiled from is audited later
+    for node in list(own.graph.nodes):
+        for user in _quantized_after(node):
+            source = node.args[0]
             if user.args[1:] != source.args[1:]:
                 raise StageError(
                     f"{node.name} rounds its size up, and its input and output are rounded differently",
                     "torch would compile another network: set ceil_mode=False, or leave the pooling in float",
                 )
-            with program.graph.inserting_before(user):
-                pooled = program.graph.call_function(
+            with own.graph.inserting_before(user):
+                pooled = own.graph.call_function(
                     torch.ops.quantized.max_pool2d.default, (source.args[0], *_arguments(node))
                 )
             pooled.meta.update(user.meta)
             user.replace_all_uses_with(pooled)
-            program.graph.erase_node(user)
-            count += 1
-    program.graph.eliminate_dead_code()
-    program.graph_module.recompile()
-    return count
+            own.graph.erase_node(user)
+    own.graph.eliminate_dead_code()
+    own.graph_module.recompile()
+    return own
+
+
+def _quantized_after(node: fx.Node) -> list[fx.Node]:
+    """Where the outcome of a max pooling of integers that rounds up is made integers again; none for other nodes."""
+    if node.target is not aten.max_pool2d.default or len(node.args) <= CEIL_MODE or not node.args[CEIL_MODE]:
+        return []
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or source.target is not decomposed.dequantize_per_tensor.default:
+        return []
+    return [user for user in node.users if user.target is decomposed.quantize_per_tensor.default]
 
 
 def _arguments(node: fx.Node) -> tuple[object, ...]:

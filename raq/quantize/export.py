@@ -61,6 +61,7 @@ def graph_of(network: nn.Module, example: Tensor | Example) -> fx.GraphModule:
             )
     graph = export_network(network, example).module()
     graph.graph.eliminate_dead_code()  # what is computed and not given (a pooler, say): quantizers fail there
+    ordered: dict[fx.Node, fx.Node] = {}
     for node in list(graph.graph.nodes):
         if node.target in (torch.ops.aten.conv1d.padding, torch.ops.aten.conv2d.padding, torch.ops.aten.conv3d.padding):
             _pad_by_numbers(graph.graph, node)
@@ -72,7 +73,7 @@ def graph_of(network: nn.Module, example: Tensor | Example) -> fx.GraphModule:
             if not _is_known_linear(node):
                 # a projection of attention: torch traces it as a part of that, and quantizers know layers by name
                 node.meta["source_fn_stack"] = [(node.name, nn.functional.linear)]
-            _read_contiguous(graph.graph, node)
+            _read_contiguous(graph.graph, node, ordered)
     with_second_channel(graph)
     graph.recompile()
     return graph
@@ -84,20 +85,25 @@ def _is_known_linear(node: fx.Node) -> bool:
     return stack[-1][1] in (nn.Linear, nn.functional.linear)
 
 
-def _read_contiguous(graph: fx.Graph, node: fx.Node) -> None:
-    """Let a linear layer read its input in order, where that has more than two dimensions and is not (transposed).
+def _read_contiguous(graph: fx.Graph, node: fx.Node, ordered: dict[fx.Node, fx.Node]) -> None:
+    """Let a linear layer read its input in order, where that has more than two dimensions.
 
-    Else Inductor takes it for a batch of products, whose weight it reads once for each: ViT-B/16 at one image spent 195
-    of 238 ms there; and torchao's pattern for int8 fails if the batch is dynamic.
+    Else, where it is transposed, Inductor takes it for a batch of products, whose weight it reads once for each:
+    ViT-B/16 at one image spent 195 of 238 ms there; and torchao's pattern for int8 fails if the batch is dynamic. What
+    is in order now may be compiled otherwise (timm's levit), and what is in order then costs nothing.
+
+    ordered: by value, what reads it in order, for several layers that read the same.
     """
     data = node.args[0]
     assert isinstance(data, fx.Node)
     value = data.meta["val"]
-    if value.dim() > 2 and not value.is_contiguous():
+    if value.dim() <= 2:
+        return
+    if data not in ordered:
         with graph.inserting_before(node):
-            ordered = graph.call_function(torch.ops.aten.contiguous.default, (data,))
-        ordered.meta = {"val": value.contiguous()}
-        node.replace_input_with(data, ordered)
+            ordered[data] = graph.call_function(torch.ops.aten.contiguous.default, (data,))
+        ordered[data].meta = {"val": value.contiguous()}
+    node.replace_input_with(data, ordered[data])
 
 
 def _pad_by_numbers(graph: fx.Graph, node: fx.Node) -> None:

@@ -52,16 +52,18 @@ def test_a_pooling_that_rounds_up_is_compiled_as_it_is(pool: nn.Module, images: 
 
 def test_others_are_left_to_inductor(images: torch.Tensor) -> None:
     program = program_of(images, nn.MaxPool2d(2, 2))
-    assert pooling.write_ceil_pools(program) == 0
+    assert pooling.with_ceil_pools(program) is program
     rounded_up = program_of(images, nn.MaxPool2d(3, 2, ceil_mode=True))
-    before = rounded_up.module()(images)
-    assert pooling.write_ceil_pools(rounded_up) == 1
-    assert torch.equal(rounded_up.module()(images), before), "the same program, written otherwise"
+    before = str(rounded_up.graph)
+    written = pooling.with_ceil_pools(rounded_up)
+    assert torch.equal(written.module()(images), rounded_up.module()(images)), "the same program, written otherwise"
+    assert str(rounded_up.graph) == before, "the one that is given stays as it is"
+    assert sum(node.target is torch.ops.quantized.max_pool2d.default for node in written.graph.nodes) == 1
 
 
 def test_why_this_is_needed(images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the artifact is another network. Where this fails, torch has mended its pattern, and it can go."""
-    monkeypatch.setattr(inductor, "write_ceil_pools", lambda program: 0)
+    monkeypatch.setattr(inductor, "with_ceil_pools", lambda program: program)
     program = program_of(images, nn.MaxPool2d(3, 2, ceil_mode=True))
     expected = program.module()(images)
     found = compiled(program, tmp_path / "int8.pt2", images)
