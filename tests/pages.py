@@ -391,7 +391,9 @@ def timm() -> str:
             )
             continue
         share = f"{found['int8_mac_share']:.3f} meant, {found['int8_executed']:.3f} ran"
-        quality = f"{found['fp32_sqnr_db']:.0f}, {found['int8_sqnr_db']:.1f}"
+        quality = ", ".join(
+            "equal" if db is None else f"{db:.1f}" for db in (found["fp32_sqnr_db"], found["int8_sqnr_db"])
+        )
         packed = ", ".join(f"{count} at {size}" for size, count in found["int8_reorders"].items() if count) or "none"
         speeds = [_least_speedup(found.get("speedups", []), size) for size in (1, 8)]
         cells = (found["model"], str(found["side"]), share, found["qat"], quality, packed, *speeds)

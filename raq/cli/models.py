@@ -25,7 +25,7 @@ def inspect(
     backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="x86, arm or xnnpack.")] = "x86",
     compiles: Annotated[
         bool,
-        typer.Option("--compile", help="Compile the int8 program and run it too: which kernels, what is repacked."),
+        typer.Option("--compile", help="Compile the int8 program and run it too: what share of it runs in int8."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

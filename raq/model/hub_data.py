@@ -3,7 +3,8 @@
 The library `datasets` reads them. Must not import torch or ray.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,10 @@ def read_hub_dataset(name: str, root: str | None, side: int) -> HubDataset:
         where = f"data hf:{name}, {split if split == 'train' else test}"
         try:
             images[split] = HubImages(_with_bytes(rows, image), image, side, where)
-            labels[split] = np.asarray(rows.with_format("numpy")[label][:], dtype=np.int64)
+            found = np.asarray(rows.with_format("numpy")[label][:])
+            if found.dtype.kind not in "iu" or found.ndim != 1:
+                raise ValueError(f"{label} holds {found.dtype}, and classes are whole numbers")
+            labels[split] = found.astype(np.int64)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not images and classes: {first_line(error)}", OTHERS) from None
         if len(labels[split]) == 0 or labels[split].min() < 0:
@@ -87,7 +91,7 @@ def read_hub_dataset(name: str, root: str | None, side: int) -> HubDataset:
 
 def _load(name: str, root: str | None) -> Mapping[str, Any]:
     """Its splits by name."""
-    with environment_kept(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1"):
+    with environment_kept(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1"), _offline():
         import datasets
 
         datasets.disable_progress_bars()
@@ -100,6 +104,23 @@ def _load(name: str, root: str | None) -> Mapping[str, Any]:
         except Exception as error:  # it raises many kinds
             raise UserError(f"data hf:{name}: {folder} cannot be read: {first_line(error)}", OTHERS) from error
     return dict(found) if isinstance(found, Mapping) else {"train": found}
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The libraries read their environment once, at their import, which may have been earlier."""
+    import datasets
+    from huggingface_hub import constants
+
+    places = [place for place in (datasets.config, constants) if hasattr(place, "HF_HUB_OFFLINE")]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _cached(name: str) -> Path:

@@ -94,6 +94,7 @@ class Scorer:
                 found.append(self._own_value(outputs, targets, chosen))
             except StageError:
                 found.append(math.nan)  # a set without a sample of some class, say: it is left out
+        found = [found[0], *(value if math.isfinite(value) else math.nan for value in found[1:])]
         if np.isnan(found[1:]).mean() > MAX_UNDEFINED:
             raise StageError(
                 f"the metric {self.metric.function} is undefined on more than {100 * MAX_UNDEFINED:.0f}% of sets drawn "

@@ -109,6 +109,10 @@ def train(
             hooks.synchronise()
         _refuse_divergence(model, epoch)
         score = _validate(model, dataset, task.scorer, context)
+        if score is not None and not math.isfinite(score):
+            raise StageError(
+                f"the metric is {score} on the validation samples after epoch {epoch + 1}", "see what the network gives"
+            )
         history.append(row | {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score})
         sign = 1 if task.scorer.metric.greater_is_better else -1
         if best is None or score is None or best.score is None or sign * score >= sign * best.score:

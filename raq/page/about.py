@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import yaml
+
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
-from raq.page.parts import Cell, Section, Table, number
+from raq.page.parts import Cell, Code, Section, Table, number
 from raq.page.run import Run
 from raq.report.types import CandidateSummary
 
@@ -38,12 +40,11 @@ def reproduce(run: Run) -> Section:
         for name, record in run.stages.items()
     ]  # fmt: skip
     name = run.summary["experiment"]
-    said = [
-        f"raq run {name}.yaml, at the commit of raq above, with the same data; up-to-date stages are not done again."
-    ]
+    settings = yaml.safe_dump(dict(run.settings), sort_keys=False, allow_unicode=True)
+    said = [f"Save these settings as {name}.yaml, and with the same data: raq run {name}.yaml"]
     columns = ["stage", "fingerprint", "started", "seconds", "node"]
     how = ("A fingerprint covers all that can change a stage's outcome: settings, data, code, libraries, machine.",)
-    return Section("reproduce", "Reproduce", how, [said, Table("Stages", columns, rows)], is_open=False)
+    return Section("reproduce", "Reproduce", how, [said, Code(settings), Table("Stages", columns, rows)], is_open=False)
 
 
 def deploy(run: Run) -> Section | None:
@@ -63,5 +64,6 @@ def _deployed(candidate: CandidateSummary) -> Sequence[str]:
         threads = {row.get("threads") for row in candidate["latency"] if row["device"] == artifact["target"]} - {None}
         lines.append(f"{candidate['name']}, {artifact['target']}: {artifact['path']}, SHA-256 {artifact.get('sha256')}")
         if runtime is not None and runtime.use and len(threads) == 1:
-            lines.append(runtime.use.format(path=artifact["path"], threads=threads.pop()))
+            local = artifact["path"].rpartition("/")[2] if "://" in artifact["path"] else artifact["path"]
+            lines.append(runtime.use.format(path=local, threads=threads.pop()))
     return lines

@@ -85,7 +85,7 @@ def trainings(found: QatSweepResults, metric: Metric) -> Figure | None:
     values = np.array([scale * (trial["value"] or 0.0) for trial in trials])
     axes = [(key, [trial["config"].get(key) for trial in trials]) for key in keys]
     places = [_positions(column) for _, column in axes] + [_positions(values.tolist())]
-    bins = _bins(values)
+    bins = _bins(values if metric.greater_is_better else -values)
     data = []
     for chosen in range(BINS):
         x: list[float | None] = []
@@ -189,7 +189,7 @@ def kernels(profile: ArtifactProfile) -> Figure:
         {"type": "bar", "orientation": "h", "x": [layer["ms"] for layer in layers],
          "y": [f"{number}. {plain(layer['name'] or layer['kernel'])}" for number, layer in enumerate(layers)],
          "marker": {"color": ["#2f7ed8" if layer["dtype"] == "int8" else "#7f8ea3" for layer in layers]},
-         "customdata": [[plain(layer["kernel"]), layer["dtype"]] for layer in layers], "name": "kernels",
+         "customdata": [[plain(layer["kernel"]), plain(layer["dtype"])] for layer in layers], "name": "kernels",
          "hovertemplate": "%{y}: %{x:.4f} ms<br>%{customdata[0]}, %{customdata[1]}<extra></extra>"}
     ]  # fmt: skip
     layout = {"xaxis": {"title": {"text": "ms of a call"}}, "yaxis": {"automargin": True, "showticklabels": True}}

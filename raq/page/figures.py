@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from raq.page.parts import Figure
+from raq.page.run import artifact_of
 from raq.report.claims import Rules
 from raq.report.ratios import Place, baseline_row, rows_at
 from raq.report.types import CandidateSummary, ComparedLatency
@@ -46,7 +47,7 @@ def decision(candidates: Sequence[CandidateSummary], place: Place, rules: Rules)
         }
     )  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": f"milliseconds a call, batch {place[1]} on {place[0]}"}, "type": "log"},
+        "xaxis": {"title": {"text": f"milliseconds a call, batch {place[1]} on {plain(place[0])}"}, "type": "log"},
         "yaxis": {"title": {"text": _metric_title(candidates)}},
         "shapes": _margin_band(candidates, rules),
     }
@@ -72,7 +73,7 @@ def _point(
     if base is not None and row["speedup_interval"] is not None and base is not row:
         centre_of_base = row["p50_ms"] * row["speedup"]
         low, high = (centre_of_base / row["speedup_interval"][1], centre_of_base / row["speedup_interval"][0])
-    artifact = next((a for a in candidate["artifacts"] if a.get("runtime") == row["runtime"]), None)
+    artifact = artifact_of(candidate, row)
     value, interval = scale * metric["value"], [scale * bound for bound in metric["interval"]]
     return {
         "name": f"{candidate['name']}/{row['runtime']}", "kind": candidate["kind"], "x": centre, "y": value,
@@ -163,7 +164,8 @@ def speedups(candidates: Sequence[CandidateSummary], over: str) -> Figure | None
         bounds = [row.get(f"{over}_interval") or [row[over]] * 2 for row in here]
         data.append(
             {
-                "x": values, "y": [f"batch {row['batch_size']}, {row['device']}" for row in here], "mode": "markers",
+                "x": values, "y": [f"batch {row['batch_size']}, {plain(row['device'])}" for row in here],
+                "mode": "markers",
                 "name": plain(name),
                 "marker": {"size": 9, "color": colour(kind), "symbol": SYMBOLS.get(kind, "circle")},
                 "error_x": {

@@ -43,14 +43,21 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Lines to copy."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page. how: how to read it, at most three sentences."""
 
     name: str
     title: str
     how: Sequence[str] = ()
-    parts: Sequence[Figure | Table | Sequence[str]] = field(default_factory=tuple)
-    """Figures, tables, and lists of sentences, in order."""
+    parts: Sequence[Figure | Table | Code | Sequence[str]] = field(default_factory=tuple)
+    """Figures, tables, lines to copy, and lists of sentences, in order."""
     is_open: bool = True
 
 

@@ -6,8 +6,8 @@ from raq.artifact.runtimes import FP32_RUNTIME
 from raq.page import charts
 from raq.page.parts import Cell, Section, Table, number, shown
 from raq.page.run import Run
-from raq.store.answers import Answers
 from raq.store.results import ArtifactProfile, Lowering
+from raq.sweep.answers import Answers
 
 MAX_CLASSES, MAX_CHANGED = 20, 200
 

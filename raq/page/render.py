@@ -3,12 +3,13 @@
 import base64
 import gzip
 import json
+import math
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from raq.errors import RaqError, UserError
-from raq.page.parts import Figure, Table
+from raq.errors import UserError, first_line
+from raq.page.parts import Code, Figure, Table
 from raq.page.run import Run
 from raq.page.sections import sections
 from raq.report.answers import read_answers_of_run
@@ -37,8 +38,8 @@ def write_run_page(run_folder: Path) -> str:
     """Write the page of a run into its folder; in words, where it is, or why there is none: that ends no run."""
     try:
         write_page(run_folder, run_folder / FILE)
-    except RaqError as error:
-        return f"no page was written: {error.message}"
+    except Exception as error:  # the run has ended well, whatever is wrong with its page
+        return f"no page was written: {first_line(error)}; see: raq report --debug"
     return f"the page of this run: {run_folder / FILE}"
 
 
@@ -65,6 +66,7 @@ def render(run: Run) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["is_figure"] = lambda part: isinstance(part, Figure)
     environment.filters["is_table"] = lambda part: isinstance(part, Table)
+    environment.filters["is_code"] = lambda part: isinstance(part, Code)
     made = sections(run)
     plots = {part.name: part for section in made for part in section.parts if isinstance(part, Figure)}
     summary = run.summary
@@ -86,9 +88,18 @@ def render(run: Run) -> str:
     )
 
 
+def _finite(value: Any) -> Any:
+    """The value without numbers that JSON has not: an interval may have no bound."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _json(value: Any) -> str:
     """JSON that ends no script, whatever its texts are."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character, escaped in HTML.items():
         text = text.replace(character, escaped)
     return text

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from raq.artifact.runtimes import FP32_RUNTIME
 from raq.report.claims import Rules
 from raq.report.ratios import Place
-from raq.report.types import RunSummary
-from raq.store.answers import Answers
+from raq.report.types import Artifact, CandidateSummary, ComparedLatency, RunSummary
 from raq.store.files import Record
+from raq.sweep.answers import Answers
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,10 @@ class Run:
         found = sorted({(row["device"], row["batch_size"]) for c in self.summary["candidates"] for row in c["latency"]})
         wanted = self.rules.batch_size or max((size for _, size in found), default=0)
         return sorted(found, key=lambda place: (place[1] != wanted, place))
+
+
+def artifact_of(candidate: CandidateSummary, row: ComparedLatency) -> Artifact | None:
+    """The file that a latency is of; None in eager mode."""
+    wanted = (row["runtime"], row["device"])
+    here = (a for a in candidate["artifacts"] if (a.get("runtime") or FP32_RUNTIME, a["target"]) == wanted)
+    return next(here, None)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from raq.artifact.runtimes import FP32_RUNTIME
+from raq.errors import UserError, first_line
 from raq.page import figures
 from raq.page.about import deploy, environment, reproduce
 from raq.page.parts import Cell, Section, Table, interval, number
 from raq.page.proofs import classes, kernels, layers, parity, sizes
-from raq.page.run import Run
+from raq.page.run import Run, artifact_of
 from raq.page.tried import calibrations, search, sensitivity, trainings
 from raq.report.bench import measurement_in_words
 
@@ -20,7 +20,19 @@ def sections(run: Run) -> list[Section]:
         decision, verdict, candidates, speedups, rounds, layers, kernels, parity, sizes, trainings, calibrations,
         search, sensitivity, classes, environment, reproduce, deploy,
     )  # fmt: skip
-    return [section for make in made if (section := make(run)) is not None]
+    found = []
+    for make in made:
+        try:
+            section = make(run)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(
+                f"the records of this run cannot be shown ({make.__name__}: {said})",
+                "a record is damaged or of another version: run again, or show it with the raq that made it",
+            ) from error
+        if section is not None:
+            found.append(section)
+    return found
 
 
 def verdict(run: Run) -> Section:
@@ -54,9 +66,10 @@ def decision(run: Run) -> Section | None:
     plots = [figures.decision(run.summary["candidates"], place, run.rules) for place in run.places]
     found = [plot for plot in plots if plot is not None]
     unit = "points" if run.rules.metric.in_points else run.rules.metric.short_name
+    better = "above" if run.rules.metric.greater_is_better else "below"
     how = (
-        "To the left is faster, above is better; the green band is what loses at most "
-        f"{run.rules.max_drop:g} {unit} against FP32's estimate.",
+        f"To the left is faster, {better} is better; the green band loses at most {run.rules.max_drop:g} {unit} against "
+        "FP32's estimate.",
         "Bars are 95% intervals: of the metric over samples, of time by its ratio to eager FP32, in the same rounds.",
         "A marker's area is the size of the weights; the dotted line joins what nothing else beats in both.",
     )
@@ -69,12 +82,11 @@ def candidates(run: Run) -> Section:
     scale, unit = (100, "%") if metric.in_points else (1, metric.unit)
     rows = []
     for candidate in run.summary["candidates"]:
-        artifacts = {artifact.get("runtime") or FP32_RUNTIME: artifact for artifact in candidate["artifacts"]}
         judged = candidate["metric"]
         value = None if judged is None else scale * judged["value"]
         values = None if judged is None else [scale * bound for bound in judged["interval"]]
         for row in candidate["latency"]:
-            artifact = artifacts.get(row["runtime"])
+            artifact = artifact_of(candidate, row)
             share = None if artifact is None else artifact.get("executed_int8_mac_share")
             chosen = run.summary["verdict"]["choice"] == candidate["name"] and row["runtime"] != "eager"
             rows.append(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torchao.quantization.pt2e import (
     FakeQuantizeBase,
     FusedMovingAvgObsFakeQuantize,
@@ -23,7 +23,15 @@ from torchao.quantization.pt2e import (
 )
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
-from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+    QuantizationConfig,
+    X86InductorQuantizer,
+    _mark_nodes_as_annotated,
+    _skip_annotate,
+    _X86InductorQuantizationAnnotation,
+    find_sequential_partitions,
+    get_output_act_qspec,
+)
 
 from raq.environment import require_executorch
 from raq.errors import RaqError, StageError, first_line
@@ -64,10 +72,35 @@ OBSERVERS = {
 
 
 class X86Quantizer(X86InductorQuantizer):
-    """torchao's, which ends in a bare assertion where a convolution or linear layer is added to a number.
+    """torchao's, without two of its gaps (torchao 0.18).
 
-    Reparameterised networks do that (timm's fastvit: a sum that begins with 0). Such an addition is no pattern of its.
+    It ends in a bare assertion where a convolution or linear layer is added to a number. Reparameterised networks do
+    that (timm's fastvit: a sum that begins with 0). Such an addition is no pattern of its. And it knows a convolution
+    in one dimension only with a ReLU right after it, so that with batch norm between them, in QAT, it stays in float.
     """
+
+    def _annotate_qat_conv2d_fusion_pattern(self, model: fx.GraphModule, config: Any, filter_fn: Any = None) -> None:
+        """Convolutions with batch norm, in one dimension too."""
+        super()._annotate_qat_conv2d_fusion_pattern(model, config, filter_fn)
+        for pattern in ([nn.Conv1d, nn.BatchNorm1d, nn.ReLU], [nn.Conv1d, nn.BatchNorm1d]):
+            for found in find_sequential_partitions(model, pattern):
+                partitions = list(found)
+                conv, *rest = self._get_output_nodes_of_partitions(partitions)
+                is_conv = conv.target is torch.ops.aten.conv1d.default
+                if config is None or not is_conv or _skip_annotate([conv, *rest], filter_fn):
+                    continue
+                self._annotate_conv_node_helper(conv, False, config)
+                rest[-1].meta[Q_ANNOTATION_KEY] = _X86InductorQuantizationAnnotation(
+                    output_qspec=get_output_act_qspec(config), _annotated=True, _is_output_of_quantized_pattern=True
+                )
+                _mark_nodes_as_annotated([node for partition in partitions for node in partition.nodes])
+
+    def _annotate_conv2d(self, model: fx.GraphModule, config: Any, filter_fn: Any = None) -> None:
+        """Convolutions alone, in one dimension too."""
+        super()._annotate_conv2d(model, config, filter_fn)
+        for node in model.graph.nodes:
+            if node.target is torch.ops.aten.conv1d.default and not _skip_annotate([node], filter_fn):
+                self._annotate_conv_node_helper(node, True, config)
 
     def _get_input_idx_for_binary_node(
         self, conv_gemm_node: fx.Node, binary_node: fx.Node

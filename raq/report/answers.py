@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from raq.errors import UserError
 from raq.experiment.metric import Metric
-from raq.store.answers import Answers
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
+from raq.sweep.answers import Answers
 
 PREDICTIONS, SCORES = "predictions.npy", "scores.npy"
 MAX_FILE_BYTES = 4_000_000_000
@@ -65,8 +65,8 @@ def _load(path: Path) -> npt.NDArray[Any]:
 def _predictions(store: Store, record: Record) -> Answers:
     path, results = store.file(record, PREDICTIONS), record["results"]
     predictions = _load(path)
-    if predictions.shape != (2, results["test_images"]):
-        raise UserError(f"{path}: predictions of shape {list(predictions.shape)}", AGAIN)
+    if predictions.shape != (2, results["test_images"]) or predictions.dtype.kind not in "iu":
+        raise UserError(f"{path}: predictions of shape {list(predictions.shape)}, {predictions.dtype}", AGAIN)
     right = int((predictions[0] == predictions[1]).sum())
     if right != results["correct"] or not math.isclose(results["top1"], right / results["test_images"]):
         raise UserError(

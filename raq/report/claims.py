@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from raq.bench.ratio_statistics import Ratios, launches_factor, paired_ratio
+from raq.errors import UserError
 from raq.experiment.measurement import Margin
 from raq.experiment.metric import POINTS, Metric, amount
 from raq.report.types import PlainClaim
@@ -63,7 +66,12 @@ class Rules:
             asked["speed_margin"] = select["margin"]["speed"]
             asked["batch_size"] = select["batch_size"]
         if settings.get("metric"):
-            asked["metric"] = Metric.model_validate(settings["metric"])
+            try:
+                asked["metric"] = Metric.model_validate(settings["metric"])
+            except (ValidationError, TypeError):
+                raise UserError(
+                    "the run's settings name a metric that is none", "delete the run and run again"
+                ) from None
         sweep, bench = settings.get("sweep") or {}, settings.get("bench") or {}
         if sweep.get("select"):
             asked["then"] = sweep["select"]["then"]

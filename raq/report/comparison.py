@@ -17,9 +17,9 @@ from raq.report.summary import summarise
 from raq.report.types import CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import plain_ratio
 from raq.statistics.proportions import same_accuracy_p
-from raq.store.answers import Answers
 from raq.store.local import read_run
 from raq.store.types import Environment
+from raq.sweep.answers import Answers
 
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")

@@ -38,7 +38,8 @@ class Run:
         return summarise(self.folder)
 
     def trials(self) -> "pd.DataFrame":
-        """A row a trial of the run's sweeps: columns sweep (ptq, qat or layers), config/<key>, top1, error and others.
+        """A row a trial of the run's sweeps: columns sweep (ptq, qat or layers), config/<key>, top1 (of
+        another metric: value), error and others.
 
         What a sweep's trials do not have is missing in its rows. Raises UserError if the run has no finished sweep.
         """

@@ -25,12 +25,12 @@ from raq.report.types import (
 from raq.report.verdict import verdict
 from raq.statistics.paired import Paired
 from raq.statistics.proportions import same_accuracy_p
-from raq.store.answers import Answers
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
 from raq.store.results import Noise, Throughput
 from raq.store.schema import program_of
+from raq.sweep.answers import Answers
 
 HALF_DTYPES = {name: dtype for dtype, name in HALF_NAMES.items()}
 

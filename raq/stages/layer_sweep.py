@@ -14,10 +14,10 @@ from raq.errors import StageError
 from raq.stages.call import Call, Progress, Results
 from raq.stages.layer_trial import path_of, prepare_layer_sweep, read_layers, record_of, run_layer_trial
 from raq.stages.trials import columns_of, read_answers, read_baseline, write_table
-from raq.store.answers import Answers
 from raq.store.files import digest
 from raq.store.settings import LayerSweepSettings
 from raq.store.sweep_results import as_written, with_written_names, written_name
+from raq.sweep.answers import Answers
 from raq.sweep.layers import (
     LAYERS,
     MODE,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raq.errors import StageError
 from raq.stages.call import Call, Progress, trials_folder
 from raq.stages.chosen import chosen_calibration
 from raq.stages.inputs import example_input, read_dataset, read_trained_network, scorer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from raq.quantize.ranges import Ranges
 
 
+AT_ONCE = 64  # samples
 LAYERS_FILE, OUTPUTS, RANGES = "layers.json", "fp32-outputs.npy", "ranges.npz"
 
 
@@ -68,7 +70,7 @@ def _loaded(trials: _Trials) -> _Loaded:
     from raq.quantize.ranges import load_ranges
 
     call, folder = trials.call, trials.folder
-    fp32 = np.load(folder / OUTPUTS, allow_pickle=False)
+    fp32 = np.load(folder / OUTPUTS, allow_pickle=False, mmap_mode="r")
     order = [layer.name for layer in read_layers(call)]
     return _Loaded(read_dataset(call), load(_compiled(call)), load_ranges(folder / RANGES), fp32, order)
 
@@ -166,10 +168,22 @@ def run_layer_trial(call: Call, config: Config) -> TrialRecord:
     judge, samples, record = scorer(call), dataset.size("validation"), path_of(call, config)
     outputs, parts = outputs_and_parts(switched, dataset, np.arange(samples), judge, split="validation")
     judged = keep_answers(call, record, judge.together(parts), samples)
-    noise = float(np.square(outputs - fp32).sum() / np.square(fp32).sum())
+    noise = _noise(outputs, fp32)
     found = TrialRecord(config=config, noise=noise, **judged)
     write_json(record, found.model_dump())
     return found
+
+
+def _noise(outputs: Any, fp32: Any) -> float:
+    """Mean square of what differs from FP32's own, in its own. StageError if that is 0."""
+    different, own = 0.0, 0.0
+    for start in range(0, len(fp32), AT_ONCE):  # maps of many samples are large
+        part = np.asarray(fp32[start : start + AT_ONCE], dtype=np.float64)
+        different += float(np.square(outputs[start : start + AT_ONCE] - part).sum())
+        own += float(np.square(part).sum())
+    if not own > 0:
+        raise StageError("all outputs of FP32 are 0 on the validation samples", "its layers cannot be told apart")
+    return different / own
 
 
 def path_of(call: Call, config: Config) -> Path:

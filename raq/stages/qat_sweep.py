@@ -33,11 +33,11 @@ from raq.stages.trials import (
     write_table,
 )
 from raq.statistics.proportions import together
-from raq.store.answers import Answers
 from raq.store.files import atomic_write, short_digest, write_json
 from raq.store.settings import QatSettings, QatSweepSettings
 from raq.store.sweep_results import as_written, with_written_names
 from raq.store.views import View, view, view_file
+from raq.sweep.answers import Answers
 from raq.sweep.qat import Search, importance, pareto_front
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from raq.errors import StageError, UserError
 from raq.experiment.metric import Metric
 from raq.stages.call import Call, Progress, trials_folder
 from raq.stages.inputs import read_dataset, scorer
-from raq.store.answers import Answers
 from raq.store.files import atomic_write
 from raq.store.settings import JudgedSettings
 from raq.store.views import View, view_file
+from raq.sweep.answers import Answers
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from raq.errors import UserError, first_problem
 from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_OF, OTHER_TOOLS
 from raq.store.results import RESULTS, SWEEPS
-from raq.store.sweep_results import NAMES_OF_TOP1, as_read
+from raq.store.sweep_results import NAMES_OF_TOP1, as_read, metric_of_sweep
 from raq.store.types import Fingerprint, RunRecord, SettingsOfBenchStage, StageRecord, Values
 
 MAX_DEPTH = 40
@@ -106,6 +106,8 @@ def check_stage(record: Values, place: str, kind: str) -> None:
     if kind in RESULTS:
         read = as_read(record["results"]) if kind in SWEEPS else record["results"]
         _check(RESULTS[kind], read, place, "results.", NAMES_OF_TOP1 if "metric" not in read else {})
+        if kind in SWEEPS:
+            _check_shares(read, place)
         for number, row in enumerate(record["results"].get("parity", [])):
             compared = row["against"] is not None and not row["equal"]
             if compared and (row["sqnr_db"] is None or (row["changed"] is None and row["top1"] is not None)):
@@ -149,6 +151,16 @@ def _check_evaluation(results: Values, place: str) -> None:
     ):
         if key in results and needed not in results:
             raise _wrong(place, f"results.{needed}", "Field required")
+
+
+def _check_shares(results: Values, place: str) -> None:
+    """UserError for values of a metric that is a share, outside of 0 to 1."""
+    rows = [results, results.get("all_quantized", {}), *results["trials"], *results.get("curve", [])]
+    values = [row.get(key) for row in rows for key in ("baseline_value", "value", "mean_value")]
+    if metric_of_sweep(results).in_points:
+        for value in values:
+            if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+                raise _wrong(place, "results", f"a share of {value!r}")
 
 
 def _check_trials(trials: list[Values], place: str) -> None:

@@ -151,7 +151,8 @@ class TrialSettings(Settings):
 
 
 class PtqSweepSettings(PtqSettings):
-    """Of `ptq_sweep`. margin: points of top-1 that the choice may lose against the largest calibration."""
+    """Of `ptq_sweep`. margin: what the choice may lose against the largest
+    calibration, in points or in the metric's unit."""
 
     sweep: PtqSweep
     margin: float
@@ -173,7 +174,8 @@ class QatSweepSettings(QatSettings):
 
 
 class LayerSweepSettings(PtqSettings):
-    """Of `layer_sweep`. max_drop: points of top-1 on the validation images that a configuration may lose."""
+    """Of `layer_sweep`. max_drop: what a configuration may lose on the validation
+    images, in points or in the metric's unit."""
 
     sweep: LayerSweep
     max_drop: float

@@ -48,7 +48,7 @@ def metric_of_sweep(results: Mapping[str, Any]) -> Metric:
     """What a sweep's trials were judged by; UserError if its record names none that there is."""
     try:
         return Metric.model_validate(results["metric"]) if "metric" in results else TOP1
-    except ValidationError:
+    except (ValidationError, TypeError):
         raise UserError("a sweep's record names a metric that is none", "delete its folder and run again") from None
 
 

@@ -129,7 +129,8 @@ def _needed(experiment: Experiment, root: Path, include: Sequence[Path], ignored
         found[_inside(Path(weights), root)] = Path(weights)
     found |= {_inside(file, root): file for file in _model_files(experiment, root)}
     if (root / OWN_CODE).is_file():  # a checkout of raq: the job runs this code
-        found |= {str(file.relative_to(root)): file for file in sorted((root / "raq").rglob("*.py"))}
+        own = (file for file in sorted((root / "raq").rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
+        found |= {str(file.relative_to(root)): file for file in own}
     for given in include:
         found |= _included(given, root, ignored)
     return found

@@ -16,8 +16,8 @@ from raq.experiment.metric import TOP1, Metric, amount, difference
 from raq.experiment.schema import Ptq
 from raq.experiment.sweep import METHOD, OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config, PtqSweep
 from raq.statistics.proportions import Interval, together
-from raq.store.answers import Answers, mean_worse
 from raq.store.settings import PtqSweepSettings
+from raq.sweep.answers import Answers, mean_worse
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Searching for a training: which are tried, which end early, which is chosen. Neither torch nor ray.
 
 Everything here is a function of the trials before, in their order, and of seeds: a search that is interrupted and
-continued comes to the same table, and one that is extended keeps its beginning. A trial's curve is its top-1 on the
-validation images after each epoch.
+continued comes to the same table, and one that is extended keeps its beginning. A trial's curve is its quality on the
+validation images after each epoch: the metric, negated where less is better.
 """
 
 import itertools
@@ -77,7 +77,7 @@ def _drawn(space: Space, rng: np.random.Generator) -> Config:
 def suggestion(space: Space, tried: Sequence[Config], scores: Sequence[float | None], number: int, seed: int) -> Config:
     """The trial `number`, by Optuna's TPE sampler, from the trials that lie SUGGESTION_LAG before it and further.
 
-    tried, scores: at least those, in order; a score is a trial's best top-1, None if it failed.
+    tried, scores: at least those, in order; a score is a trial's best quality, None if it failed.
     Tree-structured Parzen estimator: Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization.
     """
     study, distributions = _study(
@@ -144,7 +144,7 @@ def rungs(epochs: int) -> list[int]:
 def stopped_after(curves: Sequence[Curve], epochs: Sequence[int]) -> list[int | None]:
     """By trial, the epoch after which it ends early; None: it goes on, for now if that is not known yet.
 
-    curves: by trial, its top-1 after each epoch so far; epochs: how many it comes to if it is let (of a failed one,
+    curves: by trial, its quality after each epoch so far; epochs: how many it comes to if it is let (of a failed one,
     those that it has). Asynchronous successive halving (Li et al. 2020, A System for Massively Parallel Hyperparameter
     Tuning), but that a trial is compared, at each rung, with the trials before it in their order rather than on the
     clock: the decisions are the same however many run at a time, and those of the first trials stand when more are
@@ -167,7 +167,7 @@ def stopped_after(curves: Sequence[Curve], epochs: Sequence[int]) -> list[int | 
 
 
 def best_score(curve: Curve) -> float | None:
-    """The highest top-1 of a curve; None if there is none."""
+    """The highest quality of a curve; None if there is none."""
     return max(curve, default=None)
 
 
@@ -207,7 +207,7 @@ class Search:
         return [len(curve[:stop]) for curve, stop in zip(self.curves, self.stops(), strict=True)]
 
     def scores(self) -> list[float | None]:
-        """By trial, its highest top-1, of the epochs that count."""
+        """By trial, its highest quality, of the epochs that count."""
         return [
             None if n in self.failed else best_score(self.curves[n][:stop] if stop else self.curves[n])
             for n, stop in enumerate(self.stops())
@@ -229,13 +229,13 @@ class Search:
         self.curves.append([])
         return number
 
-    def tell(self, number: int, epoch: int, top1: float) -> bool:
-        """Take in a trial's top-1 after an epoch (from 0); whether it goes on."""
+    def tell(self, number: int, epoch: int, quality: float) -> bool:
+        """Take in a trial's quality after an epoch (from 0); whether it goes on."""
         curve = self.curves[number]
         if epoch < len(curve):  # a trial that is tried again reports the same again
-            curve[epoch] = top1
+            curve[epoch] = quality
         else:
-            curve.append(top1)
+            curve.append(quality)
         return self.stops()[number] is None
 
     def fail(self, number: int, error: str) -> None:

@@ -181,6 +181,10 @@ def test_inspect_says_what_would_become_of_a_network(monkeypatch: pytest.MonkeyP
     assert (found.exports, found.int8_mac_share, found.qat, found.reason) == (True, 1.0, "ok", None)
     assert (found.macs, found.output_shape) == (6 * 6 * 8 * 27, [8, 6, 6])
 
+    compiled = inspect_model("mine:net", (image_input((3, 8, 8)),), None, compiles=True).compiled
+    assert compiled is not None
+    assert (compiled["executed_int8_mac_share"], compiled["reorders_per_call"]) == (1.0, {"1": 0, "8": 0})
+
     class Branching(SumFromZero):
         def forward(self, images: Tensor) -> Tensor:
             return self.conv(images) if images.sum() > 0 else self.conv(-images)

@@ -1,11 +1,13 @@
 """The verbs as people use them: one real run, then everything that stands on its records."""
 
+import html
 import json
 import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from workplace import Workplace, clear_error
 
@@ -26,6 +28,7 @@ def test_help_names_the_verbs(workplace: Workplace) -> None:
         "plan",
         "show",
         "runs",
+        "report",
         "inspect",
         "check",
         "bench",
@@ -62,6 +65,34 @@ def test_a_run_ends_with_the_table_and_the_verdict(finished: Workplace) -> None:
     assert "\nShip " in output or "\nCannot tell which to ship at batch 8 on cpu" in output
     assert "\x1b" not in output, "plain lines off a terminal"
     assert "ray" not in output.lower().replace("array", ""), "Ray's own chatter is kept out"
+
+
+def test_the_page_of_a_run(finished: Workplace) -> None:
+    """It lies in the run's folder, says what changed, and its settings, saved as a file, are the same experiment."""
+    (folder,) = (finished.folder / "results" / "runs").iterdir()
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert str(folder / "report.html") in (finished.folder / "output.txt").read_text()
+    done = finished.raq_here("report", "latest", "--output", "sub/page.html")
+    assert (done.returncode, done.stdout.strip()) == (0, "sub/page.html is written")
+    assert (finished.folder / "sub" / "page.html").read_text(encoding="utf-8") == text
+    settings = html.unescape(text.partition('<pre tabindex="0">')[2].partition("</pre>")[0])
+    (finished.folder / "again.yaml").write_text(settings)
+    assert "nothing to do: every stage is there already" in finished.raq_here("plan", "again.yaml").stdout
+    summary = summarise(folder)
+    assert html.escape(summary["verdict"]["why"], quote=False) in text.replace("&#39;", "'").replace("&#34;", '"')
+    for name in ("ptq", "qat"):
+        predicted = {
+            one: np.load(next(finished.folder.glob(f"results/stages/evaluate-{stage[:16]}*/predictions.npy")))
+            for one, stage in stages_of(folder).items()
+        }
+        changed = int((predicted[name][0] != predicted["fp32"][0]).sum())
+        assert f"{name}: {changed} of 203 answers changed" in text
+
+
+def stages_of(folder: Path) -> dict[str, str]:
+    """By candidate, the fingerprint of its evaluation."""
+    stages = read_json(folder / "run.json")["stages"]
+    return {name.removeprefix("evaluate/"): one["fingerprint"] for name, one in stages.items() if "evaluate/" in name}
 
 
 def test_show_json_is_the_contract(finished: Workplace) -> None:

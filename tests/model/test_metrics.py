@@ -15,7 +15,7 @@ from raq.model.metrics import RESAMPLES, Scorer, scorer_of
 from raq.report.claims import drop_claim, images_needed
 from raq.statistics.paired import PairedScores, mean_interval, set_interval
 from raq.statistics.proportions import drop_interval, proportion_interval
-from raq.store.answers import Answers
+from raq.sweep.answers import Answers
 
 
 def scores(name: str, output: torch.Tensor, targets: Any, classes: int | None = None):

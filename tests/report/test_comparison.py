@@ -6,7 +6,7 @@ import pytest
 from raq.experiment.metric import Metric
 from raq.report.claims import Rules
 from raq.report.comparison import _accuracy, _conditions, _difference, _environment
-from raq.store.answers import Answers
+from raq.sweep.answers import Answers
 
 
 def environment(cpu: str, torch: str) -> dict:

@@ -12,7 +12,7 @@ from raq.report.summary import drops_by
 from raq.report.verdict import verdict
 from raq.report.verdict_words import plain_ratio, times
 from raq.statistics.proportions import drop_interval
-from raq.store.answers import Answers
+from raq.sweep.answers import Answers
 
 IMAGES = 10_000
 RULES = Rules(max_drop=1.0)

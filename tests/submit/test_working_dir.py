@@ -73,6 +73,13 @@ def test_what_the_code_imports_and_names_goes_with_it(root: Path, target: Path) 
     assert set(more.sent) - set(found.sent) == {"pictures/one.png", "more.py"}
 
 
+def test_a_checkout_of_raq_is_sent_with_all_that_lies_in_it(root: Path, target: Path) -> None:
+    """Its page has a template, a style and a script of its own."""
+    own = {"raq/submit/working_dir.py": "", "raq/page/page.css": "p {}", "raq/page/page.html.j2": "<p>"}
+    write(root, {**own, "raq/page/__pycache__/a.pyc": "x"})
+    assert set(pack(root / "plain.yaml", [], root, target).sent) == {"plain.yaml", *own}
+
+
 def test_a_model_of_transformers_in_the_folder_is_sent(root: Path, target: Path) -> None:
     write(root, {"bert/config.json": "{}", "bert/model.safetensors": "x", "bert/readme.md": "x",
                  "e.yaml": "name: e\nmodel: {name: 'transformers:bert', weights: included}\n"})  # fmt: skip

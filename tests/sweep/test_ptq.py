@@ -7,8 +7,8 @@ from raq.experiment.metric import TOP1, Metric
 from raq.experiment.schema import Calibration, Experiment, Ptq
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE
 from raq.statistics.proportions import mean_drop
-from raq.store.answers import Answers
 from raq.store.files import short_digest
+from raq.sweep.answers import Answers
 from raq.sweep.ptq import choose, curve, grid
 
 PTQ = Ptq(calibration=Calibration(size=256, observer="histogram", percentile=99.9))
