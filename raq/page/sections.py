@@ -68,7 +68,7 @@ def decision(run: Run) -> Section | None:
     unit = "points" if run.rules.metric.in_points else run.rules.metric.short_name
     better = "above" if run.rules.metric.greater_is_better else "below"
     how = (
-        f"To the left is faster, {better} is better; the green band loses at most {run.rules.max_drop:g} {unit} against "
+        f"Left is faster, {better} is better; the green band loses at most {run.rules.max_drop:g} {unit} against "
         "FP32's estimate.",
         "Bars are 95% intervals: of the metric over samples, of time by its ratio to eager FP32, in the same rounds.",
         "A marker's area is the size of the weights; the dotted line joins what nothing else beats in both.",

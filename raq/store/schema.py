@@ -155,8 +155,9 @@ def _check_evaluation(results: Values, place: str) -> None:
 
 def _check_shares(results: Values, place: str) -> None:
     """UserError for values of a metric that is a share, outside of 0 to 1."""
-    rows = [results, results.get("all_quantized", {}), *results["trials"], *results.get("curve", [])]
-    values = [row.get(key) for row in rows for key in ("baseline_value", "value", "mean_value")]
+    values = [results["baseline_value"], results.get("all_quantized", {}).get("value")]
+    values += [trial.get("value") for trial in results["trials"]]
+    values += [row["mean_value"] for row in results.get("curve", [])]
     if metric_of_sweep(results).in_points:
         for value in values:
             if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):

@@ -12,8 +12,10 @@ from raq.artifact.audit import audit_graph
 from raq.artifact.isolated import IsolatedProcess
 from raq.experiment.inputs import InputSpec
 from raq.experiment.schema import Calibration
+from raq.model.inputs import Example
 from raq.model.parity import sqnr_db
 from raq.quantize import ptq
+from raq.quantize.arithmetic import network_macs
 from raq.quantize.convert import convert
 from raq.quantize.qat import prepare_qat, set_graph_mode
 
@@ -48,13 +50,14 @@ def program(kind: str):
 def test_all_layers_are_int8(kind: str, tmp_path: Path) -> None:
     """By the graph, and by the kernels that ran; what comes out is near what FP32 gives."""
     found, expected = program(kind)
+    macs = network_macs(network(), Example((SERIES[:2],), ((),))).total
     layers = audit_graph(found)
     assert len(layers) == 5
     assert [layer.name for layer in layers if not layer.annotated] == []
     inductor.lower(found, tmp_path / "int8.pt2", {"candidate": kind})
     with IsolatedProcess(tmp_path / "int8.pt2") as process:
         outputs = process(SERIES)
-        ran = what_ran(process, (InputSpec("input", (3, 64), "float32"),), [], None, [])
+        ran = what_ran(process, (InputSpec("input", (3, 64), "float32"),), [], macs, [])
     assert sqnr_db(expected.numpy(), outputs.numpy()) > 20
     assert ran is not None
     assert ran.executed_int8_mac_share == 1.0
