@@ -191,13 +191,13 @@ class _Halving(FIFOScheduler):
 
     def __init__(self, search: Search, suggestions: _Suggestions, metric: Metric) -> None:
         super().__init__()
-        self.search, self.suggestions, self.metric = search, suggestions, metric
+        self.search, self.suggestions, self.judged_by = search, suggestions, metric  # `metric` is Tune's
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
         number = self.suggestions.numbers[trial.trial_id]
         epoch = view(EpochRow, result, "a result of Tune")
-        goes_on = self.search.tell(number, epoch.epoch, epoch.quality(self.metric))
+        goes_on = self.search.tell(number, epoch.epoch, epoch.quality(self.judged_by))
         decision: str = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
         return decision
 

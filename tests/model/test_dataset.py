@@ -21,7 +21,7 @@ from raq.experiment.schema import Data
 from raq.model import sources
 from raq.model.checks import data_notes
 from raq.model.dataset import calibration_indices, load_dataset
-from raq.model.image_files import ImageFiles, content_digests
+from raq.model.image_files import ImageFiles
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> bytes:
@@ -241,12 +241,12 @@ def test_a_damaged_file_of_digests_is_made_anew(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("RAQ_CACHE", str(tmp_path / "cache"))
     write_images(tmp_path)
     files = [str(file) for file in sorted(tmp_path.rglob("*.png"))]
-    first = content_digests(files)
+    first = ImageFiles(files, 8).content_digests()
     assert len({row.tobytes() for row in first}) == len({Path(file).read_bytes() for file in files}) == 6
     (kept,) = (tmp_path / "cache" / "digests").iterdir()
     for damage in (b"", b"rubbish", kept.read_bytes()[:-3]):
         kept.write_bytes(damage)
-        assert np.array_equal(content_digests(files), first)
+        assert np.array_equal(ImageFiles(files, 8).content_digests(), first)
 
 
 def test_users_own_function(workplace) -> None:

@@ -177,7 +177,7 @@ def test_what_would_settle_a_claim_resamples_once(monkeypatch: pytest.MonkeyPatc
         calls.append(confidence)
         return mean_interval(values, confidence)
 
-    monkeypatch.setattr("raq.report.paired.mean_interval", counted)
+    monkeypatch.setattr("raq.statistics.paired.mean_interval", counted)
     paired = PairedScores(np.random.default_rng(0).normal(0.01, 0.1, 200))
     claim = drop_claim("x loses at most 0.02", paired, 0.02, 0.95)
     assert claim.holds is None

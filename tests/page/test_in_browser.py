@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_page import HOSTILE, kept, poisoned
+from runs_to_show import HOSTILE, kept, poisoned
 
 from raq.page.render import render
 from raq.page.run import Run

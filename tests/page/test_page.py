@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from kept_records import judged_now, read
+from runs_to_show import kept, poisoned
 
 from raq.page.parts import Figure
 from raq.page.render import render
@@ -15,8 +15,6 @@ from raq.page.sections import sections
 from raq.report.terminal import clean
 
 KEPT = ("cifar10", "calibration-sweep", "qat-sweep", "mixed-precision", "minilm")
-KNOWN = ("points", "top1", "fp32", "budget", "precision", "rounds", "interleaved", "inductor", "eager", "cpu")
-HOSTILE = "</script><script>alert(1)</script>\x1b[31m[bold]<img src=x onerror=alert(2)>\u202egnp.exe"
 
 
 class Read(HTMLParser):
@@ -48,12 +46,6 @@ class Read(HTMLParser):
         self.words.append(data)
         if {"td", "th"} & set(self.inside):
             self.rows[-1][-1] += data
-
-
-def kept(name: str) -> Run:
-    summary = read(f"{name}/summary.json") if name == "minilm" else judged_now(name)
-    records = read(f"{name}/records.json") if name not in ("minilm",) else {}
-    return Run(clean(summary), read(f"{name}/run.json")["settings"], clean(records), {})
 
 
 def figures_of(text: str) -> dict[str, Any]:
@@ -101,15 +93,6 @@ def test_nothing_is_loaded_from_elsewhere(name: str) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "connect-src" not in policy
-
-
-def poisoned(value: Any) -> Any:
-    """Every text of a summary, and every name, with what would run if it were not escaped."""
-    if isinstance(value, dict):
-        return {key: poisoned(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [poisoned(entry) for entry in value]
-    return f"{value}{HOSTILE}" if isinstance(value, str) and value not in KNOWN else value
 
 
 def test_a_hostile_record_is_text() -> None:

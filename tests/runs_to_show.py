@@ -1,0 +1,26 @@
+"""Runs for the tests of pages: those kept in results/reference/, and one whose every text is hostile."""
+
+from typing import Any
+
+from kept_records import judged_now, read
+
+from raq.page.run import Run
+from raq.report.terminal import clean
+
+KNOWN = ("points", "top1", "fp32", "budget", "precision", "rounds", "interleaved", "inductor", "eager", "cpu")
+HOSTILE = "</script><script>alert(1)</script>\x1b[31m[bold]<img src=x onerror=alert(2)>\u202egnp.exe"
+
+
+def kept(name: str) -> Run:
+    summary = read(f"{name}/summary.json") if name == "minilm" else judged_now(name)
+    records = read(f"{name}/records.json") if name not in ("minilm",) else {}
+    return Run(clean(summary), read(f"{name}/run.json")["settings"], clean(records), {})
+
+
+def poisoned(value: Any) -> Any:
+    """Every text of a summary, and every name, with what would run if it were not escaped."""
+    if isinstance(value, dict):
+        return {key: poisoned(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [poisoned(entry) for entry in value]
+    return f"{value}{HOSTILE}" if isinstance(value, str) and value not in KNOWN else value
