@@ -4,17 +4,17 @@ from typing import Any
 
 from kept_records import judged_now, read
 
-from raq.page.run import Run
+from raq.page.records import RunRecords
 from raq.report.terminal import clean
 
 KNOWN = ("points", "top1", "fp32", "budget", "precision", "rounds", "interleaved", "inductor", "eager", "cpu")
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m[bold]<img src=x onerror=alert(2)>\u202egnp.exe"
 
 
-def kept(name: str) -> Run:
+def kept(name: str) -> RunRecords:
     summary = read(f"{name}/summary.json") if name == "minilm" else judged_now(name)
     records = read(f"{name}/records.json") if name not in ("minilm",) else {}
-    return Run(clean(summary), read(f"{name}/run.json")["settings"], clean(records), {})
+    return RunRecords(clean(summary), read(f"{name}/run.json")["settings"], clean(records), {})
 
 
 def poisoned(value: Any) -> Any:

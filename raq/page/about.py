@@ -6,11 +6,11 @@ import yaml
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.page.parts import Cell, Code, Section, Table, number
-from raq.page.run import Run
+from raq.page.records import RunRecords
 from raq.report.types import CandidateSummary
 
 
-def environment(run: Run) -> Section:
+def environment(run: RunRecords) -> Section:
     """Where it was measured."""
     found = run.summary["environment"]
     machine = found["machine"]
@@ -30,7 +30,7 @@ def environment(run: Run) -> Section:
     return Section("environment", "Environment", (), [Table("Machine, libraries, data", ["", ""], rows)], is_open=False)
 
 
-def reproduce(run: Run) -> Section:
+def reproduce(run: RunRecords) -> Section:
     """How to do it again, and what each stage was."""
     rows = [
         [
@@ -47,7 +47,7 @@ def reproduce(run: Run) -> Section:
     return Section("reproduce", "Reproduce", how, [said, Code(settings), Table("Stages", columns, rows)], is_open=False)
 
 
-def deploy(run: Run) -> Section | None:
+def deploy(run: RunRecords) -> Section | None:
     """The lines that load what the verdict ships as it was measured."""
     choice = run.summary["verdict"]["choice"]
     parts = [

@@ -3,16 +3,16 @@
 from typing import Any, cast
 
 from raq.artifact.runtimes import FP32_RUNTIME
-from raq.page import charts
+from raq.page import plots
 from raq.page.parts import Cell, Section, Table, number, shown
-from raq.page.run import Run
+from raq.page.records import RunRecords
 from raq.store.results import ArtifactProfile, Lowering
 from raq.sweep.answers import Answers
 
 MAX_CLASSES, MAX_CHANGED = 20, 200
 
 
-def layers(run: Run) -> Section | None:
+def layers(run: RunRecords) -> Section | None:
     """Which layer runs in which kernel, and why not in int8."""
     tables = []
     for name, record in run.stages.items():
@@ -46,16 +46,16 @@ def layers(run: Run) -> Section | None:
     return Section("layers", "Layer by layer", how, tables, is_open=False) if tables else None
 
 
-def _profiles(run: Run) -> list[ArtifactProfile]:
+def _profiles(run: RunRecords) -> list[ArtifactProfile]:
     return [profile for measured in run.summary["measurement"] for profile in measured.get("profiles") or []]
 
 
-def _profiled(run: Run, candidate: str) -> set[int]:
+def _profiled(run: RunRecords, candidate: str) -> set[int]:
     """The batch sizes of which a candidate has a profile."""
     return {profile["batch_size"] for profile in _profiles(run) if profile["candidate"] == candidate}
 
 
-def _ms_by_layer(run: Run, candidate: str) -> dict[str, dict[int, float]]:
+def _ms_by_layer(run: RunRecords, candidate: str) -> dict[str, dict[int, float]]:
     """By layer and batch size, the milliseconds of its kernels."""
     found: dict[str, dict[int, float]] = {}
     for profile in (profile for profile in _profiles(run) if profile["candidate"] == candidate):
@@ -66,9 +66,9 @@ def _ms_by_layer(run: Run, candidate: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def kernels(run: Run) -> Section | None:
+def kernels(run: RunRecords) -> Section | None:
     """Where the time of a call goes."""
-    found = [charts.kernels(profile) for profile in _profiles(run)]
+    found = [plots.kernels(profile) for profile in _profiles(run)]
     rows = [
         [
             Cell(profile["candidate"]), number(profile["batch_size"], "d"), number(profile["total_ms"], ".3f"),
@@ -91,7 +91,7 @@ def kernels(run: Run) -> Section | None:
     return Section("kernels", "Where the time goes", how, parts, is_open=False) if found else None
 
 
-def parity(run: Run) -> Section | None:
+def parity(run: RunRecords) -> Section | None:
     """The chain from the FP32 network to the file."""
     rows = []
     for candidate in run.summary["candidates"]:
@@ -115,7 +115,7 @@ def parity(run: Run) -> Section | None:
     )
 
 
-def sizes(run: Run) -> Section | None:
+def sizes(run: RunRecords) -> Section | None:
     """Where the bytes of each file are."""
     rows = []
     for candidate in run.summary["candidates"]:
@@ -144,7 +144,7 @@ def sizes(run: Run) -> Section | None:
     )
 
 
-def classes(run: Run) -> Section | None:
+def classes(run: RunRecords) -> Section | None:
     """Which samples changed, and which classes lose."""
     base = run.answers.get("fp32")
     if base is None or not base.has_classes:

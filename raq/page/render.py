@@ -10,7 +10,7 @@ from typing import Any
 
 from raq.errors import UserError, first_line
 from raq.page.parts import Code, Figure, Table
-from raq.page.run import Run
+from raq.page.records import RunRecords
 from raq.page.sections import sections
 from raq.report.answers import read_answers_of_run
 from raq.report.summary import summarise
@@ -25,7 +25,7 @@ HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u
 
 def write_page(run_folder: Path, output: Path) -> None:
     """Write the page of a run; UserError if a record is damaged, or if the file cannot be written."""
-    text = page(run_folder)
+    text = render(read_page(run_folder))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as scratch:
@@ -43,20 +43,15 @@ def write_run_page(run_folder: Path) -> str:
     return f"the page of this run: {run_folder / FILE}"
 
 
-def page(run_folder: Path) -> str:
-    """The page of a run as HTML."""
-    return render(read_page(run_folder))
-
-
-def read_page(run_folder: Path) -> Run:
+def read_page(run_folder: Path) -> RunRecords:
     """All that the page of a run is made of; UserError if a record is damaged."""
     run, store = read_run(run_folder), store_of(run_folder)
     found = {name: store.read(stage["kind"], stage["fingerprint"]) for name, stage in run["stages"].items()}
     stages: dict[str, Record] = {name: clean(record) for name, record in found.items() if record is not None}
-    return Run(clean(summarise(run_folder)), clean(run["settings"]), stages, read_answers_of_run(run_folder))
+    return RunRecords(clean(summarise(run_folder)), clean(run["settings"]), stages, read_answers_of_run(run_folder))
 
 
-def render(run: Run) -> str:
+def render(run: RunRecords) -> str:
     """The page of a run as HTML: every text of a record is escaped, and no address is loaded."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -64,9 +59,9 @@ def render(run: Run) -> str:
 
     own = resources.files("raq.page")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters["is_figure"] = lambda part: isinstance(part, Figure)
-    environment.filters["is_table"] = lambda part: isinstance(part, Table)
-    environment.filters["is_code"] = lambda part: isinstance(part, Code)
+    environment.tests["figure"] = lambda part: isinstance(part, Figure)
+    environment.tests["table"] = lambda part: isinstance(part, Table)
+    environment.tests["code"] = lambda part: isinstance(part, Code)
     made = sections(run)
     plots = {part.name: part for section in made for part in section.parts if isinstance(part, Figure)}
     summary = run.summary

@@ -3,18 +3,18 @@
 from typing import Any
 
 from raq.errors import UserError, first_line
-from raq.page import figures
+from raq.page import plots
 from raq.page.about import deploy, environment, reproduce
 from raq.page.parts import Cell, Section, Table, interval, number
 from raq.page.proofs import classes, kernels, layers, parity, sizes
-from raq.page.run import Run, artifact_of
+from raq.page.records import RunRecords, artifact_of
 from raq.page.tried import calibrations, search, sensitivity, trainings
 from raq.report.bench import measurement_in_words
 
 HOLDS = {True: ("holds", "good"), False: ("does not hold", "bad"), None: ("cannot tell", "open")}
 
 
-def sections(run: Run) -> list[Section]:
+def sections(run: RunRecords) -> list[Section]:
     """All that have something to show, in order."""
     made = (
         decision, verdict, candidates, speedups, rounds, layers, kernels, parity, sizes, trainings, calibrations,
@@ -35,7 +35,7 @@ def sections(run: Run) -> list[Section]:
     return found
 
 
-def verdict(run: Run) -> Section:
+def verdict(run: RunRecords) -> Section:
     """What to ship, and each claim that it rests on."""
     found = run.summary["verdict"]
     rows = []
@@ -43,12 +43,12 @@ def verdict(run: Run) -> Section:
         words, mark = HOLDS[claim["holds"]]
         rows.append(
             [
-                Cell(claim["claim"]), Cell(words, {True: 2, False: 1, None: 0}[claim["holds"]], mark),
+                Cell(claim["claim"]), Cell(words, None, mark),
                 number(claim["value"], ".4g"), interval(claim["interval"], ".4g"), number(claim["margin"], ".4g"),
             ]
         )  # fmt: skip
     table = Table("Claims", ["claim", "", "found", "95% interval, all claims at once", "margin"], rows)
-    notes = [note for note in run.summary.get("notes", [])]
+    notes = run.summary.get("notes", [])
     return Section(
         "verdict",
         "The claims behind it",
@@ -61,30 +61,30 @@ def verdict(run: Run) -> Section:
     )
 
 
-def decision(run: Run) -> Section | None:
+def decision(run: RunRecords) -> Section | None:
     """The plot that decides, and those of the other places."""
-    plots = [figures.decision(run.summary["candidates"], place, run.rules) for place in run.places]
-    found = [plot for plot in plots if plot is not None]
+    made = [plots.decision(run.summary["candidates"], place, run.rules) for place in run.places]
+    found = [plot for plot in made if plot is not None]
     unit = "points" if run.rules.metric.in_points else run.rules.metric.short_name
     better = "above" if run.rules.metric.greater_is_better else "below"
     how = (
         f"Left is faster, {better} is better; the green band loses at most {run.rules.max_drop:g} {unit} against "
         "FP32's estimate.",
         "Bars are 95% intervals: of the metric over samples, of time by its ratio to eager FP32, in the same rounds.",
-        "A marker's area is the size of the weights; the dotted line joins what nothing else beats in both.",
+        "A marker's area is the size of the weights (eager mode has no file, and the smallest); the dotted line joins "
+        "what nothing else beats in both.",
     )
     return Section("decision", "Accuracy against latency", how, found) if found else None
 
 
-def candidates(run: Run) -> Section:
+def candidates(run: RunRecords) -> Section:
     """A row a contender and place."""
     metric = run.rules.metric
-    scale, unit = (100, "%") if metric.in_points else (1, metric.unit)
     rows = []
     for candidate in run.summary["candidates"]:
         judged = candidate["metric"]
-        value = None if judged is None else scale * judged["value"]
-        values = None if judged is None else [scale * bound for bound in judged["interval"]]
+        value = None if judged is None else metric.scale * judged["value"]
+        values = None if judged is None else [metric.scale * bound for bound in judged["interval"]]
         for row in candidate["latency"]:
             artifact = artifact_of(candidate, row)
             share = None if artifact is None else artifact.get("executed_int8_mac_share")
@@ -104,7 +104,7 @@ def candidates(run: Run) -> Section:
                 ]
             )  # fmt: skip
     columns = [
-        "candidate", "runtime", "batch", f"{metric.short_name} {unit}".strip(), "95%", "drop", "95%", "ms",
+        "candidate", "runtime", "batch", metric.heading, "95%", "drop", "95%", "ms",
         "over eager FP32", "95%", "over best FP32", "95%", "weights, MB", "file, MB", "int8 seen, % of MACs",
     ]  # fmt: skip
     how = (
@@ -115,10 +115,10 @@ def candidates(run: Run) -> Section:
     return Section("candidates", "Candidates", how, [Table("All contenders", columns, rows)])
 
 
-def speedups(run: Run) -> Section | None:
+def speedups(run: RunRecords) -> Section | None:
     """Ratios with their intervals."""
-    plots = [figures.speedups(run.summary["candidates"], key) for key in ("speedup_over_best_fp32", "speedup")]
-    found = [plot for plot in plots if plot is not None]
+    made = [plots.speedups(run.summary["candidates"], key) for key in ("speedup_over_best_fp32", "speedup")]
+    found = [plot for plot in made if plot is not None]
     how = (
         "Each point is a ratio of times within the same rounds, so that a slow minute slows both.",
         "A launch of the process counts as one value; the bars are 95% intervals over launches that may drift.",
@@ -127,10 +127,10 @@ def speedups(run: Run) -> Section | None:
     return Section("speedups", "Speed", how, found) if found else None
 
 
-def rounds(run: Run) -> Section | None:
+def rounds(run: RunRecords) -> Section | None:
     """What was measured, round by round."""
-    plots = [figures.rounds(run.summary["candidates"], place) for place in run.places]
-    found: list[Any] = [plot for plot in plots if plot is not None]
+    made = [plots.rounds(run.summary["candidates"], place) for place in run.places]
+    found: list[Any] = [plot for plot in made if plot is not None]
     said = [line for measured in run.summary["measurement"] for line in measurement_in_words(measured)]
     how = (
         "A point is the median of a contender's calls in one round; all contenders take turns within a round.",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from runs_to_show import HOSTILE, kept, poisoned
 
+from raq.page.records import RunRecords
 from raq.page.render import render
-from raq.page.run import Run
 from raq.report.terminal import clean
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -52,14 +52,14 @@ class Opened:
 
 
 @pytest.fixture(params=["cifar10", "mixed-precision", "minilm"])
-def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Run, Path]:
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[RunRecords, Path]:
     run = kept(request.param)
     (tmp_path / "page.html").write_text(render(run), encoding="utf-8")
     return run, tmp_path / "page.html"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
-def test_it_is_quiet_and_asks_for_nothing(browser: Any, file: tuple[Run, Path], width: int, scheme: str) -> None:
+def test_it_is_quiet_and_asks_for_nothing(browser: Any, file: tuple[RunRecords, Path], width: int, scheme: str) -> None:
     """No message on the console, no request but the file itself, no scrolling to the side."""
     opened = Opened(browser, file[1], width, scheme)
     opened.open_all()
@@ -69,7 +69,7 @@ def test_it_is_quiet_and_asks_for_nothing(browser: Any, file: tuple[Run, Path], 
     assert opened.page.evaluate("document.documentElement.dataset.theme") == scheme
 
 
-def test_plots_are_drawn_with_the_records_numbers(browser: Any, file: tuple[Run, Path]) -> None:
+def test_plots_are_drawn_with_the_records_numbers(browser: Any, file: tuple[RunRecords, Path]) -> None:
     """Read back from the document: where each marker of the raw rounds stands on its axis."""
     run, path = file
     opened = Opened(browser, path)
@@ -99,7 +99,7 @@ def test_plots_are_drawn_with_the_records_numbers(browser: Any, file: tuple[Run,
             assert values == pytest.approx(row["round_p50_ms"], rel=0.01)
 
 
-def test_hover_says_everything_of_a_point(browser: Any, file: tuple[Run, Path]) -> None:
+def test_hover_says_everything_of_a_point(browser: Any, file: tuple[RunRecords, Path]) -> None:
     opened = Opened(browser, file[1])
     plot = opened.page.locator(".plot").first
     plot.scroll_into_view_if_needed()
@@ -109,7 +109,7 @@ def test_hover_says_everything_of_a_point(browser: Any, file: tuple[Run, Path]) 
     assert "times as fast as eager FP32" in text
 
 
-def test_a_table_is_sorted_by_mouse_and_by_keys(browser: Any, file: tuple[Run, Path]) -> None:
+def test_a_table_is_sorted_by_mouse_and_by_keys(browser: Any, file: tuple[RunRecords, Path]) -> None:
     """A click sorts upwards, Enter on the heading downwards; numbers as numbers."""
     opened = Opened(browser, file[1])
     column = opened.page.locator("#candidates th", has_text="ms").first
@@ -128,7 +128,7 @@ def test_a_table_is_sorted_by_mouse_and_by_keys(browser: Any, file: tuple[Run, P
     assert values() == sorted(values(), reverse=True)
 
 
-def test_keys_reach_the_link_that_skips_first(browser: Any, file: tuple[Run, Path]) -> None:
+def test_keys_reach_the_link_that_skips_first(browser: Any, file: tuple[RunRecords, Path]) -> None:
     opened = Opened(browser, file[1])
     opened.page.keyboard.press("Tab")
     assert opened.page.evaluate("document.activeElement.className") == "skip"
@@ -137,7 +137,7 @@ def test_keys_reach_the_link_that_skips_first(browser: Any, file: tuple[Run, Pat
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Any, file: tuple[Run, Path], scheme: str) -> None:
+def test_axe_finds_nothing_serious(browser: Any, file: tuple[RunRecords, Path], scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     opened = Opened(browser, file[1], scheme=scheme)
     opened.open_all()
@@ -151,7 +151,7 @@ def test_axe_finds_nothing_serious(browser: Any, file: tuple[Run, Path], scheme:
 
 def test_a_hostile_record_runs_nothing(browser: Any, tmp_path: Path) -> None:
     run = kept("mixed-precision")
-    hostile = Run(clean(poisoned(run.summary)), run.settings, clean(poisoned(dict(run.stages))), {})
+    hostile = RunRecords(clean(poisoned(run.summary)), run.settings, clean(poisoned(dict(run.stages))), {})
     (tmp_path / "page.html").write_text(render(hostile), encoding="utf-8")
     opened = Opened(browser, tmp_path / "page.html")
     opened.open_all()

@@ -9,8 +9,8 @@ import pytest
 from runs_to_show import kept, poisoned
 
 from raq.page.parts import Figure
+from raq.page.records import RunRecords
 from raq.page.render import render
-from raq.page.run import Run
 from raq.page.sections import sections
 from raq.report.terminal import clean
 
@@ -99,7 +99,7 @@ def test_a_hostile_record_is_text() -> None:
     """No element, attribute or escape comes out of a text, in tables, captions, figures and hover texts."""
     run = kept("mixed-precision")
     summary = poisoned(run.summary)
-    hostile = Run(clean(summary), run.settings, clean(poisoned(dict(run.stages))), {})
+    hostile = RunRecords(clean(summary), run.settings, clean(poisoned(dict(run.stages))), {})
     plain, text = render(run), render(hostile)
     allowed = {tag for tag, _ in Read(plain).elements}
     page = Read(text)

@@ -1,17 +1,17 @@
-"""More plots of a page: trainings, calibrations, sweeps, kernels. Neither torch nor ray."""
+"""The plots of what was trained and tried: histories, calibrations, sweeps. Neither torch nor ray."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from raq.experiment.metric import Metric
-from raq.page.figures import colour, plain
 from raq.page.parts import Figure
-from raq.store.results import ArtifactProfile
+from raq.page.plots import colour, plain
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
 MAX_LINES, BINS = 500, 8
+EFFECTS: tuple[Literal["only"], Literal["without"]] = ("only", "without")
 SCALE = ["#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725"]  # viridis
 
 
@@ -20,7 +20,6 @@ def training(name: str, history: Sequence[Mapping[str, Any]], metric: Metric) ->
     if not history:
         return None
     epochs = [row["epoch"] + 1 for row in history]
-    scale = 100 if metric.in_points else 1
     scores = [row.get("validation", row.get("validation_top1")) for row in history]
     data: list[dict[str, Any]] = [
         {"x": epochs, "y": [row["loss"] for row in history], "name": "loss", "mode": "lines+markers",
@@ -28,13 +27,13 @@ def training(name: str, history: Sequence[Mapping[str, Any]], metric: Metric) ->
     ]  # fmt: skip
     if any(score is not None for score in scores):
         data.append(
-            {"x": epochs, "y": [None if score is None else scale * score for score in scores], "yaxis": "y2",
+            {"x": epochs, "y": [None if score is None else metric.scale * score for score in scores], "yaxis": "y2",
              "name": plain(f"{metric.short_name} on validation samples"), "mode": "lines+markers",
              "line": {"color": colour(name)}}
         )  # fmt: skip
     layout = {
         "xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": "loss"}},
-        "yaxis2": {"title": {"text": plain(f"{metric.short_name}{', %' if metric.in_points else ''}")},
+        "yaxis2": {"title": {"text": plain(metric.heading)},
                    "overlaying": "y", "side": "right", "showgrid": False},
     }  # fmt: skip
     says = f"{len(history)} epochs of {name}: the loss ends at {history[-1]['loss']:.3f}."
@@ -43,7 +42,6 @@ def training(name: str, history: Sequence[Mapping[str, Any]], metric: Metric) ->
 
 def calibrations(found: PtqSweepResults, metric: Metric) -> Figure:
     """The metric by calibration size, a line an observer, with the spread over seeds."""
-    scale = 100 if metric.in_points else 1
     groups: dict[str, list[Any]] = {}
     for row in found["curve"]:
         percentile = "" if row["percentile"] is None else f" {row['percentile']:g}"
@@ -55,12 +53,13 @@ def calibrations(found: PtqSweepResults, metric: Metric) -> Figure:
         rows = sorted(of_name, key=lambda row: row["size"])
         data.append(
             {
-                "x": [row["size"] for row in rows], "y": [scale * row["mean_value"] for row in rows],
+                "x": [row["size"] for row in rows], "y": [metric.scale * row["mean_value"] for row in rows],
                 "mode": "lines+markers", "name": plain(name), "line": {"color": SCALE[(3 * number) % BINS]},
-                "error_y": {"type": "data", "array": [scale * (row["std_value"] or 0.0) for row in rows], "width": 3},
+                "error_y": {"type": "data", "width": 3,
+                            "array": [metric.scale * (row["std_value"] or 0.0) for row in rows]},
             }
         )  # fmt: skip
-    base = scale * found["baseline_value"]
+    base = metric.scale * found["baseline_value"]
     layout = {
         "xaxis": {"title": {"text": "calibration samples"}, "type": "log"},
         "yaxis": {"title": {"text": plain(f"{metric.short_name} on validation samples")}},
@@ -81,11 +80,10 @@ def trainings(found: QatSweepResults, metric: Metric) -> Figure | None:
     keys = list(found["trials"][0]["config"])
     if not trials:
         return None
-    scale = 100 if metric.in_points else 1
-    values = np.array([scale * (trial["value"] or 0.0) for trial in trials])
+    values = np.array([metric.scale * (trial["value"] or 0.0) for trial in trials])
     axes = [(key, [trial["config"].get(key) for trial in trials]) for key in keys]
     places = [_positions(column) for _, column in axes] + [_positions(values.tolist())]
-    bins = _bins(values if metric.greater_is_better else -values)
+    bins = _bins(metric.sign * values)
     data = []
     for chosen in range(BINS):
         x: list[float | None] = []
@@ -99,7 +97,7 @@ def trainings(found: QatSweepResults, metric: Metric) -> Figure | None:
                 {"x": x, "y": y, "mode": "lines", "line": {"color": SCALE[chosen], "width": 1.5}, "opacity": 0.8,
                  "name": f"{low:.4g} to {high:.4g}", "hoverinfo": "name"}
             )  # fmt: skip
-    names = [*keys, f"{metric.short_name}{' %' if metric.in_points else ''}"]
+    names = [*keys, metric.heading]
     layout = {
         "xaxis": {"tickvals": list(range(len(names))), "ticktext": [plain(name) for name in names], "showgrid": True},
         "yaxis": {"visible": False, "range": [-0.06, 1.06]},
@@ -161,8 +159,8 @@ def sensitivity(found: LayerSweepResults) -> Figure | None:
     if not rows:
         return None
     data = []
-    for key, name, own in (("only", "this layer alone in int8", "#2f7ed8"), ("without", "all but it", "#e07b00")):
-        values = [_db(row, key) for row in rows]
+    alone, left_out = ([None if (one := row[key]) is None else one["sqnr_db"] for row in rows] for key in EFFECTS)
+    for values, name, own in ((alone, "this layer alone in int8", "#2f7ed8"), (left_out, "all but it", "#e07b00")):
         data.append(
             {"x": [plain(row["layer"]) for row in rows], "y": values, "mode": "markers", "name": name,
              "marker": {"color": own, "size": 7}}
@@ -175,27 +173,3 @@ def sensitivity(found: LayerSweepResults) -> Figure | None:
         layout["shapes"] = [_level(everything)]
     says = f"{len(rows)} layers; the dotted line is all of them in int8."
     return Figure("sensitivity", says, data, layout, 460)
-
-
-def _db(row: Mapping[str, Any], key: str) -> float | None:
-    value: float | None = row[key]["sqnr_db"]
-    return value
-
-
-def kernels(profile: ArtifactProfile) -> Figure:
-    """The milliseconds of a call, by kernel."""
-    layers = sorted(profile["layers"], key=lambda layer: layer["ms"])[-40:]
-    data = [
-        {"type": "bar", "orientation": "h", "x": [layer["ms"] for layer in layers],
-         "y": [f"{number}. {plain(layer['name'] or layer['kernel'])}" for number, layer in enumerate(layers)],
-         "marker": {"color": ["#2f7ed8" if layer["dtype"] == "int8" else "#7f8ea3" for layer in layers]},
-         "customdata": [[plain(layer["kernel"]), plain(layer["dtype"])] for layer in layers], "name": "kernels",
-         "hovertemplate": "%{y}: %{x:.4f} ms<br>%{customdata[0]}, %{customdata[1]}<extra></extra>"}
-    ]  # fmt: skip
-    layout = {"xaxis": {"title": {"text": "ms of a call"}}, "yaxis": {"automargin": True, "showticklabels": True}}
-    name = f"{profile['candidate']}-{profile['runtime']}-{profile['batch_size']}"
-    says = (
-        f"{profile['candidate']} at batch {profile['batch_size']}: a call takes {profile['total_ms']:.3f} ms, of which "
-        f"{sum(layer['ms'] for layer in profile['layers']):.3f} in kernels that multiply."
-    )
-    return Figure(f"kernels-{name}", says, data, layout, 140 + 16 * len(layers))

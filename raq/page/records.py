@@ -12,7 +12,7 @@ from raq.sweep.answers import Answers
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecords:
     """All that a page is made of. stages: by name, a finished stage's record; answers: by candidate."""
 
     summary: RunSummary

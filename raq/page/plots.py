@@ -1,14 +1,16 @@
-"""The plots of a page, as what Plotly takes: plain values. Neither torch nor ray."""
+"""The plots of what was measured, as what Plotly takes: plain values. Neither torch nor ray."""
 
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from raq.experiment.metric import Metric
 from raq.page.parts import Figure
-from raq.page.run import artifact_of
+from raq.page.records import artifact_of
 from raq.report.claims import Rules
 from raq.report.ratios import Place, baseline_row, rows_at
 from raq.report.types import CandidateSummary, ComparedLatency
+from raq.store.results import ArtifactProfile
 
 COLOURS = {
     "fp32": "#7f8ea3", "half": "#b07aa1", "ptq": "#2f7ed8", "qat": "#e07b00", "dynamic": "#2a9d8f",
@@ -23,18 +25,13 @@ SYMBOLS = {
     "weight_only": "x",
 }
 GOOD = "rgba(46, 160, 67, 0.10)"
-MIN_AREA, MAX_AREA = 10.0, 42.0  # of markers, pixels across
+NARROWEST, WIDEST = 10.0, 42.0  # markers, pixels across
 
 
 def decision(candidates: Sequence[CandidateSummary], place: Place, rules: Rules) -> Figure | None:
     """The metric against the time of a call at a place: intervals both ways, sizes as areas, the Pareto front."""
-    known = [
-        (candidate, row)
-        for candidate in candidates
-        if candidate["metric"] is not None or candidate["kind"] == "fp32"
-        for row in rows_at(candidate, place)
-    ]
-    points = [point for candidate, row in known if (point := _point(candidates, candidate, row)) is not None]
+    rows = [(candidate, row) for candidate in candidates for row in rows_at(candidate, place)]
+    points = [point for candidate, row in rows if (point := _point(candidates, candidate, row, rules.metric))]
     if not points:
         return None
     data = [_trace(point) for point in points]
@@ -48,7 +45,7 @@ def decision(candidates: Sequence[CandidateSummary], place: Place, rules: Rules)
     )  # fmt: skip
     layout = {
         "xaxis": {"title": {"text": f"milliseconds a call, batch {place[1]} on {plain(place[0])}"}, "type": "log"},
-        "yaxis": {"title": {"text": _metric_title(candidates)}},
+        "yaxis": {"title": {"text": plain(rules.metric.heading)}},
         "shapes": _margin_band(candidates, rules),
     }
     best = min(points, key=lambda p: p["x"])
@@ -60,40 +57,39 @@ def decision(candidates: Sequence[CandidateSummary], place: Place, rules: Rules)
 
 
 def _point(
-    candidates: Sequence[CandidateSummary], candidate: CandidateSummary, row: ComparedLatency
+    candidates: Sequence[CandidateSummary], candidate: CandidateSummary, row: ComparedLatency, metric: Metric
 ) -> dict[str, Any] | None:
     """Where a contender lies; None where its metric is not known. FP32 in eager mode has that of FP32."""
-    metric = candidate["metric"]
+    judged = candidate["metric"]
     base = baseline_row(candidates, row)
-    if metric is None:
+    if judged is None:
         return None
-    scale = 100 if metric["unit"] == "points" else 1
     centre = row["p50_ms"]
     low, high = centre, centre
     if base is not None and row["speedup_interval"] is not None and base is not row:
         centre_of_base = row["p50_ms"] * row["speedup"]
         low, high = (centre_of_base / row["speedup_interval"][1], centre_of_base / row["speedup_interval"][0])
     artifact = artifact_of(candidate, row)
-    value, interval = scale * metric["value"], [scale * bound for bound in metric["interval"]]
+    value, interval = metric.scale * judged["value"], [metric.scale * bound for bound in judged["interval"]]
     return {
         "name": f"{candidate['name']}/{row['runtime']}", "kind": candidate["kind"], "x": centre, "y": value,
-        "better": value if metric["greater_is_better"] else -value, "x_low": low, "x_high": high,
+        "better": metric.sign * value, "x_low": low, "x_high": high,
         "y_low": interval[0], "y_high": interval[1], "bytes": None if artifact is None else artifact["weight_bytes"],
         "speedup": row["speedup"], "best": row.get("speedup_over_best_fp32"),
-        "unit": "%" if scale == 100 else metric["unit"],
+        "metric": metric.heading,
         "largest": max([a["weight_bytes"] for c in candidates for a in c["artifacts"]], default=1),
     }  # fmt: skip
 
 
 def _trace(point: dict[str, Any]) -> dict[str, Any]:
-    size = MIN_AREA
+    size = NARROWEST
     if point["bytes"]:
-        size = max(MIN_AREA, MAX_AREA * (point["bytes"] / point["largest"]) ** 0.5)
+        size = max(NARROWEST, WIDEST * (point["bytes"] / point["largest"]) ** 0.5)
     megabytes = "" if point["bytes"] is None else f"<br>weights {point['bytes'] / 1e6:.2f} MB"
     over = "" if point["best"] is None else f"<br>{point['best']:.2f} times as fast as the best FP32"
     text = (
         f"<b>{plain(point['name'])}</b><br>{point['x']:.3f} ms ({point['x_low']:.3f} to {point['x_high']:.3f})"
-        f"<br>{point['y']:.4g} {plain(point['unit'])} ({point['y_low']:.4g} to {point['y_high']:.4g}){megabytes}"
+        f"<br>{plain(point['metric'])}: {point['y']:.4g} ({point['y_low']:.4g} to {point['y_high']:.4g}){megabytes}"
         f"<br>{point['speedup']:.2f} times as fast as eager FP32{over}"
     )
     return {
@@ -121,23 +117,13 @@ def _pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     ]
 
 
-def _metric_title(candidates: Sequence[CandidateSummary]) -> str:
-    metric = next((c["metric"] for c in candidates if c["metric"] is not None), None)
-    if metric is None:
-        return "top-1, %"
-    name = {"top1": "top-1", "top5": "top-5"}.get(metric["name"], metric["name"].rpartition(":")[2])
-    unit = "%" if metric["unit"] == "points" else metric["unit"]
-    return plain(f"{name}, {unit}" if unit else name)
-
-
 def _margin_band(candidates: Sequence[CandidateSummary], rules: Rules) -> list[dict[str, Any]]:
     """What loses no more than max_drop against FP32's estimate, as a band over the whole width."""
     base = next((c["metric"] for c in candidates if c["name"] == "fp32" and c["metric"] is not None), None)
     if base is None:
         return []
-    scale = 100 if base["unit"] == "points" else 1
-    value = scale * base["value"]
-    worst = value - rules.max_drop if base["greater_is_better"] else value + rules.max_drop
+    value = rules.metric.scale * base["value"]
+    worst = value - rules.metric.sign * rules.max_drop
     return [
         {
             "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": worst, "y1": value, "fillcolor": GOOD,
@@ -219,6 +205,25 @@ def rounds(candidates: Sequence[CandidateSummary], place: Place) -> Figure | Non
     count = sum(len(trace["x"]) for trace in data)
     says = f"{count} rounds of {len(data)} contenders at batch {place[1]} on {place[0]}; open circles were disturbed."
     return Figure(f"rounds-{place[0]}-{place[1]}", says, data, layout)
+
+
+def kernels(profile: ArtifactProfile) -> Figure:
+    """The milliseconds of a call, by kernel."""
+    layers = sorted(profile["layers"], key=lambda layer: layer["ms"])[-40:]
+    data = [
+        {"type": "bar", "orientation": "h", "x": [layer["ms"] for layer in layers],
+         "y": [f"{number}. {plain(layer['name'] or layer['kernel'])}" for number, layer in enumerate(layers)],
+         "marker": {"color": ["#2f7ed8" if layer["dtype"] == "int8" else "#7f8ea3" for layer in layers]},
+         "customdata": [[plain(layer["kernel"]), plain(layer["dtype"])] for layer in layers], "name": "kernels",
+         "hovertemplate": "%{y}: %{x:.4f} ms<br>%{customdata[0]}, %{customdata[1]}<extra></extra>"}
+    ]  # fmt: skip
+    layout = {"xaxis": {"title": {"text": "ms of a call"}}, "yaxis": {"automargin": True, "showticklabels": True}}
+    name = f"{profile['candidate']}-{profile['runtime']}-{profile['batch_size']}"
+    says = (
+        f"{profile['candidate']} at batch {profile['batch_size']}: a call takes {profile['total_ms']:.3f} ms, of which "
+        f"{sum(layer['ms'] for layer in profile['layers']):.3f} in kernels that multiply."
+    )
+    return Figure(f"kernels-{name}", says, data, layout, 140 + 16 * len(layers))
 
 
 def colour(kind: str) -> str:
