@@ -3,6 +3,7 @@
 The library `datasets` reads them. Must not import torch or ray.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from raq.environment import environment_kept, require_library
+from raq.environment import require_library
 from raq.errors import UserError, first_line
 from raq.model.cache import Array, file_stats
 from raq.model.image_files import EncodedImages
@@ -47,16 +49,8 @@ class HubImages(EncodedImages):
         return [self.column, len(self), file_stats(files)] if files and inside else None
 
 
-@dataclass(frozen=True)
-class HubDataset:
-    """By split, train and test: images, and their classes int64 [N]."""
-
-    images: Mapping[str, HubImages]
-    labels: Mapping[str, Array]
-
-
-def read_hub_dataset(name: str, root: str | None, side: int) -> HubDataset:
-    """The data set of this name: from the folder `root`, else from the Hugging Face cache.
+def read_hub_dataset(name: str, root: str | None, side: int) -> tuple[dict[str, HubImages], dict[str, Array]]:
+    """Images, and their classes int64 [N], by split, train and test: from the folder `root`, else from the cache.
 
     Its test split is `test`, or `validation` where there is none. Raises UserError if it is in neither place, or if it
     is not made of images and classes.
@@ -70,7 +64,8 @@ def read_hub_dataset(name: str, root: str | None, side: int) -> HubDataset:
         )
     chosen = {"train": splits["train"], "test": splits[test]}
     image, label = _columns(name, chosen["train"].features)
-    images, labels = {}, {}
+    images: dict[str, HubImages] = {}
+    labels: dict[str, Array] = {}
     for split, rows in chosen.items():
         where = f"data hf:{name}, {split if split == 'train' else test}"
         try:
@@ -86,12 +81,12 @@ def read_hub_dataset(name: str, root: str | None, side: int) -> HubDataset:
                 f"{where}: {int((labels[split] < 0).sum())} of {len(labels[split])} samples have no class",
                 "a test split without classes judges nothing: " + OTHERS,
             )
-    return HubDataset(images, labels)
+    return images, labels
 
 
 def _load(name: str, root: str | None) -> Mapping[str, Any]:
     """Its splits by name."""
-    with environment_kept(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1"), _offline():
+    with _offline():
         import datasets
 
         datasets.disable_progress_bars()
@@ -100,7 +95,10 @@ def _load(name: str, root: str | None) -> Mapping[str, Any]:
             if (folder / "dataset_dict.json").is_file():
                 found: Any = datasets.load_from_disk(str(folder))
             else:
+                _refuse_addresses(name, folder)
                 found = datasets.load_dataset(str(folder))
+        except UserError:
+            raise
         except Exception as error:  # it raises many kinds
             raise UserError(f"data hf:{name}: {folder} cannot be read: {first_line(error)}", OTHERS) from error
     return dict(found) if isinstance(found, Mapping) else {"train": found}
@@ -121,6 +119,21 @@ def _offline() -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.HF_HUB_OFFLINE = value
+
+
+def _refuse_addresses(name: str, folder: Path) -> None:
+    """UserError for a card that names files elsewhere: the library would fetch them, offline or not (datasets 4)."""
+    from huggingface_hub import DatasetCard
+
+    card, alone = folder / "README.md", folder / ".huggingface.yaml"
+    known = [DatasetCard.load(card).data.to_dict()] if card.is_file() else []
+    known += [yaml.safe_load(alone.read_text(encoding="utf-8"))] if alone.is_file() else []
+    for written in known:
+        if isinstance(written, dict) and "://" in json.dumps(written.get("configs"), default=str):
+            raise UserError(
+                f"data hf:{name}: its card in {folder} names files elsewhere, and nothing is downloaded",
+                "get them, and name them there by their places in the folder",
+            )
 
 
 def _cached(name: str) -> Path:

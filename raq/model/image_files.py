@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,21 +36,21 @@ def decode_image(raw: bytes, where: str, side: int | None) -> Array:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-class EncodedImages:
+class EncodedImages(ABC):
     """Encoded images, read like an array uint8 [N, 3, side, side]: those asked for are decoded, on all CPUs."""
 
     side: int
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def encoded(self, at: int) -> tuple[bytes, str]:
         """One image's bytes, and where they are, for messages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def identity(self) -> Any:
         """Plain values that change when an image does, of which the digests are kept; None: they are made anew."""
-        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:

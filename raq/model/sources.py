@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -151,11 +151,10 @@ def imagefolder(data: Data) -> tuple[dict[str, Any], str, str]:
         )
     labels = {split: np.asarray([classes[name] for _, name in pairs]) for split, pairs in listed.items()}
     files = {split: ImageFiles([file for file, _ in pairs], data.image_size) for split, pairs in listed.items()}
-    if _is_large(files):
-        return _arrays(files, labels), _digest_of_files(root, files, labels), str(root)
     names = [Path(file) for images in files.values() for file in images.files]
+    below = [os.fsencode(name.relative_to(root)) for name in names]
     identity = [data.image_size, file_stats(names)]
-    return cached("imagefolder", identity, lambda: _arrays(_decoded(files), labels), str(root))
+    return _few_or_many("imagefolder", files, labels, identity, lambda: _digest(files, labels, below), str(root))
 
 
 def hub(data: Data) -> tuple[dict[str, Any], str, str]:
@@ -163,23 +162,31 @@ def hub(data: Data) -> tuple[dict[str, Any], str, str]:
 
     As of an imagefolder, they are decoded once if they are few.
     """
-    found = read_hub_dataset(data.name.removeprefix(HUB), data.root, data.image_size)
-    images, labels = found.images, found.labels
-    digest = hashlib.sha256(metadata.version("pillow").encode())
-    for split in ("train", "test"):
-        digest.update(f"{split} {images[split].shape} {labels[split].tolist()}".encode())
-        digest.update(images[split].content_digests().tobytes())
-    if _is_large(images):
-        return _arrays(images, labels), digest.hexdigest(), data.name
-    return cached("hub", [digest.hexdigest()], lambda: _arrays(_decoded(images), labels), data.name)
+    images, labels = read_hub_dataset(data.name.removeprefix(HUB), data.root, data.image_size)
+    digest = _digest(images, labels)
+    return _few_or_many("hub", images, labels, digest, lambda: digest, data.name)
 
 
-def _is_large(images: Mapping[str, EncodedImages]) -> bool:
-    return sum(math.prod(found.shape) for found in images.values()) > DECODED_ONCE_BYTES
+def _few_or_many(
+    kind: str,
+    images: Mapping[str, EncodedImages],
+    labels: Mapping[str, Array],
+    identity: Any,
+    digest: Callable[[], str],
+    source: str,
+) -> tuple[dict[str, Any], str, str]:
+    """Images that are decoded once and kept, where they take up to DECODED_ONCE_BYTES; else as they are.
 
+    identity: plain values that change when they do; digest: of them as they are. Gives the four arrays, by name, their
+    digest, and the source.
+    """
+    if sum(math.prod(found.shape) for found in images.values()) > DECODED_ONCE_BYTES:
+        return _arrays(images, labels), digest(), source
 
-def _decoded(images: Mapping[str, EncodedImages]) -> dict[str, Array]:
-    return {split: found[np.arange(len(found))] for split, found in images.items()}
+    def decode() -> dict[str, Array]:
+        return _arrays({split: found[np.arange(len(found))] for split, found in images.items()}, labels)
+
+    return cached(kind, identity, decode, source)
 
 
 def _files_by_class(root: Path, split: str) -> list[tuple[str, str]]:
@@ -211,13 +218,13 @@ def _arrays(images: Mapping[str, Any], labels: Mapping[str, Array]) -> dict[str,
     }
 
 
-def _digest_of_files(root: Path, files: Mapping[str, ImageFiles], labels: Mapping[str, Array]) -> str:
-    """SHA-256 over what decodes, the side and, of each file, its place below `root`, its class and its content."""
+def _digest(images: Mapping[str, EncodedImages], labels: Mapping[str, Array], names: Sequence[bytes] = ()) -> str:
+    """SHA-256 over what decodes, the side and, of each image, its class and its content; of files their names too."""
     digest = hashlib.sha256(metadata.version("pillow").encode())
-    for split, images in files.items():
-        digest.update(f"{split} {images.shape} {labels[split].tolist()}".encode())
-        digest.update(b"\0".join(os.fsencode(Path(file).relative_to(root)) for file in images.files))
-        digest.update(images.content_digests().tobytes())
+    digest.update(b"\0".join(names))
+    for split, found in images.items():
+        digest.update(f"{split} {found.shape} {labels[split].tolist()}".encode())
+        digest.update(found.content_digests().tobytes())
     return digest.hexdigest()
 
 

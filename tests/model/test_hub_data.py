@@ -1,10 +1,13 @@
 """Data sets of the Hugging Face hub by name, from a cache and from a folder, made here with its own library."""
 
 import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from raq.errors import UserError
@@ -115,6 +118,34 @@ def test_what_is_refused(tmp_path: Path, splits: dict | None, said: str) -> None
     with pytest.raises(UserError) as raised:
         load("animals")
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+def test_nothing_is_fetched_whatever_a_data_set_says(tmp_path: Path, file: str) -> None:
+    """Its card may name files elsewhere: a server that would have them is not asked."""
+    asked: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *told: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        in_cache(tmp_path, "animals", train=rows(6, 0), test=rows(3, 50))
+        files = [{"split": "train", "path": f"http://127.0.0.1:{server.server_port}/x.parquet"}]
+        written = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]})
+        card = f"---\n{written}---\n" if file == "README.md" else written
+        (tmp_path / "hub" / "datasets--animals" / "snapshots" / REVISION / file).write_text(card)
+        with pytest.raises(UserError, match="names files elsewhere, and nothing is downloaded"):
+            load("animals")
+        server.shutdown()
+    assert asked == []
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
