@@ -10,8 +10,7 @@ from raq.stages.call import Call, Results
 from raq.stages.layer_sweep import search_layers
 from raq.stages.layer_trial import run_layer_trial
 from raq.stages.transfer import fetch_trials, send_trials, trials_at_hand
-from raq.stages.trials import metric_of
-from raq.store.sweep_results import with_written_names
+from raq.stages.trials import metric_of, reported
 
 
 def distributed_layer_sweep(call: Call, send: EventSender) -> Results:
@@ -38,5 +37,4 @@ def _layer_trial(config: dict[str, str], call: Call) -> None:
     call = trials_at_hand(call)
     found = run_layer_trial(call, config)
     send_trials(call)
-    kept = found.model_dump(exclude={"config", "resampled"}, exclude_none=True)
-    tune.report(with_written_names(kept, metric_of(call)))
+    tune.report(reported(found, metric_of(call), "config"))

@@ -17,6 +17,7 @@ BUILT_IN: dict[str, tuple[bool, Literal["sample", "set"], str]] = {
     "mse": (False, "sample", ""),
     "cosine": (True, "sample", ""),
 }
+IN_WORDS = {"top1": "top-1", "top5": "top-5"}
 LOSSES = ("cross_entropy", "mse")
 # what trains a network that is judged by a metric, where the experiment names no loss
 LOSS_OF = {"top1": "cross_entropy", "top5": "cross_entropy", "mean_iou": "cross_entropy", "mse": "mse"}
@@ -78,12 +79,27 @@ class Metric(Section):
     @property
     def name(self) -> str:
         """In words: top-1, or as the experiment writes it."""
-        return {"top1": "top-1", "top5": "top-5"}.get(self.function, self.function)
+        return IN_WORDS.get(self.function, self.function)
 
     @property
     def short_name(self) -> str:
         """In words, without the module of a user's function."""
         return self.name.rpartition(":")[2]
+
+    @property
+    def heading(self) -> str:
+        """Above its values: top-1 %, mse, cost s."""
+        return heading_of(self.function, self.unit)
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else -1: a value times it is the higher the better."""
+        return 1 if self.greater_is_better else -1
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be read: shares come in percent, and their differences in points."""
+        return 100.0 if self.in_points else 1.0
 
     @property
     def needs_classes(self) -> bool:
@@ -97,6 +113,12 @@ TOP1 = Metric()
 def loss_of(metric: Metric, asked: str | None) -> str | None:
     """The loss that is trained with: the one asked for, else the metric's; None if it has none."""
     return asked if asked is not None else LOSS_OF.get(metric.function)
+
+
+def heading_of(function: str, unit: str) -> str:
+    """What stands above the values of a metric of this name and unit."""
+    name = IN_WORDS.get(function, function).rpartition(":")[2]
+    return f"{name} {'%' if unit == POINTS else unit}".strip()
 
 
 def amount(metric: Metric, difference: float, digits: str = "g") -> str:

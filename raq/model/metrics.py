@@ -117,6 +117,14 @@ class Scores:
         """The metric over the whole split."""
         return float(self.values[0] if self.resampled else self.values.mean())
 
+    def refuse_not_finite(self, split: str) -> None:
+        """StageError unless every score, or the metric of the whole split, is a finite number."""
+        if not np.isfinite(self.values[:1] if self.resampled else self.values).all():
+            raise StageError(
+                f"the metric is not finite on the {split} split",
+                "see whether the network gives finite numbers, and what the metric makes of single samples",
+            )
+
 
 def scorer_of(metric: Metric, classes: int | None, working_directory: str | None) -> Scorer:
     """The metric, its function imported; UserError if that cannot be, or if the metric needs classes."""

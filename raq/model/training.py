@@ -114,7 +114,7 @@ def train(
                 f"the metric is {score} on the validation samples after epoch {epoch + 1}", "see what the network gives"
             )
         history.append(row | {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score})
-        sign = 1 if task.scorer.metric.greater_is_better else -1
+        sign = task.scorer.metric.sign
         if best is None or score is None or best.score is None or sign * score >= sign * best.score:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             best = BestEpoch(epoch, score, state)

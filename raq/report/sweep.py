@@ -38,7 +38,7 @@ def print_sweep(console: Console, results: Values) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("observer", no_wrap=True)
-    for name in ("images", _heading_of(metric), "± seeds", "drop", "against the largest"):
+    for name in ("images", metric.heading, "± seeds", "drop", "against the largest"):
         table.add_column(name, justify="right", no_wrap=True)
     several = {key: len({row.get(key) for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
 
@@ -84,11 +84,6 @@ def _lost_by(metric: Metric) -> str:
     return "points lost against fp32" if metric.in_points else f"how much worse than fp32, in {metric.short_name}"
 
 
-def _heading_of(metric: Metric) -> str:
-    """Of the column of its values."""
-    return f"{metric.short_name} {'%' if metric.in_points else metric.unit}".strip()
-
-
 def _value(metric: Metric, value: float) -> str:
     """A value of the metric below that heading."""
     return f"{100 * value:.2f}" if metric.in_points else f"{value:.4g}"
@@ -103,7 +98,7 @@ def _table_of_trainings(
     """The trials in this order, with the keys that were tried; the chosen one is marked."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for name in ("trial", _heading_of(metric), "epochs", *keys):
+    for name in ("trial", metric.heading, "epochs", *keys):
         table.add_column(_heading(name), justify="right", no_wrap=True)
     for trial in ranked:
         interval = trial.get("value_interval")
@@ -130,10 +125,9 @@ def print_search(console: Console, results: Values) -> None:
         style="bold",
         highlight=False,
     )
-    sign = -1 if metric.greater_is_better else 1
     ranked = sorted(
         (t for t in trials if t["state"] != "failed"),
-        key=lambda t: (t["state"] != "finished", t["value"] is None, sign * (t["value"] or 0)),
+        key=lambda t: (t["state"] != "finished", t["value"] is None, -metric.sign * (t["value"] or 0)),
     )
     mark = "▸" if console.encoding.startswith("utf") else "*"
     console.print(_table_of_trainings(ranked[:MAX_TRIALS], list(trials[0]["config"]), choice["number"], mark, metric))

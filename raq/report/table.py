@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from raq.experiment.metric import POINTS
+from raq.experiment.metric import POINTS, TOP1, heading_of
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency, RunSummary
 from raq.report.verdict_words import SMALL_RATIO
 from raq.store.results import Throughput
@@ -59,10 +59,7 @@ def _row(candidate: CandidateSummary, runtime: str, keys: Sequence[tuple[str, in
 def heading(summary: RunSummary) -> str:
     """What accuracies are, above their column."""
     known = next((c["metric"] for c in summary["candidates"] if c["metric"] is not None), None)
-    if known is None or known["name"] == "top1":
-        return "top-1 %"
-    name = known["name"].rpartition(":")[2]
-    return f"{name} {'%' if known['unit'] == POINTS else known['unit']}".strip()
+    return TOP1.heading if known is None else heading_of(known["name"], known["unit"])
 
 
 def _accuracy(candidate: CandidateSummary) -> list[str]:

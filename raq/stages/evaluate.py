@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from raq.artifact.executed import KnownLayer
 from raq.artifact.judgement import LedgerOfRecord, Lowered, evidence_of
 from raq.artifact.runtimes import RUNTIMES, in_parts
-from raq.errors import StageError
 from raq.lazy import resolve
 from raq.stages.call import LOGITS, PREDICTIONS, SCORES, Call, Progress, Results, refuse_other_machine
 from raq.stages.inputs import parity_chain, read_dataset, scorer
@@ -123,11 +122,7 @@ def _accuracy(call: Call, dataset: "Dataset", network: "Network") -> Results:
         correct = int((predicted == wanted).sum())
         return {"top1": correct / samples, "correct": correct, "test_images": samples, "classes": classes}
     scores = score(network, dataset, scorer(call), np.arange(samples))
-    if not np.isfinite(scores.values[:1] if scores.resampled else scores.values).all():
-        raise StageError(
-            f"the metric {asked.metric.function} is not finite on the test split",
-            "see whether the network gives finite numbers, and what the metric makes of single samples",
-        )
+    scores.refuse_not_finite("test")
     np.save(folder / SCORES, scores.values)
     return {
         "value": scores.value,

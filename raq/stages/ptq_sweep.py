@@ -28,11 +28,12 @@ from raq.stages.trials import (
     metric_of,
     read_answers,
     read_baseline,
+    reported,
     write_table,
 )
 from raq.store.files import atomic_write, exclusive_lock, short_digest, write_json
 from raq.store.settings import PtqSettings, PtqSweepSettings
-from raq.store.sweep_results import as_written, with_written_names
+from raq.store.sweep_results import as_written
 from raq.store.views import view_file
 from raq.sweep.ptq import choose, curve, grid
 
@@ -144,7 +145,7 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
     """
     record = trials_folder(call) / f"{short_digest(config)}.json"
     if read_answers(call, record) is not None:
-        return _reported(call, view_file(_TrialRecord, record))
+        return reported(view_file(_TrialRecord, record), metric_of(call), "evaluation_s")
     import torch
 
     from raq.artifact.parametric import with_ranges
@@ -161,14 +162,7 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
     judged = keep_answers(call, record, scores, samples)
     found = _TrialRecord(config=config, evaluation_s=took_s, **judged)
     write_json(record, found.model_dump())
-    return _reported(call, found)
-
-
-def _reported(call: Call, trial: _TrialRecord) -> Results:
-    """A trial as the stage's record, its table and Tune have it."""
-    kept = trial.model_dump(exclude={"evaluation_s", "resampled"})
-    kept = {key: value for key, value in kept.items() if (key, value) != ("correct", None)}
-    return with_written_names(kept, metric_of(call))
+    return reported(found, metric_of(call), "evaluation_s")
 
 
 def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
@@ -229,7 +223,7 @@ def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str,
             f"none of the {len(configs)} trials finished: {next(iter(failed.values()), '')}", "see the log"
         )
     done = {name: view_file(_TrialRecord, records[name]) for name in answers}
-    trials = [{"digest": name, **_reported(call, trial)} for name, trial in done.items()]
+    trials = [{"digest": name, **reported(trial, metric_of(call), "evaluation_s")} for name, trial in done.items()]
     samples, asked = next(iter(answers.values())).samples, call.read(PtqSweepSettings)
     baseline = read_baseline(call, samples)
     rows = curve({name: trial.config for name, trial in done.items()}, answers, baseline)

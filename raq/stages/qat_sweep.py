@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class EpochRow(View):
 
     def quality(self, metric: Metric) -> float:
         """The metric, negated where less is better: a search looks for the highest."""
-        return self.validation if metric.greater_is_better else -self.validation
+        return metric.sign * self.validation
 
 
 class TrialRecord(Judged):
@@ -199,8 +199,7 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
     scores, epochs = search.scores(), search.epochs_trained()
     front = pareto_front(scores, epochs)
     trials = [with_written_names({**row, "front": on}, metric) for row, on in zip(trials, front, strict=True)]
-    sign = 1 if metric.greater_is_better else -1
-    best = max(answers, key=lambda number: (sign * answers[number].value, -number))
+    best = max(answers, key=lambda number: (metric.sign * answers[number].value, -number))
     samples = answers[best].samples
     results: Results = {
         "candidate": "qat",
@@ -222,7 +221,7 @@ def finish_qat_sweep(call: Call, search: Search) -> Results:
 
 def _rows_of_trials(call: Call, search: Search, metric: Metric) -> tuple[list[Results], dict[int, Answers]]:
     """A row a trial, with its state, and the scores of each finished one."""
-    stops, scores, sign = search.stops(), search.scores(), 1 if metric.greater_is_better else -1
+    stops, scores = search.stops(), search.scores()
     trials: list[Results] = []
     answers: dict[int, Answers] = {}
     for number, config in enumerate(search.configs):
@@ -231,19 +230,19 @@ def _rows_of_trials(call: Call, search: Search, metric: Metric) -> tuple[list[Re
         row: Results = {
             "number": number,
             "config": config,
-            "curve": [sign * quality for quality in curve],
+            "curve": [metric.sign * quality for quality in curve],
             "epochs": len(curve),
-            "value": None if (quality := scores[number]) is None else sign * quality,
+            "value": None if (quality := scores[number]) is None else metric.sign * quality,
         }
-        known = finished(trial)
+        found = read_answers(trial, record_of(trial))
         if number in search.failed:
             row |= {"state": "failed", "error": search.failed[number]}
-        elif stops[number] is not None or known is None:
+        elif stops[number] is not None or found is None:
             row |= {"state": "stopped"}
         else:
-            found = answers[number] = cast("Answers", read_answers(trial, record_of(trial)))
-            row |= {"state": "finished", "images": known.images, "value_interval": list(found.interval())}
-            row |= {"correct": known.correct} if metric.is_top1 else {}
+            answers[number] = found
+            row |= {"state": "finished", "images": found.samples, "value_interval": list(found.interval())}
+            row |= {"correct": int(found.right.sum())} if metric.is_top1 else {}
         trials.append(row)
     return trials, answers
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pydantic import Field
 
-from raq.errors import StageError, UserError
+from raq.errors import UserError
 from raq.experiment.metric import Metric
 from raq.stages.call import Call, Progress, trials_folder
 from raq.stages.inputs import read_dataset, scorer
 from raq.store.files import atomic_write
 from raq.store.settings import JudgedSettings
+from raq.store.sweep_results import with_written_names
 from raq.store.views import View, view_file
 from raq.sweep.answers import Answers
 
@@ -55,11 +56,7 @@ def evaluate_baseline(call: Call, network: "nn.Module", progress: Progress) -> N
 
 def save_scores(path: Path, scores: "Scores") -> None:
     """Keep scores in a file; StageError if some are not finite, of which no trial could be compared."""
-    if not np.isfinite(scores.values[:1] if scores.resampled else scores.values).all():
-        raise StageError(
-            "the metric is not finite on the validation samples",
-            "see whether the network gives finite numbers, and what the metric makes of single samples",
-        )
+    scores.refuse_not_finite("validation")
     with atomic_write(path) as scratch:
         np.save(scratch, scores.values)
 
@@ -70,6 +67,12 @@ def keep_answers(call: Call, record: Path, scores: "Scores", samples: int) -> di
     answers = Answers(metric_of(call), scores.values, scores.resampled, samples)
     correct = int(answers.right.sum()) if answers.metric.is_top1 else None
     return {"images": samples, "value": answers.value, "correct": correct, "resampled": scores.resampled}
+
+
+def reported(trial: Judged, metric: Metric, *left_out: str) -> dict[str, Any]:
+    """A trial as the stage's record, its table and Tune have it, but the keys that are left out."""
+    kept = trial.model_dump(exclude={"resampled", *left_out, *(() if metric.is_top1 else ("correct",))})
+    return with_written_names(kept, metric)
 
 
 def metric_of(call: Call) -> Metric:

@@ -32,11 +32,6 @@ class Answers:
     samples: int
 
     @property
-    def scale(self) -> float:
-        """What a share is multiplied by, so that differences are points."""
-        return 100.0 if self.metric.in_points else 1.0
-
-    @property
     def has_classes(self) -> bool:
         """Whether classes were kept, not scores."""
         return self.values.ndim == 2
@@ -80,14 +75,13 @@ class Answers:
         if not self.same_samples(baseline):
             return None
         if self.is_binary and baseline.is_binary:
-            return paired_answers(baseline.right, self.right)._replace(scale=self.scale)
+            return paired_answers(baseline.right, self.right)._replace(scale=self.metric.scale)
         worse = self._worse(baseline)
         return PairedResamples(worse, self.samples) if self.resampled else PairedScores(worse)
 
     def _worse(self, baseline: "Answers") -> npt.NDArray[np.float64]:
         """By how much, sample by sample or set by set."""
-        sign = self.scale if self.metric.greater_is_better else -self.scale
-        found: npt.NDArray[np.float64] = sign * (baseline.values - self.values)
+        found: npt.NDArray[np.float64] = self.metric.sign * self.metric.scale * (baseline.values - self.values)
         return found
 
 
@@ -101,7 +95,7 @@ def mean_worse(pairs: Sequence[tuple[Answers, Answers]], confidence: float = CON
     if all(answers.is_binary for pair in pairs for answers in pair):
         one, other = (np.stack([pair[side].right for pair in pairs]) for side in (0, 1))
         lost, (low, high) = mean_drop(one, other, confidence)
-        share = first.scale / 100  # of a point
+        share = first.metric.scale / 100  # of a point
         return lost * share, (low * share, high * share)
     worse = np.mean([candidate._worse(baseline) for baseline, candidate in pairs], axis=0)
     paired: Paired = PairedResamples(worse, first.samples) if first.resampled else PairedScores(worse)

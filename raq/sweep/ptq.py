@@ -103,7 +103,7 @@ def curve(trials: Mapping[str, Config], answers: Mapping[str, Answers], baseline
                 lost, interval = mean_worse(pairs)
                 most = mean_worse(pairs, together(len(by_size) - 1))[1][1]
             found = [by_seed[seed].value for seed in sorted(by_seed)]
-            sign = baseline.scale if baseline.metric.greater_is_better else -baseline.scale
+            points = baseline.metric.sign * baseline.metric.scale
             rows.append(
                 CurveRow(
                     observer=observer,
@@ -115,7 +115,7 @@ def curve(trials: Mapping[str, Config], answers: Mapping[str, Answers], baseline
                     values=found,
                     mean_value=float(np.mean(found)),
                     std_value=float(np.std(found, ddof=1)) if len(found) > 1 else None,
-                    drop=sign * (baseline.value - float(np.mean(found))),
+                    drop=points * (baseline.value - float(np.mean(found))),
                     against_largest=lost,
                     against_largest_interval=interval,
                     loses_at_most=most,
