@@ -1,5 +1,6 @@
 """What a page is made of: sections of figures, tables and sentences. Neither torch nor ray."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,11 @@ class Section:
     parts: Sequence[Figure | Table | Code | Sequence[str]] = field(default_factory=tuple)
     """Figures, tables, lines to copy, and lists of sentences, in order."""
     is_open: bool = True
+
+
+def name_of(*parts: object) -> str:
+    """A figure's name, which an address can end in: letters, digits, and what stands for all others."""
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]", "_", str(part)) for part in parts)
 
 
 def shown(value: Number, digits: str = ".2f", missing: str = "") -> str:

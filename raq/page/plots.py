@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from raq.experiment.metric import Metric
-from raq.page.parts import Figure
+from raq.page.parts import Figure, name_of
 from raq.page.records import artifact_of
 from raq.report.claims import Rules
 from raq.report.ratios import Place, baseline_row, rows_at
@@ -53,7 +53,7 @@ def decision(candidates: Sequence[CandidateSummary], place: Place, rules: Rules)
         f"{len(points)} contenders at batch {place[1]} on {place[0]}; the fastest is {best['name']} with "
         f"{best['x']:.2f} ms; the table below has all numbers."
     )
-    return Figure(f"decision-{place[0]}-{place[1]}", says, data, layout, 430)
+    return Figure(name_of("decision", *place), says, data, layout, 430)
 
 
 def _point(
@@ -170,7 +170,7 @@ def speedups(candidates: Sequence[CandidateSummary], over: str) -> Figure | None
         "scattermode": "group",
     }
     says = f"speed over {baseline} of {len(data)} contenders at {len(places)} batch sizes, with 95% intervals."
-    return Figure(f"over-{over.replace('_', '-')}", says, data, layout, 200 + 70 * len(places))
+    return Figure(name_of(over), says, data, layout, 200 + 70 * len(places))
 
 
 def rounds(candidates: Sequence[CandidateSummary], place: Place) -> Figure | None:
@@ -204,7 +204,7 @@ def rounds(candidates: Sequence[CandidateSummary], place: Place) -> Figure | Non
     }
     count = sum(len(trace["x"]) for trace in data)
     says = f"{count} rounds of {len(data)} contenders at batch {place[1]} on {place[0]}; open circles were disturbed."
-    return Figure(f"rounds-{place[0]}-{place[1]}", says, data, layout)
+    return Figure(name_of("rounds", *place), says, data, layout)
 
 
 def kernels(profile: ArtifactProfile) -> Figure:
@@ -218,12 +218,12 @@ def kernels(profile: ArtifactProfile) -> Figure:
          "hovertemplate": "%{y}: %{x:.4f} ms<br>%{customdata[0]}, %{customdata[1]}<extra></extra>"}
     ]  # fmt: skip
     layout = {"xaxis": {"title": {"text": "ms of a call"}}, "yaxis": {"automargin": True, "showticklabels": True}}
-    name = f"{profile['candidate']}-{profile['runtime']}-{profile['batch_size']}"
+    name = name_of("kernels", profile["candidate"], profile["runtime"], profile["batch_size"])
     says = (
         f"{profile['candidate']} at batch {profile['batch_size']}: a call takes {profile['total_ms']:.3f} ms, of which "
         f"{sum(layer['ms'] for layer in profile['layers']):.3f} in kernels that multiply."
     )
-    return Figure(f"kernels-{name}", says, data, layout, 140 + 16 * len(layers))
+    return Figure(name, says, data, layout, 140 + 16 * len(layers))
 
 
 def colour(kind: str) -> str:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_to_show import HOSTILE, kept, poisoned
+from runs_to_show import HOSTILE, hostile, kept
 
 from raq.page.records import RunRecords
 from raq.page.render import render
-from raq.report.terminal import clean
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -150,9 +149,7 @@ def test_axe_finds_nothing_serious(browser: Any, file: tuple[RunRecords, Path], 
 
 
 def test_a_hostile_record_runs_nothing(browser: Any, tmp_path: Path) -> None:
-    run = kept("mixed-precision")
-    hostile = RunRecords(clean(poisoned(run.summary)), run.settings, clean(poisoned(dict(run.stages))), {})
-    (tmp_path / "page.html").write_text(render(hostile), encoding="utf-8")
+    (tmp_path / "page.html").write_text(render(hostile("minilm")), encoding="utf-8")
     opened = Opened(browser, tmp_path / "page.html")
     opened.open_all()
     assert opened.said == []
