@@ -94,13 +94,14 @@ def inspect_model(
         if not _tried(found, lambda: _export(network, example, found)):
             found.exports = found.dynamic_batch = False
             return found
-        programs: list[ExportedProgram] = []
-        if not _tried(found, lambda: programs.append(_quantize(network, example, inputs, backend, found))):
-            found.quantizes = False
+        try:
+            program = _quantize(network, example, inputs, backend, found)
+        except RaqError as error:
+            found.quantizes, found.reason, found.hint = False, error.message, error.hint
             return found
         _prepare_qat(network, example, backend, found)
         if compiles:
-            _tried(found, lambda: _compile(programs[0], inputs, found))
+            _tried(found, lambda: _compile(program, inputs, found))
     return found
 
 
@@ -198,7 +199,7 @@ def _quantize(network: nn.Module, example: Example, inputs: Inputs, backend: str
 
 
 def _compile(program: ExportedProgram, inputs: Inputs, found: Inspection) -> None:
-    """Compile the int8 program for single samples, run it, and see which kernels did; UserError where none says."""
+    """Compile the int8 program, weights packed for single samples, and see what ran; UserError where none says it."""
     from raq.artifact.account import what_ran
     from raq.artifact.inductor import lower
     from raq.artifact.isolated import IsolatedProcess
@@ -206,11 +207,12 @@ def _compile(program: ExportedProgram, inputs: Inputs, found: Inspection) -> Non
 
     with tempfile.TemporaryDirectory() as folder:
         path, started = Path(folder) / "int8.pt2", time.perf_counter()
-        metadata = {"candidate": "int8", "kind": "ptq", "inputs": [one.plain() for one in inputs]}
-        lower(program, path, metadata)
+        threads = len(available_cpus())
+        torch.set_num_threads(threads)  # layouts of weights go by how many there are
+        lower(program, path, {"candidate": "int8", "kind": "ptq", "inputs": [one.plain() for one in inputs]})
         took_s = round(time.perf_counter() - started, 1)
         shapes = [constant.shape for constant in read(path).constants]
-        with IsolatedProcess(path, threads=len(available_cpus())) as process:
+        with IsolatedProcess(path, threads=threads) as process:
             ran = what_ran(process, inputs, shapes, found.macs, [])
         if ran is None:
             raise UserError("which kernels ran is not known here", "oneDNN says it, on x86")
