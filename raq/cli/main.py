@@ -26,7 +26,7 @@ from raq.cli.options import (
     print_json,
     results_folder,
 )
-from raq.cli.pages import report
+from raq.cli.pages import export, report
 from raq.errors import RaqError
 from raq.signals import stop_on_sigterm
 
@@ -82,7 +82,7 @@ def run(
     from raq.report.console import print_summary
     from raq.report.live import RunDisplay
     from raq.report.summary import summarise
-    from raq.run import run as run_experiment
+    from raq.running import run as run_experiment
 
     outcome = run_experiment(experiment, overrides or [], results, RunDisplay(), address, fresh, wait)
     console = new_console()
@@ -103,7 +103,7 @@ def plan(
 ) -> None:
     """The stages of an experiment: which are up to date, why others are stale, where they would run, what they took."""
     from raq.report.console import print_plan
-    from raq.run import dry_run
+    from raq.running import dry_run
 
     print_plan(new_console(), dry_run(experiment, overrides or [], results, address))
 
@@ -148,6 +148,7 @@ def runs(
 
 
 app.command(short_help="Write a run as one HTML page: verdict, plots, proofs.")(report)
+app.command(short_help="Write a candidate as a folder to deploy.")(export)
 app.command(short_help="Inspect a model: would it export, what would be int8?")(inspect)
 app.command(short_help="Inspect an artifact: is it quantized, and where not?")(check)
 app.command(short_help="Measure the latency of artifacts side by side.")(bench)

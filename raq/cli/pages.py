@@ -1,4 +1,4 @@
-"""The command that writes a run's page: report."""
+"""The commands that write what others open: report, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,3 +23,26 @@ def report(
     path = output if output is not None else folder / FILE
     write_page(folder, path)
     new_console().print(f"{path} is written", soft_wrap=True, markup=False, highlight=False)
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or id, or 'latest'.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="The folder to write; a new or empty one.")],
+    candidate: Annotated[
+        str | None, typer.Option("--candidate", metavar="NAME", help="Default: what the verdict ships.")
+    ] = None,
+    results: ResultsPlace = DEFAULT_RESULTS,
+) -> None:
+    """A candidate as a folder to deploy: the file, a runner without raq, a model card, and what verifies a copy."""
+    from raq.bundle.write import export as write_bundle
+    from raq.report.terminal import say
+    from raq.store.opening import open_store
+
+    found = write_bundle(open_store(results).find_run(run), output, candidate)
+    console = new_console()
+    say(console, f"{output} is written: {found.candidate['name']} for {found.runtime.name}", whole=True)
+    say(
+        console,
+        f"in an environment with what {output / 'requirements.txt'} names: python {output / 'verify.py'}",
+        whole=True,
+    )

@@ -4,8 +4,10 @@ That line names the key, its place in the file, what is allowed and what to do n
 """
 
 import difflib
+import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,24 +21,42 @@ from raq.experiment.spelling import rename_keys, spelled_as_today
 from raq.experiment.yaml_text import MAX_DEPTH, Location, read_yaml_text, read_yaml_value
 
 MAX_SHOWN = 600
+IN_PYTHON = "the experiment given"
+Given = Path | Mapping[str, Any] | Experiment
 PATHS = (("data", "root"), ("model", "weights"))
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment in the YAML file `path`, with `--set` overrides such as "train.epochs=1" applied.
+def load_experiment(given: Given, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that is given, with `--set` overrides such as "train.epochs=1" applied.
 
-    Relative paths (data.root, model.weights) come back absolute: the file's against its folder, an override's against
-    the working directory.
+    given: a YAML file, or what stands in one as a mapping, or an experiment. Relative paths (data.root, model.weights)
+    come back absolute: a file's against its folder, others against the working directory.
     Raises UserError for anything that is not a valid experiment.
     """
     try:
-        return _loaded(path, overrides)
+        return _loaded(given, overrides)
     except UserError as error:
         raise UserError(_shortened(error.message), _shortened(error.hint)) from error.__cause__
 
 
-def _loaded(path: Path, overrides: Sequence[str]) -> Experiment:
-    tree, lines = read_yaml_text(path)
+def as_given(value: Any) -> Given:
+    """What Python was given as one of those: a name is a file's. UserError for anything else."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    if isinstance(value, Mapping | Experiment):
+        return value
+    raise UserError(
+        f"an experiment cannot be a {type(value).__name__}", "give a YAML file's path, a mapping or an Experiment"
+    )
+
+
+def _loaded(given: Given, overrides: Sequence[str]) -> Experiment:
+    path = given if isinstance(given, Path) else Path(IN_PYTHON)
+    if isinstance(given, Path):
+        tree, lines = read_yaml_text(given)
+    else:
+        plain = given.model_dump(mode="json", by_alias=True) if isinstance(given, Experiment) else given
+        tree, lines = read_yaml_value(_as_yaml(plain), IN_PYTHON), {}
     if not isinstance(tree, dict):
         raise UserError(
             f"{path}: an experiment is a mapping of keys, this is {_kind(tree)}",
@@ -51,6 +71,17 @@ def _loaded(path: Path, overrides: Sequence[str]) -> Experiment:
     except ValidationError as error:
         raise _explain(error.errors(include_url=False), tree, lines, path) from None
     return _with_absolute_paths(experiment, path.resolve().parent)
+
+
+def _as_yaml(plain: Any) -> str:
+    """The text that says the same, of plain values: JSON, which the reader of YAML takes."""
+    try:
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{IN_PYTHON}: not made of plain values: {error}",
+            "give what a file can hold: mappings, lists, numbers, text",
+        ) from None
 
 
 def _with_absolute_paths(experiment: Experiment, folder: Path) -> Experiment:

@@ -33,19 +33,29 @@ class Data:
     whatever the metric and the loss take. Items of `calibration` may be inputs alone. Without `train` nothing is
     trained: the network comes with weights. Without `calibration` the training split calibrates.
 
-    collate: of a list of items, the batch (inputs, targets); default: torch's own. classes: how many there are, where
-    targets are classes. dynamic_axes: by input (name or number), by axis (1 is the first after the batch) the name of
-    one whose size varies, or (name, least, most). digest: text that changes when the data do; default: raq looks at the
-    lengths, at 64 items of each split and at the code of the function.
+    collate: of a list of items, the batch (inputs, targets); default: torch's own. classes: how many there are, or
+    their names in order, where targets are classes. dynamic_axes: by input (name or number), by axis (1 is the first
+    after the batch) the name of one whose size varies, or (name, least, most). digest: text that changes when the data
+    do; default: raq looks at the lengths, at 64 items of each split and at the code of the function.
     """
 
     test: MapStyle
     train: MapStyle | None = None
     calibration: MapStyle | None = None
     collate: Callable[[list[Any]], Any] | None = None
-    classes: int | None = None
+    classes: int | Sequence[str] | None = None
     dynamic_axes: Mapping[str | int, Mapping[int, AxisOf]] = field(default_factory=dict)
     digest: str | None = None
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes there are; None where targets are none."""
+        return self.classes if self.classes is None or isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes in order, where they are given."""
+        return None if self.classes is None or isinstance(self.classes, int) else [str(name) for name in self.classes]
 
     def splits(self) -> dict[str, MapStyle]:
         """Those that there are, by name; UserError for one that is no data set or is empty."""

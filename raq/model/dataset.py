@@ -19,7 +19,7 @@ from raq.model.data import Data as UserData
 from raq.model.images import ImageDataset, Images, normalisation
 from raq.model.known_data import data_digest, describe_inputs
 from raq.model.samples import Part, SampleDataset
-from raq.model.sources import arrays_of_function, call_function, source_of
+from raq.model.sources import CLASS_NAMES, arrays_of_function, call_function, source_of
 from raq.model.user_code import sources_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def load_dataset(data: Data, working_directory: str | None = None, expect_digest
     return found
 
 
-def _images(data: Data, arrays: dict[str, Array], digest: str, source: str) -> ImageDataset:
+def _images(data: Data, arrays: dict[str, Any], digest: str, source: str) -> ImageDataset:
     """A data set of images out of the four arrays."""
     train, validation = _held_out(len(arrays["train_labels"]), data, source)
     test = _sample(len(arrays["test_labels"]), data.test_limit, "data.test_limit", source)
@@ -104,6 +104,7 @@ def _images(data: Data, arrays: dict[str, Array], digest: str, source: str) -> I
         std=std,
         digest=digest,
         source=source,
+        class_names=arrays.get(CLASS_NAMES),
     )
 
 

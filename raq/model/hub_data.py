@@ -49,8 +49,12 @@ class HubImages(EncodedImages):
         return [self.column, len(self), file_stats(files)] if files and inside else None
 
 
-def read_hub_dataset(name: str, root: str | None, side: int) -> tuple[dict[str, HubImages], dict[str, Array]]:
-    """Images, and their classes int64 [N], by split, train and test: from the folder `root`, else from the cache.
+def read_hub_dataset(
+    name: str, root: str | None, side: int
+) -> tuple[dict[str, HubImages], dict[str, Array], list[str] | None]:
+    """Images and classes, int64 [N], by split, train and test: from the folder `root`, else from the cache.
+
+    And the names of the classes in order, where it has them.
 
     Its test split is `test`, or `validation` where there is none. Raises UserError if it is in neither place, or if it
     is not made of images and classes.
@@ -81,7 +85,8 @@ def read_hub_dataset(name: str, root: str | None, side: int) -> tuple[dict[str, 
                 f"{where}: {int((labels[split] < 0).sum())} of {len(labels[split])} samples have no class",
                 "a test split without classes judges nothing: " + OTHERS,
             )
-    return images, labels
+    names = getattr(chosen["train"].features[label], "names", None)
+    return images, labels, None if names is None else list(names)
 
 
 def _load(name: str, root: str | None) -> Mapping[str, Any]:

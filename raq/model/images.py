@@ -70,6 +70,7 @@ class ImageDataset:
     std: tuple[float, ...]
     digest: str
     source: str
+    class_names: tuple[str, ...] | None = None
 
     @property
     def inputs(self) -> Inputs:
@@ -111,6 +112,7 @@ class ImageDataset:
             "digest": self.digest,
             "source": self.source,
             "classes": self.classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
             "train_images": len(self.train_images),
             "validation_images": len(self.validation_images),
             "test_images": len(self.test_images),

@@ -41,7 +41,7 @@ class SampleDataset:
     @property
     def classes(self) -> int | None:
         """How many there are, where targets are classes."""
-        return self.data.classes
+        return self.data.class_count
 
     def size(self, split: str) -> int:
         """How many samples a split has."""
@@ -65,6 +65,7 @@ class SampleDataset:
             "digest": self.digest,
             "source": self.source,
             "classes": self.classes,
+            "class_names": self.data.class_names,
             "train_images": self.size("train"),
             "validation_images": self.size("validation"),
             "test_images": self.size("test"),

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -19,11 +19,15 @@ from raq.model.hub_data import read_hub_dataset
 from raq.model.image_files import EncodedImages, ImageFiles, decode_image
 from raq.model.user_code import import_function, on_path
 
+Source = tuple[dict[str, Any], str, str]
+"""The four arrays by name, and CLASS_NAMES where they are known; their digest; where they come from."""
+CLASS_NAMES = "class_names"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DECODED_ONCE_BYTES = 256 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 
 
-def digits(data: Data) -> tuple[dict[str, Array], str, str]:
+def digits(data: Data) -> Source:
     """The 1,797 handwritten digits inside scikit-learn, 8x8 grey (0 to 16), scaled to 3x32x32; every fifth is test."""
 
     def decode() -> dict[str, Array]:
@@ -40,11 +44,15 @@ def digits(data: Data) -> tuple[dict[str, Array], str, str]:
             "test_labels": bunch.target[test],
         }
 
-    return cached("digits", [metadata.version("scikit-learn")], decode, "scikit-learn")
+    return _named(cached("digits", [metadata.version("scikit-learn")], decode, "scikit-learn"), map(str, range(10)))
 
 
-def cifar10(data: Data) -> tuple[dict[str, Array], str, str]:
+def cifar10(data: Data) -> Source:
     """CIFAR-10 from a folder (torchvision's official one, or parquet as on the Hugging Face hub), or downloaded."""
+    return _named(_cifar10(data), CIFAR10_CLASSES)
+
+
+def _cifar10(data: Data) -> Source:
     folder = find_cifar10(data.root)
     if folder is None:
         return _download_cifar10(cache_folder() / "data", cifar10_places(data.root))
@@ -75,7 +83,7 @@ def _parquet_parts(folder: Path) -> dict[str, list[Path]]:
     return {split: sorted(folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
 
 
-def _download_cifar10(folder: Path, looked: list[Path]) -> tuple[dict[str, Array], str, str]:
+def _download_cifar10(folder: Path, looked: list[Path]) -> Source:
     from torchvision.datasets import CIFAR10
 
     try:
@@ -136,7 +144,7 @@ def _read_parquet(parts: dict[str, list[Path]]) -> dict[str, Array]:
     return arrays
 
 
-def imagefolder(data: Data) -> tuple[dict[str, Any], str, str]:
+def imagefolder(data: Data) -> Source:
     """train/ and test/ with one folder a class; images scaled and centre-cropped to data.image_size.
 
     Decoded once and kept if they take up to DECODED_ONCE_BYTES; else decoded whenever they are read.
@@ -154,17 +162,25 @@ def imagefolder(data: Data) -> tuple[dict[str, Any], str, str]:
     names = [Path(file) for images in files.values() for file in images.files]
     below = [os.fsencode(name.relative_to(root)) for name in names]
     identity = [data.image_size, file_stats(names)]
-    return _few_or_many("imagefolder", files, labels, identity, lambda: _digest(files, labels, below), str(root))
+    found = _few_or_many("imagefolder", files, labels, identity, lambda: _digest(files, labels, below), str(root))
+    return _named(found, classes)
 
 
-def hub(data: Data) -> tuple[dict[str, Any], str, str]:
+def hub(data: Data) -> Source:
     """A data set of the Hugging Face hub, hf:NAME: its images scaled and centre-cropped to data.image_size.
 
     As of an imagefolder, they are decoded once if they are few.
     """
-    images, labels = read_hub_dataset(data.name.removeprefix(HUB), data.root, data.image_size)
+    images, labels, names = read_hub_dataset(data.name.removeprefix(HUB), data.root, data.image_size)
     digest = _digest(images, labels)
-    return _few_or_many("hub", images, labels, digest, lambda: digest, data.name)
+    found = _few_or_many("hub", images, labels, digest, lambda: digest, data.name)
+    return found if names is None else _named(found, names)
+
+
+def _named(found: Source, names: Iterable[str]) -> Source:
+    """With the names of the classes, in order."""
+    arrays, digest, source = found
+    return {**arrays, CLASS_NAMES: tuple(names)}, digest, source
 
 
 def _few_or_many(
@@ -174,7 +190,7 @@ def _few_or_many(
     identity: Any,
     digest: Callable[[], str],
     source: str,
-) -> tuple[dict[str, Any], str, str]:
+) -> Source:
     """Images that are decoded once and kept, where they take up to DECODED_ONCE_BYTES; else as they are.
 
     identity: plain values that change when they do; digest: of them as they are. Gives the four arrays, by name, their
@@ -253,14 +269,14 @@ def arrays_of_function(data: Data, returned: Any) -> tuple[dict[str, Array], str
     return arrays, arrays_digest(arrays), data.name
 
 
-SOURCES: dict[str, Callable[[Data], tuple[dict[str, Any], str, str]]] = {
+SOURCES: dict[str, Callable[[Data], Source]] = {
     "digits": digits,
     "cifar10": cifar10,
     "imagefolder": imagefolder,
 }
 
 
-def source_of(name: str) -> Callable[[Data], tuple[dict[str, Any], str, str]] | None:
+def source_of(name: str) -> Callable[[Data], Source] | None:
     """What reads the data set of this name; None for a function of the user's."""
     return hub if name.startswith(HUB) else SOURCES.get(name)
 

@@ -24,6 +24,8 @@ HALF_FEATURES = {
 class DataFound:
     """What the data were found to be, counts in samples. inputs: what the network is called with.
 
+    class_names: in order, where they have names.
+
     Of images: image_shape, [channels, height, width]; mean, std: by channel, pixels / 255. None of other data.
     """
 
@@ -35,6 +37,7 @@ class DataFound:
     test_images: int
     calibration_images: int
     inputs: list[dict[str, Any]]
+    class_names: list[str] | None = None
     image_shape: list[int] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None

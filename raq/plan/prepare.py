@@ -11,7 +11,7 @@ from typing import Any
 from raq.environment import Machine, environment_kept, has_vnni, machine, versions
 from raq.errors import UserError
 from raq.experiment.fields import INCLUDED
-from raq.experiment.load import load_experiment
+from raq.experiment.load import Given, load_experiment
 from raq.experiment.schema import Experiment
 from raq.plan.facts import DataFound, Facts
 from raq.plan.fitting import fit_to_data
@@ -44,7 +44,7 @@ class DryRun:
     notes: tuple[str, ...] = ()
 
 
-def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) -> Prepared:
+def prepare(given: Given, overrides: Sequence[str], where: Machine | None = None) -> Prepared:
     """Read the experiment, find its data, plan its stages; `where`: the machine of the stages, default this one.
 
     Raises UserError for whatever is wrong with the experiment, its data or its weights.
@@ -53,7 +53,7 @@ def prepare(path: Path, overrides: Sequence[str], where: Machine | None = None) 
     from raq.model.dataset import load_dataset
 
     here = where or machine()  # before libraries that reading data imports set variables of their own
-    experiment = load_experiment(path, overrides)
+    experiment = load_experiment(given, overrides)
     with environment_kept():
         dataset = load_dataset(experiment.data, str(Path.cwd()))
         odd = data_notes(dataset)

@@ -15,13 +15,14 @@ from raq.store.views import execution_of
 S = TypeVar("S", bound=Settings)
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
-WEIGHTS, PROGRAM, PREDICTIONS, SCORES, SAMPLES, LOGITS = (
+WEIGHTS, PROGRAM, PREDICTIONS, SCORES, SAMPLES, LOGITS, EXAMPLES = (
     "weights.pt",
     "program.pt2",
     "predictions.npy",
     "scores.npy",  # of another metric than top-1: of each sample, or of resampled sets
     "samples.json",
     "logits.npy",  # of the last step of the parity chain that a stage did
+    "examples.npz",  # test samples with what an artifact gives for them
 )
 
 

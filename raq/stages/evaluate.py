@@ -12,6 +12,7 @@ from raq.artifact.judgement import LedgerOfRecord, Lowered, evidence_of
 from raq.artifact.runtimes import RUNTIMES, in_parts
 from raq.lazy import resolve
 from raq.stages.call import LOGITS, PREDICTIONS, SCORES, Call, Progress, Results, refuse_other_machine
+from raq.stages.examples import keep_examples
 from raq.stages.inputs import parity_chain, read_dataset, scorer
 from raq.stages.programs import read_program
 from raq.store.settings import ArtifactSettings, DataSettings
@@ -61,6 +62,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         results: Results = {"load_s": process.loaded.load_s, "resident_bytes": process.loaded.resident_bytes}
         if device == "cpu":
             results |= _executed(call, path, process)
+        results |= keep_examples(call, dataset, network)
         if asked.kind == "fp32" and asked.metric.is_top1 and dataset.size("train"):
             results |= _of_training(call, dataset, network)
     return {**accuracy, **chain.finish(Path(call.folder) / LOGITS), **results}

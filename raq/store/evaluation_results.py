@@ -41,6 +41,14 @@ class FloatLayer(TypedDict):
 
 
 @strict
+class Examples(TypedDict):
+    """Test samples that are kept with their outputs; threads: of the process that computed these."""
+
+    count: Annotated[int, Field(ge=1, le=2**31)]
+    threads: Annotated[int, Field(ge=1, le=2**20)]
+
+
+@strict
 class Evaluation(TypedDict):
     """What an evaluate stage found."""
 
@@ -57,6 +65,7 @@ class Evaluation(TypedDict):
     resampled: NotRequired[bool]
     test_images: Annotated[int, Field(ge=1, le=2**40)]
     parity: NotRequired[list[ParityRow]]
+    examples: NotRequired[Examples | None]
     resident_bytes: NotRequired[Count | None]
     graph_int8_mac_share: NotRequired[Share | None]
     executed_int8_mac_share: NotRequired[Share | None]

@@ -147,6 +147,7 @@ class DataOfRun(TypedDict):
     """`Dataset.describe()`, what a report reads."""
 
     digest: Text
+    class_names: NotRequired[list[Text] | None]
 
 
 @strict

@@ -1,9 +1,12 @@
 """The verbs as people use them: one real run, then everything that stands on its records."""
 
+import hashlib
 import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from workplace import Workplace, clear_error
 
+import raq
 from raq.environment import Machine, has_vnni
 from raq.report.comparison import compare
 from raq.report.summary import summarise
@@ -29,6 +33,7 @@ def test_help_names_the_verbs(workplace: Workplace) -> None:
         "show",
         "runs",
         "report",
+        "export",
         "inspect",
         "check",
         "bench",
@@ -93,6 +98,102 @@ def stages_of(folder: Path) -> dict[str, str]:
     """By candidate, the fingerprint of its evaluation."""
     stages = read_json(folder / "run.json")["stages"]
     return {name.removeprefix("evaluate/"): one["fingerprint"] for name, one in stages.items() if "evaluate/" in name}
+
+
+def test_an_exported_folder_runs_without_raq(finished: Workplace, tmp_path: Path) -> None:
+    folder = tmp_path / "deployed"
+    done = finished.raq_here("export", "latest", "--candidate", "ptq", "--output", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"written: ptq for inductor", done.stdout)
+    sums = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=False)
+    assert sums.returncode == 0
+    about = read_json(folder / "metadata.json")
+    assert (about["classes"], about["inputs"][0]["shape"]) == (4, [3, 16, 16])
+    with np.load(folder / "examples.npz") as stored:
+        kept = stored["input_0"]
+        assert (len(kept), len(stored["output"])) == (8, 8)
+    verified = _python(folder, "verify.py")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "8 of 8 examples bit for bit" in verified.stdout
+    assert "classes: " in _python(folder, "run.py").stdout
+    # the card's own lines: raw pixels to classes, in a process that cannot import raq
+    (given,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    script = f"""
+import sys; sys.modules["raq"] = None; sys.path.insert(0, {str(folder)!r}); sys.path.insert(1, {str(finished.folder)!r})
+import tiny_user; pixels = tiny_user.data()[2][:8]
+{given}
+import run; assert (input_0 == run.examples()[0][0]).all(), "not what the network was evaluated with"
+assert (output == run.examples()[1]).all(); print(classes.tolist())"""
+    used = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert used.returncode == 0, used.stderr
+    predictions = next(iter(finished.folder.glob("results/stages/evaluate-*/predictions.npy")))
+    assert len(json.loads(used.stdout)) == 8 <= np.load(predictions).shape[1]
+
+
+def test_a_changed_export_is_refused(finished: Workplace, tmp_path: Path) -> None:
+    folder = tmp_path / "deployed"
+    assert finished.raq_here("export", "latest", "--candidate", "qat", "--output", str(folder)).returncode == 0
+    error = clear_error(finished.raq_here("export", "latest", "--candidate", "ptq", "--output", str(folder)), 2)
+    assert f"--output {folder} is there already" in error
+    with np.load(folder / "examples.npz") as stored:
+        values = dict(stored)
+    values["output"] = values["output"] + np.float32(1e-3)
+    np.savez(folder / "examples.npz", **values)
+    changed = _python(folder, "verify.py")
+    assert (changed.returncode, changed.stdout) == (1, "NOT the files that were evaluated: examples.npz\n")
+    sums = (folder / "SHA256SUMS").read_text().splitlines()
+    fixed = hashlib.sha256((folder / "examples.npz").read_bytes()).hexdigest()
+    (folder / "SHA256SUMS").write_text(
+        "\n".join(f"{fixed}  examples.npz" if line.endswith("examples.npz") else line for line in sums) + "\n"
+    )
+    other = _python(folder, "verify.py")
+    assert other.returncode == 1
+    assert "DIFFERENT outputs" in other.stdout
+    assert _python(folder, "verify.py", "--min-sqnr-db", "20").returncode == 0
+    with (folder / "artifact.pt2").open("ab") as file:
+        file.write(b" ")
+    assert "NOT the files that were evaluated: artifact.pt2" in _python(folder, "verify.py").stdout
+    refused = _python(folder, "run.py")
+    assert refused.returncode == 1
+    assert "its SHA-256 is not that of metadata.json" in refused.stderr
+
+
+def test_what_cannot_be_exported(finished: Workplace, tmp_path: Path) -> None:
+    folder = tmp_path / "deployed"
+    error = clear_error(finished.raq_here("export", "latest", "--candidate", "int4", "--output", str(folder)), 2)
+    assert "has no candidate 'int4'" in error
+    assert "fp32, ptq, qat" in error
+    (tmp_path / "file").touch()
+    clear_error(finished.raq_here("export", "latest", "--candidate", "ptq", "--output", str(tmp_path / "file")), 2)
+    inside = str(tmp_path / "file" / "below")
+    clear_error(finished.raq_here("export", "latest", "--candidate", "ptq", "--output", inside), 2)
+    assert not list(tmp_path.glob(".deployed-*")), "nothing is left half-written"
+
+
+def _python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-I", str(folder / arguments[0]), *arguments[1:]], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_run_from_python(finished: Workplace) -> None:
+    run = raq.open_run(Store(finished.folder / "results").find_run("latest"))
+    candidates, latencies, layers, rounds = run.candidates(), run.latencies(), run.layers(), run.rounds()
+    assert candidates["candidate"].tolist() == ["fp32", "ptq", "qat"]
+    assert (candidates["samples"] == 203).all()
+    kept = run.summary["candidates"][1]
+    assert candidates.loc[1, "value"] == kept["top1"]
+    assert [candidates.loc[1, "drop_low"], candidates.loc[1, "drop_high"]] == kept["drop_interval"]
+    own = latencies[(latencies["candidate"] == "ptq") & (latencies["batch_size"] == 8)]
+    (row,) = [row for row in kept["latency"] if row["batch_size"] == 8]
+    assert own["p50_ms"].tolist() == [row["p50_ms"]]
+    of_row = rounds[(rounds["candidate"] == "ptq") & (rounds["batch_size"] == 8)]
+    assert of_row["p50_ms"].tolist() == row["round_p50_ms"]
+    assert layers.groupby("candidate").size().to_dict() == {"ptq": 3, "qat": 3}
+    assert layers["int8"].all()
+    assert layers["macs"].sum() == 2 * (3 * 16 * 9 * 256 + 16 * 32 * 9 * 64 + 128 * 4)
+    assert html.escape(run.verdict["why"]) in run._repr_html_()
+    assert run.verdict["why"] in repr(run)
 
 
 def test_show_json_is_the_contract(finished: Workplace) -> None:

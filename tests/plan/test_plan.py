@@ -17,7 +17,7 @@ from raq.plan.expected import expected_s
 from raq.plan.facts import DataFound, Facts, why_not_lowered
 from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import earlier_runs, stale_stages
-from raq.run import delete_work_on_old_inputs
+from raq.running import delete_work_on_old_inputs
 from raq.stages.call import Call
 from raq.store.files import read_json
 from raq.store.local import Store

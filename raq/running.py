@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from raq.doctor import before_run
 from raq.environment import environment, versions
 from raq.errors import RaqError, UserError
-from raq.experiment.load import load_experiment
+from raq.experiment.load import Given, load_experiment
 from raq.plan.candidates import candidates_of
 from raq.plan.expected import expected_s
 from raq.plan.kinds import KINDS
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def run(
-    path: Path,
+    given: Given,
     overrides: Sequence[str],
     results: "str | Path",
     listener: Listener,
@@ -73,10 +73,10 @@ def run(
     """
     store = open_store(results)
     if address is None:
-        prepared = prepare(path, overrides)
+        prepared = prepare(given, overrides)
         with store.locked():
             return _complete(prepared, store, listener, fresh)
-    with store.locked(), _joined(path, overrides, address, store.root, wait_s) as joined:
+    with store.locked(), _joined(given, overrides, address, store.root, wait_s) as joined:
         return _complete(joined.prepared, store, listener, fresh, joined)
 
 
@@ -91,24 +91,26 @@ class _Joined:
 
 
 @contextmanager
-def _joined(path: Path, overrides: Sequence[str], address: str, logs: Path, wait_s: float = 0.0) -> "Iterator[_Joined]":
+def _joined(
+    given: Given, overrides: Sequence[str], address: str, logs: Path, wait_s: float = 0.0
+) -> "Iterator[_Joined]":
     """The cluster at `address`, when it has the nodes that are asked for, or after wait_s; Ray's output goes to `logs`.
 
     The plan depends on what the cluster's machines are, so they are asked first.
     """
     from raq.cluster.session import cluster, output_to
 
-    asked = load_experiment(path, overrides)  # what is wrong is said before it is joined
+    asked = load_experiment(given, overrides)  # what is wrong is said before it is joined
     with output_to(logs / "connect.log") as output, cluster(address, logs):
         from raq.cluster.actors import machine_to_measure_on
         from raq.cluster.resources import nodes_in_time
 
         nodes = nodes_in_time(asked, wait_s, output)
         where = machine_to_measure_on(nodes, asked.resources.bench.labels)
-        yield _Joined(prepare(path, overrides, where), nodes, output, wait_s)
+        yield _Joined(prepare(given, overrides, where), nodes, output, wait_s)
 
 
-def dry_run(path: Path, overrides: Sequence[str], results: "str | Path", address: str | None = None) -> DryRun:
+def dry_run(given: Given, overrides: Sequence[str], results: "str | Path", address: str | None = None) -> DryRun:
     """What a run would do, here or on the cluster.
 
     Raises UserError for what is wrong with the experiment, and for a stage that none of the nodes can do.
@@ -118,11 +120,11 @@ def dry_run(path: Path, overrides: Sequence[str], results: "str | Path", address
 
     store = open_store(results)
     if address is None:
-        prepared, nodes = prepare(path, overrides), [local_node()]
+        prepared, nodes = prepare(given, overrides), [local_node()]
     else:
         with (
             tempfile.TemporaryDirectory(prefix="raq-plan-") as scratch,
-            _joined(path, overrides, address, Path(scratch)) as joined,
+            _joined(given, overrides, address, Path(scratch)) as joined,
         ):
             prepared, nodes = joined.prepared, joined.nodes
     stale = stale_stages(prepared.plan, store)

@@ -1,0 +1,1 @@
+"""raq from Python, for notebooks and scripts: what `import raq` offers."""
