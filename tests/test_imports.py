@@ -86,7 +86,15 @@ def test_a_rooms_own_file_has_a_docstring_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["raq.cli.main", "raq.running", "raq.report.console", "raq.plan.stages", "raq.stages.dispatch", "raq.model.dataset"],
+    [
+        "raq.cli.main",
+        "raq.running",
+        "raq.api.finished",
+        "raq.report.console",
+        "raq.plan.stages",
+        "raq.stages.dispatch",
+        "raq.model.dataset",
+    ],
 )
 def test_front_starts_without_torch_and_ray(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray') if m in sys.modules])"

@@ -108,7 +108,7 @@ class Run:
 
     def page(self, output: "str | os.PathLike[str] | None" = None) -> Path:
         """Write the run's page (what `raq report` writes); where it is. UserError if it cannot be written."""
-        from raq.page.render import FILE, write_page
+        from raq.page.run_page import FILE, write_page
 
         path = self.folder / FILE if output is None else Path(output)
         write_page(self.folder, path)

@@ -67,8 +67,8 @@ def rounds(summary: RunSummary) -> "pd.DataFrame":
         for row in one["latency"]:
             count = len(row["round_p50_ms"])
             columns = zip(
-                row.get("round_number") or range(count), row.get("round_launch") or [None] * count,
-                row.get("round_disturbed") or [None] * count, row["round_p50_ms"], strict=True,
+                row.get("round_number") or range(count), cast(Any, row).get("round_launch") or [None] * count,
+                cast(Any, row).get("round_disturbed") or [None] * count, row["round_p50_ms"], strict=True,
             )  # fmt: skip
             rows += [
                 {

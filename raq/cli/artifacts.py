@@ -104,6 +104,7 @@ def profile(
 
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs' folders or ids, or 'latest'.")],
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write it as an HTML page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     results: ResultsPlace = DEFAULT_RESULTS,
 ) -> None:
@@ -111,6 +112,7 @@ def compare(
     from raq.errors import UserError
     from raq.report.bench import print_comparison
     from raq.report.comparison import compare as compare_runs
+    from raq.report.terminal import say
     from raq.store.opening import open_store
 
     if len(runs) < 2:
@@ -121,7 +123,14 @@ def compare(
         if folder.resolve() == folders[0].resolve():
             raise UserError(f"{run} is the same run as {runs[0]}", "compare takes two runs; see them with 'raq runs'")
     found = compare_runs(folders)
+    if html is not None:
+        from raq.page.comparison_page import page_of_comparison
+        from raq.page.render import write
+
+        write(page_of_comparison(found), html)
     if as_json:
         print_json(found)
     else:
         print_comparison(new_console(), found)
+        if html is not None:
+            say(new_console(), f"{html} is written", whole=True)

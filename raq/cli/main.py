@@ -78,7 +78,7 @@ def run(
     wait: Wait = 0.0,
 ) -> None:
     """Do what is stale of an experiment; end with the table and the verdict."""
-    from raq.page.render import write_run_page
+    from raq.page.run_page import write_run_page
     from raq.report.console import print_summary
     from raq.report.live import RunDisplay
     from raq.report.summary import summarise
@@ -132,6 +132,9 @@ def show(
 @app.command(short_help="List the runs, newest first, each with its verdict.")
 def runs(
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="The newest so many.")] = 20,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write each experiment's history as an HTML page.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     results: ResultsPlace = DEFAULT_RESULTS,
 ) -> None:
@@ -140,6 +143,13 @@ def runs(
     from raq.store.opening import open_store
 
     folders = open_store(results).run_folders()
+    if html is not None:
+        from raq.page.history_page import page_of_history
+        from raq.page.render import write
+
+        write(page_of_history(folders[-limit:]), html)
+        new_console().print(f"{html} is written", soft_wrap=True, markup=False, highlight=False)
+        return
     found = run_lines(folders[: -limit - 1 : -1])
     if as_json:
         print_json(found)

@@ -16,7 +16,7 @@ def report(
     results: ResultsPlace = DEFAULT_RESULTS,
 ) -> None:
     """A run as one HTML page that needs nothing else: verdict, plots, tables, proofs."""
-    from raq.page.render import FILE, write_page
+    from raq.page.run_page import FILE, write_page
     from raq.store.opening import open_store
 
     folder = open_store(results).find_run(run)

@@ -1,7 +1,8 @@
 """What a network gives for a split, and what a metric makes of that, the last partial batch included."""
 
+import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,14 +30,25 @@ def predict(
     return logits(network, dataset, everything, device, batch_size, lambda given: given.argmax(1), split)
 
 
-def predict_with_targets(network: Network, dataset: Dataset, split: str = "test") -> tuple[Array, Array]:
-    """The class predicted for every sample of the split, and its own, int64 [N] each."""
+class Predicted(NamedTuple):
+    """Of every sample of a split: the class predicted and its own, int64 [N] each, and by how much the logit of the
+    first exceeds that of the next class, float32 [N] (infinite where there is but one)."""
+
+    classes: Array
+    targets: Array
+    margins: Array
+
+
+def predict_with_targets(network: Network, dataset: Dataset, split: str = "test") -> Predicted:
+    """What is predicted for every sample of the split, and how surely."""
     samples = dataset.size(split)
-    found, wanted = Rows(samples), Rows(samples)
+    found, wanted, sure = Rows(samples), Rows(samples), Rows(samples)
     for output, targets in run(network, dataset, np.arange(samples), split=split):
         found.add(output.argmax(1).cpu().numpy())
         wanted.add(torch.as_tensor(targets).cpu().numpy().reshape(-1))
-    return found.together(), wanted.together()
+        best = output.float().topk(min(2, output.shape[1]), 1).values
+        sure.add((best[:, 0] - best[:, 1] if best.shape[1] > 1 else best[:, 0] + math.inf).cpu().numpy())
+    return Predicted(found.together(), wanted.together(), sure.together())
 
 
 def run(

@@ -75,7 +75,9 @@
   });
   // Plotly is packed, so that the page is small enough for a mail
   async function unpack() {
-    const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (c) => c.charCodeAt(0));
+    const base64 = document.getElementById("library").textContent;
+    if (!base64) return;
+    const packed = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
     const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(plain).text();

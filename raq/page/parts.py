@@ -1,9 +1,13 @@
 """What a page is made of: sections of figures, tables and sentences. Neither torch nor ray."""
 
+import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from raq.errors import UserError, first_line
 
 Number = float | int | None
 
@@ -51,15 +55,53 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Small pictures. pictures: PNG files, each with what it shows in words."""
+
+    caption: str
+    pictures: Sequence[tuple[bytes, str]]
+
+    @property
+    def addresses(self) -> list[tuple[str, str]]:
+        """Each as an address that holds it whole, with its words."""
+        return [(f"data:image/png;base64,{base64.b64encode(png).decode()}", says) for png, says in self.pictures]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page. how: how to read it, at most three sentences."""
 
     name: str
     title: str
     how: Sequence[str] = ()
-    parts: Sequence[Figure | Table | Code | Sequence[str]] = field(default_factory=tuple)
-    """Figures, tables, lines to copy, and lists of sentences, in order."""
+    parts: Sequence[Figure | Table | Code | Gallery | Sequence[str]] = field(default_factory=tuple)
+    """Figures, tables, lines to copy, pictures, and lists of sentences, in order."""
     is_open: bool = True
+
+
+@dataclass(frozen=True)
+class Page:
+    """What one HTML file shows. facts: a line below its heading; answer: what it comes to; is_good: whether that is a
+    decision."""
+
+    title: str
+    heading: str
+    facts: str
+    answer: str
+    is_good: bool
+    sections: Sequence[Section]
+
+
+@contextmanager
+def refused_if_damaged(what: str) -> Iterator[None]:
+    """Whatever a damaged record makes fail, as UserError that names what cannot be shown."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the records of {what} cannot be shown ({type(error).__name__}: {first_line(error)})",
+            "a record is damaged or of another version: run again, or show it with the raq that made it",
+        ) from error
 
 
 def name_of(*parts: object) -> str:

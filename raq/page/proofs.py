@@ -1,4 +1,4 @@
-"""Sections that prove: layers, kernels, parity, bytes, answers. Neither torch nor ray."""
+"""Sections that prove: layers, kernels, parity, bytes. Neither torch nor ray."""
 
 from typing import Any, cast
 
@@ -7,9 +7,6 @@ from raq.page import plots
 from raq.page.parts import Cell, Section, Table, number, shown
 from raq.page.records import RunRecords
 from raq.store.results import ArtifactProfile, Lowering
-from raq.sweep.answers import Answers
-
-MAX_CLASSES, MAX_CHANGED = 20, 200
 
 
 def layers(run: RunRecords) -> Section | None:
@@ -142,48 +139,3 @@ def sizes(run: RunRecords) -> Section | None:
     return (
         Section("sizes", "Where the bytes are", how, [Table("Files", columns, rows)], is_open=False) if rows else None
     )
-
-
-def classes(run: RunRecords) -> Section | None:
-    """Which samples changed, and which classes lose."""
-    base = run.answers.get("fp32")
-    if base is None or not base.has_classes:
-        return None
-    tables = []
-    for candidate in run.summary["candidates"]:
-        mine = run.answers.get(candidate["name"])
-        if candidate["kind"] != "fp32" and mine is not None and mine.same_samples(base):
-            tables += [_by_class(candidate["name"], base, mine), _changed(candidate["name"], base, mine)]
-    how = (
-        "Only fp32 right: what the candidate loses; only the candidate right: what it wins.",
-        "Samples are numbered as the test split has them.",
-    )
-    return Section("classes", "What changed", how, tables, is_open=False) if tables else None
-
-
-def _by_class(name: str, base: Answers, mine: Answers) -> Table:
-    """The classes that lose most."""
-    truth = base.values[1]
-    rows = []
-    for label in sorted(set(truth.tolist())):
-        own = truth == label
-        lost, won = int((own & base.right & ~mine.right).sum()), int((own & mine.right & ~base.right).sum())
-        shares = [100 * float(one.right[own].mean()) for one in (base, mine)]
-        cells = [number(label, "d"), number(int(own.sum()), "d"), *(number(share) for share in shares)]
-        rows.append((won - lost, [*cells, number(lost, "d"), number(won, "d")]))
-    rows.sort(key=lambda row: row[0])
-    columns = ["class", "samples", "fp32, % right", f"{name}, % right", "only fp32 right", f"only {name} right"]
-    shown_rows = [row for _, row in rows[:MAX_CLASSES]]
-    return Table(f"{name}: the {len(shown_rows)} classes that lose most", columns, shown_rows)
-
-
-def _changed(name: str, base: Answers, mine: Answers) -> Table:
-    """The samples that are classified otherwise."""
-    changed = (mine.values[0] != base.values[0]).nonzero()[0]
-    rows = [
-        [number(int(value), "d") for value in (at, base.values[1][at], base.values[0][at], mine.values[0][at])]
-        for at in changed[:MAX_CHANGED]
-    ]
-    first = f" (the first {MAX_CHANGED})" if len(changed) > MAX_CHANGED else ""
-    caption = f"{name}: {len(changed)} of {base.samples} answers changed{first}"
-    return Table(caption, ["test sample", "class", "fp32 says", f"{name} says"], rows)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raq.artifact.runtimes import FP32_RUNTIME
+from raq.page.pictures import Thumbnails
 from raq.report.claims import Rules
 from raq.report.ratios import Place
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency, RunSummary
@@ -13,12 +14,14 @@ from raq.sweep.answers import Answers
 
 @dataclass(frozen=True)
 class RunRecords:
-    """All that a page is made of. stages: by name, a finished stage's record; answers: by candidate."""
+    """All that a page is made of. stages: by name, a finished stage's record; answers: by candidate; thumbnails: of the
+    test images of which FP32 is least sure."""
 
     summary: RunSummary
     settings: Record
     stages: Mapping[str, Record]
     answers: Mapping[str, Answers | None]
+    thumbnails: Thumbnails | None = None
 
     @property
     def rules(self) -> Rules:

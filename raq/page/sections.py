@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from raq.errors import UserError, first_line
 from raq.page import plots
 from raq.page.about import deploy, environment, reproduce
-from raq.page.parts import Cell, Section, Table, interval, number
-from raq.page.proofs import classes, kernels, layers, parity, sizes
+from raq.page.changed import changed
+from raq.page.parts import Cell, Section, Table, interval, number, refused_if_damaged
+from raq.page.proofs import kernels, layers, parity, sizes
 from raq.page.records import RunRecords, artifact_of
 from raq.page.tried import calibrations, search, sensitivity, trainings
 from raq.report.bench import measurement_in_words
@@ -18,18 +18,12 @@ def sections(run: RunRecords) -> list[Section]:
     """All that have something to show, in order."""
     made = (
         decision, verdict, candidates, speedups, rounds, layers, kernels, parity, sizes, trainings, calibrations,
-        search, sensitivity, classes, environment, reproduce, deploy,
+        search, sensitivity, changed, environment, reproduce, deploy,
     )  # fmt: skip
     found = []
     for make in made:
-        try:
+        with refused_if_damaged(f"this run ({make.__name__})"):
             section = make(run)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            said = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(
-                f"the records of this run cannot be shown ({make.__name__}: {said})",
-                "a record is damaged or of another version: run again, or show it with the raq that made it",
-            ) from error
         if section is not None:
             found.append(section)
     return found

@@ -88,11 +88,11 @@ def _why(stage: Stage, earlier: Sequence[Mapping[str, StageOfRun]], store: Store
         if known.fingerprint == stage.fingerprint:  # and it is not there
             return "has not finished"
         if store.find(known.kind, known.fingerprint) is not None:
-            return _difference(known.depends or {}, stage.depends)
+            return difference(known.depends or {}, stage.depends)
     return "has not finished" if seen else "has not run"
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, str]) -> str:
+def difference(before: Mapping[str, Any], now: Mapping[str, str]) -> str:
     """What differs between what two fingerprints cover, in words."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if not before or not names:

@@ -197,8 +197,21 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
             say(console, f"NOT THE SAME MACHINE OR LIBRARIES: {'; '.join(one['environment'])}", "bold yellow")
         for line in one["conditions"]:
             say(console, f"  NOT THE SAME: {line}", "yellow")
+        for changed in one["settings"]:
+            before, after = ("unset" if value is None else value for value in changed["values"])
+            say(console, f"  {changed['key']}: {before} -> {after}")
+        shared = [stage["name"] for stage in one["stages"] if stage["shared"]]
+        if shared:
+            say(
+                console,
+                f"  both stand on the same {len(shared)} of {len(one['stages'])} stages: {', '.join(shared)}",
+                "dim",
+            )
+        for stage in one["stages"]:
+            if not stage["shared"]:
+                say(console, f"  {stage['name']} is another: {stage['why']}", "dim")
         for candidate in one["candidates"]:
-            say(console, f"  {candidate['name']}: top-1 {candidate['top1']['said']}")
+            say(console, f"  {candidate['name']}: {candidate['metric'] or 'metric'} {candidate['top1']['said']}")
             before, after = candidate["weight_bytes"]
             if before != after and None not in (before, after):
                 say(console, f"    weights {before / 1e6:.2f} MB and {after / 1e6:.2f} MB")

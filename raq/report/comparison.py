@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from raq.bench.ratio_statistics import ratio_of_ratios
+from raq.experiment.metric import heading_of
 from raq.report.answers import read_answers_of_run
+from raq.report.changes import changed_keys, changed_stages
 from raq.report.claims import Rules
 from raq.report.ratios import baseline_row, compared, row_ratios
 from raq.report.summary import summarise
@@ -29,21 +31,25 @@ AnswersOfRun = Mapping[str, Answers | None]
 
 
 def compare(folders: Sequence[Path]) -> Found:
-    """Every run against the first: machines and libraries, then by candidate top-1, size and speedup, as plain values.
+    """Every run against the first: machine, libraries, keys and stages, then by candidate the metric, size, speedup.
 
     Two values are equal if the 95% interval of their difference or ratio lies within the margins of the first run's
     `select.margin`, different if it leaves out 0 or 1, and not distinguishable otherwise. p is McNemar's, whose test
     that interval inverts.
     `said` puts it in words; `conditions` lists what else is not the same.
     """
-    summaries = [summarise(folder) for folder in folders]
+    summaries, records = [summarise(folder) for folder in folders], [read_run(folder) for folder in folders]
     answers = [read_answers_of_run(folder) for folder in folders]
-    rules = Rules.of(read_run(folders[0])["settings"])
+    rules = Rules.of(records[0]["settings"])
     return {
         "runs": [{key: s[key] for key in ("run", "experiment", "complete")} for s in summaries],
         "comparisons": [
-            _compared(summaries[0], other, answers[0], after, rules)
-            for other, after in zip(summaries[1:], answers[1:], strict=True)
+            {
+                **_compared(summaries[0], other, answers[0], after, rules),
+                "settings": changed_keys(records[0], record),
+                "stages": changed_stages(records[0], record),
+            }
+            for other, after, record in zip(summaries[1:], answers[1:], records[1:], strict=True)
         ],
     }
 
@@ -60,6 +66,7 @@ def _compared(first: RunSummary, second: RunSummary, before: AnswersOfRun, after
         "candidates": [
             {
                 "name": c["name"],
+                "metric": None if c["metric"] is None else heading_of(c["metric"]["name"], ""),
                 "top1": _accuracy(c["name"], before, after, rules),
                 "weight_bytes": [_weight_bytes(c), _weight_bytes(others[c["name"]])],
                 "latency": _latency(first, second, c["name"], rules.speed_margin),

@@ -15,7 +15,7 @@ from raq.store.views import execution_of
 S = TypeVar("S", bound=Settings)
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
-WEIGHTS, PROGRAM, PREDICTIONS, SCORES, SAMPLES, LOGITS, EXAMPLES = (
+WEIGHTS, PROGRAM, PREDICTIONS, SCORES, SAMPLES, LOGITS, EXAMPLES, THUMBNAILS = (
     "weights.pt",
     "program.pt2",
     "predictions.npy",
@@ -23,6 +23,7 @@ WEIGHTS, PROGRAM, PREDICTIONS, SCORES, SAMPLES, LOGITS, EXAMPLES = (
     "samples.json",
     "logits.npy",  # of the last step of the parity chain that a stage did
     "examples.npz",  # test samples with what an artifact gives for them
+    "thumbnails.npz",  # test images of which the FP32 network is least sure
 )
 
 

@@ -15,6 +15,7 @@ from raq.stages.call import LOGITS, PREDICTIONS, SCORES, Call, Progress, Results
 from raq.stages.examples import keep_examples
 from raq.stages.inputs import parity_chain, read_dataset, scorer
 from raq.stages.programs import read_program
+from raq.stages.thumbnails import keep_thumbnails
 from raq.store.settings import ArtifactSettings, DataSettings
 from raq.store.views import view_results
 
@@ -119,10 +120,11 @@ def _accuracy(call: Call, dataset: "Dataset", network: "Network") -> Results:
     asked, folder = call.read(ArtifactSettings), Path(call.folder)
     samples, classes = dataset.size("test"), asked.data.classes
     if asked.metric.is_top1:
-        predicted, wanted = predict_with_targets(network, dataset)
-        np.save(folder / PREDICTIONS, np.stack([predicted, wanted]).astype(np.int32))
-        correct = int((predicted == wanted).sum())
-        return {"top1": correct / samples, "correct": correct, "test_images": samples, "classes": classes}
+        found = predict_with_targets(network, dataset)
+        np.save(folder / PREDICTIONS, np.stack([found.classes, found.targets]).astype(np.int32))
+        correct = int((found.classes == found.targets).sum())
+        kept = keep_thumbnails(call, dataset, found.margins) if asked.kind == "fp32" else {}
+        return {"top1": correct / samples, "correct": correct, "test_images": samples, "classes": classes, **kept}
     scores = score(network, dataset, scorer(call), np.arange(samples))
     scores.refuse_not_finite("test")
     np.save(folder / SCORES, scores.values)

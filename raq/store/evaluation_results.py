@@ -66,6 +66,7 @@ class Evaluation(TypedDict):
     test_images: Annotated[int, Field(ge=1, le=2**40)]
     parity: NotRequired[list[ParityRow]]
     examples: NotRequired[Examples | None]
+    thumbnails: NotRequired[Count]
     resident_bytes: NotRequired[Count | None]
     graph_int8_mac_share: NotRequired[Share | None]
     executed_int8_mac_share: NotRequired[Share | None]

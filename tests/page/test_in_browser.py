@@ -15,6 +15,7 @@ from runs_to_show import HOSTILE, hostile, kept
 
 from raq.page.records import RunRecords
 from raq.page.render import render
+from raq.page.run_page import page_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -53,7 +54,7 @@ class Opened:
 @pytest.fixture(params=["cifar10", "mixed-precision", "minilm"])
 def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[RunRecords, Path]:
     run = kept(request.param)
-    (tmp_path / "page.html").write_text(render(run), encoding="utf-8")
+    (tmp_path / "page.html").write_text(render(page_of(run)), encoding="utf-8")
     return run, tmp_path / "page.html"
 
 
@@ -149,7 +150,7 @@ def test_axe_finds_nothing_serious(browser: Any, file: tuple[RunRecords, Path], 
 
 
 def test_a_hostile_record_runs_nothing(browser: Any, tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(render(hostile("minilm")), encoding="utf-8")
+    (tmp_path / "page.html").write_text(render(page_of(hostile("minilm"))), encoding="utf-8")
     opened = Opened(browser, tmp_path / "page.html")
     opened.open_all()
     assert opened.said == []

@@ -10,6 +10,7 @@ from runs_to_show import hostile, kept
 
 from raq.page.parts import Figure
 from raq.page.render import render
+from raq.page.run_page import page_of
 from raq.page.sections import sections
 
 KEPT = ("cifar10", "calibration-sweep", "qat-sweep", "mixed-precision", "minilm")
@@ -57,7 +58,7 @@ def figures_of(text: str) -> dict[str, Any]:
 def test_a_kept_run(name: str) -> None:
     """The verdict, a row a contender, and plots whose points are the records' numbers; small enough for a mail."""
     run = kept(name)
-    text = render(run)
+    text = render(page_of(run))
     assert len(text.encode()) < 2_500_000
     page = Read(text)
     assert run.summary["verdict"]["why"] in "".join(page.words)
@@ -82,7 +83,7 @@ def test_a_kept_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", KEPT)
 def test_nothing_is_loaded_from_elsewhere(name: str) -> None:
-    page = Read(render(kept(name)))
+    page = Read(render(page_of(kept(name))))
     for tag, attributes in page.elements:
         assert not attributes.get("src"), tag
         assert (attributes.get("href") or "#").startswith("#"), tag
@@ -96,7 +97,7 @@ def test_nothing_is_loaded_from_elsewhere(name: str) -> None:
 @pytest.mark.parametrize("name", ["mixed-precision", "minilm"])
 def test_a_hostile_record_is_text(name: str) -> None:
     """No element, attribute or escape comes out of a text, in tables, captions, figures and hover texts."""
-    plain, text = render(kept(name)), render(hostile(name))
+    plain, text = render(page_of(kept(name))), render(page_of(hostile(name)))
     allowed = {tag for tag, _ in Read(plain).elements}
     page = Read(text)
     assert {tag for tag, _ in page.elements} <= allowed
@@ -122,7 +123,7 @@ def test_parallel_coordinates_have_each_training_once() -> None:
     run = kept("qat-sweep")
     found = run.stages["sweep/qat"]["results"]
     run.summary["qat_sweep"] = found
-    drawn = figures_of(render(run))["trainings"]["data"]
+    drawn = figures_of(render(page_of(run)))["trainings"]["data"]
     lines = sum(trace["x"].count(None) for trace in drawn)
     assert lines == sum(trial["top1"] is not None for trial in found["trials"])
     assert len(drawn[0]["x"]) % (len(found["trials"][0]["config"]) + 2) == 0
