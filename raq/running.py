@@ -5,13 +5,13 @@ Imports neither torch nor ray at its top; a run with nothing to do starts neithe
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from raq.doctor import before_run
-from raq.environment import environment, versions
+from raq.environment import versions
 from raq.errors import RaqError, UserError
 from raq.experiment.load import Given, load_experiment
 from raq.plan.candidates import candidates_of
@@ -22,11 +22,12 @@ from raq.plan.prepare import DryRun, Prepared, prepare
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 from raq.plan.stale import earlier_runs, stale_stages
-from raq.store.files import Record, now
-from raq.store.local import Store, read_run
-from raq.store.object_storage import StorageError, subscribed
+from raq.run_record import recorded, same_run, write_run
+from raq.store.local import Store
+from raq.store.object_storage import subscribed
 from raq.store.opening import open_store
-from raq.store.views import View, view, view_file
+from raq.tracking.tracker import refuse_missing
+from raq.tracking.tracker import start as start_tracking
 
 if TYPE_CHECKING:
     from raq.cluster.nodes import Node
@@ -148,8 +149,8 @@ def _complete(
         if stage.name not in stale and results is not None:
             check_results(stage, results, prepared.experiment.require)
     if not stale:
-        same = _same_run(store, prepared)
-        return Outcome(same or _write_run(store, store.new_run(prepared.experiment.name), prepared, {}), [])
+        same = same_run(store, prepared)
+        return Outcome(same or write_run(store, store.new_run(prepared.experiment.name), prepared, {}), [])
     from raq.cluster.nodes import local_node
     from raq.cluster.resources import unguarded_note
     from raq.cluster.session import cluster, output_to
@@ -161,19 +162,26 @@ def _complete(
     refuse_model_ahead(prepared, stale)
     delete_work_on_old_inputs(prepared.plan, stale, store, fresh)
     folder = store.new_run(prepared.experiment.name)
-    with _recorded(store, folder, prepared, stale), ExitStack() as stack:
+    trackers = None
+    with recorded(store, folder, prepared, stale), ExitStack() as stack:
         output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined.output
         listener.begin(prepared.plan, stale, output)
         stack.enter_context(subscribed(listener.note))
         stack.callback(listener.end)
+        trackers = start_tracking(prepared.experiment, folder, listener.note)
+        stack.push(trackers.ended)
+
+        def tell(name: str, event: Mapping[str, Any]) -> None:
+            listener.stage(name, event)
+            trackers.stage(name, event)
+
         wait_s = joined.wait_s if joined else 0.0
         nodes = joined.nodes if joined else stack.enter_context(cluster(None, folder / "logs"))
         from raq.cluster.driver import Driver
 
-        driver = Driver(
-            prepared.experiment, prepared.plan, store, folder, nodes, listener.stage, str(Path.cwd()), wait_s
-        )
+        driver = Driver(prepared.experiment, prepared.plan, store, folder, nodes, tell, str(Path.cwd()), wait_s)
         driver.run(stale)
+    trackers.finished(folder)
     return Outcome(folder, list(stale))
 
 
@@ -208,93 +216,8 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
                 f"{asked} needs {' and '.join(missing)}, not installed here",
                 f"install the extra: uv sync --extra {extra} (or pip install 'raq[{extra}]')",
             )
+    refuse_missing(prepared.experiment.tracking)
     compiles = any(KINDS[stage.kind].needs_compiler and stage.name in stale for stage in prepared.plan)
     wrong = before_run(store.root, compiles=compiles)
     if wrong:
         raise RaqError("; ".join(f"{finding.name}: {finding.value}" for finding in wrong), wrong[0].hint)
-
-
-@contextmanager
-def _recorded(store: Store, folder: Path, prepared: Prepared, stale: Mapping[str, str]) -> Iterator[None]:
-    """Write the run's record at the start, and at the end with how it ended."""
-    (folder / "logs").mkdir(exist_ok=True)
-    _write_run(store, folder, prepared, stale, error="unfinished")
-    try:
-        with _logs_kept(store, folder):
-            yield
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        what = "interrupted" if interrupted else str(error) or type(error).__name__
-        with suppress(StorageError, OSError):  # it stands there as unfinished, and what went wrong counts more
-            _write_run(store, folder, prepared, stale, error=what)
-        raise
-    _write_run(store, folder, prepared, stale)
-
-
-@contextmanager
-def _logs_kept(store: Store, folder: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with suppress(RaqError):  # how the run ended counts more
-            store.keep_logs(folder)
-
-
-class _StageOfRun(View):
-    fingerprint: str
-
-
-class _Run(View):
-    stages: dict[str, _StageOfRun]
-    complete: bool
-    settings: dict[str, Any]
-    started_at: str | None = None
-
-
-def _write_run(
-    store: Store, folder: Path, prepared: Prepared, stale: Mapping[str, str], error: str | None = None
-) -> Path:
-    """Write run.json; a run is complete if it ended without an error."""
-    earlier = view_file(_Run, folder / "run.json").started_at if (folder / "run.json").is_file() else None
-    stages = {
-        stage.name: {
-            "kind": stage.kind,
-            "fingerprint": stage.fingerprint,
-            "id": store.execution(stage.kind, stage.fingerprint),
-            "why": stale.get(stage.name),
-            "depends": stage.depends,
-        }
-        for stage in prepared.plan
-    }
-    store.write_run(
-        folder,
-        {
-            "id": folder.name,
-            "experiment": prepared.experiment.name,
-            "notes": list(prepared.notes),
-            "settings": prepared.experiment.model_dump(mode="json"),
-            "data": asdict(prepared.data),
-            "stages": stages,
-            "environment": environment(),
-            "complete": error is None,
-            "error": error,
-            "started_at": earlier or now(),
-            "finished_at": now(),
-        },
-    )
-    return folder
-
-
-def _same_run(store: Store, prepared: Prepared) -> Path | None:
-    """The newest complete run of the same experiment with the same fingerprints."""
-    wanted: Record = {stage.name: stage.fingerprint for stage in prepared.plan}
-    settings = prepared.experiment.model_dump(mode="json")
-    for folder in reversed(store.run_folders()):
-        try:
-            record = view(_Run, read_run(folder), str(folder))
-        except UserError:
-            continue
-        found = {name: stage.fingerprint for name, stage in record.stages.items()}
-        if record.complete and found == wanted and record.settings == settings:
-            return folder
-    return None

@@ -15,13 +15,14 @@ ROOT = Path(raq.__file__).parent
 FLOORS = (
     "lazy", "errors", "environment", "signals", "statistics",
     "experiment", "store", "model", "quantize", "artifact", "sweep", "bench", "plan", "stages", "cluster", "submit",
-    "doctor", "report", "page", "bundle", "running", "api", "cli", "__init__", "__main__",
+    "doctor", "report", "page", "bundle", "tracking", "run_record", "running", "api", "cli", "__init__", "__main__",
 )  # fmt: skip
 WITHOUT_RAY = [floor for floor in FLOORS if floor not in ("cluster", "submit")]
 # Rooms that must start without torch: it is imported in functions there, if at all.
 WITHOUT_TORCH = (
     "lazy", "errors", "environment", "signals", "statistics", "experiment", "store", "sweep", "plan", "stages",
-    "submit", "doctor", "report", "page", "bundle", "running", "api", "cli", "__init__", "__main__",
+    "submit", "doctor", "report", "page", "bundle", "tracking", "run_record", "running", "api", "cli", "__init__",
+    "__main__",
 )  # fmt: skip
 MAX_TOP = 9
 FILES = {path: ".".join(("raq", *path.relative_to(ROOT).with_suffix("").parts)) for path in sorted(ROOT.rglob("*.py"))}

@@ -24,7 +24,7 @@ def card(found: Exported, about: Mapping[str, Any]) -> str:
 
 def _top(found: Exported, about: Mapping[str, Any]) -> list[str]:
     candidate, summary = found.candidate, found.summary
-    results, executed = found.lowered["results"], found.evaluated["results"].get("executed_int8_mac_share")
+    results, executed = found.lowering, found.evaluation.get("executed_int8_mac_share")
     settings = found.run["settings"]
     rows = [
         ["model", escaped((settings.get("model") or {}).get("name", "unknown"))],

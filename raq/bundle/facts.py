@@ -4,18 +4,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
-from raq.artifact.runtimes import RUNTIMES, Runtime
+from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime
 from raq.errors import UserError, first_problem
 from raq.report.summary import summarise
 from raq.report.types import CandidateSummary, ComparedLatency, RunSummary
 from raq.stages.call import EXAMPLES
+from raq.store.evaluation_results import Evaluation, Examples
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
+from raq.store.results import Lowering
 from raq.store.settings import ArtifactSettings
 
 FORMAT = 1
@@ -34,9 +36,31 @@ class Exported:
     evaluated: Record
 
     @property
+    def name(self) -> str:
+        """Of the candidate."""
+        return self.candidate["name"]
+
+    @property
+    def lowering(self) -> Lowering:
+        """What its lower stage found."""
+        return cast("Lowering", self.lowered["results"])
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What its evaluate stage found."""
+        return cast("Evaluation", self.evaluated["results"])
+
+    @property
+    def examples(self) -> Examples:
+        """Those that its evaluate stage has kept."""
+        kept = self.evaluation.get("examples")
+        assert kept is not None, "find_exported has seen them"
+        return kept
+
+    @property
     def runtime(self) -> Runtime:
         """What executes it."""
-        return RUNTIMES[self.lowered["results"]["runtime"]]
+        return RUNTIMES[self.lowering.get("runtime", FP32_RUNTIME)]
 
     @property
     def asked(self) -> ArtifactSettings:
@@ -77,7 +101,7 @@ def find_exported(run_folder: Path, name: str | None) -> Exported:
     if lowered is None or evaluated is None:
         why = known[wanted]["not_lowered"] or f"the run is not complete: {run['error'] or 'records are missing'}"
         raise UserError(f"{wanted} of {summary['run']} has no evaluated file: {why}", "export another --candidate")
-    if lowered["results"].get("runtime") not in RUNTIMES:
+    if lowered["results"].get("runtime", FP32_RUNTIME) not in RUNTIMES:
         raise UserError(f"{wanted} of {summary['run']} has a runtime that is unknown here", "use the raq that made it")
     if "examples" not in evaluated["results"]:
         raise UserError(f"{wanted} of {summary['run']}: {NO_EXAMPLES}: an older raq evaluated it", "run it again")
@@ -95,7 +119,7 @@ def _record(run: Record, store: Store, name: str) -> Record | None:
 
 def metadata(found: Exported, files: Mapping[str, Path]) -> dict[str, Any]:
     """metadata.json: what a program needs to know of the model. files: by name, those that are exported."""
-    asked, results = found.asked, found.evaluated["results"]
+    asked, examples = found.asked, found.examples
     data = asked.data
     measured = {row.get("threads") for row in found.latency} - {None}
     return {
@@ -107,7 +131,7 @@ def metadata(found: Exported, files: Mapping[str, Path]) -> dict[str, Any]:
         "runtime": found.runtime.name,
         "device": asked.device,
         "file": found.runtime.file_name,
-        "sha256": found.lowered["results"]["sha256"],
+        "sha256": found.lowering.get("sha256"),
         "size_bytes": files[found.runtime.file_name].stat().st_size,
         "inputs": [one.plain() for one in data.inputs],
         "normalisation": None
@@ -115,9 +139,9 @@ def metadata(found: Exported, files: Mapping[str, Path]) -> dict[str, Any]:
         else {"scale": 255, "mean": list(data.mean), "std": list(data.std)},
         "classes": data.classes,
         "class_names": found.run["data"].get("class_names"),
-        "threads": measured.pop() if len(measured) == 1 else results["examples"]["threads"],
+        "threads": measured.pop() if len(measured) == 1 else examples["threads"],
         "max_batch": asked.max_batch,
-        "examples": {**results["examples"], "file": EXAMPLES, "cpu": _cpu(found.evaluated)},
+        "examples": {**examples, "file": EXAMPLES, "cpu": _cpu(found.evaluated)},
         "made_on": _cpu(found.lowered) if found.runtime.is_native else None,
         "needs": needs(found),
         "raq": (found.lowered.get("environment") or {}).get("versions", {}).get("raq"),

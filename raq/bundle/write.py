@@ -53,7 +53,7 @@ def _write(found: Exported, folder: Path) -> None:
     }
     for name, path in files.items():
         shutil.copyfile(path, folder / name)
-    if file_digest(folder / runtime.file_name) != found.lowered["results"]["sha256"]:
+    if file_digest(folder / runtime.file_name) != found.lowering.get("sha256"):
         raise UserError(f"{files[runtime.file_name]}: not the file of its record", "delete its folder and run again")
     about = metadata(found, files)
     own = resources.files("raq.bundle")

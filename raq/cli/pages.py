@@ -40,7 +40,7 @@ def export(
 
     found = write_bundle(open_store(results).find_run(run), output, candidate)
     console = new_console()
-    say(console, f"{output} is written: {found.candidate['name']} for {found.runtime.name}", whole=True)
+    say(console, f"{output} is written: {found.name} for {found.runtime.name}", whole=True)
     say(
         console,
         f"in an environment with what {output / 'requirements.txt'} names: python {output / 'verify.py'}",

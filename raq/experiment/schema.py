@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from raq.experiment.execution import StageResources, Trackers
 from raq.experiment.fields import INCLUDED, Backend, Channels, Mode, Natural, Observer, OtherTool, Positive, Section
 from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
@@ -152,29 +153,6 @@ class Half(Section):
         return self
 
 
-class Resources(Section):
-    """What one worker or actor of a kind of stage is given."""
-
-    cpus: Positive | None = None
-    """CPUs, for each worker or actor; null: all of a node (for training: an equal share of them a worker; for lower
-    and evaluate, of which two run side by side: half)."""
-    gpus: Natural = 0
-    """GPUs, for each worker or actor."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that the node must have: `{role: train}` for `ray start --labels role=train`."""
-    timeout_s: Annotated[float, Field(gt=0, le=1e7)] | None = None
-    """Seconds after which a stage that has not ended is taken to hang, and tried again, three times at most; null: no
-    limit."""
-
-
-class StageResources(Section):
-    """What each kind of stage is given."""
-
-    train: Resources = Resources()
-    quantize: Resources = Resources()
-    bench: Resources = Resources()
-
-
 class Experiment(Section):
     """One question: a model, its data, and how its candidates are made and measured."""
 
@@ -197,6 +175,10 @@ class Experiment(Section):
     parity: Parity = Parity()
     bench: Bench = Bench()
     resources: StageResources = StageResources()
+    tracking: Trackers = ("tensorboard",)
+    """Who is told how a run goes and what it came to, each in its own form, in the run's folder: tensorboard
+    (`tensorboard --logdir results`), mlflow (or where MLFLOW_TRACKING_URI says), wandb (offline, unless WANDB_MODE says
+    otherwise); the latter two are extras."""
     require: Require = Require()
     select: Select = Select()
 

@@ -17,9 +17,10 @@ from raq.environment import (
     versions,
 )
 from raq.errors import UserError
+from raq.experiment.execution import Resources
 from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_NAMES
 from raq.experiment.metric import loss_of
-from raq.experiment.schema import Experiment, Ptq, Resources
+from raq.experiment.schema import Experiment, Ptq
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
 from raq.plan.candidates import candidates_of

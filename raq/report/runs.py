@@ -12,7 +12,7 @@ from rich.table import Table
 from raq.errors import UserError
 from raq.report.summary import summarise
 from raq.report.terminal import clean, say
-from raq.store.local import read_run
+from raq.store.local import UNFINISHED, read_run
 
 
 class RunLine(TypedDict):
@@ -39,7 +39,7 @@ def _line(folder: Path) -> RunLine:
         return RunLine(
             run=folder.name, experiment=None, started_at=None, state="damaged", choice=None, why=error.message
         )
-    state = "complete" if run["complete"] else "stopped" if run["error"] else "unfinished"
+    state = "complete" if run["complete"] else UNFINISHED if run["error"] in (None, UNFINISHED) else "stopped"
     try:
         found = summarise(folder)["verdict"]
         choice, why = found["choice"], found["why"]

@@ -24,6 +24,7 @@ from raq.store.migration import earlier_folder, migrated_run, migrated_stage
 from raq.store.schema import check_run, check_stage
 
 CHECKPOINTS = ("checkpoint", "ray_train")  # what a training needs to go on, and nobody after it has ended
+UNFINISHED = "unfinished"  # what a run says went wrong until it has ended
 SEAL = "seal"
 """The key of a record's digest of itself. It shows damage, not of forgery: whoever can write can seal."""
 

@@ -13,9 +13,9 @@ from raq.artifact.executed import KnownLayer
 from raq.artifact.generated_code import read_package
 from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError
+from raq.experiment.execution import Resources
 from raq.experiment.inputs import image_input
 from raq.experiment.measurement import Require
-from raq.experiment.schema import Resources
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage
 

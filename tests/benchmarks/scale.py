@@ -27,7 +27,8 @@ from raq.cluster.events import Event
 from raq.cluster.nodes import Node
 from raq.cluster.session import cluster
 from raq.environment import commit, environment
-from raq.experiment.schema import Experiment, Resources
+from raq.experiment.execution import Resources
+from raq.experiment.schema import Experiment
 from raq.plan.kinds import Pool
 from raq.plan.stages import Stage
 from raq.plan.stale import stale_stages

@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import io
 import json
 import re
 import shutil
@@ -9,17 +10,24 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from workplace import Workplace, clear_error
 
 import raq
 from raq.environment import Machine, has_vnni
+from raq.page.comparison_page import page_of_comparison
+from raq.page.history_page import page_of_history
+from raq.page.parts import Table
+from raq.page.pictures import read_thumbnails
+from raq.page.render import render
 from raq.report.comparison import compare
 from raq.report.summary import summarise
 from raq.store.files import read_json, write_json
-from raq.store.local import Store, sealed
+from raq.store.local import UNFINISHED, Store, sealed
 
 
 def test_help_names_the_verbs(workplace: Workplace) -> None:
@@ -287,7 +295,7 @@ def test_runs_are_listed_newest_first(finished: Workplace, tmp_path: Path) -> No
     store = Store(tmp_path / "results")
     first = store.run_folders()[0]
     for name, change in (("99990101T000000-late", {"complete": False, "error": "interrupted", "started_at": 7}),
-                         ("99990102T000000-later", {"complete": False, "error": None})):  # fmt: skip
+                         ("99990102T000000-later", {"complete": False, "error": UNFINISHED})):  # fmt: skip
         shutil.copytree(first, first.with_name(name))
         write_json(first.with_name(name) / "run.json", sealed({**read_json(first / "run.json"), "id": name, **change}))
     (store.root / "runs" / "99990103T000000-broken").mkdir()
@@ -462,6 +470,91 @@ def test_a_tenth_of_the_speed_is_seen(two_runs) -> None:
             assert row["ratio"] == pytest.approx(0.1, rel=0.01)
             assert row["interval"][1] < 0.11
             assert row["said"].endswith("different")
+    compared_page = page_of_comparison(compare(folders))
+    assert "differences are real" in compared_page.answer
+    speeds = next(
+        part for part in compared_page.sections[0].parts if isinstance(part, Table) and part.caption == "Speed"
+    )
+    said = {(row[0].text, row[1].text, row[3].sort): row[6].sort for row in speeds.rows}
+    assert said == {
+        (candidate["name"], row["runtime"], row["batch_size"]): row["ratio"]
+        for candidate in compared["candidates"]
+        for row in candidate["latency"]
+    }
+    history = page_of_history(folders)
+    assert not history.is_good
+    assert f"2 runs of 1 experiments; {len(speeds.rows)} changes for the worse are real." == history.answer
+    (section,) = history.sections
+    (metrics, over, changes, runs) = section.parts
+    assert [row[5].text for row in changes.rows] == ["worse"] * len(speeds.rows)
+    assert metrics.data[0]["y"] == [100 * summarise(folder)["candidates"][0]["top1"] for folder in folders]
+    assert len(runs.rows) == 2
+    assert {trace["name"] for trace in over.data} >= {"ptq/inductor, batch 8, cpu", "qat/inductor, batch 1, cpu"}
+    for page in (compared_page, history):
+        assert "<script>alert" not in render(page)
+
+
+def test_what_changed_between_two_runs_is_named(two_runs) -> None:
+    """Keys of the experiment, and stages with why; the stages that both stand on are shared."""
+    _, (first, second) = two_runs
+    record = read_json(second / "run.json")
+    record["settings"]["qat"]["epochs"] = 7
+    changed = record["stages"]["qat"]
+    changed["depends"]["settings/qat/epochs"], changed["fingerprint"] = "7", "0" * 64
+    record["stages"]["bench/cpu"]["id"] = "done again"
+    write_json(second / "run.json", sealed(record))
+    (one,) = compare([first, second])["comparisons"]
+    assert one["settings"] == [{"key": "qat.epochs", "values": [2, 7]}]
+    stages = {stage["name"]: stage for stage in one["stages"]}
+    assert stages["qat"] == {"name": "qat", "shared": False, "why": "qat.epochs 2 -> 7"}
+    assert stages["bench/cpu"]["why"] == "done again: all that it depends on is the same"
+    assert {name for name, stage in stages.items() if not stage["shared"]} == {"qat", "bench/cpu"}
+
+
+def test_pages_of_comparison_and_history_are_written(finished: Workplace, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder / "results", tmp_path / "results")
+    store = Store(tmp_path / "results")
+    first = store.run_folders()[0]
+    name = f"99990102T000000-{'<script>alert(1)</script>'.replace('/', '_')}"
+    shutil.copytree(first, first.with_name(name))
+    record = {**read_json(first / "run.json"), "id": name, "experiment": "<script>alert(2)</script>"}
+    write_json(first.with_name(name) / "run.json", sealed(record))
+    for arguments in (("compare", first.name, name), ("runs",)):
+        done = finished.raq_here(*arguments, "--results", str(store.root), "--html", str(tmp_path / "page.html"))
+        assert done.returncode == 0, done.stderr
+        text = (tmp_path / "page.html").read_text()
+        assert "<script>alert" not in text
+        assert "&lt;script&gt;alert(2)" in text
+    clear_error(finished.raq_here("runs", "--results", str(store.root), "--html", str(tmp_path)), 2)
+
+
+def test_thumbnails_are_of_what_fp32_is_least_sure(finished: Workplace) -> None:
+    """128 of the 203 test images, as they are, and by torch's own answer those with the smallest margins."""
+    store = Store(finished.folder / "results")
+    records = [read_json(path) for path in store.root.glob("stages/evaluate-*/record.json")]
+    kept = [record for record in records if "thumbnails" in record["results"]]
+    assert [(record["settings"]["kind"], record["results"]["thumbnails"]) for record in kept] == [("fp32", 128)]
+    found = read_thumbnails(store, kept[0])
+    assert found is not None
+    scope: dict[str, Any] = {}
+    exec((finished.folder / "tiny_user.py").read_text(), scope)
+    images = scope["data"]()[2]
+    assert (found.images == images[found.places]).all()
+    artifact = next(
+        path.parent / "artifact.pt2"
+        for path in store.root.glob("stages/lower-*/record.json")
+        if read_json(path)["settings"]["candidate"] == "fp32"
+    )
+    data = kept[0]["settings"]["data"]
+    mean, std = (np.float32(data[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+    logits = np.sort(raq.load_artifact(artifact)((images.astype(np.float32) / 255 - mean) / std), axis=1)
+    margins = logits[:, -1] - logits[:, -2]
+    others = np.setdiff1d(np.arange(203), found.places)
+    assert margins[found.places].max() <= margins[others].min() + 1e-4
+    png = found.png(int(found.places[3]))
+    assert png is not None
+    assert (np.asarray(Image.open(io.BytesIO(png))).transpose(2, 0, 1) == images[found.places[3]]).all()
+    assert found.png(int(others[0])) is None
 
 
 def test_doctor(workplace: Workplace) -> None:

@@ -18,7 +18,7 @@ from raq.cluster.nodes import Node
 from raq.cluster.resources import Demand
 from raq.cluster.scheduling import Start
 from raq.errors import StageError
-from raq.experiment.schema import Resources
+from raq.experiment.execution import Resources
 from raq.plan.stages import Stage
 
 NODE = Node(4, 0, True)

@@ -12,7 +12,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from raq.cluster.nodes import Node
 from raq.cluster.resources import placement
 from raq.errors import UserError
-from raq.experiment.schema import Resources
+from raq.experiment.execution import Resources
 from raq.plan.stages import Stage
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from raq.cluster import resources as placement
 from raq.cluster.nodes import Node
 from raq.cluster.resources import Demand, ResourcePool, demand_of, least_workers, nodes_in_time, slots_for
 from raq.errors import UserError
+from raq.experiment.execution import Resources
 from raq.experiment.load import load_experiment
-from raq.experiment.schema import Resources
 from raq.plan.stages import Stage
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"

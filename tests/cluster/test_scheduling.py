@@ -9,7 +9,8 @@ from raq.cluster.driver import Driver
 from raq.cluster.nodes import Node
 from raq.cluster.scheduling import Scheduler
 from raq.errors import UserError
-from raq.experiment.schema import Experiment, Resources
+from raq.experiment.execution import Resources
+from raq.experiment.schema import Experiment
 from raq.plan.stages import Stage
 from raq.store.local import Store
 

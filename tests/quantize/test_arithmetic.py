@@ -226,7 +226,7 @@ def test_a_network_that_does_more_than_its_program(tmp_path) -> None:
 
 
 def _stage():
-    from raq.experiment.schema import Resources
+    from raq.experiment.execution import Resources
     from raq.plan.stages import Stage
 
     return Stage("lower/ptq", "lower", "quantize", {"candidate": "ptq"}, {}, "f", Resources())

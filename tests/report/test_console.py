@@ -2,7 +2,7 @@
 
 import io
 
-from raq.experiment.schema import Resources
+from raq.experiment.execution import Resources
 from raq.plan.stages import Stage
 from raq.report.live import RunDisplay
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from raq.experiment.schema import Resources
+from raq.experiment.execution import Resources
 from raq.plan.prepare import DryRun
 from raq.plan.stages import Stage
 from raq.report.console import print_plan

@@ -1,0 +1,1 @@
+"""What others watch a run with: TensorBoard, MLflow, Weights & Biases. Neither torch nor ray."""
