@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raq.page.parts import Cell, Figure, Page, Section, Table, interval, name_of, number, refused_if_damaged
-from raq.page.plots import plain
+from raq.page.plots import near, plain
 from raq.report.terminal import clean
 
 Found = Mapping[str, Any]
@@ -68,7 +68,10 @@ def _sections(one: Found) -> list[Section]:
         Section(
             name_of("changes", after),
             f"What is not the same: {after}",
-            ("A stage that is shared was done once, and both runs stand on it: nothing of it can differ.",),
+            (
+                "A stage that is shared was done once, and both runs stand on it: nothing of it can differ.",
+                "One that follows is another because what it is made from is.",
+            ),
             [
                 [*one["environment"], *one["conditions"]] or ["machine, libraries and data are the same"],
                 _keys(one),
@@ -126,7 +129,8 @@ def _plot(one: Found) -> Figure | None:
         }
     ]  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": "speedup, times that of the first run"}}, "yaxis": {"autorange": "reversed"},
+        "xaxis": {"title": {"text": "speedup, times that of the first run"}, **near([*ratios, 1.0])},
+        "yaxis": {"autorange": "reversed"},
         "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot"}}],
         "showlegend": False,
     }  # fmt: skip
@@ -146,11 +150,12 @@ def _keys(one: Found) -> Table:
 
 
 def _stages(one: Found) -> Table:
-    rows = [
-        [Cell(stage["name"]), Cell("shared" if stage["shared"] else "another"), Cell(stage["why"])]
-        for stage in one["stages"]
-    ]
+    rows = [[Cell(stage["name"]), Cell(_state(stage)), Cell(stage["why"])] for stage in one["stages"]]
     return Table("Stages", ["stage", "", "why"], rows or _none(3))
+
+
+def _state(stage: Mapping[str, Any]) -> str:
+    return "shared" if stage["shared"] else "follows" if stage["follows"] else "another"
 
 
 def _none(columns: int) -> Sequence[Sequence[Cell]]:

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raq.errors import UserError
 from raq.experiment.metric import heading_of
 from raq.page.parts import Cell, Figure, Page, Section, Table, interval, name_of, number, refused_if_damaged
-from raq.page.plots import colour, plain
+from raq.page.plots import colour, near, plain
 from raq.report.comparison import compare
 from raq.report.runs import RunLine, run_lines
 from raq.report.summary import summarise
@@ -17,6 +18,7 @@ from raq.report.terminal import clean
 from raq.report.types import RunSummary
 
 REAL = "different"
+MARKERS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon", "bowtie", "hourglass")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def page_of_history(folders: Sequence[Path]) -> Page:
     unread = [run for run in past if run.line["experiment"] is None]
     if unread:
         sections.append(Section("unread", "Runs that cannot be read", (), [[run.line["why"] for run in unread]]))
-    said = f"{len(past)} runs of {len(names)} experiments; {worse} changes for the worse are real."
+    said = f"{_count(len(past), 'run')} of {_count(len(names), 'experiment')}; real changes for the worse: {worse}."
     dates = [run.line["started_at"] for run in past if run.line["started_at"]]
     return Page(
         title="raq: history",
@@ -60,6 +62,10 @@ def page_of_history(folders: Sequence[Path]) -> Page:
         is_good=bool(past) and not worse,
         sections=sections or [Section("none", "No runs", ("Make one with: raq run",))],
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _read(folder: Path, line: RunLine) -> _Past:
@@ -104,7 +110,7 @@ def _section(name: str, past: Sequence[_Past], changes: Sequence[Mapping[str, An
             Cell(run.line["run"]), Cell(run.line["started_at"] or ""), Cell(run.line["state"]),
             Cell(run.line["choice"] or ""), Cell(run.machine),
             Cell("" if run.summary is None else str(run.summary["environment"].get("commit") or "")[:12]),
-            Cell(run.line["why"]),
+            Cell(run.line["why"].partition(". ")[0]),
         ]
         for run in reversed(past)
     ]  # fmt: skip
@@ -164,7 +170,10 @@ def _speeds(name: str, past: Sequence[_Past]) -> Figure | None:
                     label = f"{candidate['name']}/{row['runtime']}, batch {row['batch_size']}, {row['device']}"
                     _add(series, label, candidate["kind"], run.line["run"], over,
                          row.get("speedup_over_best_fp32_interval") or [over, over])  # fmt: skip
-    return _figure("speeds", name, past, series, "times as fast as the best FP32") if series else None
+    if not series:
+        return None
+    axis = near([value for own in series.values() for value in own["y"]])
+    return _figure("speeds", name, past, series, "times as fast as the best FP32", axis)
 
 
 def _add(
@@ -178,17 +187,23 @@ def _add(
 
 
 def _figure(
-    what: str, name: str, past: Sequence[_Past], series: Mapping[str, Mapping[str, Any]], heading: str
+    what: str,
+    name: str,
+    past: Sequence[_Past],
+    series: Mapping[str, Mapping[str, Any]],
+    heading: str,
+    axis: Mapping[str, Any] = MappingProxyType({}),
 ) -> Figure:
     data = [
         {
             "x": own["x"], "y": own["y"], "mode": "lines+markers", "name": plain(label),
-            "line": {"color": colour(own["kind"]), "width": 1}, "marker": {"size": 7},
+            "line": {"color": colour(own["kind"]), "width": 1},
+            "marker": {"size": 8, "symbol": MARKERS[number % len(MARKERS)]},
             "error_y": {"type": "data", "symmetric": False, "array": own["above"], "arrayminus": own["below"],
                         "width": 3, "thickness": 1},
             "hovertemplate": f"{plain(label)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
         }
-        for label, own in series.items()
+        for number, (label, own) in enumerate(series.items())
     ]  # fmt: skip
     drawn = _drawn(past)
     order = [plain(run.line["run"]) for run, _ in drawn]
@@ -201,7 +216,7 @@ def _figure(
         "xaxis": {
             "type": "category", "categoryorder": "array", "categoryarray": order, "showticklabels": len(order) < 25,
         },
-        "yaxis": {"title": {"text": plain(heading)}}, "shapes": shapes,
+        "yaxis": {"title": {"text": plain(heading)}, **axis}, "shapes": shapes,
     }  # fmt: skip
     says = f"{heading} of {len(series)} contenders in {len(order)} complete runs of {name}."
     return Figure(name_of(what, name), says, data, layout, 400)

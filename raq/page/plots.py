@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from math import log10
 from typing import Any
 
 from raq.experiment.metric import Metric
@@ -44,7 +45,10 @@ def decision(candidates: Sequence[CandidateSummary], place: Place, rules: Rules)
         }
     )  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": f"milliseconds a call, batch {place[1]} on {plain(place[0])}"}, "type": "log"},
+        "xaxis": {
+            "title": {"text": f"milliseconds a call, batch {place[1]} on {plain(place[0])}"},
+            **near([point["x"] for point in points]),
+        },
         "yaxis": {"title": {"text": plain(rules.metric.heading)}},
         "shapes": _margin_band(candidates, rules),
     }
@@ -164,7 +168,7 @@ def speedups(candidates: Sequence[CandidateSummary], over: str) -> Figure | None
         )  # fmt: skip
     baseline = "eager FP32" if over == "speedup" else "the best FP32"
     layout = {
-        "xaxis": {"title": {"text": f"times as fast as {baseline}"}},
+        "xaxis": {"title": {"text": f"times as fast as {baseline}"}, **near([row[over] for _, _, row in rows])},
         "yaxis": {"type": "category", "autorange": "reversed"},
         "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot"}}],
         "scattermode": "group",
@@ -224,6 +228,13 @@ def kernels(profile: ArtifactProfile) -> Figure:
         f"{sum(layer['ms'] for layer in profile['layers']):.3f} in kernels that multiply."
     )
     return Figure(name, says, data, layout, 140 + 16 * len(layers))
+
+
+def near(values: Sequence[float | None]) -> dict[str, Any]:
+    """A logarithmic axis that shows these values, and of their intervals what lies near: those of two launches are
+    of no use, and as wide as they like."""
+    known = [value for value in values if value is not None and value > 0] or [1.0]
+    return {"type": "log", "range": [log10(min(known) / 2), log10(max(known) * 2)]}
 
 
 def colour(kind: str) -> str:

@@ -208,8 +208,11 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
                 "dim",
             )
         for stage in one["stages"]:
-            if not stage["shared"]:
+            if not stage["shared"] and not stage["follows"]:
                 say(console, f"  {stage['name']} is another: {stage['why']}", "dim")
+        follow = sum(stage["follows"] for stage in one["stages"])
+        if follow:
+            say(console, f"  {follow} more are others because what they are made from is", "dim")
         for candidate in one["candidates"]:
             say(console, f"  {candidate['name']}: {candidate['metric'] or 'metric'} {candidate['top1']['said']}")
             before, after = candidate["weight_bytes"]

@@ -20,10 +20,15 @@ class ChangedKey(TypedDict):
 
 
 class ChangedStage(TypedDict):
-    """A stage of both runs. shared: whether both stand on the same execution; why: what it depends on that differs."""
+    """A stage of both runs.
+
+    shared: whether both stand on the same execution; follows: whether all that differs is what it is made from; why:
+    what it depends on that differs.
+    """
 
     name: str
     shared: bool
+    follows: bool
     why: str
 
 
@@ -63,5 +68,12 @@ def changed_stages(first: Record, second: Record) -> list[ChangedStage]:
             why = "done again: all that it depends on is the same"
         else:
             why = difference(before.get("depends") or {}, after.get("depends") or {})
-        found.append(ChangedStage(name=name, shared=shared, why=why))
+        follows = not same and _follows(before.get("depends") or {}, after.get("depends") or {})
+        found.append(ChangedStage(name=name, shared=shared, follows=follows, why=why))
     return found
+
+
+def _follows(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    """Whether inputs alone differ."""
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return bool(changed) and all(name.startswith("inputs/") for name in changed)

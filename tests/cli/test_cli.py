@@ -483,7 +483,7 @@ def test_a_tenth_of_the_speed_is_seen(two_runs) -> None:
     }
     history = page_of_history(folders)
     assert not history.is_good
-    assert f"2 runs of 1 experiments; {len(speeds.rows)} changes for the worse are real." == history.answer
+    assert history.answer == f"2 runs of 1 experiment; real changes for the worse: {len(speeds.rows)}."
     (section,) = history.sections
     (metrics, over, changes, runs) = section.parts
     assert [row[5].text for row in changes.rows] == ["worse"] * len(speeds.rows)
@@ -506,7 +506,7 @@ def test_what_changed_between_two_runs_is_named(two_runs) -> None:
     (one,) = compare([first, second])["comparisons"]
     assert one["settings"] == [{"key": "qat.epochs", "values": [2, 7]}]
     stages = {stage["name"]: stage for stage in one["stages"]}
-    assert stages["qat"] == {"name": "qat", "shared": False, "why": "qat.epochs 2 -> 7"}
+    assert stages["qat"] == {"name": "qat", "shared": False, "follows": False, "why": "qat.epochs 2 -> 7"}
     assert stages["bench/cpu"]["why"] == "done again: all that it depends on is the same"
     assert {name for name, stage in stages.items() if not stage["shared"]} == {"qat", "bench/cpu"}
 
