@@ -37,7 +37,7 @@ def paired_ratio(launches: Ratios, confidence: float = CONFIDENCE) -> tuple[floa
         values = np.array([float(part.mean()) for part in np.array_split(values, -(-len(values) // 2))])
     if len(values) < MIN_LAUNCHES:
         return math.exp(float(np.median(values))), None
-    centre, (low, high) = _mean_under_drift(_winsorized(values), confidence)
+    centre, (low, high) = _mean_under_drift(tuple(_winsorized(values).tolist()), confidence)
     return math.exp(centre), (math.exp(low), math.exp(high))
 
 
@@ -67,11 +67,13 @@ def _drifts(count: int) -> tuple[npt.NDArray[np.float64], ...]:
     return tuple(np.array(part) for part in zip(*found, strict=True))
 
 
-def _mean_under_drift(values: npt.NDArray[np.float64], confidence: float) -> tuple[float, Interval]:
+@functools.lru_cache(maxsize=4096)  # a verdict asks for the same ratio at several places
+def _mean_under_drift(launches: tuple[float, ...], confidence: float) -> tuple[float, Interval]:
     """Median and interval of the posterior of the mean: of a weighted sum of Student's t, one a model of the drift."""
     from scipy.optimize import brentq
     from scipy.special import stdtr
 
+    values = np.array(launches)
     precision, sums, totals, weights = _drifts(len(values))
     free = len(values) - 1
     means = sums @ values / totals
@@ -123,7 +125,7 @@ def _usual_width(count: int) -> float:
     widths = []
     for seed in range(5):
         values = np.random.default_rng(seed).normal(size=count)
-        _, (low, high) = _mean_under_drift((values - values.mean()) / values.std(ddof=1), CONFIDENCE)
+        _, (low, high) = _mean_under_drift(tuple((values - values.mean()) / values.std(ddof=1)), CONFIDENCE)
         widths.append((high - low) / 2)
     return float(np.mean(widths))
 
@@ -136,7 +138,7 @@ def launch_agreement(launches: Ratios) -> Agreement | None:
     with the next one; drift_p: of von Neumann's ratio (1941) that launches near in time agree no more than others. The
     first three are None where launches have one round each.
     """
-    from scipy.stats import f_oneway, norm
+    from scipy.special import ndtr
 
     logs = [np.log(np.asarray(launch, dtype=np.float64)) for launch in launches]
     several = [part for part in logs if len(part) > 1]
@@ -150,7 +152,7 @@ def launch_agreement(launches: Ratios) -> Agreement | None:
         means = _winsorized(np.array([float(part.mean()) for part in several]))
         between = math.sqrt(max(0.0, float(means.var(ddof=1)) - variance / typical))
         within = math.sqrt(variance)
-        p = float(f_oneway(*several).pvalue) if variance > TINY else 0.0
+        p = _same_mean_p(several) if variance > TINY else 0.0
     count = len(values)
     rest = values - values.mean()
     neumann = float((np.diff(values) ** 2).sum() / (rest**2).sum())
@@ -161,8 +163,19 @@ def launch_agreement(launches: Ratios) -> Agreement | None:
         "within": within,
         "p": p,
         "correlation": float((rest[1:] * rest[:-1]).sum() / (rest**2).sum()),
-        "drift_p": float(norm.cdf((neumann - 2) / deviation)),
+        "drift_p": float(ndtr((neumann - 2) / deviation)),
     }
+
+
+def _same_mean_p(groups: Sequence[npt.NDArray[np.float64]]) -> float:
+    """p of the analysis of variance that all groups have the same mean (Fisher 1925)."""
+    from scipy.special import fdtrc
+
+    everything = np.concatenate(groups)
+    within = sum(float(((part - part.mean()) ** 2).sum()) for part in groups)
+    between = sum(len(part) * float((part.mean() - everything.mean()) ** 2) for part in groups)
+    free = len(groups) - 1, len(everything) - len(groups)
+    return float(fdtrc(*free, (between / free[0]) / (within / free[1])))
 
 
 def counted_rounds(launch: Sequence[int], disturbed: Sequence[bool]) -> list[int]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from math import log10
-from typing import Any
+from typing import Any, cast
 
 from raq.experiment.metric import Metric
 from raq.page.parts import Figure, name_of
@@ -168,7 +168,10 @@ def speedups(candidates: Sequence[CandidateSummary], over: str) -> Figure | None
         )  # fmt: skip
     baseline = "eager FP32" if over == "speedup" else "the best FP32"
     layout = {
-        "xaxis": {"title": {"text": f"times as fast as {baseline}"}, **near([row[over] for _, _, row in rows])},
+        "xaxis": {
+            "title": {"text": f"times as fast as {baseline}"},
+            **near([cast(Any, row)[over] for _, _, row in rows]),
+        },
         "yaxis": {"type": "category", "autorange": "reversed"},
         "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot"}}],
         "scattermode": "group",

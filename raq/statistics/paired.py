@@ -12,7 +12,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from raq.statistics.proportions import CONFIDENCE, Interval, discordant, drop_interval
+from raq.statistics.proportions import (
+    CONFIDENCE,
+    Interval,
+    discordant,
+    drop_interval,
+    normal_quantile,
+    student_quantile,
+)
 
 Values = npt.NDArray[np.float64]
 RESAMPLES, SEED, CHUNK = 2000, 20240, 100
@@ -136,12 +143,10 @@ def paired_answers(baseline: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> P
 
 def mean_interval(values: Values, confidence: float = CONFIDENCE) -> Interval:
     """Of the mean of values [N]; without bounds for fewer than two."""
-    from scipy.stats import t
-
     count, mean = len(values), float(values.mean())
     if count < 2:
         return -math.inf, math.inf
-    half = float(t.ppf(0.5 + confidence / 2, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
+    half = student_quantile(0.5 + confidence / 2, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
     if count > MAX_RESAMPLED:
         return mean - half, mean + half
     draws = np.random.default_rng(SEED)
@@ -158,13 +163,11 @@ def set_interval(values: Values, count: int, confidence: float = CONFIDENCE) -> 
 
     Percentiles, as much wider as Student's quantile is than the normal one; without bounds for fewer than two samples.
     """
-    from scipy.stats import norm, t
-
     if count < 2:
         return -math.inf, math.inf
     low, high = percentiles(values[1:], confidence)
     sure = 0.5 + confidence / 2
-    wider = float(t.ppf(sure, count - 1) / norm.ppf(sure)) * math.sqrt(count / (count - 1))
+    wider = student_quantile(sure, count - 1) / normal_quantile(sure) * math.sqrt(count / (count - 1))
     return float(values[0] - wider * (values[0] - low)), float(values[0] + wider * (high - values[0]))
 
 

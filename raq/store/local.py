@@ -237,7 +237,8 @@ class Store:
     def run_folders(self) -> list[Path]:
         """The runs, oldest first (their names begin with the time)."""
         folder = self.root / "runs"
-        return sorted(f for f in folder.iterdir() if (f / "run.json").is_file()) if folder.is_dir() else []
+        names = sorted(found.name for found in folder.iterdir()) if folder.is_dir() else []  # as text: the faster
+        return [folder / name for name in names if (folder / name / "run.json").is_file()]
 
     def new_run(self, name: str) -> Path:
         """A new run's folder."""
