@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raq.statistics.proportions import CONFIDENCE, Interval
+from raq.statistics.roots import root
 from raq.store.results import Agreement
 
 Floats = Sequence[float] | npt.NDArray[np.float64]
@@ -70,7 +71,6 @@ def _drifts(count: int) -> tuple[npt.NDArray[np.float64], ...]:
 @functools.lru_cache(maxsize=4096)  # a verdict asks for the same ratio at several places
 def _mean_under_drift(launches: tuple[float, ...], confidence: float) -> tuple[float, Interval]:
     """Median and interval of the posterior of the mean: of a weighted sum of Student's t, one a model of the drift."""
-    from scipy.optimize import brentq
     from scipy.special import stdtr
 
     values = np.array(launches)
@@ -86,16 +86,17 @@ def _mean_under_drift(launches: tuple[float, ...], confidence: float) -> tuple[f
     shares /= shares.sum()
     scales = np.sqrt(np.maximum(spread, TINY) / free / totals)
 
+    def below(x: float) -> float:
+        """The probability that the mean is below."""
+        return float(shares @ stdtr(free, (x - means) / scales))
+
     def at(probability: float) -> float:
         reach = 10.0
         while True:
             low, high = float((means - reach * scales).min()), float((means + reach * scales).max())
-            beyond = [float(shares @ stdtr(free, (x - means) / scales)) - probability for x in (low, high)]
-            if beyond[0] < 0 < beyond[1]:
-                break
+            if below(low) < probability < below(high):
+                return root(lambda x: below(x) - probability, low, high)
             reach *= 10
-        found = brentq(lambda x: float(shares @ stdtr(free, (x - means) / scales)) - probability, low, high)
-        return float(found)
 
     return at(0.5), (at((1 - confidence) / 2), at((1 + confidence) / 2))
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raq.statistics.roots import root
+
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
 
@@ -62,8 +64,6 @@ def drop_interval(lost: float, won: float, images: float, confidence: float = CO
     reject. The test of no drop among them is McNemar's, so that the interval leaves out 0 exactly where
     `same_accuracy_p` is below 1 - confidence.
     """
-    from scipy.optimize import brentq
-
     quantile_of_normal = normal_quantile(0.5 + confidence / 2)
 
     def score(drop: float) -> float:
@@ -85,9 +85,9 @@ def drop_interval(lost: float, won: float, images: float, confidence: float = CO
     def above(drop: float) -> float:
         return score(drop) + quantile_of_normal
 
-    low = brentq(below, -edge, estimate) if below(-edge) > 0 > below(estimate) else -1.0
-    high = brentq(above, estimate, edge) if above(estimate) > 0 > above(edge) else 1.0
-    return 100 * float(low), 100 * float(high)
+    low = root(below, -edge, estimate) if below(-edge) > 0 > below(estimate) else -1.0
+    high = root(above, estimate, edge) if above(estimate) > 0 > above(edge) else 1.0
+    return 100 * low, 100 * high
 
 
 def mean_drop(

@@ -8,6 +8,7 @@ A stage's folder appears by one rename, whole or not at all; a JSON file is writ
 """
 
 import fcntl
+import glob
 import os
 import shutil
 import uuid
@@ -237,8 +238,10 @@ class Store:
     def run_folders(self) -> list[Path]:
         """The runs, oldest first (their names begin with the time)."""
         folder = self.root / "runs"
-        names = sorted(found.name for found in folder.iterdir()) if folder.is_dir() else []  # as text: the faster
-        return [folder / name for name in names if (folder / name / "run.json").is_file()]
+        if not folder.is_dir():
+            return []
+        found = glob.glob("*/run.json", root_dir=folder)  # noqa: PTH207 - of ten thousand runs Path's takes a second
+        return [folder / name for name in sorted(place.partition("/")[0] for place in found)]
 
     def new_run(self, name: str) -> Path:
         """A new run's folder."""

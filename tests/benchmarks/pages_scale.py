@@ -63,11 +63,11 @@ def main() -> None:
         shutil.copytree(given, root)
         store = Store(root)
         folder = next(one for one in reversed(store.run_folders()) if read_json(one / "run.json")["complete"])
+        run = read_json(folder / "run.json")
         with_trials(store, folder)
         page = Path(scratch) / "page.html"
         found["report_s"] = timed("report", folder.name, "--results", str(root), "--output", str(page))
         found["report_bytes"] = page.stat().st_size
-        run = read_json(folder / "run.json")
         for number in range(RUNS - len(store.run_folders())):
             copy = root / "runs" / f"20000101T{number:06d}-many"
             copy.mkdir()
