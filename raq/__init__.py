@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raq.experiment.schema import Experiment
     from raq.model.data import Arrays, Columns, Data, from_frame
 
-__all__ = ["Arrays", "Columns", "Data", "from_frame", "load_artifact", "open_run", "run"]
+__all__ = ["Arrays", "Columns", "Data", "Run", "from_frame", "load_artifact", "open_run", "run"]
 OF_DATA = ("Arrays", "Columns", "Data", "from_frame")  # read from raq.model.data when they are asked for
 
 
@@ -22,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from raq.model import data
 
         return getattr(data, name)
+    if name == "Run":
+        from raq.api.finished import Run
+
+        return Run
     raise AttributeError(f"module 'raq' has no attribute {name!r}")
 
 
