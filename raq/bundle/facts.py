@@ -107,7 +107,7 @@ def find_exported(run_folder: Path, name: str | None) -> Exported:
         raise UserError(f"{wanted} of {summary['run']}: {NO_EXAMPLES}: an older raq evaluated it", "run it again")
     if evaluated["results"]["examples"] is None:
         raise UserError(
-            f"{wanted} of {summary['run']}: {NO_EXAMPLES}: NumPy has not its type", "take inputs of another"
+            f"{wanted} of {summary['run']}: {NO_EXAMPLES}: NumPy has not its inputs' type", "take inputs of another"
         )
     return Exported(summary, run, store, known[wanted], lowered, evaluated)
 
