@@ -89,8 +89,9 @@ def _read_contiguous(graph: fx.Graph, node: fx.Node, ordered: dict[fx.Node, fx.N
     """Let a linear layer read its input in order, where that has more than two dimensions.
 
     Else, where it is transposed, Inductor takes it for a batch of products, whose weight it reads once for each:
-    ViT-B/16 at one image spent 195 of 238 ms there; and torchao's pattern for int8 fails if the batch is dynamic. What
-    is in order now may be compiled otherwise (timm's levit), and what is in order then costs nothing.
+    ViT-B/16 at one image spent 195 of 238 ms there; and torchao's pattern for int8 fails if the batch is dynamic. It is
+    asked for everywhere: what is in order when it is traced may be compiled otherwise (timm's levit). What that costs
+    where it was in order anyway has not been measured.
 
     ordered: by value, what reads it in order, for several layers that read the same.
     """

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_to_show import HOSTILE, hostile, kept
+from runs_to_show import HOSTILE, changed_section, hostile, kept
+from workplace import Workplace
 
+from raq.page.parts import Page
 from raq.page.records import RunRecords
 from raq.page.render import render
 from raq.page.run_page import page_of
+from raq.store.files import read_json, write_json
+from raq.store.local import Store, sealed
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -158,3 +162,40 @@ def test_a_hostile_record_runs_nothing(browser: Any, tmp_path: Path) -> None:
     assert "alert(1)" in opened.page.locator("body").inner_text()
     assert "\u202e" in HOSTILE
     assert "\u202e" not in opened.page.content()
+
+
+@pytest.fixture(scope="module", params=["compare", "runs", "changed"])
+def other_page(request: pytest.FixtureRequest, finished: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages of two real runs, and the section with pictures of what changed."""
+    folder = tmp_path_factory.mktemp("pages")
+    path = folder / "page.html"
+    if request.param == "changed":
+        path.write_text(render(Page("changed", "changed", "", "", False, [changed_section()])), encoding="utf-8")
+        return path
+    shutil.copytree(finished.folder / "results", folder / "results")
+    first = Store(folder / "results").run_folders()[0]
+    other = first.with_name("99990101T000000-tiny")
+    shutil.copytree(first, other)
+    write_json(other / "run.json", sealed({**read_json(first / "run.json"), "id": other.name}))
+    runs = (first.name, other.name) if request.param == "compare" else ()
+    done = finished.raq_here(request.param, *runs, "--results", str(folder / "results"), "--html", str(path))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_other_pages_are_quiet_and_accessible(browser: Any, other_page: Path, width: int, scheme: str) -> None:
+    """No message, no request, no scrolling to the side; plots drawn, pictures shown, nothing serious by axe."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    opened = Opened(browser, other_page, width, scheme)
+    opened.open_all()
+    assert opened.said == []
+    assert [url for url in opened.asked if not url.startswith("data:")] == [other_page.as_uri()]
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = opened.page.evaluate("[...document.querySelectorAll('.plot')].map((p) => !!p.querySelector('.main-svg'))")
+    assert drawn and all(drawn)
+    shown = opened.page.evaluate("[...document.querySelectorAll('.gallery img')].map((image) => image.naturalWidth)")
+    assert all(shown)
+    opened.page.evaluate("document.querySelector('meta[http-equiv]').remove()")
+    found = axe.Axe().run(opened.page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in SERIOUS] == []

@@ -2,22 +2,16 @@
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-import numpy as np
 import pytest
-from runs_to_show import hostile, kept
+from runs_to_show import PICTURES, changed_section, hostile, kept
 
-from raq.experiment.metric import Metric
-from raq.page.changed import changed
 from raq.page.parts import Figure, Page
-from raq.page.pictures import Thumbnails
 from raq.page.render import render
 from raq.page.run_page import page_of
 from raq.page.sections import sections
-from raq.sweep.answers import Answers
 
 KEPT = ("cifar10", "calibration-sweep", "qat-sweep", "mixed-precision", "minilm")
 
@@ -120,14 +114,7 @@ def test_a_hostile_record_is_text(name: str) -> None:
 
 def test_changed_answers_are_shown_by_name() -> None:
     """From class to class, and the pictures of those that were kept, with their classes' names."""
-    truth = np.array([0, 1, 2, 0, 1, 2])
-    fp32, ptq = (np.stack([np.array(classes), truth]) for classes in ([0, 1, 2, 0, 1, 0], [0, 2, 2, 1, 1, 2]))
-    run = kept("cifar10")
-    run.summary["data"]["class_names"] = ["<b>cat</b>", "dog", "frog"]
-    pictures = Thumbnails(np.array([1, 2, 5]), np.random.default_rng(0).integers(0, 255, (3, 3, 8, 8), dtype=np.uint8))
-    answers = {name: Answers(Metric(), values, False, 6) for name, values in (("fp32", fp32), ("ptq", ptq))}
-    section = changed(replace(run, answers=answers, thumbnails=pictures))
-    assert section is not None
+    section = changed_section()
     by_class, confusion, gallery, samples = section.parts
     assert [[cell.text for cell in row] for row in samples.rows] == [
         ["1", "dog", "dog", "frog"], ["3", "<b>cat</b>", "<b>cat</b>", "dog"], ["5", "frog", "<b>cat</b>", "frog"]
@@ -137,7 +124,7 @@ def test_changed_answers_are_shown_by_name() -> None:
         "1: dog; fp32 dog, ptq frog",
         "5: frog; fp32 <b>cat</b>, ptq frog",
     ]
-    assert [png for png, _ in gallery.pictures] == [pictures.png(1), pictures.png(5)]
+    assert [png for png, _ in gallery.pictures] == [PICTURES.png(1), PICTURES.png(5)]
     assert [(row[0].text, row[4].sort, row[5].sort) for row in by_class.rows] == [
         ("<b>cat</b>", 1, 0), ("dog", 1, 0), ("frog", 0, 1)
     ]  # fmt: skip
