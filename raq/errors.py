@@ -21,6 +21,8 @@ class RaqError(Exception):
         super().__init__(message, hint)  # both as args: the error survives pickling between processes
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(hint)  # a traceback shows it
 
     def __str__(self) -> str:
         return self.message

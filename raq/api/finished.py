@@ -31,6 +31,8 @@ class Run:
     """
 
     def __init__(self, path: "str | os.PathLike[str]") -> None:
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise UserError(f"a run cannot be opened by {path!r:.80}", "give its folder: results/runs/<id>")
         address, _, rest = str(path).partition("/runs/")
         if is_address(address):
             name, _, options = rest.partition("?")

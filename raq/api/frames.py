@@ -111,4 +111,9 @@ def _bounds(name: str, interval: Sequence[float] | None) -> dict[str, float | No
 def _frame(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     import pandas as pd
 
-    return pd.DataFrame(list(rows))
+    found = pd.DataFrame(list(rows))
+    for column in found.select_dtypes("object"):
+        known = found[column].dropna()
+        if not len(known) or known.map(lambda value: type(value) in (int, float)).all():
+            found[column] = pd.to_numeric(found[column])  # unknown is NaN among numbers
+    return found

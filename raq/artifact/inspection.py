@@ -21,7 +21,7 @@ from raq.errors import RaqError, UserError
 from raq.experiment.inputs import IMAGES, INPUT, Inputs, InputSpec, image_input
 from raq.experiment.schema import Calibration
 from raq.model.inputs import Example, example_of, random_inputs
-from raq.model.zoo import build_network, check_output
+from raq.model.zoo import build_network, check_output, load_state, load_weights
 
 CALIBRATED = 4  # random samples
 USUAL_EPS, USUAL_MOMENTUM = 1e-5, 0.1  # what batch norms have if nothing is said
@@ -111,17 +111,21 @@ def refuse_what_cannot_run(
     classes: int | None,
     output: str | int | None,
     working_directory: str | None,
+    *,
     is_classifier: bool,
+    weights: Path | None = None,
 ) -> None:
     """UserError, ahead of a run, for a network that does not take these inputs, or cannot be exported.
 
-    is_classifier: whether it must give logits [n, classes].
+    is_classifier: whether it must give logits [n, classes]; weights: a file of weights that must fit it.
     """
     from raq.quantize.export import graph_of
 
     network = build_network(name, classes, inputs, output, working_directory)
     example = example_of(inputs)
     check_output(network, example, classes if is_classifier else None, name)
+    if weights is not None:
+        load_state(network, load_weights(weights), name, str(weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph_of(network.eval(), example)

@@ -9,8 +9,11 @@ from typing import Any
 
 from raq.bundle.facts import Exported
 from raq.experiment.metric import Metric
+from raq.page.parts import refused_if_damaged
+from raq.report.bench import disturbed_warning
 from raq.report.markdown import block, code, escaped, table
-from raq.report.ratios import baseline_row
+from raq.report.ratios import baseline_row, compared
+from raq.report.terminal import printable
 from raq.report.types import CandidateSummary, ComparedLatency
 from raq.report.verdict_words import SMALL_RATIO
 
@@ -18,7 +21,8 @@ from raq.report.verdict_words import SMALL_RATIO
 def card(found: Exported, about: Mapping[str, Any]) -> str:
     """The card. about: metadata.json."""
     sections = (_top, _use, _accuracy, _latency, _proof, _limits, _again)
-    lines = [line for section in sections for line in (*section(found, about), "")]
+    with refused_if_damaged(f"{found.summary['run']}"):
+        lines = [line for section in sections for line in (*section(found, about), "")]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -48,7 +52,7 @@ def _top(found: Exported, about: Mapping[str, Any]) -> list[str]:
 def _use(found: Exported, about: Mapping[str, Any]) -> list[str]:
     lines = ["from run import load", "model = load()"]
     names = [f"input_{number}" for number in range(len(about["inputs"]))]
-    shapes = [f"{one['dtype']} [{', '.join(map(str, ('n', *one['shape'])))}]" for one in about["inputs"]]
+    shapes = [printable(f"{one['dtype']} [{', '.join(map(str, ('n', *one['shape'])))}]") for one in about["inputs"]]
     scaling = about["normalisation"]
     if scaling is not None:
         column = f"np.float32({{}}).reshape({len(scaling['mean'])}, 1, 1)"
@@ -59,7 +63,8 @@ def _use(found: Exported, about: Mapping[str, Any]) -> list[str]:
         ]  # fmt: skip
     else:
         lines += [
-            f"# {name}: {one['name']}, {shape}" for name, one, shape in zip(names, about["inputs"], shapes, strict=True)
+            f"# {name}: {printable(one['name'])}, {shape}"
+            for name, one, shape in zip(names, about["inputs"], shapes, strict=True)
         ]
     lines.append(f"output = model({', '.join(names)})")
     if about["classes"]:
@@ -68,7 +73,8 @@ def _use(found: Exported, about: Mapping[str, Any]) -> list[str]:
         "## Use", "",
         *block("pip install -r requirements.txt\npython verify.py    # the same file, and the same outputs?", "sh"), "",
         *block("\n".join(lines), "python"), "",
-        f"`load()` uses {about['threads']} threads, as it was measured; `load(threads=4)` others. Inputs that vary in "
+        f"`load()` uses {about['threads']} threads, as it was {'measured' if found.threads_measured else 'evaluated'}; "
+        f"`load(threads=4)` others. Inputs that vary in "
         "size, and their ranges, are in `metadata.json`.",
     ]  # fmt: skip
 
@@ -81,7 +87,7 @@ def _accuracy(found: Exported, about: Mapping[str, Any]) -> list[str]:
     rows = [_judged(base, metric)] if base is not None and base is not found.candidate else []
     rows.append(_judged(found.candidate, metric))
     p = found.candidate["same_accuracy_p"]
-    test = "" if p is None else f" McNemar's exact test that both are equally accurate: p = {p:.2g}."
+    test = "" if p is None else f" McNemar's test (score) that both are equally accurate: p = {p:.2g}."
     unit = "points" if metric.in_points else metric.unit or "units of the metric"
     return [
         "## Accuracy", "",
@@ -126,9 +132,10 @@ def _latency(found: Exported, about: Mapping[str, Any]) -> list[str]:
         "which is",
         "eager FP32, ms",
     ]
+    warning = disturbed_warning(compared(found.summary["candidates"]))
     return [
         "## Speed", "",
-        *table(columns, rows), "",
+        *([escaped(warning), ""] if warning else []), *table(columns, rows), "",
         f"On {escaped(machine['cpu'])}, {machine['cpus']} CPUs, with {about['threads']} threads: medians of rounds in "
         "which all contenders took turns. Milliseconds of one machine say little of another's: measure yours.",
     ]  # fmt: skip
@@ -168,7 +175,8 @@ def _limits(found: Exported, about: Mapping[str, Any]) -> list[str]:
         f"`verify.py` compares {about['examples']['count']} stored test samples with what this file gave for them on "
         f"{escaped(about['examples']['cpu'] or 'an unknown CPU')}. Another kind of CPU may use other kernels, which "
         "round otherwise: `--min-sqnr-db` says what is near enough.",
-        "The stored samples are of the test split: whoever gets this folder gets them.",
+        "The stored samples are of the test split, and `records/` and `experiment.yaml` name machines and folders: "
+        "whoever gets this folder gets them.",
     ]
     if about["made_on"] is not None:
         said.append(
@@ -185,6 +193,6 @@ def _again(found: Exported, about: Mapping[str, Any]) -> list[str]:
     return [
         "## Again", "",
         f"`experiment.yaml` has the settings, `records/` what raq {escaped(about['raq'] or '')}"
-        f"{'' if commit is None else f' ({escaped(commit)})'} found. With the same data and code: "
-        "`raq run experiment.yaml`.",
+        f"{'' if commit is None else f' ({escaped(commit)})'} found. With the same data and code, "
+        "from the folder in which its functions are: `raq run experiment.yaml`.",
     ]  # fmt: skip

@@ -75,6 +75,12 @@ class Exported:
             ) from None
 
     @property
+    def threads_measured(self) -> int | None:
+        """With how many threads its latency was measured; None if it was not, or with several numbers."""
+        known = {row.get("threads") for row in self.latency} - {None}
+        return known.pop() if len(known) == 1 else None
+
+    @property
     def latency(self) -> list[ComparedLatency]:
         """What was measured of this file."""
         own = (self.runtime.name, self.asked.device)
@@ -121,7 +127,7 @@ def metadata(found: Exported, files: Mapping[str, Path]) -> dict[str, Any]:
     """metadata.json: what a program needs to know of the model. files: by name, those that are exported."""
     asked, examples = found.asked, found.examples
     data = asked.data
-    measured = {row.get("threads") for row in found.latency} - {None}
+    names = found.run["data"].get("class_names")
     return {
         "format": FORMAT,
         "experiment": found.summary["experiment"],
@@ -138,8 +144,8 @@ def metadata(found: Exported, files: Mapping[str, Path]) -> dict[str, Any]:
         if data.mean is None or data.std is None
         else {"scale": 255, "mean": list(data.mean), "std": list(data.std)},
         "classes": data.classes,
-        "class_names": found.run["data"].get("class_names"),
-        "threads": measured.pop() if len(measured) == 1 else examples["threads"],
+        "class_names": names[: data.classes] if names and data.classes and len(names) >= data.classes else None,
+        "threads": found.threads_measured or examples["threads"],
         "max_batch": asked.max_batch,
         "examples": {**examples, "file": EXAMPLES, "cpu": _cpu(found.evaluated)},
         "made_on": _cpu(found.lowered) if found.runtime.is_native else None,

@@ -6,13 +6,17 @@
 import hashlib
 import json
 import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
+if __name__ == "__main__":  # libraries are elsewhere: nothing that lies in this folder is one
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != HERE]
+
+import numpy as np  # noqa: E402
+
 ABOUT: dict[str, Any] = json.loads((HERE / "metadata.json").read_text(encoding="utf-8"))
 
 
@@ -25,8 +29,8 @@ def examples() -> tuple[list[Any], Any]:
 def load(threads: int | None = None) -> Callable[..., Any]:
     """The model: a function of its inputs, arrays [n, ...] in the order of metadata.json, to its output [n, ...].
 
-    threads: for what the runtime computes; None: as many as its latency was measured with. ValueError if the file is
-    not the one that was evaluated.
+    threads: for what the runtime computes; None: as many as metadata.json says. ValueError if the file is not the one
+    that was evaluated.
     """
     path = HERE / ABOUT["file"]
     if hashlib.sha256(path.read_bytes()).hexdigest() != ABOUT["sha256"]:
@@ -47,6 +51,7 @@ if __name__ == "__main__":
     given, _ = examples()
     output = load()(*given)
     print(f"{len(output)} samples in, {output.dtype} {list(output.shape)} out")
-    names = ABOUT["class_names"]
+    names = ABOUT["class_names"] or []
     if ABOUT["classes"] and output.ndim == 2:
-        print("classes:", ", ".join(names[at] if names else str(at) for at in output.argmax(1).tolist()))
+        said = ", ".join(names[at] if at < len(names) else str(at) for at in output.argmax(1).tolist())
+        print("classes:", "".join(letter if letter.isprintable() else "?" for letter in said))

@@ -1,6 +1,6 @@
 """Is this the model that was evaluated, and does it compute here what it computed there? Exit code 0: yes to both.
 
-`python verify.py`: first every file by its SHA-256, before any is loaded; then the stored examples, bit for bit.
+`python verify.py`: first every file by its SHA-256, before any is imported; then the stored examples, bit for bit.
 `python verify.py --min-sqnr-db 40`: outputs may differ by noise 40 dB below the signal, as on another kind of CPU.
 """
 
@@ -13,24 +13,41 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
+SUMS = "SHA256SUMS"
+NEEDED = ("metadata.json", "examples.npz", "run.py", "loader.py", "verify.py")
 
 
-def changed_files() -> list[str]:
-    """The files that SHA256SUMS lists and that are not as they were written, or are gone."""
-    found = []
-    for line in (HERE / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+def shown(value: object) -> str:
+    """As text without what moves a cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+def wrong_files() -> list[str]:
+    """What is wrong with the files: changed, gone, or not listed in SHA256SUMS."""
+    if not (HERE / SUMS).is_file():
+        return [f"{SUMS} is gone"]
+    lines = (HERE / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    there = {
+        path.relative_to(HERE).as_posix()
+        for path in HERE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.relative_to(HERE).parts
+    }
+    found = [f"{name} is not listed" for name in sorted(({*NEEDED} | there) - {*listed, SUMS})]
+    for name, digest in listed.items():
         path = HERE / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            found.append(name)
+        if not path.is_file():
+            found.append(f"{name} is gone")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            found.append(f"{name} is another")
     return found
 
 
 def sqnr_db(wanted: Any, found: Any) -> float:
     """10 log10 of signal power over noise power; infinite if the two are equal."""
+    import numpy as np
+
     if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
         return -math.inf
     signal, noise = (float(np.square(each.astype(np.float64)).sum()) for each in (wanted, found - wanted))
@@ -52,10 +69,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--min-sqnr-db", type=float, help="least distance of the outputs; without it: bit for bit")
     least = parser.parse_args().min_sqnr_db
-    changed = changed_files()
-    if changed:
-        print(f"NOT the files that were evaluated: {', '.join(changed)}")
+    wrong = wrong_files()
+    if wrong:
+        print(f"NOT the files that were evaluated: {shown(', '.join(wrong))}")
         return 1
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != HERE]  # libraries are elsewhere
+    import numpy as np
+
     own = runpy.run_path(str(HERE / "run.py"))
     kept = own["ABOUT"]["examples"]
     inputs, wanted = own["examples"]()
@@ -68,8 +88,8 @@ def main() -> int:
         return 0
     distance = sqnr_db(wanted, found)
     print(
-        f"DIFFERENT outputs, {distance:.1f} dB. Stored were those on {kept['cpu']} with {kept['threads']} threads; "
-        f"this is {cpu()}. Other kinds of CPU use other kernels, which round otherwise."
+        f"DIFFERENT outputs, {distance:.1f} dB. Stored were those on {shown(kept['cpu'])} with {kept['threads']} "
+        f"threads; this is {shown(cpu())}. Other kinds of CPU use other kernels, which round otherwise."
     )
     if least is None:
         return 1

@@ -6,14 +6,16 @@ import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from raq.bundle.card import card
 from raq.bundle.facts import Exported, find_exported, metadata, needs
 from raq.errors import UserError
+from raq.experiment.load import as_in_file
 from raq.report.terminal import clean
+from raq.report.types import RunSummary
 from raq.stages.call import EXAMPLES
 from raq.store.files import file_digest
 
@@ -61,18 +63,31 @@ def _write(found: Exported, folder: Path) -> None:
         (folder / name).write_text((own / source).read_text(encoding="utf-8"), encoding="utf-8")
     _write_json(folder / "metadata.json", about)
     (folder / "README.md").write_text(card(found, about), encoding="utf-8")
-    wanted = [name if version is None else f"{name}=={version}" for name, version in needs(found).items()]
+    wanted = [
+        f"{name}  # which version is not known" if version is None else f"{name}=={version}"
+        for name, version in needs(found).items()
+    ]
     (folder / "requirements.txt").write_text("\n".join(wanted) + "\n", encoding="utf-8")
-    settings = clean(found.run["settings"])
+    settings = clean(as_in_file(found.run["settings"]))
     (folder / "experiment.yaml").write_text(
         yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     (folder / "records").mkdir()
     for name, value in (
-        ("summary", found.summary), ("run", found.run), ("lower", found.lowered), ("evaluate", found.evaluated)
+        ("summary", _without_places(found.summary)), ("run", found.run), ("lower", found.lowered),
+        ("evaluate", found.evaluated),
     ):  # fmt: skip
         _write_json(folder / "records" / f"{name}.json", value)
     _write_sums(folder)
+
+
+def _without_places(summary: RunSummary) -> RunSummary:
+    """The summary with artifacts by their files' names: where they lay is of no use elsewhere."""
+    candidates = [
+        {**one, "artifacts": [{**file, "path": file["path"].rpartition("/")[2]} for file in one["artifacts"]]}
+        for one in summary["candidates"]
+    ]
+    return cast("RunSummary", {**summary, "candidates": candidates})
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -148,8 +148,9 @@ def runs(
         from raq.page.render import write
 
         write(page_of_history(folders[-limit:]), html)
-        new_console().print(f"{html} is written", soft_wrap=True, markup=False, highlight=False)
-        return
+        if not as_json:
+            new_console().print(f"{html} is written", soft_wrap=True, markup=False, highlight=False)
+            return
     found = run_lines(folders[: -limit - 1 : -1])
     if as_json:
         print_json(found)

@@ -11,13 +11,14 @@ TEMPLATE = """\
 name: {name}
 
 data:
-  name: digits              # digits, cifar10, imagefolder (with root), or your own: my_package.data:load, which returns
-                            # (train images, train labels, test images, test labels), uint8 [N, 3, H, W]
+  name: digits              # digits, cifar10, imagefolder (with root), hf:NAME, or your own: my_package.data:load, a
+                            # function in this folder that returns raq.Data(test=, train=, calibration=, classes=), data
+                            # sets of (inputs, target): raq.Arrays(inputs, targets) makes one of arrays
   # root: /data/images      # the folder of cifar10 or imagefolder
 model:
-  name: resnet20-cifar      # resnet18-cifar, resnet20-cifar, torchvision:mobilenet_v2, ..., or my_package.nets:build,
-                            # which is called with num_classes=<int>
-  # weights: weights.pt     # a state dict to start from, instead of training
+  name: resnet20-cifar      # resnet18-cifar, resnet20-cifar, torchvision:mobilenet_v2, or my_package.nets:build
+                            # (called with num_classes=<int> if it takes that)
+  # weights: weights.pt     # a state dict, instead of training; included: the function returns a trained network
 
 train: {{epochs: 12}}         # FP32
 ptq: {{}}                     # quantization after training; null leaves the candidate out

@@ -63,7 +63,9 @@ def _loaded(given: Given, overrides: Sequence[str]) -> Experiment:
             "start with 'name: my-experiment'; see experiments/quickstart.yaml",
         )
     rename_keys(tree, lines)
-    for override in overrides:
+    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides or ()):
+        raise UserError(f"overrides are {_short(overrides)}", 'give a list of texts, such as ["train.epochs=1"]')
+    for override in overrides or ():
         _apply_override(tree, lines, override)
     rename_keys(tree, lines)
     try:
@@ -82,6 +84,18 @@ def _as_yaml(plain: Any) -> str:
             f"{IN_PYTHON}: not made of plain values: {error}",
             "give what a file can hold: mappings, lists, numbers, text",
         ) from None
+
+
+def as_in_file(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record as a file spells them: some keys have other names in Python.
+
+    Those of an older raq, which this one does not take, stay as they are.
+    """
+    try:
+        experiment = Experiment.model_validate(settings, by_name=True, by_alias=True)
+    except ValidationError:
+        return dict(settings)
+    return experiment.model_dump(mode="json", by_alias=True)
 
 
 def _with_absolute_paths(experiment: Experiment, folder: Path) -> Experiment:

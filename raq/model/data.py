@@ -47,6 +47,22 @@ class Data:
     dynamic_axes: Mapping[str | int, Mapping[int, AxisOf]] = field(default_factory=dict)
     digest: str | None = None
 
+    def __post_init__(self) -> None:
+        given = self.classes
+        if given is None:
+            return
+        if isinstance(given, list | tuple) and given and all(isinstance(name, str) for name in given):
+            twice = sorted({name for name in given if given.count(name) > 1})
+            if twice:
+                raise UserError(f"raq.Data(classes=...) has {twice[0]!r} twice", "give each class a name of its own")
+            return
+        if hasattr(given, "__index__") and not isinstance(given, bool) and given.__index__() > 0:
+            object.__setattr__(self, "classes", given.__index__())
+            return
+        raise UserError(
+            f"raq.Data(classes=...) is {given!r:.80}", "give how many there are, or a list of their names in order"
+        )
+
     @property
     def class_count(self) -> int | None:
         """How many classes there are; None where targets are none."""
@@ -69,12 +85,25 @@ class Data:
                     f"raq.Data({name}=...) is a {type(given).__name__}, which has no length or no items",
                     "give a map-style data set: with __len__ and __getitem__",
                 )
+            if _are_arrays(given):
+                raise UserError(
+                    f"raq.Data({name}=...) is a {type(given).__name__} of {len(given)} arrays, which would be "
+                    f"{len(given)} samples",
+                    "make a data set of them: raq.Arrays(inputs, targets)",
+                )
             if len(given) == 0:
                 raise UserError(f"raq.Data({name}=...) is empty", "give at least one sample, or leave it out")
             found[name] = given
         if "test" not in found:
             raise UserError("raq.Data has no test split", "give raq.Data(test=...)")
         return found
+
+
+def _are_arrays(given: Any) -> bool:
+    """Whether these are inputs and targets that should have been a data set: a few arrays, all of so many samples."""
+    few = isinstance(given, tuple | list) and 2 <= len(given) <= 3 and all(hasattr(one, "shape") for one in given)
+    lengths = {one.shape[:1] for one in given} if few else set()
+    return len(lengths) == 1 and next(iter(lengths)) > (len(given),)
 
 
 @dataclass(frozen=True)

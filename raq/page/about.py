@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
+from raq.experiment.load import as_in_file
 from raq.page.parts import Cell, Code, Section, Table, number
 from raq.page.records import RunRecords
 from raq.report.types import CandidateSummary
@@ -40,7 +41,7 @@ def reproduce(run: RunRecords) -> Section:
         for name, record in run.stages.items()
     ]  # fmt: skip
     name = run.summary["experiment"]
-    settings = yaml.safe_dump(dict(run.settings), sort_keys=False, allow_unicode=True)
+    settings = yaml.safe_dump(as_in_file(run.settings), sort_keys=False, allow_unicode=True)
     said = [f"Save these settings as {name}.yaml, and with the same data: raq run {name}.yaml"]
     columns = ["stage", "fingerprint", "started", "seconds", "node"]
     how = ("A fingerprint covers all that can change a stage's outcome: settings, data, code, libraries, machine.",)

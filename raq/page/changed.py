@@ -30,7 +30,7 @@ def changed(run: RunRecords) -> Section | None:
                 _by_class(candidate["name"], base, mine, names),
                 *_confusion(candidate["name"], base, mine, names),
                 *_pictures(candidate["name"], base, mine, names, run.thumbnails),
-                _samples(candidate["name"], base, mine, names),
+                *_samples(candidate["name"], base, mine, names),
             ]
     how = (
         "Only fp32 right: what the candidate loses; only the candidate right: what it wins.",
@@ -77,17 +77,19 @@ def _confusion(name: str, base: Answers, mine: Answers, names: _Names) -> list[F
     labels = sorted({label for pair in moved for label in pair})
     if not moved or len(labels) > MAX_DRAWN:
         return []
-    called = [plain(names(label)) for label in labels]
+    called, places = [plain(names(label)) for label in labels], list(range(len(labels)))
     data = [
         {
-            "type": "heatmap", "x": called, "y": called, "colorscale": "Blues", "xgap": 1, "ygap": 1, "name": "changed",
+            "type": "heatmap", "x": places, "y": places, "colorscale": "Blues", "xgap": 1, "ygap": 1, "name": "changed",
             "z": [[moved.get((row, column)) for column in labels] for row in labels],
-            "hovertemplate": "fp32 says %{y}, " + plain(name) + " says %{x}: %{z}<extra></extra>",
+            "customdata": [[[row, column] for column in called] for row in called],
+            "hovertemplate": "fp32 says %{customdata[0]}, " + plain(name)
+            + " says %{customdata[1]}: %{z}<extra></extra>",
         }
     ]  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": plain(f"{name} says")}, "type": "category"},
-        "yaxis": {"title": {"text": "fp32 says"}, "type": "category", "autorange": "reversed"},
+        "xaxis": {"title": {"text": plain(f"{name} says")}, "tickvals": places, "ticktext": called},
+        "yaxis": {"title": {"text": "fp32 says"}, "tickvals": places, "ticktext": called, "autorange": "reversed"},
     }
     most = max(moved, key=lambda pair: moved[pair])
     says = (
@@ -122,7 +124,7 @@ def _pictures(
     ]
 
 
-def _samples(name: str, base: Answers, mine: Answers, names: _Names) -> Table:
+def _samples(name: str, base: Answers, mine: Answers, names: _Names) -> list[Table | Sequence[str]]:
     """The samples that are classified otherwise."""
     places = (mine.values[0] != base.values[0]).nonzero()[0]
     rows = [
@@ -134,4 +136,4 @@ def _samples(name: str, base: Answers, mine: Answers, names: _Names) -> Table:
     ]
     first = f" (the first {MAX_CHANGED})" if len(places) > MAX_CHANGED else ""
     caption = f"{name}: {len(places)} of {base.samples} answers changed{first}"
-    return Table(caption, ["test sample", "class", "fp32 says", f"{name} says"], rows)
+    return [Table(caption, ["test sample", "class", "fp32 says", f"{name} says"], rows)] if rows else [[caption]]

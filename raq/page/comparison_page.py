@@ -17,7 +17,7 @@ def page_of_comparison(given: Found) -> Page:
     found = clean(dict(given))
     first, *others = found["runs"]
     with refused_if_damaged("the comparison"):
-        sections = [section for one in found["comparisons"] for section in _sections(one)]
+        sections = [section for at, one in enumerate(found["comparisons"]) for section in _sections(one, at)]
     return Page(
         title=f"{first['experiment']}: raq compare",
         heading=f"{' and '.join(run['run'] for run in others)} against {first['run']}",
@@ -52,9 +52,9 @@ def _answer(one: Found) -> str:
     return f"{one['runs'][1]}: {len(real)} differences are real{other}: {'; '.join(real)}."
 
 
-def _sections(one: Found) -> list[Section]:
+def _sections(one: Found, at: int) -> list[Section]:
     after = one["runs"][1]
-    plot = _plot(one)
+    plot = _plot(one, at)
     how = (
         "more: of the metric, in the second run; the interval is of the paired difference on the same samples.",
         "times: the second run's speedup over its baseline, against the first run's over its own: milliseconds of "
@@ -64,9 +64,9 @@ def _sections(one: Found) -> list[Section]:
     if one["only_in_one"]:
         found.append([f"only in one of the two: {', '.join(one['only_in_one'])}"])
     return [
-        Section(name_of("results", after), f"What came out: {after}", how, found),
+        Section(name_of("results", at, after), f"What came out: {after}", how, found),
         Section(
-            name_of("changes", after),
+            name_of("changes", at, after),
             f"What is not the same: {after}",
             (
                 "A stage that is shared was done once, and both runs stand on it: nothing of it can differ.",
@@ -109,7 +109,7 @@ def _speeds(one: Found) -> Table:
     return Table("Speed", columns, rows)
 
 
-def _plot(one: Found) -> Figure | None:
+def _plot(one: Found, at: int) -> Figure | None:
     rows = [(candidate["name"], row) for candidate in one["candidates"] for row in candidate["latency"]]
     if not rows:
         return None
@@ -135,7 +135,7 @@ def _plot(one: Found) -> Figure | None:
         "showlegend": False,
     }  # fmt: skip
     says = f"{len(rows)} speedups against those of the first run, with 95% intervals; red ones differ."
-    return Figure(name_of("speeds", one["runs"][1]), says, data, layout, 140 + 34 * len(rows))
+    return Figure(name_of("speeds", at, one["runs"][1]), says, data, layout, 140 + 34 * len(rows))
 
 
 def _colour(said: str) -> str:

@@ -1,6 +1,7 @@
 """What a page is made of: sections of figures, tables and sentences. Neither torch nor ray."""
 
 import base64
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,8 +82,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What one HTML file shows. facts: a line below its heading; answer: what it comes to; is_good: whether that is a
-    decision."""
+    """What one HTML file shows.
+
+    facts: a line below its heading; answer: what it comes to; is_good: whether that is a decision; warnings: what makes
+    it doubtful.
+    """
 
     title: str
     heading: str
@@ -90,6 +94,7 @@ class Page:
     answer: str
     is_good: bool
     sections: Sequence[Section]
+    warnings: Sequence[str] = ()
 
 
 @contextmanager
@@ -105,8 +110,16 @@ def refused_if_damaged(what: str) -> Iterator[None]:
 
 
 def name_of(*parts: object) -> str:
-    """A figure's name, which an address can end in: letters, digits, and what stands for all others."""
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]", "_", str(part)) for part in parts)
+    """A figure's name, which an address can end in; other parts have another name.
+
+    Letters, digits, and what stands for all others, then with some digits of a digest.
+    """
+    return "-".join(_name_of(str(part)) for part in parts)
+
+
+def _name_of(part: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_.]", "_", part)
+    return plain if plain == part else f"{plain[:80]}.{hashlib.sha256(part.encode()).hexdigest()[:8]}"
 
 
 def shown(value: Number, digits: str = ".2f", missing: str = "") -> str:

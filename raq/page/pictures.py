@@ -1,6 +1,8 @@
 """Thumbnails of test images, read back from their stage's file, and as PNG. Neither torch nor ray."""
 
 import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,11 @@ from raq.store.local import Store
 
 FILE = "thumbnails.npz"
 MAX_KEPT, MAX_SIDE = 1024, 64
+MAX_BYTES = 2 * MAX_KEPT * 3 * MAX_SIDE**2
+DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 AGAIN = "delete its folder and run again"
 
 
@@ -42,12 +49,15 @@ def read_thumbnails(store: Store, record: Record | None) -> Thumbnails | None:
         return None
     path = store.file(record, FILE)
     try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(one.file_size for one in packed.infolist()) > MAX_BYTES:
+                raise ValueError(f"it holds more than {MAX_BYTES / 1e6:.0f} MB")
         with np.load(path, allow_pickle=False) as stored:
-            places, images = stored["places"], stored["images"]
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        raise UserError(f"{path}: not readable: {error}", AGAIN) from None
-    sides = images.shape[2:]
-    sensible = images.ndim == 4 and images.dtype == np.uint8 and images.shape[1] in (1, 3) and max(sides) <= MAX_SIDE
+            places, images = np.asarray(stored["places"]), np.asarray(stored["images"])
+    except DAMAGED as error:
+        raise UserError(f"{path}: not readable: {type(error).__name__}: {error}", AGAIN) from None
+    sensible = images.ndim == 4 and images.dtype == np.uint8 and images.shape[1] in (1, 3)
+    sensible = sensible and all(1 <= side <= MAX_SIDE for side in images.shape[2:])
     if not sensible or places.shape != images.shape[:1] or places.dtype != np.int64 or len(places) > MAX_KEPT:
         raise UserError(f"{path}: images of shape {list(images.shape)} are no thumbnails", AGAIN)
     return Thumbnails(places, images)

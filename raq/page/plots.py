@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from math import log10
+from math import ceil, floor, log10
 from typing import Any, cast
 
 from raq.experiment.metric import Metric
@@ -18,13 +18,9 @@ COLOURS = {
     "weight_only": "#8a6d3b",
 }  # fmt: skip
 SYMBOLS = {
-    "fp32": "circle",
-    "half": "hexagon",
-    "ptq": "square",
-    "qat": "diamond",
-    "dynamic": "cross",
-    "weight_only": "x",
-}
+    "inductor": "circle", "eager": "diamond", "openvino": "square", "onnxruntime": "triangle-up", "executorch": "star",
+}  # fmt: skip
+INT8 = ("u8", "s8", "int8")  # as oneDNN calls them
 GOOD = "rgba(46, 160, 67, 0.10)"
 NARROWEST, WIDEST = 10.0, 42.0  # markers, pixels across
 
@@ -76,8 +72,8 @@ def _point(
     artifact = artifact_of(candidate, row)
     value, interval = metric.scale * judged["value"], [metric.scale * bound for bound in judged["interval"]]
     return {
-        "name": f"{candidate['name']}/{row['runtime']}", "kind": candidate["kind"], "x": centre, "y": value,
-        "better": metric.sign * value, "x_low": low, "x_high": high,
+        "name": f"{candidate['name']}/{row['runtime']}", "kind": candidate["kind"], "runtime": row["runtime"],
+        "x": centre, "y": value, "better": metric.sign * value, "x_low": low, "x_high": high,
         "y_low": interval[0], "y_high": interval[1], "bytes": None if artifact is None else artifact["weight_bytes"],
         "speedup": row["speedup"], "best": row.get("speedup_over_best_fp32"),
         "metric": metric.heading,
@@ -99,7 +95,7 @@ def _trace(point: dict[str, Any]) -> dict[str, Any]:
     return {
         "x": [point["x"]], "y": [point["y"]], "mode": "markers", "name": plain(point["name"]),
         "marker": {
-            "size": size, "color": colour(point["kind"]), "symbol": SYMBOLS.get(point["kind"], "circle"),
+            "size": size, "color": colour(point["kind"]), "symbol": SYMBOLS.get(point["runtime"], "x"),
             "opacity": 0.85, "line": {"width": 1, "color": "#fff"},
         },
         "error_x": _error(point, "x"), "error_y": _error(point, "y"), "hovertemplate": text + "<extra></extra>",
@@ -157,7 +153,7 @@ def speedups(candidates: Sequence[CandidateSummary], over: str) -> Figure | None
                 "x": values, "y": [f"batch {row['batch_size']}, {plain(row['device'])}" for row in here],
                 "mode": "markers",
                 "name": plain(name),
-                "marker": {"size": 9, "color": colour(kind), "symbol": SYMBOLS.get(kind, "circle")},
+                "marker": {"size": 9, "color": colour(kind), "symbol": SYMBOLS.get(here[0]["runtime"], "x")},
                 "error_x": {
                     "type": "data", "symmetric": False, "color": colour(kind), "thickness": 1.5, "width": 4,
                     "array": [high - value for value, (_, high) in zip(values, bounds, strict=True)],
@@ -189,13 +185,13 @@ def rounds(candidates: Sequence[CandidateSummary], place: Place) -> Figure | Non
             numbers = list(row.get("round_number") or range(count))
             disturbed = list(row.get("round_disturbed") or [False] * count)
             launches: list[int | None] = [*row.get("round_launch", [])] or [None] * count
-            own = colour(candidate["kind"])
+            own, symbol = colour(candidate["kind"]), SYMBOLS.get(row["runtime"], "x")
             data.append(
                 {
                     "x": numbers, "y": row["round_p50_ms"], "mode": "markers", "name": plain(name),
                     "marker": {
                         "size": 6, "color": own,
-                        "symbol": ["circle-open" if bad else "circle" for bad in disturbed],
+                        "symbol": [f"{symbol}-open" if bad else symbol for bad in disturbed],
                     },
                     "customdata": [["disturbed" if bad else "undisturbed", launch] for bad, launch in
                                    zip(disturbed, launches, strict=True)],
@@ -206,11 +202,11 @@ def rounds(candidates: Sequence[CandidateSummary], place: Place) -> Figure | Non
     if not data:
         return None
     layout = {
-        "xaxis": {"title": {"text": "round"}},
+        "xaxis": {"title": {"text": "round"}, "tickformat": "d"},
         "yaxis": {"title": {"text": "median of a round, ms"}, "type": "log"},
     }
     count = sum(len(trace["x"]) for trace in data)
-    says = f"{count} rounds of {len(data)} contenders at batch {place[1]} on {place[0]}; open circles were disturbed."
+    says = f"{count} rounds of {len(data)} contenders at batch {place[1]} on {place[0]}; open markers were disturbed."
     return Figure(name_of("rounds", *place), says, data, layout)
 
 
@@ -220,7 +216,7 @@ def kernels(profile: ArtifactProfile) -> Figure:
     data = [
         {"type": "bar", "orientation": "h", "x": [layer["ms"] for layer in layers],
          "y": [f"{number}. {plain(layer['name'] or layer['kernel'])}" for number, layer in enumerate(layers)],
-         "marker": {"color": ["#2f7ed8" if layer["dtype"] == "int8" else "#7f8ea3" for layer in layers]},
+         "marker": {"color": ["#2f7ed8" if layer["dtype"] in INT8 else "#7f8ea3" for layer in layers]},
          "customdata": [[plain(layer["kernel"]), plain(layer["dtype"])] for layer in layers], "name": "kernels",
          "hovertemplate": "%{y}: %{x:.4f} ms<br>%{customdata[0]}, %{customdata[1]}<extra></extra>"}
     ]  # fmt: skip
@@ -237,7 +233,12 @@ def near(values: Sequence[float | None]) -> dict[str, Any]:
     """A logarithmic axis that shows these values, and of their intervals what lies near: those of two launches are
     of no use, and as wide as they like."""
     known = [value for value in values if value is not None and value > 0] or [1.0]
-    return {"type": "log", "range": [log10(min(known) / 2), log10(max(known) * 2)]}
+    low, high = min(known) / 2, max(known) * 2
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) < 5 else (1,)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return {"type": "log", "range": [log10(low), log10(high)], "tickvals": ticks,
+            "ticktext": [f"{tick:g}" for tick in ticks]}  # fmt: skip
 
 
 def colour(kind: str) -> str:

@@ -9,6 +9,8 @@ from raq.page.records import RunRecords
 from raq.page.render import write
 from raq.page.sections import sections
 from raq.report.answers import read_answers_of_run
+from raq.report.bench import disturbed_warning
+from raq.report.ratios import compared
 from raq.report.summary import summarise
 from raq.report.terminal import clean
 from raq.store.files import Record
@@ -55,4 +57,5 @@ def page_of(run: RunRecords) -> Page:
         answer=summary["verdict"]["why"],
         is_good=bool(summary["verdict"]["choice"]),
         sections=sections(run),
+        warnings=[line for line in (disturbed_warning(compared(summary["candidates"])),) if line],
     )

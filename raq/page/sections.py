@@ -128,7 +128,7 @@ def rounds(run: RunRecords) -> Section | None:
     said = [line for measured in run.summary["measurement"] for line in measurement_in_words(measured)]
     how = (
         "A point is the median of a contender's calls in one round; all contenders take turns within a round.",
-        "Open circles were disturbed by others, or measured while the CPUs were far apart, and are left out of ratios "
+        "Open markers were disturbed by others, or measured while the CPUs were far apart, and are left out of ratios "
         "where enough others remain.",
     )
     return Section("rounds", "Raw rounds", how, [said, *found], is_open=False) if found else None

@@ -21,6 +21,11 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
 
     Raises UserError for what the file asks for and these data, or this metric, cannot give.
     """
+    if experiment.metric.needs_classes and found.classes is None:
+        raise UserError(
+            f"metric {experiment.metric.function} is about classes, and the data say not how many there are",
+            "give raq.Data(classes=...), a number or their names, or another metric",
+        )
     notes = _too_few_samples(experiment, found)
     experiment = _without_training(experiment, found, notes)
     experiment = _sweep_drop(_margin(_calibration(experiment, found, notes)))

@@ -7,15 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raq.environment import environment_kept
+from raq.experiment.fields import INCLUDED
 from raq.experiment.inputs import read_inputs
 from raq.experiment.schema import MODELS
 from raq.plan.prepare import Prepared
 
 
 def refuse_model_ahead(prepared: Prepared, stale: Mapping[str, str]) -> None:
-    """UserError for a network that no stage could work with; raq's own are known, and one that is trained was seen."""
+    """UserError for a network that no stage could work with, or whose weights do not fit.
+
+    raq's own networks are known, and one that is trained was seen.
+    """
     experiment, data = prepared.experiment, prepared.data
-    if "train" not in stale or experiment.model.name in MODELS:
+    given = None if experiment.model.weights in (None, INCLUDED) else Path(str(experiment.model.weights))
+    if "train" not in stale or (experiment.model.name in MODELS and given is None):
         return
     from raq.artifact.inspection import refuse_what_cannot_run
 
@@ -24,5 +29,6 @@ def refuse_model_ahead(prepared: Prepared, stale: Mapping[str, str]) -> None:
     classes = data.classes
     with environment_kept():
         refuse_what_cannot_run(
-            experiment.model.name, inputs, classes, experiment.model.output, str(Path.cwd()), experiment.metric.is_top1
-        )
+            experiment.model.name, inputs, classes, experiment.model.output, str(Path.cwd()),
+            is_classifier=experiment.metric.is_top1, weights=given,
+        )  # fmt: skip

@@ -55,7 +55,8 @@ def measurement_in_words(found: Ending) -> list[str]:
     stopped_by, elapsed_s, noise = found.get("stopped_by"), found.get("elapsed_s"), found.get("noise") or {}
     if stopped_by is None:
         return []
-    lines = [f"{found['launches']} launches, {elapsed_s or 0:.0f} s: {ENDED[stopped_by]}"]
+    launches = "1 launch" if found["launches"] == 1 else f"{found['launches']} launches"
+    lines = [f"{launches}, {elapsed_s or 0:.0f} s: {ENDED[stopped_by]}"]
     if noise.get("disturbed_slots"):
         signs = []
         if waited := noise.get("waited"):

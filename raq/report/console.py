@@ -42,6 +42,8 @@ def print_plan(console: Console, run: DryRun) -> None:
     for stage in run.plan:
         is_stale, took_s = stage.name in run.stale, run.expected_s.get(stage.name)
         why = f"{run.stale[stage.name]}; {run.where[stage.name]}" if is_stale else ""
+        if stage.kind == "weights":
+            why = "; ".join(["no training: reads the weights", *([why] if why else [])])
         state = "stale" if is_stale else "up to date"
         rows.append((stage.name, stage.fingerprint[:12], state, "" if took_s is None else seconds(took_s), why))
     if console.is_terminal:

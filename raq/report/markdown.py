@@ -24,16 +24,15 @@ def code(text: object) -> str:
 
 def block(text: str, language: str = "") -> list[str]:
     """Lines of code as a block; each is made printable."""
-    lines = [printable(line) for line in text.splitlines()]
+    lines = [printable(line) for line in text.split("\n")]
     fence = FENCE * max(3, 1 + max((len(run) for line in lines for run in re.findall("`+", line)), default=0))
     return [f"{fence}{language}", *lines, fence]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table; its cells are Markdown already."""
-    cells = [[cell.replace("\n", " ").replace("|", "\\|") if "`" in cell else cell for cell in row] for row in rows]
+    """A table; its cells are Markdown already, of one line each."""
     return [
         f"| {' | '.join(headings)} |",
         f"|{'---|' * len(headings)}",
-        *(f"| {' | '.join(row)} |" for row in cells),
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]

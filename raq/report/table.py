@@ -33,7 +33,7 @@ def table_of_candidates(summary: RunSummary, keys: Sequence[tuple[str, int]]) ->
     ):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for device, size in keys:
-        table.add_column(f"{device}, batch {size}\nms, speedup", justify="right", no_wrap=True)
+        table.add_column(f"{device}, batch {size}\nms, over eager,\nover best FP32", justify="right", no_wrap=True)
     for candidate in summary["candidates"]:
         for runtime in dict.fromkeys(row["runtime"] for row in candidate["latency"]) or [""]:
             table.add_row(*_row(candidate, runtime, keys))

@@ -142,12 +142,14 @@ class Sentences:
         """That there are too few launches for an interval."""
         count = max(1, min(len(row_ratios(best.row, rival.row)) for rival in rivals))
         few = "1 launch is" if count == 1 else f"{count} launches are"
-        elapsed_s = self.measured.get(place[0], Measured()).elapsed_s
+        measured = self.measured.get(place[0], Measured())
+        elapsed_s = measured.elapsed_s
         wanted_s = rounded_up(elapsed_s * MIN_LAUNCHES / count) if elapsed_s else None
         longer = f" (about {wanted_s} s for {MIN_LAUNCHES})" if wanted_s else ""
+        interleaved = ", and measure interleaved" if measured.stopped_by == "repetitions" else ""
         return (
             f"the speed of {', '.join(rival.contender for rival in rivals)} and {best.contender} has no interval, as "
-            f"{few} too few for one; raise bench.budget_s{longer} or bench.rounds, and measure interleaved"
+            f"{few} too few for one; raise bench.budget_s{longer} or bench.rounds{interleaved}"
         )
 
     def _longer(self, claim: Claim, place: Place) -> str:

@@ -32,6 +32,8 @@ SEAL = "seal"
 
 def read_run(folder: Path) -> Record:
     """The record of a run; UserError if it is missing, damaged, changed since it was written, or not one."""
+    if folder.is_dir() and not (folder / "run.json").exists():
+        raise UserError(f"{folder}: not the folder of a run", "give one of those in the results folder, under runs")
     run = read_json(folder / "run.json")
     if not is_as_sealed(run):
         raise _changed(folder / "run.json")

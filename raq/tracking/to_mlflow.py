@@ -9,7 +9,7 @@ from raq.report.terminal import printable
 from raq.tracking.tracker import Values, flat_settings
 
 FOLDER = "mlruns"
-MAX_PARAM = 500  # characters, of MLflow's own
+MAX_PARAM, MAX_TAG = 6000, 8000  # characters, of MLflow's own
 
 
 class MLflow:
@@ -25,32 +25,32 @@ class MLflow:
         self.experiment = known.experiment_id if known is not None else self.client.create_experiment(name)
         self.run = self.client.create_run(self.experiment, run_name=folder.name).info.run_id
         for key, value in flat_settings(settings).items():
-            self.client.log_param(self.run, key, value[:MAX_PARAM])
+            self.client.log_param(self.run, key, _cut(value, MAX_PARAM))
 
     def scalars(self, values: Values, step: int) -> None:
         """Values by name at an epoch."""
         for name, value in values.items():
             self.client.log_metric(self.run, _name(name), value, step=step)
 
-    def trial(self, sweep: str, number: int, config: Mapping[str, Any], values: Values) -> None:
+    def trial(self, sweep: str, number: int, config: Mapping[str, Any], values: Values, *, failed: bool) -> None:
         """A finished trial, as a child run."""
         tags = {"mlflow.parentRunId": self.run}
         child = self.client.create_run(self.experiment, tags=tags, run_name=f"{sweep}-{number}").info.run_id
         for key, value in config.items():
-            self.client.log_param(child, key, str(value)[:MAX_PARAM])
+            self.client.log_param(child, key, _cut(str(value), MAX_PARAM))
         for name, value in values.items():
             self.client.log_metric(child, _name(name), value)
-        self.client.set_terminated(child)
+        self.client.set_terminated(child, status="FAILED" if failed else "FINISHED")
 
     def result(self, values: Values, texts: Mapping[str, str]) -> None:
         """What the run came to."""
         self.scalars(values, 0)
         for name, text in texts.items():
-            self.client.set_tag(self.run, name, printable(text)[:5000])
+            self.client.set_tag(self.run, name, _cut(printable(text), MAX_TAG))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """The run has ended."""
-        self.client.set_terminated(self.run)
+        self.client.set_terminated(self.run, status="FAILED" if failed else "FINISHED")
 
 
 def place_of(folder: Path) -> str:
@@ -63,6 +63,11 @@ def place_of(folder: Path) -> str:
     if not given:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return given or (folder / FOLDER).resolve().as_uri()
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, or its beginning and that there is more."""
+    return text if len(text) <= most else f"{text[: most - 40]} ... ({len(text)} characters)"
 
 
 def _name(text: str) -> str:

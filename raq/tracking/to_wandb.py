@@ -28,10 +28,10 @@ class WandB:
         stage = next(iter(values)).partition("/")[0] if values else ""
         self.run.log({**values, f"{stage}/epoch": step})
 
-    def trial(self, sweep: str, number: int, config: Mapping[str, Any], values: Values) -> None:
+    def trial(self, sweep: str, number: int, config: Mapping[str, Any], values: Values, *, failed: bool) -> None:
         """A finished trial, for the sweep's table."""
         plain = {f"config/{key}": str(value) for key, value in config.items()}
-        self.trials.setdefault(sweep, []).append({"trial": number, **plain, **values})
+        self.trials.setdefault(sweep, []).append({"trial": number, "failed": failed, **plain, **values})
 
     def result(self, values: Values, texts: Mapping[str, str]) -> None:
         """What the run came to."""
@@ -40,10 +40,10 @@ class WandB:
         for name, text in texts.items():
             self.run.summary[name] = printable(text)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Write the tables, and what is left."""
         for sweep, rows in self.trials.items():
             columns = list(dict.fromkeys(key for row in rows for key in row))
             table = self.wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in rows])
             self.run.log({f"sweep/{sweep}": table})
-        self.run.finish()
+        self.run.finish(exit_code=1 if failed else 0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -29,14 +30,14 @@ class Tracker(Protocol):
     def scalars(self, values: Values, step: int) -> None:
         """Values by name, such as train/loss, at a step: an epoch, from 1."""
 
-    def trial(self, sweep: str, number: int, config: Mapping[str, Any], values: Values) -> None:
-        """A finished trial of a sweep: what was tried, and what came out."""
+    def trial(self, sweep: str, number: int, config: Mapping[str, Any], values: Values, *, failed: bool) -> None:
+        """A finished trial of a sweep: what was tried, what came out, and whether it failed."""
 
     def result(self, values: Values, texts: Mapping[str, str]) -> None:
         """What the run came to: numbers by name, and the verdict in words."""
 
-    def close(self) -> None:
-        """No more will come."""
+    def close(self, *, failed: bool) -> None:
+        """No more will come. failed: the run has stopped without being complete."""
 
 
 class Trackers:
@@ -59,7 +60,8 @@ class Trackers:
             }
             self._each(lambda tracker: tracker.scalars(values, int(row["epoch"]) + 1))
         if event.get("state") == "done" and name.startswith("sweep/"):
-            self._trials(name.removeprefix("sweep/"), event["results"].get("trials") or [])
+            results = event["results"]
+            self._trials(name.removeprefix("sweep/"), [*(results.get("trials") or []), *(results.get("failed") or [])])
 
     def _trials(self, sweep: str, trials: Sequence[Mapping[str, Any]]) -> None:
         for number, trial in enumerate(trials):
@@ -67,9 +69,10 @@ class Trackers:
             values = {key: float(value) for key, value in trial.items() if is_number(value)}
 
             def tell(
-                tracker: Tracker, at: int = number, tried: Mapping[str, Any] = config, found: Values = values
-            ) -> None:
-                tracker.trial(sweep, at + 1, tried, found)
+                tracker: Tracker, at: int = number, tried: Mapping[str, Any] = config, found: Values = values,
+                failed: bool = "error" in trial,
+            ) -> None:  # fmt: skip
+                tracker.trial(sweep, at + 1, tried, found, failed=failed)
 
             self._each(tell)
 
@@ -78,12 +81,12 @@ class Trackers:
         summary = summarise(run_folder)
         values, texts = results_of(summary), {"verdict": summary["verdict"]["why"]}
         self._each(lambda tracker: tracker.result(values, texts))
-        self._each(lambda tracker: tracker.close())
+        self._each(lambda tracker: tracker.close(failed=False))
 
     def ended(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """A context's end: what a run that stopped has so far is kept."""
         if error is not None:
-            self._each(lambda tracker: tracker.close())
+            self._each(lambda tracker: tracker.close(failed=True))
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.made.items()):
@@ -91,6 +94,8 @@ class Trackers:
                 tell(tracker)
             except Exception as error:  # they raise what they like
                 del self.made[name]
+                with suppress(Exception):  # what it has so far is to be seen as not complete
+                    tracker.close(failed=True)
                 self.note(f"tracking by {name} has ended: {type(error).__name__}: {first_line(error)}")
 
 

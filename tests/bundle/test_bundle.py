@@ -3,6 +3,8 @@
 import importlib.resources
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from raq.bundle.facts import Exported, find_exported, metadata, needs
 from raq.bundle.write import export
 from raq.errors import UserError
 from raq.experiment.inputs import image_input
+from raq.experiment.load import as_in_file, load_experiment
 from raq.report.markdown import block, code, escaped, table
 from raq.store.files import file_digest, write_json
 from raq.store.local import Store, sealed
@@ -173,6 +176,56 @@ def test_another_file_than_that_of_the_record(tmp_path: Path) -> None:
     path.write_bytes(b"other native code")
     with pytest.raises(UserError, match="not as it was written"):
         export(run, tmp_path / "deploy", "ptq")
+
+
+def planted(folder: Path, kind: str) -> str:
+    """Change an exported folder in one way; what verify.py should say of it."""
+    sums = folder / "SHA256SUMS"
+    if kind == "an empty list":
+        sums.write_text("")
+        return "artifact.pt2 is not listed, examples.npz is not listed"
+    if kind == "no list":
+        sums.unlink()
+        return "SHA256SUMS is gone"
+    if kind == "a line less":
+        sums.write_text("".join(line + "\n" for line in sums.read_text().splitlines() if "run.py" not in line))
+        return "run.py is not listed"
+    if kind == "a library of its own":
+        (folder / "numpy.py").write_text("print('ran before it was looked at')")
+        return "numpy.py is not listed"
+    (folder / "loader.py").unlink()
+    return "loader.py is gone"
+
+
+@pytest.mark.parametrize(
+    "kind", ["an empty list", "no list", "a line less", "a library of its own", "a file that is gone"]
+)
+def test_verify_looks_before_it_runs_anything(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "deploy"
+    export(stored(tmp_path / "results"), folder, "ptq")
+    said = planted(folder, kind)
+    done = subprocess.run([sys.executable, "verify.py"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in done.stdout
+    assert "ran before" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_names_of_inputs_stay_in_their_comment() -> None:
+    """A name with a line of its own does not become a line of the code that is to be copied."""
+    found = _exported(judged_now("cifar10"), read("cifar10/records.json"))
+    for line_end in ("\n", "\u2028", "\x85", "\x0b", "\r"):
+        own = {**IMAGES, "name": f"x{line_end}import os  #"}
+        text = card(found, {**metadata_of(found), "normalisation": None, "inputs": [own]})
+        assert not [line for line in text.splitlines() if line.startswith("import os")]
+
+
+def test_settings_are_written_as_a_file_spells_them(tmp_path: Path) -> None:
+    """What a sweep's keys are called in Python is none of the file's business."""
+    for path in sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml")):
+        experiment = load_experiment(path)
+        (tmp_path / path.name).write_text(yaml.safe_dump(as_in_file(experiment.model_dump(mode="json"))))
+        assert load_experiment(tmp_path / path.name) == experiment
 
 
 def test_markdown() -> None:

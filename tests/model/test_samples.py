@@ -35,6 +35,25 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 4)).astype(np.float32)
 
 
+@pytest.mark.parametrize("classes", ["cat", {"a", "b"}, {"a": 1}, 3.0, 0, -1, True, ["a", "a"], [], ["a", 1]])
+def test_classes_that_are_none(classes: Any) -> None:
+    with pytest.raises(UserError, match=r"raq\.Data\(classes="):
+        raq.Data(test=[1], classes=classes)
+
+
+def test_classes_by_number_or_by_name() -> None:
+    by_number, by_name = raq.Data(test=[1], classes=np.int64(3)), raq.Data(test=[1], classes=("a", "b"))
+    assert (by_number.class_count, by_number.class_names) == (3, None)
+    assert (by_name.class_count, by_name.class_names) == (2, ["a", "b"])
+
+
+def test_arrays_that_should_have_been_a_data_set() -> None:
+    """What most people write first: a tuple of arrays, which would be two samples."""
+    arrays = np.zeros((50, 1, 8, 8), dtype=np.float32), np.zeros(50, dtype=np.int64)
+    with pytest.raises(UserError, match=r"a tuple of 2 arrays, which would be 2 samples"):
+        raq.Data(test=arrays).splits()
+
+
 def test_inputs_by_name_targets_and_splits(loaded) -> None:
     train = {"one": rows(100), "two": np.arange(100)}
     test = {"one": rows(20, 1), "two": np.arange(20)}

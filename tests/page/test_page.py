@@ -3,12 +3,17 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs_to_show import PICTURES, changed_section, hostile, kept
 
-from raq.page.parts import Figure, Page
+from raq.errors import UserError
+from raq.page import plots
+from raq.page.parts import Figure, Page, name_of
+from raq.page.pictures import read_thumbnails
 from raq.page.render import render
 from raq.page.run_page import page_of
 from raq.page.sections import sections
@@ -72,7 +77,7 @@ def test_a_kept_run(name: str) -> None:
             drawn = figures[f"rounds-{latency['device']}-{latency['batch_size']}"]["data"]
             own = next(one for one in drawn if one["name"] == f"{candidate['name']}/{latency['runtime']}")
             assert own["y"] == latency["round_p50_ms"]
-            assert [mark == "circle-open" for mark in own["marker"]["symbol"]] == latency["round_disturbed"]
+            assert [mark.endswith("-open") for mark in own["marker"]["symbol"]] == latency["round_disturbed"]
             points = figures[f"decision-{latency['device']}-{latency['batch_size']}"]["data"]
             point = next(one for one in points if one["name"] == f"{candidate['name']}/{latency['runtime']}")
             assert point["x"] == [latency["p50_ms"]]
@@ -119,6 +124,7 @@ def test_changed_answers_are_shown_by_name() -> None:
     assert [[cell.text for cell in row] for row in samples.rows] == [
         ["1", "dog", "dog", "frog"], ["3", "<b>cat</b>", "<b>cat</b>", "dog"], ["5", "frog", "<b>cat</b>", "frog"]
     ]  # fmt: skip
+    assert confusion.layout["xaxis"]["ticktext"] == ["&lt;b&gt;cat&lt;/b&gt;", "dog", "frog"]
     assert confusion.data[0]["z"] == [[None, 1, 1], [None, None, 1], [None, None, None]]
     assert [says for _, says in gallery.pictures] == [
         "1: dog; fp32 dog, ptq frog",
@@ -131,6 +137,42 @@ def test_changed_answers_are_shown_by_name() -> None:
     text = render(Page("t", "h", "", "", False, [section]))
     assert "<b>cat" not in text
     assert text.count('src="data:image/png;base64,') == 2
+
+
+def test_two_names_are_two_figures() -> None:
+    """What stands for letters that an address has not must not make one of two."""
+    assert len({name_of("metrics", name) for name in ("a-b", "a_b", "a b", "a.b", "a", "\u202eb", "a/b")}) == 7
+    assert name_of("rounds", "cpu", 1) == "rounds-cpu-1"
+
+
+def test_kernels_that_compute_in_int8_are_blue() -> None:
+    types = ["u8", "s8", "int8", "f32", "bf16"]  # as oneDNN and raq call them
+    layers = [{"name": f"conv{at}", "kernel": "brg", "dtype": dtype, "ms": 1.0 + at} for at, dtype in enumerate(types)]
+    profile: Any = {"candidate": "ptq", "runtime": "inductor", "batch_size": 1, "total_ms": 20.0, "layers": layers}
+    assert plots.kernels(profile).data[0]["marker"]["color"] == ["#2f7ed8"] * 3 + ["#7f8ea3"] * 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage", {"places": 5}, {"places": np.arange(3)},
+     {"places": np.arange(3), "images": np.zeros((3, 3, 0, 0))},
+     {"places": np.arange(2), "images": np.zeros((3, 3, 8, 8), dtype=np.uint8)},
+     {"places": np.arange(1), "images": np.zeros((1, 3, 999, 999), dtype=np.uint8)},
+     {"places": np.arange(1), "images": np.zeros((900, 3, 200, 200), dtype=np.uint8)}],
+)  # fmt: skip
+def test_damaged_thumbnails_are_refused(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "thumbnails.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez_compressed(path, **content)
+
+    class One:
+        def file(self, record: Any, name: str) -> Path:
+            return path
+
+    with pytest.raises(UserError, match=r"thumbnails\.npz"):
+        read_thumbnails(One(), {"results": {"thumbnails": 3}})  # type: ignore[arg-type]
 
 
 def test_figures_have_words_for_those_who_do_not_see_them() -> None:

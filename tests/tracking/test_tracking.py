@@ -127,17 +127,33 @@ class Broken:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         raise ConnectionError("away")
 
-    def trial(self, sweep: str, number: int, config: Mapping[str, Any], values: Mapping[str, float]) -> None: ...
+    def trial(self, sweep: str, number: int, config: Any, values: Mapping[str, float], *, failed: bool) -> None: ...
     def result(self, values: Mapping[str, float], texts: Mapping[str, str]) -> None: ...
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None:
+        self.closed_as_failed = failed
 
 
 def test_a_tracker_that_fails_ends_no_run() -> None:
     notes: list[str] = []
-    trackers = Trackers({"broken": Broken()}, notes.append)
+    broken = Broken()
+    trackers = Trackers({"broken": broken}, notes.append)
     for row in EPOCHS:
         trackers.stage("train", {"epoch_done": row})
     assert notes == ["tracking by broken has ended: ConnectionError: away"]
+    assert broken.closed_as_failed
+
+
+def test_a_run_that_stops_is_not_shown_as_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    trackers = start(Experiment.model_validate({"name": "told", "tracking": ["mlflow"]}), tmp_path, print)
+    trackers.stage("sweep/qat", {"state": "done", "results": {"trials": [TRIALS[0]], "failed": [
+        {"number": 1, "config": {"lr": 9.0}, "error": "diverged"}]}})  # fmt: skip
+    trackers.ended(RuntimeError, RuntimeError("a stage failed"), None)
+    client = mlflow.MlflowClient(tracking_uri=store_of_mlflow(tmp_path))
+    (experiment,) = [one for one in client.search_experiments() if one.name == "told"]
+    states = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert states == {tmp_path.name: "FAILED", "qat-1": "FINISHED", "qat-2": "FAILED"}
 
 
 def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
