@@ -49,7 +49,7 @@ def import_function(name: str, working_directory: str | None) -> Callable[..., A
 def _not_imported(name: str, why: str, working_directory: str | None) -> UserError:
     folder = Path(working_directory or Path.cwd())
     hides = shadowing(folder)
-    hint = f"{name.partition(':')[0]} is looked for in {folder} and among installed packages"
+    hint = f"{name.partition(':')[0]} is looked for in {folder}, where raq runs, and among installed packages"
     if hides:
         hint = f"{', '.join(hides)} in {folder} hides a library of that name: rename it"
     return UserError(f"{name}: cannot be imported: {why}", hint)

@@ -83,6 +83,7 @@ def kernels(run: RunRecords) -> Section | None:
     how = (
         "Blue kernels are int8, grey ones float; the 40 longest are shown.",
         "The peak is measured by a loop that stays in registers: what this CPU could do at most.",
+        "Kernels and calls are timed in processes of their own: on a disturbed machine their difference says little.",
     )
     parts: list[Any] = [Table("Where the time goes", columns, rows), *found]
     return Section("kernels", "Where the time goes", how, parts, is_open=False) if found else None
