@@ -11,7 +11,7 @@ from raq.page.records import artifact_of
 from raq.report.claims import Rules
 from raq.report.ratios import Place, baseline_row, rows_at
 from raq.report.types import CandidateSummary, ComparedLatency
-from raq.store.results import ArtifactProfile
+from raq.store.results import ArtifactProfile, LayerLoss
 
 COLOURS = {
     "fp32": "#7f8ea3", "half": "#b07aa1", "ptq": "#2f7ed8", "qat": "#e07b00", "dynamic": "#2a9d8f",
@@ -227,6 +227,21 @@ def kernels(profile: ArtifactProfile) -> Figure:
         f"{sum(layer['ms'] for layer in profile['layers']):.3f} in kernels that multiply."
     )
     return Figure(name, says, data, layout, 140 + 16 * len(layers))
+
+
+def losses(name: str, found: Sequence[LayerLoss]) -> Figure:
+    """By layer in order, the SQNR of its output: it alone in integers, and with all before it."""
+    layers = [f"{at}. {plain(loss['name'])}" for at, loss in enumerate(found, start=1)]
+    data = [
+        {"x": layers, "y": [loss["own_sqnr_db"] for loss in found], "mode": "markers", "name": "this layer alone",
+         "marker": {"size": 7, "color": "#2f7ed8"}},
+        {"x": layers, "y": [loss["sqnr_db"] for loss in found], "mode": "lines+markers", "name": "with all before it",
+         "line": {"color": "#e07b00", "width": 1}, "marker": {"size": 4}},
+    ]  # fmt: skip
+    layout = {"xaxis": {"tickangle": -60, "automargin": True}, "yaxis": {"title": {"text": "SQNR of the output, dB"}}}
+    least = min((loss["own_sqnr_db"] for loss in found if loss["own_sqnr_db"] is not None), default=None)
+    says = f"{len(found)} layers of {name}" + ("." if least is None else f"; the worst by itself has {least:.1f} dB.")
+    return Figure(name_of("losses", name), says, data, layout, 420)
 
 
 def near(values: Sequence[float | None]) -> dict[str, Any]:

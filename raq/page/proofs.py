@@ -6,6 +6,7 @@ from raq.artifact.runtimes import FP32_RUNTIME
 from raq.page import plots
 from raq.page.parts import Cell, Section, Table, number, shown
 from raq.page.records import RunRecords
+from raq.report.losses import why
 from raq.store.results import ArtifactProfile, Lowering
 
 
@@ -41,6 +42,38 @@ def layers(run: RunRecords) -> Section | None:
         "The kernel is the one that reported itself while the artifact ran; ms are of the profile, where there is one.",
     )
     return Section("layers", "Layer by layer", how, tables, is_open=False) if tables else None
+
+
+def losses(run: RunRecords) -> Section | None:
+    """What each layer loses by quantization."""
+    parts: list[Any] = []
+    for candidate in run.summary["candidates"]:
+        found = candidate.get("losses", [])
+        if not found or candidate.get("program") not in (None, candidate["name"]):
+            continue
+        rows = [
+            [
+                number(at, "d"), Cell(loss["name"]), number(loss["own_sqnr_db"], ".1f"), number(loss["sqnr_db"], ".1f"),
+                number(loss["weight_sqnr_db"], ".1f"),
+                number(None if (share := loss["saturated_share"]) is None else 100 * share, ".3g"),
+                number(loss["reach"], ".1f"),
+                number(None if (share := loss["shift_share"]) is None else 100 * share, ".1f"), Cell(why(loss)),
+            ]
+            for at, loss in enumerate(found, start=1)
+        ]  # fmt: skip
+        columns = [
+            "order", "layer", "alone, dB", "with all before it, dB", "weight, dB", "input beyond its range, %",
+            "range, standard deviations", "shift of means, % of the error", "what stands out",
+        ]  # fmt: skip
+        parts += [
+            plots.losses(candidate["name"], found),
+            Table(f"{candidate['name']}: {len(found)} layers", columns, rows),
+        ]
+    how = (
+        "Both networks computed the same test samples; SQNR of each layer's output, lower is worse.",
+        "Alone: only this layer's input and weight are rounded, from what FP32 gives it.",
+    )
+    return Section("losses", "What each layer loses", how, parts, is_open=False) if parts else None
 
 
 def _profiles(run: RunRecords) -> list[ArtifactProfile]:

@@ -6,7 +6,7 @@ from raq.page import plots
 from raq.page.about import deploy, environment, reproduce
 from raq.page.changed import changed
 from raq.page.parts import Cell, Section, Table, interval, number, refused_if_damaged
-from raq.page.proofs import kernels, layers, parity, sizes
+from raq.page.proofs import kernels, layers, losses, parity, sizes
 from raq.page.records import RunRecords, artifact_of
 from raq.page.tried import calibrations, search, sensitivity, trainings
 from raq.report.bench import measurement_in_words
@@ -17,8 +17,8 @@ HOLDS = {True: ("holds", "good"), False: ("does not hold", "bad"), None: ("canno
 def sections(run: RunRecords) -> list[Section]:
     """All that have something to show, in order."""
     made = (
-        decision, verdict, candidates, speedups, rounds, layers, kernels, parity, sizes, trainings, calibrations,
-        search, sensitivity, changed, environment, reproduce, deploy,
+        decision, verdict, candidates, speedups, rounds, layers, losses, kernels, parity, sizes, trainings,
+        calibrations, search, sensitivity, changed, environment, reproduce, deploy,
     )  # fmt: skip
     found = []
     for make in made:

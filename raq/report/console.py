@@ -12,6 +12,7 @@ from raq.plan.prepare import DryRun
 from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words, waited_warning
 from raq.report.checks import parity_in_words
 from raq.report.live import seconds
+from raq.report.losses import losses_in_words
 from raq.report.profile import profile_in_words
 from raq.report.ratios import compared
 from raq.report.sweep import print_layers, print_search, print_sweep
@@ -152,6 +153,13 @@ def _print_details(console: Console, summary: RunSummary) -> None:
         for artifact in candidate["artifacts"] if candidate["name"] != summary["verdict"]["choice"] else []:
             say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}", whole=True)
     for candidate in summary["candidates"]:
+        said = (
+            losses_in_words(candidate.get("losses", []))
+            if candidate.get("program") in (None, candidate["name"])
+            else None
+        )
+        if said:
+            paragraph(console, f"{candidate['name']}, {said}", "dim")
         if candidate["parity"]:
             paragraph(console, f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}", "dim")
 

@@ -132,6 +132,7 @@ def _candidate(
             for row in _measured("rows", name, stages)
         ],
         "throughput": [cast(Throughput, row) for row in _measured("throughput", name, stages)],
+        "losses": made.get("losses", []),
     }
 
 

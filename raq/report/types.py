@@ -5,7 +5,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from raq.store.evaluation_results import ParityRow
-from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, Throughput
+from raq.store.results import Agreement, ArtifactProfile, Latency, LayerLoss, Noise, Throughput
 from raq.store.types import DataOfRun, Environment, Values
 
 
@@ -83,6 +83,7 @@ class CandidateSummary(Accuracy):
     parity: list[ParityRow]
     latency: list[ComparedLatency]
     throughput: NotRequired[list[Throughput]]
+    losses: NotRequired[list[LayerLoss]]
 
 
 class Ending(TypedDict):

@@ -8,10 +8,15 @@ from raq.stages.chosen import chosen_calibration, chosen_floats
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
 from raq.stages.programs import count_macs, keep_program
 
+COMPARED = 32  # samples on which layers are compared
+
 
 def ptq_stage(call: Call, progress: Progress) -> Results:
     """Export, prepare, calibrate, convert."""
+    import torch
+
     from raq.quantize.convert import convert
+    from raq.quantize.losses import losses
     from raq.quantize.ptq import calibrate, prepare, simulated
 
     settings, seed, reduce_range = chosen_calibration(call)
@@ -40,7 +45,10 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     chain.step("fp32", network)
     with simulated(prepared) as as_integers:
         chain.step("simulated", as_integers)
+        (compared, _), *_ = dataset.batches("test", [chain.chosen[:COMPARED]], torch.device("cpu"))
+        lost = [loss.as_record() for loss in losses(as_integers, compared)]
     program = convert(prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
     how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}
+    how["losses"] = lost
     return {**how, "float_layers": floats, **count_macs(call, network), **keep_program(call, program, chain)}

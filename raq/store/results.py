@@ -62,6 +62,21 @@ class Lowering(TypedDict):
 
 
 @strict
+class LayerLoss(TypedDict):
+    """What a layer loses by quantization (`quantize.losses.LayerLoss`)."""
+
+    name: Text
+    sqnr_db: Number | None
+    own_sqnr_db: Number | None
+    weight_sqnr_db: Number | None
+    input_low: Number | None
+    input_high: Number | None
+    saturated_share: Share | None
+    reach: Number | None
+    shift_share: Number | None
+
+
+@strict
 class Quantizing(TypedDict):
     """What a half, ptq or qat stage found."""
 
@@ -70,6 +85,7 @@ class Quantizing(TypedDict):
     config: NotRequired[Values]
     float_layers: NotRequired[list[Text]]
     reduce_range: NotRequired[bool]
+    losses: NotRequired[list[LayerLoss]]
     parity: NotRequired[list[ParityRow]]
 
 
