@@ -229,6 +229,8 @@ def test_show_json_is_the_contract(finished: Workplace) -> None:
     assert ptq["reduce_range"] is not has_vnni(Machine(**shown["environment"]["machine"]))
     assert ptq["artifacts"][0]["weight_bytes"] < 0.35 * fp32["artifacts"][0]["weight_bytes"]
     assert ptq["drop_points"] == pytest.approx(100 * (fp32["top1"] - ptq["top1"]))
+    assert [loss["name"] for loss in ptq["losses"]] == ["0", "3", "8"], "the convolutions and the linear layer"
+    assert fp32["losses"] == []
     verdict = shown["verdict"]
     assert verdict["choice"] is None, "203 images cannot show that a drop is at most 1 point"
     claims = {claim["claim"]: claim for claim in verdict["claims"]}
