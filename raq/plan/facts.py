@@ -37,10 +37,10 @@ class DataFound:
     test_images: int
     calibration_images: int
     inputs: list[dict[str, Any]]
-    class_names: list[str] | None = None
     image_shape: list[int] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    class_names: list[str] | None = None
 
 
 @dataclass(frozen=True)

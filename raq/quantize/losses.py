@@ -8,12 +8,11 @@ own input and weight rounded, nothing before it.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from raq.model.parity import sqnr_db
-from raq.quantize.export import is_layer, layer_name
-from raq.quantize.ptq import FixedFakeQuantize
+from raq.quantize.export import layer_name
+from raq.quantize.side_by_side import Lane, channel_means, channel_of, side_by_side
 
 
 @dataclass(frozen=True)
@@ -44,41 +43,18 @@ class LayerLoss:
         return asdict(self)
 
 
-class _Exact(fx.Interpreter):
-    """The graph without its fake quantizers: FP32."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Its input itself, of a fake quantizer."""
-        if isinstance(self.fetch_attr(target), FixedFakeQuantize):
-            return args[0]
-        return super().call_module(target, args, kwargs)
-
-
 def losses(simulated: fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[LayerLoss]:
     """The layers in order of execution, compared on these inputs [n, ...].
 
     simulated: the graph within `ptq.simulated`. A layer that is called twice is listed twice.
     """
-    exact, rounded = _Exact(simulated), fx.Interpreter(simulated)
-    for lane in (exact, rounded):
-        lane.args_iter = iter(inputs)
-    found = []
-    with torch.no_grad():
-        for node in simulated.graph.nodes:
-            for lane in (exact, rounded):
-                lane.env[node] = lane.run_node(node)
-            if is_layer(node):
-                found.append(_loss(exact, rounded, node))
-            for done in exact.user_to_last_uses.get(node, []):
-                for lane in (exact, rounded):
-                    del lane.env[done]
-    return found
+    return [_loss(*layer) for layer in side_by_side(simulated, inputs)]
 
 
-def _loss(exact: fx.Interpreter, rounded: fx.Interpreter, node: fx.Node) -> LayerLoss:
+def _loss(exact: Lane, rounded: Lane, node: fx.Node) -> LayerLoss:
     """Of a layer that both have just computed."""
     wanted, given = exact.env[node], rounded.env[node]
-    quantizers = {one: module for one in node.all_input_nodes if (module := _quantizer(exact, one)) is not None}
+    quantizers = {one: module for one in node.all_input_nodes if (module := exact.quantizer(one)) is not None}
     args, kwargs = fx.node.map_arg(
         (node.args, node.kwargs),
         lambda one: quantizers[one](exact.env[one]) if one in quantizers else exact.env[one],
@@ -100,17 +76,8 @@ def _loss(exact: fx.Interpreter, rounded: fx.Interpreter, node: fx.Node) -> Laye
         own_sqnr_db=_sqnr(wanted, alone),
         weight_sqnr_db=None if stored is None else _sqnr(exact.env[weight], stored(exact.env[weight])),
         input_low=low, input_high=high, saturated_share=saturated, reach=reach,
-        shift_share=_shift(alone - wanted, channel=-1 if wanted.ndim in (2, 3) and _is_linear(node) else 1),
+        shift_share=_shift(alone - wanted, channel_of(node, wanted)),
     )  # fmt: skip
-
-
-def _quantizer(lane: fx.Interpreter, node: fx.Node) -> FixedFakeQuantize | None:
-    found = lane.fetch_attr(str(node.target)) if node.op == "call_module" else None
-    return found if isinstance(found, FixedFakeQuantize) else None
-
-
-def _is_linear(node: fx.Node) -> bool:
-    return "conv" not in str(node.target)
 
 
 def _sqnr(wanted: Tensor, given: Tensor) -> float | None:
@@ -122,6 +89,5 @@ def _shift(error: Tensor, channel: int) -> float | None:
     power = float(error.double().square().sum())
     if power == 0 or error.ndim < 2:
         return None
-    others = [at for at in range(error.ndim) if at != channel % error.ndim]
-    means = error.double().mean(dim=others)
+    means = channel_means(error, channel)
     return float(means.square().sum()) * (error.numel() / means.numel()) / power

@@ -9,12 +9,16 @@ from raq.stages.inputs import example_input, parity_chain, read_dataset, read_tr
 from raq.stages.programs import count_macs, keep_program
 
 COMPARED = 32  # samples on which layers are compared
+CORRECTED_BY = 128  # calibration samples whose means correct biases, in one batch
 
 
 def ptq_stage(call: Call, progress: Progress) -> Results:
     """Export, prepare, calibrate, convert."""
     import torch
 
+    from raq.model.dataset import calibration_indices
+    from raq.quantize.bias import correct_biases
+    from raq.quantize.calibration import calibration_batch
     from raq.quantize.convert import convert
     from raq.quantize.losses import losses
     from raq.quantize.ptq import calibrate, prepare, simulated
@@ -44,6 +48,9 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     chain = parity_chain(call, dataset)
     chain.step("fp32", network)
     with simulated(prepared) as as_integers:
+        if settings.bias_correction:
+            places = calibration_indices(dataset.size("calibration"), min(size, CORRECTED_BY), seed)
+            correct_biases(as_integers, calibration_batch(dataset, places))
         chain.step("simulated", as_integers)
         (compared, _), *_ = dataset.batches("test", [chain.chosen[:COMPARED]], torch.device("cpu"))
         lost = [loss.as_record() for loss in losses(as_integers, compared)]

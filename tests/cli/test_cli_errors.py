@@ -52,11 +52,18 @@ def test_no_cluster_at_the_address(workplace: Workplace) -> None:
 # --- what fails on Ray ---
 
 
+def test_weights_that_do_not_fit_are_told_before_anything_runs(workplace: Workplace) -> None:
+    torch.save(build_model("resnet20-cifar", 4).state_dict(), workplace.folder / "other.pt")
+    for verb in ("plan", "run"):
+        error = clear_error(workplace.raq_here(verb, "tiny.yaml", "--set", "model.weights=other.pt"), 2)
+        assert "does not fit tiny_user:model" in error
+    assert not list((workplace.folder / "results").glob("runs/*"))
+
+
 @pytest.mark.cluster
 def test_errors_of_stages_come_back_as_one_line(workplace: Workplace) -> None:
-    torch.save(build_model("resnet20-cifar", 4).state_dict(), workplace.folder / "other.pt")
-    error = clear_error(workplace.raq("run", "tiny.yaml", "--set", "model.weights=other.pt"), 2)
-    assert "does not fit tiny_user:model" in error
+    error = clear_error(workplace.raq("run", "tiny.yaml", "--set", "train.lr=100"), 1)
+    assert "train: " in error
     assert "log:" in error
     run = workplace.raq_here("show")
     assert "the run is not complete" in run.stdout

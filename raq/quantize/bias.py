@@ -1,0 +1,60 @@
+"""Bias correction: what rounding shifts a layer's channels by on average is taken from its bias.
+
+Nagel et al. 2019, Data-Free Quantization through Weight Equalization and Bias Correction, section 4.2, the empirical
+kind: means are those of calibration samples, layer by layer, each after those before it were corrected.
+"""
+
+import torch
+from torch import Tensor, fx
+
+from raq.quantize.side_by_side import ORIGINALS, channel_means, channel_of, side_by_side
+
+BIAS = 2  # which argument, of convolutions and of linear layers
+NAME = "corrected_bias_"
+
+
+def correct_biases(simulated: fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Correct the biases of the layers that are quantized, in place; the names of the nodes that were corrected.
+
+    simulated: the graph within `ptq.simulated`; inputs: calibration samples [n, ...]. A layer without a bias gets one.
+    A bias that something else reads too is left as it is. The network that was exported keeps its own.
+    """
+    corrected: list[str] = []
+    for exact, rounded, node in side_by_side(simulated, inputs):
+        if not any(rounded.quantizer(one) for one in node.all_input_nodes):
+            continue
+        wanted, given = exact.env[node], rounded.env[node]
+        channel = channel_of(node, wanted)
+        shift = (channel_means(given, channel) - channel_means(wanted, channel)).to(given.dtype)
+        if _take_from_bias(simulated, node, shift, len(corrected)):
+            rounded.env[node] = given - shift.view([-1 if at == channel else 1 for at in range(given.ndim)])
+            corrected.append(node.name)
+    simulated.recompile()
+    return corrected
+
+
+def _take_from_bias(graph: fx.GraphModule, node: fx.Node, shift: Tensor, number: int) -> bool:
+    """Whether the shift was taken from the layer's bias; a new one has the name `NAME` and the number."""
+    bias = node.args[BIAS] if len(node.args) > BIAS else None
+    if bias is None:
+        graph.register_parameter(f"{NAME}{number}", torch.nn.Parameter(-shift, requires_grad=False))
+        graph.meta.setdefault(ORIGINALS, {})[f"{NAME}{number}"] = torch.zeros_like(shift)
+        with graph.graph.inserting_before(node):
+            made = graph.graph.get_attr(f"{NAME}{number}")
+        node.args = (*node.args[:BIAS], made, *node.args[BIAS + 1 :])
+        return True
+    if not isinstance(bias, fx.Node) or bias.op != "get_attr":
+        return False
+    readers = [one for one in graph.graph.nodes if one.op == "get_attr" and one.target == bias.target]
+    if len(readers) > 1 or len(bias.users) > 1:
+        return False
+    owner, _, name = str(bias.target).rpartition(".")
+    module = graph.get_submodule(owner)
+    stored = getattr(module, name)
+    graph.meta.setdefault(ORIGINALS, {}).setdefault(str(bias.target), stored.detach())
+    changed = stored.detach() - shift.view_as(stored)
+    if isinstance(stored, torch.nn.Parameter):
+        setattr(module, name, torch.nn.Parameter(changed, requires_grad=False))
+    else:
+        module.register_buffer(name, changed)
+    return True
