@@ -120,6 +120,17 @@ def keep_one(make: Callable[[K], V]) -> Callable[[K], V]:
     return known_or_made
 
 
+def plain_text(value: Any) -> Any:
+    """A value of a table as text that moves no cursor and that no spreadsheet takes for a formula; others as they are.
+
+    Texts are the user's, or of errors.
+    """
+    if not isinstance(value, str):
+        return value
+    text = "".join(letter if letter.isprintable() else " " if letter in "\n\t" else "?" for letter in value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
 def write_table(folder: Path, trials: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """trials.csv and trials.parquet: a row a trial, config columns `config/<key>`, then the columns named."""
     import pandas as pd
@@ -129,5 +140,5 @@ def write_table(folder: Path, trials: Sequence[Mapping[str, Any]], columns: Sequ
         for trial in trials
     ]
     table = pd.DataFrame(rows)
-    table.to_csv(folder / f"{TABLE}.csv", index=False)
+    table.map(plain_text).to_csv(folder / f"{TABLE}.csv", index=False)
     table.to_parquet(folder / f"{TABLE}.parquet", index=False)
