@@ -124,8 +124,8 @@ class Ptq(Section):
     """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
     calibration: Calibration = Calibration()
     bias_correction: bool = False
-    """Take from each layer's bias what rounding shifts its channels by on average, on calibration samples (Nagel et al.
-    2019); of the mode static."""
+    """Take from each layer's bias what rounding shifts its channels by on average, on 128 calibration samples (Nagel et
+    al. 2019, empirical). Of the mode static; a sweep's trials do without, the candidate made of its choice does not."""
     others: Annotated[tuple[OtherTool, ...], Field(strict=False)] = ()
     """Other tools' quantization beside it, each a candidate under the tool's name: nncf (runs in OpenVINO), onnxruntime
     (runs in ONNX Runtime), on `calibration.size` images, whatever a sweep chooses. They are measured as they come:
