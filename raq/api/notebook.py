@@ -32,11 +32,15 @@ class NotebookDisplay(RunDisplay):
         self.notes: list[str] = []
         self.shown = 0.0
 
+    def console_of(self, output: TextIO) -> Console:
+        """One that nobody sees: what is printed line by line elsewhere is in the table here."""
+        return _unseen()
+
     def begin(self, plan: Sequence[Stage], stale: Mapping[str, str], output: TextIO) -> None:
         """Show the plan."""
         from IPython.display import HTML, display
 
-        super().begin(plan, stale, io.StringIO())  # what it prints line by line is in the table here
+        super().begin(plan, stale, output)
         self.handle = display(HTML(self.html()), display_id=True)
 
     def stage(self, name: str, event: Mapping[str, Any]) -> None:
@@ -56,7 +60,7 @@ class NotebookDisplay(RunDisplay):
 
     def html(self) -> str:
         """The table of stages as HTML; every text in it is escaped."""
-        console = Console(record=True, file=io.StringIO(), width=120, markup=False, emoji=False, highlight=False)
+        console = _unseen()
         console.print(self._table())
         for note in self.notes:
             console.print(f"raq: {note}", markup=False, highlight=False)
@@ -68,3 +72,10 @@ class NotebookDisplay(RunDisplay):
         self.shown = time.monotonic()
         if self.handle is not None:
             self.handle.update(HTML(self.html()))
+
+
+def _unseen() -> Console:
+    """A console that keeps what is printed; rich would show each line in the notebook by itself."""
+    return Console(
+        record=True, file=io.StringIO(), width=120, markup=False, emoji=False, highlight=False, force_jupyter=False
+    )

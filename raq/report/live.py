@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -36,7 +37,7 @@ class RunDisplay:
 
     def begin(self, plan: Sequence[Stage], stale: Mapping[str, str], output: TextIO) -> None:
         """Show the plan."""
-        self.console = plain_console(output)
+        self.console = self.console_of(output)
         self.lines = {
             stage.name: _Line(stage.name, stage.kind, "waiting" if stage.name in stale else "up to date")
             for stage in plan
@@ -46,6 +47,10 @@ class RunDisplay:
             self.live.start()
         else:
             self._print(f"plan: {len(stale)} of {len(plan)} stages to do: {', '.join(stale)}")
+
+    def console_of(self, output: TextIO) -> Console:
+        """What is printed on."""
+        return plain_console(output)
 
     def stage(self, name: str, event: Event) -> None:
         """Take in what happened to a stage."""
