@@ -222,8 +222,7 @@ class Measurement:
         done = min(len(rounds) for rounds in self.rounds.values())
         by_time = self.elapsed_s() / self.protocol.budget_s
         share = by_time if self.protocol.precision is not None else max(by_time, done / self.protocol.rounds)
-        of = ", time" if share == by_time else ""
-        self.progress(min(1.0, share), f"round {done}, launch {len(self.launches)}{of}")
+        self.progress(min(1.0, share), f"rounds done: {done}, launches: {len(self.launches)}")
 
 
 def measure(

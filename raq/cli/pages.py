@@ -41,8 +41,5 @@ def export(
     found = write_bundle(open_store(results).find_run(run), output, candidate)
     console = new_console()
     say(console, f"{output} is written: {found.name} for {found.runtime.name}", whole=True)
-    say(
-        console,
-        f"in an environment with what {output / 'requirements.txt'} names: python {output / 'verify.py'}",
-        whole=True,
-    )
+    needed, verifies = output / "requirements.txt", output / "verify.py"
+    say(console, f"verify it where it is to run: pip install -r {needed}; python {verifies}", whole=True)

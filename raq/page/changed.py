@@ -35,7 +35,7 @@ def changed(run: RunRecords) -> Section | None:
     how = (
         "Only fp32 right: what the candidate loses; only the candidate right: what it wins.",
         "Samples are numbered as the test split has them.",
-        "Pictures are those of the 128 of which FP32 is least sure, where it is a run of images.",
+        "Of images, the 128 that FP32 is least sure of have a picture; others may have changed too.",
     )
     return Section("classes", "What changed", how, parts, is_open=False) if parts else None
 

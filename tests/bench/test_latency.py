@@ -62,7 +62,7 @@ def test_two_contenders_measured(contender: ContenderSettings, started) -> None:
     reported: list[tuple[float, str]] = []
     twin = replace(contender, candidate="ptq")
     found = measure([contender, twin], PROTOCOL, ONE_CPU, lambda share, text: reported.append((share, text)), started)
-    assert reported[-1] == (1.0, "round 6, launch 6")
+    assert reported[-1] == (1.0, "rounds done: 6, launches: 6")
     assert os.sched_getaffinity(0) == before
     assert (found["stopped_by"], found["launches"]) == ("rounds", 6)
     assert [(row["candidate"], row["batch_size"]) for row in found["rows"]] == [
