@@ -25,7 +25,7 @@ class Runtime:
 
     file_name: of an artifact in its stage's folder. backends: those whose quantized programs it executes; it executes
     FP32 programs beside them. devices: where. libraries: distributions that it needs beside torch; made_by: those that
-    its artifacts are made with.
+    its artifacts are made with; deployed_with: all that an exported one needs, beside NumPy.
 
     lower: (program, path, metadata, device, max_batch, min_batch) -> None, writes the artifact. load: (path, threads)
     -> a function of the network's inputs [n, ...] to its output [n, ...]. read: path -> GeneratedCode, executes
@@ -56,6 +56,7 @@ class Runtime:
     use: str = ""
     libraries: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
+    deployed_with: tuple[str, ...] = ()
     name_scales: str | None = None
     prepare: str | None = None
     refuse: str | None = None
@@ -82,6 +83,7 @@ RUNTIMES: dict[str, Runtime] = {
             alone="raq.artifact.alone_inductor",
             use="torch.set_num_threads({threads}); network = torch._inductor.aoti_load_package({path!r})",
             refuse="raq.artifact.inductor:refuse_other_torch",
+            deployed_with=("torch",),
             is_native=True,
             packs_weights=True,
             reports="onednn",
@@ -100,6 +102,7 @@ RUNTIMES: dict[str, Runtime] = {
             use="portable_lib._unsafe_reset_threadpool({threads}); "
             "network = executorch.runtime.Runtime.get().load_program({path!r}).load_method('forward')",
             libraries=("executorch",),
+            deployed_with=("executorch", "torch"),
             name_scales="raq.artifact.scales:name_scales",
             prepare="raq.environment:require_executorch",
             has_max_batch=True,
@@ -118,6 +121,7 @@ RUNTIMES: dict[str, Runtime] = {
             use='network = openvino.Core().compile_model({path!r}, "CPU", {{"INFERENCE_NUM_THREADS": {threads}, '
             '"ENABLE_HYPER_THREADING": True, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}})',
             libraries=("openvino",),
+            deployed_with=("openvino",),
             made_by=("onnx", "onnxscript"),
             name_scales="raq.artifact.scales:name_scales",
             prepare="raq.artifact.openvino:prepare",
@@ -138,6 +142,7 @@ RUNTIMES: dict[str, Runtime] = {
             use="options = onnxruntime.SessionOptions(); options.intra_op_num_threads = {threads}; "
             "options.inter_op_num_threads = 1; network = onnxruntime.InferenceSession({path!r}, options)",
             libraries=("onnxruntime",),
+            deployed_with=("onnxruntime",),
             made_by=("onnx", "onnxscript"),
             name_scales="raq.artifact.scales:name_scales",
             prepare="raq.artifact.onnxruntime:prepare",

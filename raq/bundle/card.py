@@ -9,13 +9,13 @@ from typing import Any
 
 from raq.bundle.facts import Exported
 from raq.experiment.metric import Metric
-from raq.page.parts import refused_if_damaged
 from raq.report.bench import disturbed_warning
 from raq.report.markdown import block, code, escaped, table
 from raq.report.ratios import baseline_row, compared
 from raq.report.terminal import printable
 from raq.report.types import CandidateSummary, ComparedLatency
 from raq.report.verdict_words import SMALL_RATIO
+from raq.store.views import refused_if_damaged
 
 
 def card(found: Exported, about: Mapping[str, Any]) -> str:

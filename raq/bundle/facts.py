@@ -1,7 +1,6 @@
 """Which candidate of a run is exported, and what its folder says of it, from records alone. Neither torch nor ray."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -123,8 +122,8 @@ def _record(run: Record, store: Store, name: str) -> Record | None:
     return None if stage is None else store.read(stage["kind"], stage["fingerprint"])
 
 
-def metadata(found: Exported, files: Mapping[str, Path]) -> dict[str, Any]:
-    """metadata.json: what a program needs to know of the model. files: by name, those that are exported."""
+def metadata(found: Exported) -> dict[str, Any]:
+    """metadata.json: what a program needs to know of the model."""
     asked, examples = found.asked, found.examples
     data = asked.data
     names = found.run["data"].get("class_names")
@@ -138,7 +137,7 @@ def metadata(found: Exported, files: Mapping[str, Path]) -> dict[str, Any]:
         "device": asked.device,
         "file": found.runtime.file_name,
         "sha256": found.lowering.get("sha256"),
-        "size_bytes": files[found.runtime.file_name].stat().st_size,
+        "size_bytes": found.lowering["size_bytes"],
         "inputs": [one.plain() for one in data.inputs],
         "normalisation": None
         if data.mean is None or data.std is None
@@ -163,10 +162,7 @@ def _cpu(record: Record) -> str | None:
 def needs(found: Exported) -> dict[str, str | None]:
     """The distributions that run it, with the versions that it was evaluated with; None of one that is not known."""
     known = (found.evaluated.get("environment") or {}).get("versions", {})
-    libraries = {"inductor": ("torch",), "executorch": ("executorch", "torch")}.get(
-        found.runtime.name, found.runtime.libraries
-    )
-    versions = {name: known.get(name) for name in (*libraries, "numpy")}
+    versions = {name: known.get(name) for name in (*found.runtime.deployed_with, "numpy")}
     return {name: _version(version) for name, version in versions.items()}
 
 

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-if __name__ == "__main__":  # libraries are elsewhere: nothing that lies in this folder is one
-    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != HERE]
-
-import numpy as np  # noqa: E402
-
 ABOUT: dict[str, Any] = json.loads((HERE / "metadata.json").read_text(encoding="utf-8"))
 
 
 def examples() -> tuple[list[Any], Any]:
     """The stored inputs, arrays [n, ...] in the order in which the model takes them, and the output that it gave."""
+    import numpy as np
+
     with np.load(HERE / ABOUT["examples"]["file"], allow_pickle=False) as stored:
         return [stored[f"input_{number}"] for number in range(len(ABOUT["inputs"]))], stored["output"]
 
@@ -32,6 +29,8 @@ def load(threads: int | None = None) -> Callable[..., Any]:
     threads: for what the runtime computes; None: as many as metadata.json says. ValueError if the file is not the one
     that was evaluated.
     """
+    import numpy as np
+
     path = HERE / ABOUT["file"]
     if hashlib.sha256(path.read_bytes()).hexdigest() != ABOUT["sha256"]:
         raise ValueError(f"{path}: its SHA-256 is not that of metadata.json: not the file that was evaluated")
@@ -48,6 +47,7 @@ def load(threads: int | None = None) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != HERE]  # libraries are elsewhere
     given, _ = examples()
     output = load()(*given)
     print(f"{len(output)} samples in, {output.dtype} {list(output.shape)} out")

@@ -57,7 +57,7 @@ def _write(found: Exported, folder: Path) -> None:
         shutil.copyfile(path, folder / name)
     if file_digest(folder / runtime.file_name) != found.lowering.get("sha256"):
         raise UserError(f"{files[runtime.file_name]}: not the file of its record", "delete its folder and run again")
-    about = metadata(found, files)
+    about = metadata(found)
     own = resources.files("raq.bundle")
     for source, name in (("run.py", "run.py"), ("verify.py", "verify.py"), (f"loader_{runtime.name}.py", "loader.py")):
         (folder / name).write_text((own / source).read_text(encoding="utf-8"), encoding="utf-8")

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raq.page.parts import Cell, Figure, Page, Section, Table, interval, name_of, number, refused_if_damaged
+from raq.page.parts import Cell, Figure, Page, Section, Table, interval, name_of, number
 from raq.page.plots import near, plain
 from raq.report.terminal import clean
+from raq.store.views import refused_if_damaged
 
 Found = Mapping[str, Any]
-REAL = "different"
-COLOURS = {"different": "#a4161a", "cannot tell": "#7a5200", "too few launches to tell": "#7a5200"}
+DIFFERS, EQUAL, UNKNOWN = "#a4161a", "#2f7ed8", "#7a5200"
 
 
 def page_of_comparison(given: Found) -> Page:
@@ -34,12 +34,12 @@ def _real(one: Found) -> list[str]:
     """The differences that are real, in words."""
     said = []
     for candidate in one["candidates"]:
-        if candidate["top1"]["said"].endswith(REAL):
+        if candidate["top1"]["differs"]:
             said.append(f"{candidate['name']}: {candidate['metric'] or 'metric'} {candidate['top1']['said']}")
         said += [
             f"{candidate['name']} at batch {row['batch_size']} on {row['device']} ({row['runtime']}): {row['said']}"
             for row in candidate["latency"]
-            if row["said"].endswith(REAL)
+            if row["differs"]
         ]
     return said
 
@@ -86,7 +86,7 @@ def _metrics(one: Found) -> Table:
         [
             Cell(candidate["name"]), Cell(candidate["metric"] or ""), number(candidate["top1"]["points"], "+.3g"),
             interval(candidate["top1"]["interval"], ".3g"), number(candidate["top1"]["p"], ".2g"),
-            Cell(candidate["top1"]["said"].rpartition(": ")[2]),
+            Cell(candidate["top1"]["shown"]),
             *(number(None if size is None else size / 1e6) for size in candidate["weight_bytes"]),
         ]
         for candidate in one["candidates"]
@@ -100,7 +100,7 @@ def _speeds(one: Found) -> Table:
         [
             Cell(candidate["name"]), Cell(row["runtime"]), Cell(row["device"]), number(row["batch_size"], "d"),
             *(number(value) for value in row["speedups"]), number(row["ratio"], ".3f"),
-            interval(row["interval"], ".3f"), Cell(row["said"].rpartition(": ")[2]),
+            interval(row["interval"], ".3f"), Cell(row["shown"]),
         ]
         for candidate in one["candidates"]
         for row in candidate["latency"]
@@ -119,7 +119,7 @@ def _plot(one: Found, at: int) -> Figure | None:
     data = [
         {
             "x": ratios, "y": names, "mode": "markers", "name": "times as fast",
-            "marker": {"size": 9, "color": [_colour(row["said"]) for _, row in rows]},
+            "marker": {"size": 9, "color": [_colour(row) for _, row in rows]},
             "error_x": {
                 "type": "data", "symmetric": False, "thickness": 1.5, "width": 4, "color": "#7f8ea3",
                 "array": [high - value for value, (_, high) in zip(ratios, bounds, strict=True)],
@@ -138,8 +138,8 @@ def _plot(one: Found, at: int) -> Figure | None:
     return Figure(name_of("speeds", at, one["runs"][1]), says, data, layout, 140 + 34 * len(rows))
 
 
-def _colour(said: str) -> str:
-    return next((colour for end, colour in COLOURS.items() if said.endswith(end)), "#2f7ed8")
+def _colour(row: Found) -> str:
+    return DIFFERS if row["differs"] else EQUAL if row["shown"].startswith("equal") else UNKNOWN
 
 
 def _keys(one: Found) -> Table:

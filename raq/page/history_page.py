@@ -8,16 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from raq.errors import UserError
-from raq.experiment.metric import heading_of
-from raq.page.parts import Cell, Figure, Page, Section, Table, interval, name_of, number, refused_if_damaged
+from raq.experiment.metric import POINTS, heading_of
+from raq.page.parts import Cell, Figure, Page, Section, Table, interval, name_of, number
 from raq.page.plots import colour, near, plain
 from raq.report.comparison import compare
 from raq.report.runs import RunLine, run_lines
 from raq.report.summary import summarise
 from raq.report.terminal import clean
 from raq.report.types import RunSummary
+from raq.store.views import refused_if_damaged
 
-REAL = "different"
 MARKERS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon", "bowtie", "hourglass")
 
 
@@ -82,14 +82,11 @@ def _changes(past: Sequence[_Past]) -> list[dict[str, Any]]:
     complete = [run for run in past if run.summary is not None]
     found = []
     for before, after in pairwise(complete):
-        try:
-            (one,) = clean(compare([before.folder, after.folder]))["comparisons"]
-        except UserError:  # damaged meanwhile
-            continue
+        (one,) = clean(compare([before.folder, after.folder]))["comparisons"]
         other = bool(one["environment"])
         for candidate in one["candidates"]:
             changed = candidate["top1"]
-            if changed["said"].endswith(REAL):
+            if changed["differs"]:
                 found.append(
                     {"run": after.line["run"], "candidate": candidate["name"], "what": candidate["metric"] or "metric",
                      "value": changed["points"], "interval": changed["interval"], "worse": changed["points"] < 0,
@@ -99,7 +96,7 @@ def _changes(past: Sequence[_Past]) -> list[dict[str, Any]]:
                 {"run": after.line["run"], "candidate": f"{candidate['name']}/{row['runtime']}",
                  "what": f"speed at batch {row['batch_size']} on {row['device']}, times", "value": row["ratio"],
                  "interval": row["interval"], "worse": row["ratio"] < 1, "other": other}
-                for row in candidate["latency"] if row["said"].endswith(REAL)
+                for row in candidate["latency"] if row["differs"]
             ]  # fmt: skip
     return found
 
@@ -152,7 +149,7 @@ def _metrics(name: str, past: Sequence[_Past]) -> Figure | None:
             judged = candidate["metric"]
             if judged is None:
                 continue
-            scale = 100 if judged["unit"] == "points" else 1
+            scale = 100 if judged["unit"] == POINTS else 1
             heading = heading_of(judged["name"], judged["unit"])
             _add(series, candidate["name"], candidate["kind"], run.line["run"], scale * judged["value"],
                  [scale * bound for bound in judged["interval"]])  # fmt: skip
@@ -160,7 +157,7 @@ def _metrics(name: str, past: Sequence[_Past]) -> Figure | None:
 
 
 def _speeds(name: str, past: Sequence[_Past]) -> Figure | None:
-    """The speedup over the best FP32 of every quantized contender at the smallest batch, run by run."""
+    """The speedup over the best FP32 of every quantized contender and batch size, run by run."""
     series: dict[str, dict[str, Any]] = {}
     for run, summary in _drawn(past):
         for candidate in summary["candidates"]:

@@ -3,12 +3,9 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from raq.errors import UserError, first_line
 
 Number = float | int | None
 
@@ -95,18 +92,6 @@ class Page:
     is_good: bool
     sections: Sequence[Section]
     warnings: Sequence[str] = ()
-
-
-@contextmanager
-def refused_if_damaged(what: str) -> Iterator[None]:
-    """Whatever a damaged record makes fail, as UserError that names what cannot be shown."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the records of {what} cannot be shown ({type(error).__name__}: {first_line(error)})",
-            "a record is damaged or of another version: run again, or show it with the raq that made it",
-        ) from error
 
 
 def name_of(*parts: object) -> str:

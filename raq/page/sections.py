@@ -5,11 +5,12 @@ from typing import Any
 from raq.page import plots
 from raq.page.about import deploy, environment, reproduce
 from raq.page.changed import changed
-from raq.page.parts import Cell, Section, Table, interval, number, refused_if_damaged
+from raq.page.parts import Cell, Section, Table, interval, number
 from raq.page.proofs import kernels, layers, losses, parity, sizes
 from raq.page.records import RunRecords, artifact_of
 from raq.page.tried import calibrations, search, sensitivity, trainings
 from raq.report.bench import measurement_in_words
+from raq.store.views import refused_if_damaged
 
 HOLDS = {True: ("holds", "good"), False: ("does not hold", "bad"), None: ("cannot tell", "open")}
 

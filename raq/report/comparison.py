@@ -23,6 +23,7 @@ from raq.store.local import read_run
 from raq.store.types import Environment
 from raq.sweep.answers import Answers
 
+DIFFERENT, NOT_SAME = "different", "not evaluated on the same images"
 PLACE = ("device", "runtime", "batch_size")
 MACHINE = ("cpu", "features", "cpus", "gpus")
 FIRST_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
@@ -36,7 +37,9 @@ def compare(folders: Sequence[Path]) -> Found:
     Two values are equal if the 95% interval of their difference or ratio lies within the margins of the first run's
     `select.margin`, different if it leaves out 0 or 1, and not distinguishable otherwise. p is McNemar's, whose test
     that interval inverts.
-    `said` puts it in words; `conditions` lists what else is not the same.
+
+    differs: whether a difference is real, None where samples were not the same; said: that in words; conditions: what
+    else is not the same.
     """
     summaries, records = [summarise(folder) for folder in folders], [read_run(folder) for folder in folders]
     answers = [read_answers_of_run(folder) for folder in folders]
@@ -146,7 +149,7 @@ def _accuracy(name: str, before: AnswersOfRun, after: AnswersOfRun, rules: Rules
     one, other, margin = before.get(name), after.get(name), rules.accuracy_margin
     lost = None if one is None or other is None else one.worse_than(other)
     if one is None or other is None or lost is None:
-        return {"points": None, "interval": None, "p": None, "said": "not evaluated on the same images"}
+        return {"points": None, "interval": None, "p": None, "differs": None, "shown": NOT_SAME, "said": NOT_SAME}
     gain, (low, high), metric = lost.value, lost.interval(), one.metric
     p = same_accuracy_p(one.right, other.right) if metric.is_top1 else None
     same = np.array_equal(one.right, other.right) if metric.is_top1 else np.array_equal(one.values, other.values)
@@ -155,7 +158,9 @@ def _accuracy(name: str, before: AnswersOfRun, after: AnswersOfRun, rules: Rules
     form = ".2f" if metric.in_points else ".3g"
     unit = rules.unit if metric.in_points else f"{rules.unit} of {metric.name}, more is better".strip()
     said = f"{gain:+{form}} {unit} ({low:{form}} to {high:{form}}): {shown}"
-    return {"points": gain, "interval": [low, high], "p": p, "said": said}
+    return {
+        "points": gain, "interval": [low, high], "p": p, "differs": shown == DIFFERENT, "shown": shown, "said": said,
+    }  # fmt: skip
 
 
 def _latency(first: RunSummary, second: RunSummary, name: str, margin: float) -> list[Found]:
@@ -180,6 +185,8 @@ def _latency(first: RunSummary, second: RunSummary, name: str, margin: float) ->
                 "speedups": [row["speedup"], other["speedup"]],
                 "ratio": ratio,
                 "interval": list(interval) if interval else None,
+                "differs": doubt == DIFFERENT,
+                "shown": doubt,
                 "said": f"{plain_ratio(row['speedup'])}x and {plain_ratio(other['speedup'])}x: {ratio:.3f} times"
                 f"{bounds}: {doubt}",
             }
@@ -195,7 +202,7 @@ def _difference(low: float, high: float, none: float, least: float, most: float,
     """What an interval shows: `none` is no difference, between `least` and `most` is none that counts."""
     if least <= low and high <= most:
         return f"equal within {margin}"
-    return "cannot tell" if low <= none <= high else "different"
+    return "cannot tell" if low <= none <= high else DIFFERENT
 
 
 def _rows(summary: RunSummary, name: str) -> list[ComparedLatency]:

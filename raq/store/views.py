@@ -3,12 +3,14 @@
 Who reads a record says which keys it reads, in a `View` of its own; the rest is left aside. Neither torch nor ray.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raq.errors import UserError, first_problem
+from raq.errors import UserError, first_line, first_problem
 from raq.store.files import read_json
 
 V = TypeVar("V", bound="View")
@@ -45,6 +47,18 @@ def view_file(kind: type[V], path: Path) -> V:
 def view_results(kind: type[V], folder: Path) -> V:
     """The results in the record of a finished stage as `kind`; UserError if it is missing or damaged."""
     return view(kind, view_file(_Finished, folder / "record.json").results, str(folder / "record.json"))
+
+
+@contextmanager
+def refused_if_damaged(what: str) -> Iterator[None]:
+    """Whatever a damaged record makes fail, as UserError that names what cannot be shown."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the records of {what} cannot be shown ({type(error).__name__}: {first_line(error)})",
+            "a record is damaged or of another version: run again, or show it with the raq that made it",
+        ) from error
 
 
 def execution_of(folder: Path) -> str:

@@ -31,6 +31,7 @@ def test_every_runtime_has_a_loader() -> None:
         text = (importlib.resources.files("raq.bundle") / f"loader_{name}.py").read_text()
         assert "def load(path: str, threads: int, device: str)" in text
         assert "import raq" not in text and "from raq" not in text
+        assert RUNTIMES[name].deployed_with, "what is to be installed where it runs"
 
 
 IMAGES, OLD = image_input((3, 32, 32)).plain(), ("validation", "image_shape")
@@ -102,7 +103,7 @@ def test_numbers_of_the_card_are_the_records() -> None:
     summary = judged_now("cifar10")
     records = read("cifar10/records.json")
     found = _exported(summary, records)
-    text = card(found, {**metadata_of(found), "examples": {"count": 8, "threads": 2, "cpu": None, "file": "x"}})
+    text = card(found, {**metadata(found), "examples": {"count": 8, "threads": 2, "cpu": None, "file": "x"}})
     ptq = next(one for one in summary["candidates"] if one["name"] == "ptq")
     assert f"| ptq | {100 * ptq['top1']:.2f} (" in text
     assert f"{ptq['drop_points']:.2f} ({ptq['drop_interval'][0]:.2f} to {ptq['drop_interval'][1]:.2f})" in text
@@ -123,22 +124,14 @@ def _exported(summary: Any, records: Any, name: str = "ptq") -> Exported:
     return Exported(summary, read("cifar10/run.json"), Store(Path("none")), ptq, records[f"lower/{name}"], evaluated)
 
 
-def metadata_of(found: Exported) -> dict[str, Any]:
-    class One:  # a file that is not there
-        def stat(self) -> Any:
-            return type("Stat", (), {"st_size": 1})
-
-    return metadata(found, {found.runtime.file_name: One()})  # type: ignore[dict-item]
-
-
 def test_a_hostile_record_is_text_in_the_card() -> None:
     """No heading, link, address, element, escape or line of its own comes out of a text of a record."""
     found = _exported(judged_now("cifar10"), read("cifar10/records.json"))
-    plain = card(found, metadata_of(found))
+    plain = card(found, metadata(found))
     summary = poisoned(found.summary)
     own = next(one for one in summary["candidates"] if one["name"].startswith("ptq"))
     evil = Exported(summary, found.run, found.store, own, found.lowered, found.evaluated)
-    about = {**metadata_of(found), "class_names": [HOSTILE], "made_on": HOSTILE, "runtime": HOSTILE, "raq": HOSTILE}
+    about = {**metadata(found), "class_names": [HOSTILE], "made_on": HOSTILE, "runtime": HOSTILE, "raq": HOSTILE}
     text = card(evil, about)
     assert text.count("\n") <= plain.count("\n"), "a text made a line"  # speeds of unknown runtimes are left out
     assert "\x1b" not in text and "\u202e" not in text
@@ -216,7 +209,7 @@ def test_names_of_inputs_stay_in_their_comment() -> None:
     found = _exported(judged_now("cifar10"), read("cifar10/records.json"))
     for line_end in ("\n", "\u2028", "\x85", "\x0b", "\r"):
         own = {**IMAGES, "name": f"x{line_end}import os  #"}
-        text = card(found, {**metadata_of(found), "normalisation": None, "inputs": [own]})
+        text = card(found, {**metadata(found), "normalisation": None, "inputs": [own]})
         assert not [line for line in text.splitlines() if line.startswith("import os")]
 
 
