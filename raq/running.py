@@ -26,8 +26,7 @@ from raq.run_record import recorded, same_run, write_run
 from raq.store.local import Store
 from raq.store.object_storage import subscribed
 from raq.store.opening import open_store
-from raq.tracking.tracker import refuse_missing
-from raq.tracking.tracker import start as start_tracking
+from raq.tracking.tracker import refuse_missing, start_tracking
 
 if TYPE_CHECKING:
     from raq.cluster.nodes import Node
@@ -162,13 +161,12 @@ def _complete(
     refuse_model_ahead(prepared, stale)
     delete_work_on_old_inputs(prepared.plan, stale, store, fresh)
     folder = store.new_run(prepared.experiment.name)
-    trackers = None
+    trackers = start_tracking(prepared.experiment, folder, listener.note)
     with recorded(store, folder, prepared, stale), ExitStack() as stack:
         output = stack.enter_context(output_to(folder / "logs" / "driver.log")) if joined is None else joined.output
         listener.begin(prepared.plan, stale, output)
         stack.enter_context(subscribed(listener.note))
         stack.callback(listener.end)
-        trackers = start_tracking(prepared.experiment, folder, listener.note)
         stack.push(trackers.ended)
 
         def tell(name: str, event: Mapping[str, Any]) -> None:

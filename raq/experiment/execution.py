@@ -30,4 +30,4 @@ class StageResources(Section):
     bench: Resources = Resources()
 
 
-Trackers = Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Field(strict=False)]
+TrackerNames = Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Field(strict=False)]

@@ -51,15 +51,16 @@ def as_given(value: Any) -> Given:
 
 
 def _loaded(given: Given, overrides: Sequence[str]) -> Experiment:
-    path = given if isinstance(given, Path) else Path(IN_PYTHON)
     if isinstance(given, Path):
+        place, folder = str(given), given.resolve().parent
         tree, lines = read_yaml_text(given)
     else:
+        place, folder = IN_PYTHON, Path.cwd()
         plain = given.model_dump(mode="json", by_alias=True) if isinstance(given, Experiment) else given
         tree, lines = read_yaml_value(_as_yaml(plain), IN_PYTHON), {}
     if not isinstance(tree, dict):
         raise UserError(
-            f"{path}: an experiment is a mapping of keys, this is {_kind(tree)}",
+            f"{place}: an experiment is a mapping of keys, this is {_kind(tree)}",
             "start with 'name: my-experiment'; see experiments/quickstart.yaml",
         )
     rename_keys(tree, lines)
@@ -71,8 +72,8 @@ def _loaded(given: Given, overrides: Sequence[str]) -> Experiment:
     try:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False), tree, lines, path) from None
-    return _with_absolute_paths(experiment, path.resolve().parent)
+        raise _explain(error.errors(include_url=False), tree, lines, place) from None
+    return _with_absolute_paths(experiment, folder)
 
 
 def _as_yaml(plain: Any) -> str:
@@ -143,11 +144,11 @@ def _apply_override(tree: dict[str, Any], lines: dict[Location, str], override: 
     lines[parts] = f"--set {_shortened(override)}"
 
 
-def _explain(errors: list[ErrorDetails], tree: dict[str, Any], lines: dict[Location, str], path: Path) -> UserError:
+def _explain(errors: list[ErrorDetails], tree: dict[str, Any], lines: dict[Location, str], source: str) -> UserError:
     """The first problem of a validation, as one line with the place in the file."""
     where = _in_tree(errors[0]["loc"], tree)
     key = ".".join(str(part) for part in where) or "the experiment"
-    place = next((lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in lines), str(path))
+    place = next((lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in lines), source)
     what, hint = _problem(errors, where, key, tree)
     return UserError(f"{place}: {what}", hint)
 

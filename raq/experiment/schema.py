@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from raq.experiment.execution import StageResources, Trackers
+from raq.experiment.execution import StageResources, TrackerNames
 from raq.experiment.fields import INCLUDED, Backend, Channels, Mode, Natural, Observer, OtherTool, Positive, Section
 from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
@@ -178,7 +178,7 @@ class Experiment(Section):
     parity: Parity = Parity()
     bench: Bench = Bench()
     resources: StageResources = StageResources()
-    tracking: Trackers = ("tensorboard",)
+    tracking: TrackerNames = ("tensorboard",)
     """Who is told how a run goes and what it came to, each in its own form, in the run's folder: tensorboard
     (`tensorboard --logdir results`), mlflow (or where MLFLOW_TRACKING_URI says), wandb (offline, unless WANDB_MODE says
     otherwise); the latter two are extras."""

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from raq.errors import UserError
+from raq.stages.call import THUMBNAILS
 from raq.store.files import Record
 from raq.store.local import Store
 
-FILE = "thumbnails.npz"
 MAX_KEPT, MAX_SIDE = 1024, 64
 MAX_BYTES = 2 * MAX_KEPT * 3 * MAX_SIDE**2
 DAMAGED = (
@@ -47,7 +47,7 @@ def read_thumbnails(store: Store, record: Record | None) -> Thumbnails | None:
     """Those that an evaluate stage has kept; None if it has kept none. UserError if they are none."""
     if record is None or not record["results"].get("thumbnails"):
         return None
-    path = store.file(record, FILE)
+    path = store.file(record, THUMBNAILS)
     try:
         with zipfile.ZipFile(path) as packed:
             if sum(one.file_size for one in packed.infolist()) > MAX_BYTES:

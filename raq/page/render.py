@@ -34,10 +34,8 @@ def render(page: Page) -> str:
 
     own = resources.files("raq.page")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.tests["figure"] = lambda part: isinstance(part, Figure)
-    environment.tests["table"] = lambda part: isinstance(part, Table)
-    environment.tests["gallery"] = lambda part: isinstance(part, Gallery)
-    environment.tests["code"] = lambda part: isinstance(part, Code)
+    for kind in (Figure, Table, Gallery, Code):
+        environment.tests[kind.__name__.lower()] = lambda part, kind=kind: isinstance(part, kind)
     plots = {part.name: part for section in page.sections for part in section.parts if isinstance(part, Figure)}
     return environment.from_string((own / "page.html.j2").read_text(encoding="utf-8")).render(
         page=page,

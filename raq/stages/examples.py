@@ -24,7 +24,7 @@ def keep_examples(call: Call, dataset: "Dataset", network: "Network") -> Results
     """
     import torch
 
-    if any(not hasattr(np, one.dtype) and one.dtype != "bool" for one in dataset.inputs):
+    if any(not hasattr(np, one.dtype) for one in dataset.inputs):
         return {"examples": None}
     places = np.arange(min(MAX_EXAMPLES, dataset.size("test")))
     (inputs, _), *_ = dataset.batches("test", [places], torch.device("cpu"))

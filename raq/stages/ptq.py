@@ -16,9 +16,8 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     """Export, prepare, calibrate, convert."""
     import torch
 
-    from raq.model.dataset import calibration_indices
     from raq.quantize.bias import correct_biases
-    from raq.quantize.calibration import calibration_batch
+    from raq.quantize.calibration import calibration_batch, calibration_sample
     from raq.quantize.convert import convert
     from raq.quantize.losses import losses
     from raq.quantize.ptq import calibrate, prepare, simulated
@@ -49,7 +48,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     chain.step("fp32", network)
     with simulated(prepared) as as_integers:
         if settings.bias_correction:
-            places = calibration_indices(dataset.size("calibration"), min(size, CORRECTED_BY), seed)
+            places = calibration_sample(dataset, size, seed)[:CORRECTED_BY]
             correct_biases(as_integers, calibration_batch(dataset, places))
         chain.step("simulated", as_integers)
         (compared, _), *_ = dataset.batches("test", [chain.chosen[:COMPARED]], torch.device("cpu"))

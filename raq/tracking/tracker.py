@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -58,35 +59,30 @@ class Trackers:
                 for key, value in row.items()
                 if key not in NOT_SCALARS and is_number(value)
             }
-            self._each(lambda tracker: tracker.scalars(values, int(row["epoch"]) + 1))
+            self._each(methodcaller("scalars", values, int(row["epoch"]) + 1))
         if event.get("state") == "done" and name.startswith("sweep/"):
             results = event["results"]
             self._trials(name.removeprefix("sweep/"), [*(results.get("trials") or []), *(results.get("failed") or [])])
 
     def _trials(self, sweep: str, trials: Sequence[Mapping[str, Any]]) -> None:
-        for number, trial in enumerate(trials):
+        for number, trial in enumerate(trials, start=1):
             config = trial.get("config") or {key: value for key, value in trial.items() if not is_number(value)}
             values = {key: float(value) for key, value in trial.items() if is_number(value)}
-
-            def tell(
-                tracker: Tracker, at: int = number, tried: Mapping[str, Any] = config, found: Values = values,
-                failed: bool = "error" in trial,
-            ) -> None:  # fmt: skip
-                tracker.trial(sweep, at + 1, tried, found, failed=failed)
-
-            self._each(tell)
+            self._each(methodcaller("trial", sweep, number, config, values, failed="error" in trial))
 
     def finished(self, run_folder: Path) -> None:
         """The run is complete: what it came to, and no more will come."""
+        if not self.made:
+            return
         summary = summarise(run_folder)
         values, texts = results_of(summary), {"verdict": summary["verdict"]["why"]}
-        self._each(lambda tracker: tracker.result(values, texts))
-        self._each(lambda tracker: tracker.close(failed=False))
+        self._each(methodcaller("result", values, texts))
+        self._each(methodcaller("close", failed=False))
 
     def ended(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """A context's end: what a run that stopped has so far is kept."""
         if error is not None:
-            self._each(lambda tracker: tracker.close(failed=True))
+            self._each(methodcaller("close", failed=True))
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.made.items()):
@@ -125,7 +121,7 @@ def results_of(summary: RunSummary) -> dict[str, float]:
     return {key: value for key, value in found.items() if value is not None and is_number(value)}
 
 
-def start(experiment: Experiment, folder: Path, note: Callable[[str], None]) -> Trackers:
+def start_tracking(experiment: Experiment, folder: Path, note: Callable[[str], None]) -> Trackers:
     """The trackers of a run that begins in this folder."""
     made: dict[str, Tracker] = {}
     settings = experiment.model_dump(mode="json")

@@ -10,7 +10,7 @@ import pytest
 from kept_records import judged_now
 
 from raq.experiment.schema import Experiment
-from raq.tracking.tracker import Trackers, refuse_missing, results_of, start
+from raq.tracking.tracker import Trackers, refuse_missing, results_of, start_tracking
 
 EPOCHS = [
     {
@@ -41,7 +41,7 @@ def told(names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     notes: list[str] = []
     folder.mkdir()
     experiment = Experiment.model_validate({"name": "told", "tracking": names})
-    trackers = start(experiment, folder, notes.append)
+    trackers = start_tracking(experiment, folder, notes.append)
     for row in EPOCHS:
         trackers.stage("train", {"state": "running", "epoch_done": row})
     trackers.stage("train", {"state": "running", "share": 0.5})
@@ -146,7 +146,7 @@ def test_a_tracker_that_fails_ends_no_run() -> None:
 def test_a_run_that_stops_is_not_shown_as_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    trackers = start(Experiment.model_validate({"name": "told", "tracking": ["mlflow"]}), tmp_path, print)
+    trackers = start_tracking(Experiment.model_validate({"name": "told", "tracking": ["mlflow"]}), tmp_path, print)
     trackers.stage("sweep/qat", {"state": "done", "results": {"trials": [TRIALS[0]], "failed": [
         {"number": 1, "config": {"lr": 9.0}, "error": "diverged"}]}})  # fmt: skip
     trackers.ended(RuntimeError, RuntimeError("a stage failed"), None)
