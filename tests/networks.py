@@ -1,10 +1,12 @@
 """A small network and its quantized program, for the tests here."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from raq.experiment.metric import Metric
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.losses import loss_by_sample
 from raq.model.metrics import Scorer
 from raq.model.training import Task
@@ -21,7 +23,7 @@ def small() -> nn.Module:
     ).eval()  # fmt: skip
 
 
-def quantized(network: nn.Module, digits, observer: str = "histogram"):
+def quantized(network: nn.Module, digits: Any, observer: Any = "histogram") -> Any:
     prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(observer=observer), reduce_range=False)
     ptq.calibrate(prepared, digits, Calibration(size=64), seed=0)
     return convert.convert(prepared, EXAMPLE)

@@ -1,15 +1,16 @@
 """The schema of `train` and `qat`: how a network is trained. Imports neither torch nor ray."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from raq.experiment.fields import Backend, Positive, Section, Share
 
-# The values of each recipe; keys set in the experiment win over them.
+# The values of each recipe; keys set in the experiment win over them. None: as `Optimisation.for_samples` says.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {
         "epochs": 15,
+        "batch_size": 128,
         "lr": 0.01,
         "momentum": 0.9,
         "nesterov": False,
@@ -18,19 +19,28 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "augment": False,
         "progressive": (),
+        "initialisation": "given",
+        "batch_norm_samples": 0,
     },
     "fast": {
         "epochs": 15,
-        "lr": 0.12,
+        "batch_size": None,
+        "lr": None,
         "momentum": 0.9,
         "nesterov": True,
         "weight_decay": 5e-4,
         "schedule": "one-cycle",
         "label_smoothing": 0.1,
-        "augment": True,
-        "progressive": (0.5, 0.75, 1.0),
+        "augment": None,
+        "progressive": None,
+        "initialisation": "rescaled",
+        "batch_norm_samples": 2048,
     },
 }
+PEAK_LR, LARGEST_BATCH, SMALLEST_BATCH = 0.12, 128, 16  # of the recipe fast
+LR_POWER = 0.75  # between the root of the batch size (Krizhevsky 2014) and its share (Goyal et al. 2017)
+ENOUGH_STEPS = 64  # an epoch, of the batch size that is chosen
+GROWING, GROWING_FROM = (0.5, 0.75, 1.0), 10_000  # image sides of the recipe fast; the samples from which they pay
 WorkerCount = Annotated[int, Field(ge=1, le=1024)]
 Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
 
@@ -40,12 +50,14 @@ class Optimisation(Section):
 
     epochs: Positive
     """Passes over the training images."""
-    batch_size: Positive = 128
-    """Images per optimiser step, over all workers together."""
+    batch_size: Positive | None = None
+    """Samples per optimiser step, over all workers together; null: 128, and less of small data, down to 16, so that an
+    epoch has 64 steps."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with momentum; adamw: Adam with decoupled weight decay, which transformers and tables like better."""
-    lr: Annotated[float, Field(gt=0, le=100)]
-    """Learning rate; with one-cycle and cosine, its peak."""
+    lr: Annotated[float, Field(gt=0, le=100)] | None
+    """Learning rate; with one-cycle and cosine, its peak. null: 0.12 times (batch_size / 128) to the power of
+    0.75; of adamw a hundredth of that."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
     """SGD's momentum; AdamW's first beta."""
     nesterov: bool
@@ -57,13 +69,43 @@ class Optimisation(Section):
     cosine: cosine decay to 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     """Of the cross-entropy."""
-    augment: bool
-    """Random flip, and random crop out of the padded image."""
-    progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)]
-    """Image sides, as shares of the full side, through which the epochs go in order; []: full size."""
+    augment: bool | None
+    """Random flip, and random crop out of the padded image; null: unless data.name is digits, which a flip or a
+    crop makes another."""
+    progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] | None
+    """Image sides, as shares of the full side, through which the epochs go in order; []: full size; null: 0.5, 0.75, 1
+    from 10,000 training images on."""
     workers: Workers = 1
     """Data-parallel workers. 1: in one actor; more: by Ray Train. [least, most]: elastic, the number changes as nodes
     join or leave."""
+
+    def for_samples(self, count: int, *, digits: bool = False) -> Self:
+        """These settings with what is left to the data filled in, for `count` training samples."""
+        workers = self.workers if isinstance(self.workers, int) else self.workers[1]
+        batch, lr = self.batch_size, self.lr
+        if batch is None:
+            batch = LARGEST_BATCH
+            while batch // 2 >= max(SMALLEST_BATCH, 2 * workers) and count // batch < ENOUGH_STEPS:
+                batch //= 2
+        if lr is None:
+            lr = PEAK_LR * (batch / LARGEST_BATCH) ** LR_POWER * (0.01 if self.optimizer == "adamw" else 1.0)
+        found: dict[str, Any] = {"batch_size": batch, "lr": lr}
+        found["augment"] = not digits if self.augment is None else self.augment
+        small = count < GROWING_FROM
+        found["progressive"] = (() if small else GROWING) if self.progressive is None else self.progressive
+        return self.model_copy(update=found)
+
+    @property
+    def samples_per_step(self) -> int:
+        """batch_size, where it is a number: what `for_samples` gives."""
+        assert self.batch_size is not None
+        return self.batch_size
+
+    @property
+    def peak_lr(self) -> float:
+        """lr, where it is a number: what `for_samples` gives."""
+        assert self.lr is not None
+        return self.lr
 
     @model_validator(mode="after")
     def _check_momentum(self) -> "Optimisation":
@@ -86,7 +128,13 @@ class Train(Optimisation):
 
     recipe: Literal["fast", "published"] = "fast"
     """Preset that supplies the value of every key that is not set in `train`. published: that of the code which raq
-    grew from; fast: augmentation, one-cycle, smaller images first."""
+    grew from; fast: augmentation, one-cycle, smaller images first, all as the data allow."""
+    initialisation: Literal["given", "rescaled"]
+    """given: as the network is made; rescaled: where next to nothing of its signal reaches the last layer, layers are
+    scaled to give a standard deviation of 1 on a first batch (Mishkin and Matas 2016, without the orthogonal start)."""
+    batch_norm_samples: Annotated[int, Field(ge=0)]
+    """Batch norm's running statistics are taken anew before each evaluation, on so many training samples of full size
+    (Wu and Johnson 2021); 0: as training left them, averages that after few steps still hold where they began."""
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +155,7 @@ class Qat(Optimisation):
     """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     epochs: Positive = 3
     """Passes over the training images."""
-    lr: Annotated[float, Field(gt=0, le=100)] = 0.0005
+    lr: Annotated[float, Field(gt=0, le=100)] | None = 0.0005
     """Learning rate; with one-cycle and cosine, its peak."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's momentum."""
@@ -119,9 +167,9 @@ class Qat(Optimisation):
     """As in `train`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the cross-entropy."""
-    augment: bool = True
-    """Random flip, and random crop out of the padded image."""
-    progressive: Annotated[tuple[float, ...], Field(strict=False, max_length=0)] = ()
+    augment: bool | None = None
+    """As in `train`."""
+    progressive: Annotated[tuple[float, ...], Field(strict=False, max_length=0)] | None = ()
     """Always []: an exported graph has one image size."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None
     """Epochs, fractions allowed, after which observers (activation ranges) are frozen; null: two thirds of the

@@ -1,14 +1,20 @@
-"""Batch normalisation over the images of all workers, on the CPU.
+"""Batch normalisation over the images of all workers, on the CPU; and running statistics taken anew.
 
 torch.nn.SyncBatchNorm needs a GPU. Without it each worker normalises by its own part of the batch, and two workers
 train another network than one does (loss curves a few percent apart).
 """
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from raq.experiment.training import Train
+from raq.model.batch import in_batches
+from raq.model.checkpoints import TrainingContext
+from raq.model.dataset import Dataset, calibration_indices
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -24,6 +30,55 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
         else:
             synchronise_batch_norm(child, device)
     return model
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms of a model that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
+
+def estimate_anew(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Give a model's batch norms the running statistics of these batches alone, each counting as much as another.
+
+    batches: the network's inputs, tensors [n, ...]. Wu and Johnson 2021, Rethinking "Batch" in BatchNorm, section 3,
+    with means of variances by batch. All else is in evaluation mode, in which the model is left.
+    """
+    norms = batch_norms(model)
+    rates = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    try:
+        with torch.no_grad():
+            for inputs in batches:
+                model(*inputs)
+    finally:
+        for norm, rate in zip(norms, rates, strict=True):
+            norm.momentum = rate
+        model.eval()
+
+
+def estimate_on(model: nn.Module, dataset: Dataset, settings: Train, seed: int, context: TrainingContext) -> None:
+    """`estimate_anew` on `batch_norm_samples` training samples at full size; each rank takes its part of each batch."""
+    count, size = dataset.size("train"), settings.samples_per_step
+    samples = min(settings.batch_norm_samples, count)
+    if samples < 2 * context.world_size or not batch_norms(model):
+        return
+    parts = in_batches(calibration_indices(count, samples, seed), size)[: max(1, samples // size)]
+    mine = [part[context.rank :: context.world_size] for part in parts]
+    estimate_anew(model, (batch.inputs for batch in dataset.batches("train", mine, context.device)))
+
+
+def average_statistics(model: nn.Module, context: TrainingContext) -> None:
+    """Make running statistics the mean over all ranks: an exported graph normalises by its own rank's images."""
+    if context.world_size == 1:
+        return
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            dist.all_reduce(buffer)
+            buffer.div_(context.world_size)
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):

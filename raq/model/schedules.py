@@ -38,8 +38,8 @@ def new_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optim
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+        return torch.optim.AdamW(groups, lr=settings.peak_lr, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=settings.peak_lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
 def learning_rate_factor(kind: str, total: int) -> Callable[[int], float]:

@@ -33,6 +33,7 @@ from raq.model.checkpoints import (
     read_checkpoint,
 )
 from raq.model.dataset import Dataset
+from raq.model.epochs import begin, end_epoch, refuse_divergence
 from raq.model.image_batches import normalisation_tensors, take_batch
 from raq.model.images import ImageDataset
 from raq.model.losses import Loss
@@ -89,31 +90,32 @@ def train(
 
     An interrupted training continues after its last finished epoch. Raises StageError if the loss is no longer finite.
     """
+    settings = settings.for_samples(dataset.size("train"))
     model.to(context.device)
     optimizer = new_optimizer(model, settings)
-    steps = steps_per_epoch(dataset.size("train"), settings.batch_size, context.world_size)
+    steps = steps_per_epoch(dataset.size("train"), settings.samples_per_step, context.world_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, learning_rate_factor(settings.schedule, steps * settings.epochs)
     )
     set_mode = hooks.set_mode or model.train
-    loop = _Loop(
+    history, best = _restore(context, model, optimizer, schedule)
+    begun = [] if history else [begin(model, dataset, settings, seed, context)]
+    loop = _Loop(  # which gives every rank the weights of rank 0
         model, _distributed(model, context), optimizer, schedule, dataset, task, settings, seed, context, hooks, steps
     )
-    history, best = _restore(context, model, optimizer, schedule)
     for epoch in range(len(history), settings.epochs):
         set_mode(True)
         row = loop.epoch(epoch)
         set_mode(False)
-        _average_buffers(model, context)
-        if context.world_size > 1:
-            hooks.synchronise()
-        _refuse_divergence(model, epoch)
+        end_epoch(model, dataset, settings, seed, context, hooks.synchronise)
+        refuse_divergence(model, epoch)
         score = _validate(model, dataset, task.scorer, context)
         if score is not None and not math.isfinite(score):
             raise StageError(
                 f"the metric is {score} on the validation samples after epoch {epoch + 1}", "see what the network gives"
             )
-        history.append(row | {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score})
+        row |= {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score}
+        history.append(row | (begun.pop() if begun else {}))
         sign = task.scorer.metric.sign
         if best is None or score is None or best.score is None or sign * score >= sign * best.score:
             state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
@@ -152,7 +154,7 @@ class _Loop:
         order = torch.randperm(size, generator=generator)
         losses = torch.zeros(2, dtype=torch.float64, device=context.device)  # sum of losses, images
         started = shown = time.perf_counter()
-        parts = in_batches(order.numpy(), self.settings.batch_size)[: self.steps]
+        parts = in_batches(order.numpy(), self.settings.samples_per_step)[: self.steps]
         batches = self._batches(epoch, parts, generator)
         for step, chosen in enumerate(parts):
             self.hooks.before_step(epoch + step / self.steps)
@@ -191,7 +193,7 @@ class _Loop:
         if not isinstance(self.dataset, ImageDataset):
             return None
         whole = self.dataset.train_images.shape[-1]
-        return image_side(self.settings.progressive, epoch, self.settings.epochs, whole)
+        return image_side(self.settings.progressive or (), epoch, self.settings.epochs, whole)
 
     def _batches(self, epoch: int, parts: list[Array], generator: torch.Generator) -> Iterator[Batch]:
         """This rank's part of each global batch; images are augmented and scaled."""
@@ -231,25 +233,6 @@ def _distributed(model: nn.Module, context: TrainingContext) -> nn.Module:
     synchronise_batch_norm(model, context.device)
     devices = [context.device.index or 0] if context.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
-
-
-def _average_buffers(model: nn.Module, context: TrainingContext) -> None:
-    """Make running statistics the mean over all ranks: an exported graph normalises by its own rank's images."""
-    if context.world_size == 1:
-        return
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            dist.all_reduce(buffer)
-            buffer.div_(context.world_size)
-
-
-def _refuse_divergence(model: nn.Module, epoch: int) -> None:
-    """StageError if a parameter or a running statistic is no longer finite: a loss can be finite beside that."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        # an observer that has seen nothing holds infinite ranges
-        observed = name.endswith(("min_val", "max_val"))
-        if tensor.is_floating_point() and not observed and not bool(torch.isfinite(tensor).all()):
-            raise StageError(f"after epoch {epoch + 1}, {name} is not finite", "lower the learning rate (lr)")
 
 
 def _validate(model: nn.Module, dataset: Dataset, scorer: Scorer, context: TrainingContext) -> float | None:

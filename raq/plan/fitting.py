@@ -31,7 +31,16 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
     experiment = _sweep_drop(_margin(_calibration(experiment, found, notes)))
     if found.image_shape is None:
         experiment = _without_image_keys(experiment)
-    return experiment, tuple(notes)
+    return _trainings(experiment, found), tuple(notes)
+
+
+def _trainings(experiment: Experiment, found: DataFound) -> Experiment:
+    """What `train` and `qat` leave to the data, as these data are."""
+    count, digits = found.train_images, experiment.data.name == "digits"
+    parts: dict[str, Any] = {"train": experiment.train.for_samples(count, digits=digits)}
+    if experiment.qat is not None:
+        parts["qat"] = experiment.qat.for_samples(count, digits=digits)
+    return experiment.model_copy(update=parts)
 
 
 def _too_few_samples(experiment: Experiment, found: DataFound) -> list[str]:

@@ -1,0 +1,45 @@
+"""What is done to a network before its first epoch, and at the end of each. Must not import ray."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from raq.errors import StageError
+from raq.experiment.training import Optimisation, Train
+from raq.model.batch_norm import average_statistics, estimate_on
+from raq.model.checkpoints import Metrics, TrainingContext
+from raq.model.dataset import Dataset
+from raq.model.initialisation import rescale_on
+
+
+def begin(model: nn.Module, dataset: Dataset, settings: Optimisation, seed: int, context: TrainingContext) -> Metrics:
+    """What is done to an untrained network, the same on every rank; for the first epoch's row."""
+    if not isinstance(settings, Train) or settings.initialisation == "given":
+        return {}
+    return {"rescaled_layers": rescale_on(model, dataset, seed, context.device)}
+
+
+def end_epoch(
+    model: nn.Module,
+    dataset: Dataset,
+    settings: Optimisation,
+    seed: int,
+    context: TrainingContext,
+    synchronise: Callable[[], None],
+) -> None:
+    """Make running statistics, and by `synchronise` ranges, those of all ranks; the model is in evaluation mode."""
+    if isinstance(settings, Train) and settings.batch_norm_samples:
+        estimate_on(model, dataset, settings, seed, context)
+    average_statistics(model, context)
+    if context.world_size > 1:
+        synchronise()
+
+
+def refuse_divergence(model: nn.Module, epoch: int) -> None:
+    """StageError if a parameter or a running statistic is no longer finite: a loss can be finite beside that."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # an observer that has seen nothing holds infinite ranges
+        observed = name.endswith(("min_val", "max_val"))
+        if tensor.is_floating_point() and not observed and not bool(torch.isfinite(tensor).all()):
+            raise StageError(f"after epoch {epoch + 1}, {name} is not finite", "lower the learning rate (lr)")

@@ -1,0 +1,106 @@
+"""Layers rescaled before training where an untrained network's signal has died out. Must not import ray."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.utils.parametrize
+from torch import Tensor, nn
+
+from raq.model.dataset import Dataset, calibration_indices
+
+DIED_OUT = 0.1  # a standard deviation of the last layer's input, over samples
+LEAST, MOST = 0.25, 4.0  # those that a layer's output may have
+ROUNDS, SAMPLES = 3, 128
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+
+
+def rescale_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Scale layers' weights in place so that a signal reaches the last one; the names of those that were scaled.
+
+    Mishkin and Matas 2016, All You Need Is a Good Init, without its orthogonal start: layer by layer, in order of
+    execution, to outputs of a standard deviation of 1 on the batch `inputs` [n, ...]. Nothing is done where the last
+    layer's input varies from sample to sample by a standard deviation above DIED_OUT, as it does behind most
+    normalisations and in trained networks; of the layers, those whose output is between LEAST and MOST are left as they
+    are, and so is the last one.
+    """
+    with _in_training(network), torch.no_grad():
+        order, last_input = _executed(network, inputs)
+        if len(order) < 2 or last_input is None or _spread(last_input) > DIED_OUT:
+            return []
+        rescaled = []
+        for name in order[:-1]:
+            layer = network.get_submodule(name)
+            for round_number in range(ROUNDS):
+                output = _output_of(layer, network, inputs)
+                deviation = 0.0 if output is None else float(output.std())
+                if deviation == 0 or (round_number == 0 and LEAST <= deviation <= MOST):
+                    break
+                assert isinstance(layer.weight, Tensor)
+                layer.weight.div_(deviation)
+                if isinstance(layer.bias, Tensor):
+                    layer.bias.div_(deviation)
+                if name not in rescaled:
+                    rescaled.append(name)
+    return rescaled
+
+
+def rescale_on(network: nn.Module, dataset: Dataset, seed: int, device: torch.device) -> list[str]:
+    """`rescale_layers` on SAMPLES training samples, the same on every rank."""
+    chosen = calibration_indices(dataset.size("train"), SAMPLES, seed)
+    (inputs, _), *_ = dataset.batches("train", [chosen], device)
+    return rescale_layers(network, inputs)
+
+
+@contextmanager
+def _in_training(network: nn.Module) -> Iterator[None]:
+    """In training mode, the buffers put back as they were: running statistics take nothing from this."""
+    was = network.training
+    kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with torch.random.fork_rng():
+        try:
+            network.train()
+            yield
+        finally:
+            for name, buffer in network.named_buffers():
+                buffer.copy_(kept.get(name, buffer))
+            network.train(was)
+
+
+def _executed(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], Tensor | None]:
+    """The layers in the order in which they first run, and what the last one reads."""
+    order: dict[str, None] = {}
+    read: list[Tensor | None] = [None]
+
+    def note(name: str, given: tuple[Any, ...]) -> None:
+        order.setdefault(name)
+        read[0] = given[0] if given else None
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given, name=name: note(name, given))
+        for name, module in network.named_modules()
+        if isinstance(module, LAYERS) and not torch.nn.utils.parametrize.is_parametrized(module)
+    ]
+    try:
+        network(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(order), read[0]
+
+
+def _spread(values: Tensor) -> float:
+    """How far apart samples are: the root of the mean over all features of the variance over samples."""
+    return float(values.flatten(1).var(0, correction=0).mean().sqrt())
+
+
+def _output_of(layer: nn.Module, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    """What a layer gives first when the network runs; None if it does not run."""
+    found: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _, given, output: found.append(output))
+    try:
+        network(*inputs)
+    finally:
+        hook.remove()
+    return found[0] if found else None

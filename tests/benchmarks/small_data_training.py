@@ -1,0 +1,70 @@
+"""What each piece of the recipe `fast` does for a network with little batch norm on small data: all, and all but one.
+
+    uv run python tests/benchmarks/small_data_training.py [--seeds 5]
+
+Five convolutions of odd widths, one batch norm, a depthwise layer and a concatenation, 5 epochs of the digits, all 359
+test images. The record goes to results/reference/small_data_training.json.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raq.environment import environment
+from raq.experiment.schema import Data
+from raq.experiment.training import Train
+from raq.model.checkpoints import LocalContext
+from raq.model.dataset import load_dataset
+from raq.model.evaluation import logits
+from raq.model.training import seed_everything, train
+from raq.store.files import now, write_json
+from tests.model.test_initialisation import Odd
+from tests.networks import TOP1
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "initialisation: given": {"initialisation": "given"},
+    "batch_norm_samples: 0": {"batch_norm_samples": 0},
+    "batch_size: 128": {"batch_size": 128},
+    "progressive: [0.5, 0.75, 1]": {"progressive": [0.5, 0.75, 1.0]},
+    "augment: true": {"augment": True},
+    "all five": {
+        "initialisation": "given", "batch_norm_samples": 0, "batch_size": 128, "progressive": [0.5, 0.75, 1.0],
+        "augment": True,
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    given = parser.parse_args()
+    dataset, rows = load_dataset(Data(name="digits")), []
+    truth = dataset.labels("test")
+    for name, keys in OTHERWISE.items():
+        found = []
+        for seed in range(given.seeds):
+            settings = Train.model_validate({"epochs": 5, **keys}).for_samples(dataset.size("train"), digits=True)
+            seed_everything(seed)
+            network = Odd()
+            with tempfile.TemporaryDirectory() as folder:
+                result = train(network, dataset, TOP1, settings, seed, LocalContext(Path(folder)))
+            network.load_state_dict(result.state)
+            answers = logits(network.eval(), dataset, np.arange(len(truth))).argmax(1)
+            found.append(float((answers == truth).mean()))
+        rows.append({"otherwise": name, "top1": found, "median": statistics.median(found)})
+        print(rows[-1], flush=True)
+    write_json(
+        REFERENCE / "small_data_training.json",
+        {"measured_at": now(), "environment": environment(), "test_images": len(truth), "rows": rows},
+    )
+
+
+if __name__ == "__main__":
+    main()
