@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from raq.environment import available_cpus
 from raq.errors import RaqError, UserError
 from raq.experiment.inputs import IMAGES, INPUT, Inputs, InputSpec, image_input
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.inputs import Example, example_of, random_inputs
 from raq.model.zoo import build_network, check_output, load_state, load_weights
 

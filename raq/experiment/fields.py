@@ -20,6 +20,8 @@ MODE_NAMES: dict[str, str] = {"static": "ptq", "dynamic": "dynamic", "weight-onl
 MODE_OF = {name: mode for mode, name in MODE_NAMES.items()}
 MODE_KINDS: dict[str, ModeKind] = {"ptq": "ptq", "dynamic": "dynamic", "weight-only": "weight_only"}  # by candidate
 INCLUDED = "included"  # model.weights: the function returns a trained network
+Extent = Literal["none", "folded", "all"]
+Effort = Literal["fast", "better", "best"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 
 

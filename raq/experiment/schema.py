@@ -4,13 +4,20 @@ import difflib
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from raq.experiment.execution import StageResources, TrackerNames
-from raq.experiment.fields import INCLUDED, Backend, Channels, Mode, Natural, Observer, OtherTool, Positive, Section
+from raq.experiment.fields import (
+    INCLUDED,
+    Channels,
+    Natural,
+    Positive,
+    Section,
+)
 from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.metric import LOSSES, Metric
+from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import Sweep
 from raq.experiment.training import Qat, Train
 
@@ -89,57 +96,6 @@ class Model(Section):
     file. included: the function returns a trained network."""
     output: str | Natural | None = None
     """Which output is judged, where the network gives several: a key, an attribute or a number from 0."""
-
-
-class Calibration(Section):
-    """How activation ranges are found."""
-
-    size: Positive = 256
-    """Images of the training split."""
-    observer: Observer = "histogram"
-    """What watches the activations. percentile: clips to `percentile` of them."""
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
-    """Of the percentile observer: the share in percent of activations that the range covers, on either side."""
-    batch_size: Positive = 32
-    """Images a forward pass."""
-
-
-class Ptq(Section):
-    """Quantization after training."""
-
-    mode: Annotated[
-        tuple[Mode, ...],
-        Field(strict=False, min_length=1),
-        BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
-    ] = ("static",)
-    """One, or a list of several, each a candidate of its own. static (candidate ptq): activations have fixed ranges,
-    from calibration. dynamic: the range of an activation is that of the batch at hand, so that an answer depends a
-    little on the batch that it comes in. weight-only: linear layers multiply int8 weights with bfloat16. These two are
-    of linear layers and embeddings alone, and in Inductor on x86."""
-    backend: Backend = "x86"
-    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
-    per_channel: bool = True
-    """Weights have a scale for each output channel; false: one for each tensor (on Arm always)."""
-    reduce_range: bool | None = None
-    """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
-    calibration: Calibration = Calibration()
-    bias_correction: bool = False
-    """Take from each layer's bias what rounding shifts its channels by on average, on 128 calibration samples (Nagel et
-    al. 2019, empirical). Of the mode static; a sweep's trials do without, the candidate made of its choice does not."""
-    others: Annotated[tuple[OtherTool, ...], Field(strict=False)] = ()
-    """Other tools' quantization beside it, each a candidate under the tool's name: nncf (runs in OpenVINO), onnxruntime
-    (runs in ONNX Runtime), on `calibration.size` images, whatever a sweep chooses. They are measured as they come:
-    require.int8_mac_share and require.sqnr_db are not asked of them. Extras of the same names; CPUs only."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "Ptq":
-        if len(set(self.others)) < len(self.others):
-            raise ValueError(f"others: {list(self.others)} names a tool twice")
-        if len(set(self.mode)) < len(self.mode):
-            raise ValueError(f"mode: {list(self.mode)} names one twice")
-        if self.backend != "x86" and set(self.mode) != {"static"}:
-            raise ValueError(f"mode: the backend {self.backend} quantizes in the mode static alone here")
-        return self
 
 
 class Half(Section):
@@ -264,6 +220,8 @@ class Experiment(Section):
         if self.data.validation_fraction == 0:
             raise ValueError("data.validation_fraction is 0, and sweep compares its trials on validation images")
         if sweep.ptq is not None and self.ptq is not None:
+            if self.ptq.equalizes and False in (sweep.ptq.per_channel or ()):
+                raise ValueError("sweep.ptq.per_channel tries false, which ptq.effort and ptq.equalization cannot take")
             observers = sweep.ptq.observers or (self.ptq.calibration.observer,)
             if sweep.ptq.percentiles and "percentile" not in observers:
                 raise ValueError("sweep.ptq.calibration.percentile is of the percentile observer, which is not tried")

@@ -5,7 +5,8 @@ from typing import Literal
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime, runtimes_of_backend
 from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_NAMES, OTHER_TOOLS
-from raq.experiment.schema import BASELINE, Experiment, Ptq
+from raq.experiment.ptq import Ptq
+from raq.experiment.schema import BASELINE, Experiment
 from raq.experiment.training import Qat
 
 CandidateKind = Literal["fp32", "half", "weight_only", "dynamic", "ptq", "qat"]

@@ -20,7 +20,8 @@ from raq.errors import UserError
 from raq.experiment.execution import Resources
 from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_NAMES
 from raq.experiment.metric import loss_of
-from raq.experiment.schema import Experiment, Ptq
+from raq.experiment.ptq import Ptq
+from raq.experiment.schema import Experiment
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
 from raq.plan.candidates import candidates_of
@@ -136,6 +137,8 @@ class _Plan:
                 "reduce_range": self._reduces_range(part, saturates),
                 name: part.model_dump(mode="json", exclude={"others", "mode"}),
             }
+            if isinstance(part, Ptq) and part.effort != "fast":
+                settings["enough_drop"] = self.experiment.select.margin.accuracy
             if isinstance(part, Ptq):
                 self._add_other_modes(part, reduce_range=settings["reduce_range"])
                 if "static" not in part.mode:

@@ -7,6 +7,7 @@ kind: means are those of calibration samples, layer by layer, each after those b
 import torch
 from torch import Tensor, fx
 
+from raq.quantize.rewriting import put_tensor, tensor_of
 from raq.quantize.side_by_side import ORIGINALS, channel_means, channel_of, side_by_side
 
 BIAS = 2  # which argument, of convolutions and of linear layers
@@ -48,13 +49,7 @@ def _take_from_bias(graph: fx.GraphModule, node: fx.Node, shift: Tensor, number:
     readers = [one for one in graph.graph.nodes if one.op == "get_attr" and one.target == bias.target]
     if len(readers) > 1 or len(bias.users) > 1:
         return False
-    owner, _, name = str(bias.target).rpartition(".")
-    module = graph.get_submodule(owner)
-    stored = getattr(module, name)
-    graph.meta.setdefault(ORIGINALS, {}).setdefault(str(bias.target), stored.detach())
-    changed = stored.detach() - shift.view_as(stored)
-    if isinstance(stored, torch.nn.Parameter):
-        setattr(module, name, torch.nn.Parameter(changed, requires_grad=False))
-    else:
-        module.register_buffer(name, changed)
+    stored = tensor_of(graph, bias)
+    graph.meta.setdefault(ORIGINALS, {}).setdefault(str(bias.target), stored)
+    put_tensor(graph, bias, stored - shift.view_as(stored))
     return True

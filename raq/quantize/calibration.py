@@ -7,7 +7,7 @@ from torch import Tensor
 
 from raq.errors import UserError
 from raq.experiment.inputs import Inputs
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.batch import in_batches
 from raq.model.cache import Array
 from raq.model.dataset import Dataset, calibration_indices

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from raq.model.parity import sqnr_db
 from raq.quantize.export import layer_name
+from raq.quantize.ptq import FixedFakeQuantize
 from raq.quantize.side_by_side import Lane, channel_means, channel_of, side_by_side
 
 
@@ -57,7 +58,7 @@ def _loss(exact: Lane, rounded: Lane, node: fx.Node) -> LayerLoss:
     quantizers = {one: module for one in node.all_input_nodes if (module := exact.quantizer(one)) is not None}
     args, kwargs = fx.node.map_arg(
         (node.args, node.kwargs),
-        lambda one: quantizers[one](exact.env[one]) if one in quantizers else exact.env[one],
+        lambda one: _alone(one, quantizers, exact, rounded),
     )
     alone = node.target(*args, **kwargs)  # type: ignore[operator]
     data, weight = node.all_input_nodes[:2]
@@ -74,10 +75,18 @@ def _loss(exact: Lane, rounded: Lane, node: fx.Node) -> LayerLoss:
         name=layer_name(node),
         sqnr_db=_sqnr(wanted, given),
         own_sqnr_db=_sqnr(wanted, alone),
-        weight_sqnr_db=None if stored is None else _sqnr(exact.env[weight], stored(exact.env[weight])),
+        weight_sqnr_db=None if stored is None else _sqnr(exact.env[weight], _alone(weight, quantizers, exact, rounded)),
         input_low=low, input_high=high, saturated_share=saturated, reach=reach,
         shift_share=_shift(alone - wanted, channel_of(node, wanted)),
     )  # fmt: skip
+
+
+def _alone(one: fx.Node, quantizers: dict[fx.Node, FixedFakeQuantize], exact: Lane, rounded: Lane) -> Any:
+    """What a layer alone reads there: activations of FP32, rounded; its own tensors as they are in integers."""
+    source = one.args[0] if one in quantizers else one
+    if isinstance(source, fx.Node) and source.op == "get_attr":
+        return rounded.env[one]
+    return quantizers[one](exact.env[one]) if one in quantizers else exact.env[one]
 
 
 def _sqnr(wanted: Tensor, given: Tensor) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase, move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.cache import Array
 from raq.model.dataset import Dataset
 from raq.model.inputs import Example
@@ -63,11 +63,18 @@ class FixedFakeQuantize(nn.Module):
 
     def __init__(self, observer: Any) -> None:
         super().__init__()
-        scale, zero_point = observer.calculate_qparams()
-        observer.calculate_qparams = lambda: (scale, zero_point)  # a histogram's search takes long; convert asks again
-        self.scale, self.zero_point = scale, zero_point.to(torch.int32)
+        self.scale, zero_point = observer.calculate_qparams()
+        self.zero_point, kind = zero_point.to(torch.int32), zero_point.dtype
+        scale = self.scale
+        # a histogram's search takes long, and convert asks again: for what stands here then
+        observer.calculate_qparams = lambda: (self.scale, self.zero_point.to(kind))
         self.axis = getattr(observer, "ch_axis", -1) if scale.numel() > 1 else -1
         self.low, self.high = observer.quant_min, observer.quant_max
+
+    def change(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Round to other integers from now on, as the observer will say too. Both have the shapes that they had."""
+        self.scale = scale.reshape(self.scale.shape).to(self.scale.dtype)
+        self.zero_point = zero_point.reshape(self.zero_point.shape).to(torch.int32)
 
     def forward(self, values: Tensor) -> Tensor:
         """The values that integers of this scale can hold."""
@@ -94,14 +101,15 @@ def simulated(prepared: fx.GraphModule) -> Iterator[fx.GraphModule]:
     quantizers = {id(observer): FixedFakeQuantize(observer) for observer in observers.values()}
     try:
         for name, observer in observers.items():
-            _put(prepared, name, quantizers[id(observer)])
+            put_module(prepared, name, quantizers[id(observer)])
         yield prepared
     finally:
         for name, observer in observers.items():
-            _put(prepared, name, observer)
+            put_module(prepared, name, observer)
 
 
-def _put(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+def put_module(graph: fx.GraphModule, name: str, module: nn.Module) -> None:
+    """Let the calls of this name go to another module."""
     owner, _, attribute = name.rpartition(".")
     setattr(graph.get_submodule(owner), attribute, module)
 

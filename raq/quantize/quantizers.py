@@ -35,7 +35,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 
 from raq.environment import require_executorch
 from raq.errors import RaqError, StageError, first_line
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.quantize.export import is_layer, layer_name, switch_name
 
 SMALLEST_SCALE = 2**-12

@@ -17,7 +17,7 @@ from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from raq.errors import StageError
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.dataset import Dataset
 from raq.quantize.calibration import calibration_sample
 from raq.quantize.export import switch_name

@@ -79,6 +79,16 @@ def tensor_of(graph: fx.GraphModule, weight: fx.Node) -> Tensor:
     return found.detach()
 
 
+def put_tensor(graph: fx.GraphModule, read: fx.Node, tensor: Tensor) -> None:
+    """Let a node read another tensor; what the graph was exported from keeps its own."""
+    owner, _, leaf = str(read.target).rpartition(".")
+    holder = graph.get_submodule(owner)
+    if isinstance(getattr(holder, leaf), torch.nn.Parameter):
+        setattr(holder, leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    else:
+        holder.register_buffer(leaf, tensor)
+
+
 def store(graph: fx.GraphModule, weight: fx.Node, form: str, tensors: dict[str, Tensor]) -> list[fx.Node]:
     """Nodes that read these tensors, stored under the weight's name and form; a shared weight is stored once."""
     nodes = []

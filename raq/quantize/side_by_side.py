@@ -19,14 +19,14 @@ class Lane(fx.Interpreter):
         return found if isinstance(found, FixedFakeQuantize) else None
 
 
-ORIGINALS = "original_biases"  # in the meta of a graph whose biases were corrected: what they were, by their names
+ORIGINALS = "original_tensors"  # in the meta of a graph whose tensors were corrected: what they were, by their names
 
 
 class FloatLane(Lane):
-    """The graph without its fake quantizers, and with the biases that it had: FP32."""
+    """The graph without its fake quantizers, and with the tensors that it had: FP32."""
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A parameter or buffer; of a corrected bias, what it was."""
+        """A parameter or buffer; of a corrected one, what it was."""
         meta: dict[str, Any] = getattr(self.module, "meta", {})
         originals = meta.get(ORIGINALS, {})
         return originals[target] if target in originals else super().get_attr(target, args, kwargs)

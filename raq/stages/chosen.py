@@ -1,6 +1,6 @@
 """What the sweep before a stage has chosen: a calibration, the layers that stay in float, a training."""
 
-from raq.experiment.schema import Ptq
+from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 from raq.experiment.training import Qat
 from raq.stages.call import Call

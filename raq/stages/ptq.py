@@ -5,56 +5,51 @@ Plain torch, never ray; torch is imported inside the functions.
 
 from raq.stages.call import Call, Progress, Results
 from raq.stages.chosen import chosen_calibration, chosen_floats
-from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network
+from raq.stages.effort import quantize_by_effort
+from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network, scorer
 from raq.stages.programs import count_macs, keep_program
+from raq.store.settings import PtqSettings
 
 COMPARED = 32  # samples on which layers are compared
-CORRECTED_BY = 128  # calibration samples whose means correct biases, in one batch
 
 
 def ptq_stage(call: Call, progress: Progress) -> Results:
-    """Export, prepare, calibrate, convert."""
+    """Export, prepare, calibrate, correct, convert."""
     import torch
 
-    from raq.quantize.bias import correct_biases
-    from raq.quantize.calibration import calibration_batch, calibration_sample
     from raq.quantize.convert import convert
     from raq.quantize.losses import losses
-    from raq.quantize.ptq import calibrate, prepare, simulated
+    from raq.quantize.methods import Methods, Source
+    from raq.quantize.ptq import simulated
 
     settings, seed, reduce_range = chosen_calibration(call)
-    dataset = read_dataset(call)
-    network = read_trained_network(call)
-    example = example_input(call)
-    floats = chosen_floats(call)
-    prepared = prepare(
+    dataset, network, example, floats = (
+        read_dataset(call), read_trained_network(call), example_input(call), chosen_floats(call)
+    )  # fmt: skip
+    source = Source(
         network,
         example,
+        dataset,
         settings.backend,
         settings.calibration,
-        reduce_range=reduce_range,
-        per_channel=settings.per_channel,
-        floats=floats,
-    )
-    size = settings.calibration.size
-    calibrate(
-        prepared,
-        dataset,
-        settings.calibration,
         seed,
-        lambda done: progress({"share": done / size, "text": f"calibrating, {done} of {size} samples"}),
+        reduce_range,
+        settings.per_channel,
+        floats,
     )
+    enough = call.read(PtqSettings).enough_drop or 0.0
+    made, climbed = quantize_by_effort(
+        source, Methods.asked(settings), settings.effort, scorer(call), enough,
+        lambda said, share: progress({"text": said} | ({} if share is None else {"share": share})),
+    )  # fmt: skip
     chain = parity_chain(call, dataset)
     chain.step("fp32", network)
-    with simulated(prepared) as as_integers:
-        if settings.bias_correction:
-            places = calibration_sample(dataset, size, seed)[:CORRECTED_BY]
-            correct_biases(as_integers, calibration_batch(dataset, places))
+    with simulated(made.prepared) as as_integers:
         chain.step("simulated", as_integers)
         (compared, _), *_ = dataset.batches("test", [chain.chosen[:COMPARED]], torch.device("cpu"))
         lost = [loss.as_record() for loss in losses(as_integers, compared)]
-    program = convert(prepared, example)
+    program = convert(made.prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
     how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}
-    how["losses"] = lost
-    return {**how, "float_layers": floats, **count_macs(call, network), **keep_program(call, program, chain)}
+    how |= {"losses": lost, "methods": made.as_record(), "effort": climbed, "float_layers": floats}
+    return {**how, **count_macs(call, network), **keep_program(call, program, chain)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raq.errors import StageError
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
 from raq.stages.call import Call, Progress, Results, trials_folder
 from raq.stages.chosen import with_config

@@ -6,6 +6,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from raq.store.evaluation_results import Evaluation, ParityRow
+from raq.store.ptq_results import Climbed, LayerLoss, PtqMethods
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 from raq.store.types import Count, Name, Number, Pair, Positive, Share, Text, Values, strict
 
@@ -62,21 +63,6 @@ class Lowering(TypedDict):
 
 
 @strict
-class LayerLoss(TypedDict):
-    """What a layer loses by quantization (`quantize.losses.LayerLoss`)."""
-
-    name: Text
-    sqnr_db: Number | None
-    own_sqnr_db: Number | None
-    weight_sqnr_db: Number | None
-    input_low: Number | None
-    input_high: Number | None
-    saturated_share: Share | None
-    reach: Number | None
-    shift_share: Number | None
-
-
-@strict
 class Quantizing(TypedDict):
     """What a half, ptq or qat stage found."""
 
@@ -86,6 +72,8 @@ class Quantizing(TypedDict):
     float_layers: NotRequired[list[Text]]
     reduce_range: NotRequired[bool]
     losses: NotRequired[list[LayerLoss]]
+    methods: NotRequired[PtqMethods]
+    effort: NotRequired[Climbed | None]
     parity: NotRequired[list[ParityRow]]
 
 

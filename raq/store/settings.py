@@ -12,7 +12,8 @@ from raq.experiment.fields import Channels, Half, OtherTool
 from raq.experiment.inputs import InputsOfSettings
 from raq.experiment.measurement import Bench
 from raq.experiment.metric import Metric
-from raq.experiment.schema import Calibration, Data, Ptq
+from raq.experiment.ptq import Calibration, Ptq
+from raq.experiment.schema import Data
 from raq.experiment.sweep import LayerSweep, PtqSweep
 from raq.experiment.training import Qat, Train
 
@@ -107,10 +108,12 @@ class ParitySettings(MetricSettings):
 
 
 class PtqSettings(NetworkSettings):
-    """Of `ptq`, and of the sweeps of calibrations and layers. mixture: which configuration of `layer_sweep`, from 1."""
+    """Of `ptq`, and of the sweeps of calibrations and layers. mixture: which configuration of `layer_sweep`, from 1;
+    enough_drop: at which `ptq.effort` is content, in points or in the metric's unit."""
 
     ptq: Ptq
     reduce_range: bool
+    enough_drop: float | None = None
     mixture: int | None = None
 
 

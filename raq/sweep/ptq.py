@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from raq.experiment.metric import TOP1, Metric, amount, difference
-from raq.experiment.schema import Ptq
+from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import METHOD, OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config, PtqSweep
 from raq.statistics.proportions import Interval, together
 from raq.store.settings import PtqSweepSettings

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from raq.environment import environment
-from raq.experiment.schema import Calibration, Data
+from raq.experiment.ptq import Calibration
+from raq.experiment.schema import Data
 from raq.model.dataset import Dataset, load_dataset
 from raq.model.evaluation import logits
 from raq.model.parity import sqnr_db

@@ -40,7 +40,7 @@ def one(case: str, folder: Path) -> dict[str, Any]:
     from raq.artifact.generated_code import read_package
     from raq.artifact.sizes import ledger
     from raq.experiment.inputs import image_input
-    from raq.experiment.schema import Calibration
+    from raq.experiment.ptq import Calibration
     from raq.model.zoo import build_model
     from raq.quantize import convert, ptq
     from raq.quantize.arithmetic import network_macs

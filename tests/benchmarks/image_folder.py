@@ -70,7 +70,8 @@ def step(name: str, root: Path) -> dict[str, Any]:
     watched = MostOwn()
     import torch
 
-    from raq.experiment.schema import Calibration, Data
+    from raq.experiment.ptq import Calibration
+    from raq.experiment.schema import Data
     from raq.model.checks import data_notes
     from raq.model.dataset import load_dataset
     from raq.model.evaluation import predict

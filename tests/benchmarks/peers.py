@@ -50,7 +50,7 @@ def make(model: str, folder: Path) -> None:
     from raq.artifact.isolated import IsolatedProcess
     from raq.artifact.runtimes import read
     from raq.experiment.inputs import image_input
-    from raq.experiment.schema import Calibration
+    from raq.experiment.ptq import Calibration
     from raq.model.zoo import build_model
     from raq.quantize.convert import convert
     from raq.quantize.export import export_network

@@ -44,7 +44,7 @@ def make(name: str, folder: Path) -> dict[str, Any]:
     from raq.artifact.inspection import inspect_model
     from raq.artifact.isolated import IsolatedProcess
     from raq.experiment.inputs import image_input
-    from raq.experiment.schema import Calibration
+    from raq.experiment.ptq import Calibration
     from raq.model.parity import sqnr_db
     from raq.model.zoo import build_model
     from raq.quantize.convert import convert

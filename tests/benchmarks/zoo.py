@@ -53,7 +53,7 @@ def one(name: str, folder: Path) -> dict[str, Any]:
     from raq.artifact.audit import audit, audit_graph
     from raq.artifact.generated_code import read_package
     from raq.artifact.inductor import load, lower
-    from raq.experiment.schema import Calibration
+    from raq.experiment.ptq import Calibration
     from raq.model.parity import sqnr_db
     from raq.model.zoo import build_model
     from raq.quantize.convert import convert, tensor_bytes

@@ -10,7 +10,7 @@ from raq.artifact import audit, inductor
 from raq.artifact.generated_code import read_package
 from raq.errors import StageError
 from raq.experiment.measurement import Require
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.plan.requirements import check_results
 from raq.quantize import convert, ptq

@@ -12,7 +12,7 @@ from raq.artifact import audit, check, executorch, runtimes, scales, sizes
 from raq.artifact.isolated import IsolatedProcess
 from raq.bench.artifacts import bench_artifacts, bench_settings
 from raq.errors import StageError, UserError
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize import convert, ptq, qat
 from raq.quantize.export import export_program

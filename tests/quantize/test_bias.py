@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize.bias import correct_biases
 from raq.quantize.convert import convert

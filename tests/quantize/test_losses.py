@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize.losses import LayerLoss, losses
 from raq.quantize.ptq import prepare, simulated

@@ -18,7 +18,7 @@ from raq.artifact.generated_code import read_package
 from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError
 from raq.experiment.inputs import Axis
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.inputs import Example
 from raq.model.parity import sqnr_db
 from raq.quantize.convert import tensor_bytes

@@ -11,7 +11,7 @@ from raq.artifact.account import what_ran
 from raq.artifact.audit import audit_graph
 from raq.artifact.isolated import IsolatedProcess
 from raq.experiment.inputs import InputSpec
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.inputs import Example
 from raq.model.parity import sqnr_db
 from raq.quantize import ptq

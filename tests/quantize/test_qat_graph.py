@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 from raq.artifact.audit import audit_graph
 from raq.errors import StageError, UserError
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize import convert, ptq, qat, qat_batch_norm
 from raq.quantize.export import graph_of

@@ -15,7 +15,7 @@ from torch import nn
 from raq.artifact import audit, inductor
 from raq.artifact.generated_code import read_package
 from raq.errors import StageError, UserError
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.experiment.training import Qat
 from raq.model.checkpoints import LocalContext
 from raq.model.training import train

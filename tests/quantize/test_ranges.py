@@ -10,7 +10,7 @@ from torch import nn
 
 from raq.artifact import inductor
 from raq.artifact.parametric import compile_for_all_ranges, ranges_as_inputs, with_ranges
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.quantize import ptq
 from raq.quantize.export import export_network
 from raq.quantize.ranges import calibrate_nested, prepared_from, ranges, switchable

@@ -1,0 +1,85 @@
+"""The schema of `ptq`: how a network is quantized after training. Imports neither torch nor ray."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from raq.experiment.fields import Backend, Effort, Extent, Mode, Observer, OtherTool, Positive, Section
+
+
+class Calibration(Section):
+    """How activation ranges are found."""
+
+    size: Positive = 256
+    """Images of the training split."""
+    observer: Observer = "histogram"
+    """What watches the activations. percentile: clips to `percentile` of them."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """Of the percentile observer: the share in percent of activations that the range covers, on either side."""
+    batch_size: Positive = 32
+    """Images a forward pass."""
+
+
+class Ptq(Section):
+    """Quantization after training."""
+
+    mode: Annotated[
+        tuple[Mode, ...],
+        Field(strict=False, min_length=1),
+        BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    ] = ("static",)
+    """One, or a list of several, each a candidate of its own. static (candidate ptq): activations have fixed ranges,
+    from calibration. dynamic: the range of an activation is that of the batch at hand, so that an answer depends a
+    little on the batch that it comes in. weight-only: linear layers multiply int8 weights with bfloat16. These two are
+    of linear layers and embeddings alone, and in Inductor on x86."""
+    backend: Backend = "x86"
+    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
+    per_channel: bool = True
+    """Weights have a scale for each output channel; false: one for each tensor (on Arm always)."""
+    reduce_range: bool | None = None
+    """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
+    calibration: Calibration = Calibration()
+    effort: Effort = "fast"
+    """Of the mode static. fast: as the keys below say. better: then equalization and bias correction are tried, one
+    after the other; best: learned rounding too. Each is kept if it brings the outputs on validation samples nearer to
+    FP32's, and the next is tried unless the drop there is shown to be within select.margin.accuracy."""
+    equalization: Extent = "none"
+    """Give the channels of layers' inputs ranges alike, their weights the factors (cross-layer equalization, Nagel et
+    al. 2019; SmoothQuant, Xiao et al. 2023). folded: where that costs nothing at run time; all: also by a
+    multiplication before a layer that alone is below 40 dB of SQNR and gains 3. A sweep's trials do without this and
+    the next two, the candidate made of its choice does not."""
+    bias_correction: bool = False
+    """Take from each layer's bias what rounding shifts its channels by on average, on 128 calibration samples (Nagel et
+    al. 2019, empirical)."""
+    learned_rounding: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Steps, of 32 samples each, in which it is learned whether each weight is rounded up or down, and which ranges
+    activations have, from FP32's outputs on up to 1,024 calibration samples (after Nagel et al. 2020; Cheng et al.
+    2023; Bhalgat et al. 2020); 0: to the nearest. `effort: best` tries 200."""
+    others: Annotated[tuple[OtherTool, ...], Field(strict=False)] = ()
+    """Other tools' quantization beside it, each a candidate under the tool's name: nncf (runs in OpenVINO), onnxruntime
+    (runs in ONNX Runtime), on `calibration.size` images, whatever a sweep chooses. They are measured as they come:
+    require.int8_mac_share and require.sqnr_db are not asked of them. Extras of the same names; CPUs only."""
+
+    @property
+    def equalizes(self) -> bool:
+        """Whether channels may be equalized."""
+        return (self.effort, self.equalization) != ("fast", "none")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Ptq":
+        if len(set(self.others)) < len(self.others):
+            raise ValueError(f"others: {list(self.others)} names a tool twice")
+        if len(set(self.mode)) < len(self.mode):
+            raise ValueError(f"mode: {list(self.mode)} names one twice")
+        if self.backend != "x86" and set(self.mode) != {"static"}:
+            raise ValueError(f"mode: the backend {self.backend} quantizes in the mode static alone here")
+        if self.equalizes and (self.backend != "x86" or not self.per_channel):
+            raise ValueError(
+                "effort and equalization are of the backend x86 and of weights with a scale for each channel: leave "
+                "them out"
+            )
+        if (self.equalizes or self.bias_correction or self.learned_rounding) and "static" not in self.mode:
+            raise ValueError(
+                "effort, equalization, bias_correction and learned_rounding are of the mode static, which mode has not"
+            )
+        return self

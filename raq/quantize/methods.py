@@ -1,0 +1,134 @@
+"""PTQ by several methods together: equalization, calibration, bias correction, learned rounding."""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from raq.experiment.fields import Extent
+from raq.experiment.ptq import Calibration, Ptq
+from raq.model.batch import in_batches
+from raq.model.cache import Array
+from raq.model.dataset import Dataset, calibration_indices
+from raq.model.inputs import Example
+from raq.quantize.bias import correct_biases
+from raq.quantize.calibration import calibration_batch, calibration_sample
+from raq.quantize.equalization import Equalized, equalize
+from raq.quantize.export import graph_of
+from raq.quantize.folding import fold_batch_norms
+from raq.quantize.learned_rounding import LearnedRounding, learn_rounding
+from raq.quantize.ptq import calibrate, prepare_graph, simulated
+
+MEANS_OF, EQUALIZED_BY = 128, 64  # calibration samples: whose means correct biases; that choose factors
+LEARNED_FROM, LEARNING_BATCH = 1024, 32  # samples, and samples a step
+
+
+Progress = Callable[[str, float | None], None]
+"""Told what is being done, and which share of it is done."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What is done beside calibration."""
+
+    equalization: Extent = "none"
+    bias_correction: bool = False
+    learned_rounding: int = 0
+
+    @classmethod
+    def asked(cls, ptq: Ptq) -> "Methods":
+        """Those that the experiment names."""
+        return cls(ptq.equalization, ptq.bias_correction, ptq.learned_rounding)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is quantized, and how it is calibrated. example: two samples; floats: names of what stays in float."""
+
+    network: nn.Module
+    example: Example
+    dataset: Dataset
+    backend: str
+    calibration: Calibration
+    seed: int
+    reduce_range: bool
+    per_channel: bool = True
+    floats: Collection[str] = ()
+
+
+@dataclass
+class Made:
+    """A calibrated graph, and what the methods did to it. seconds: that it took."""
+
+    prepared: fx.GraphModule
+    methods: Methods
+    equalized: list[Equalized] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
+    learned: LearnedRounding | None = None
+    seconds: float = 0.0
+
+    def as_record(self) -> dict[str, Any]:
+        """What was done, as plain values."""
+        return {
+            **asdict(self.methods), "equalized": [one.as_record() for one in self.equalized],
+            "corrected": self.corrected, "learned": None if self.learned is None else asdict(self.learned),
+        }  # fmt: skip
+
+
+def quantize(source: Source, methods: Methods, progress: Progress = lambda said, share: None) -> Made:
+    """Calibrate the network's graph and apply these methods, in the order of their names in `Methods`.
+
+    Equalization is done to the graph in float, before calibration; the others to its ranges and tensors after that.
+    """
+    started = time.perf_counter()
+    graph = graph_of(source.network.eval(), source.example)
+    dataset, size = source.dataset, source.calibration.size
+    chosen = calibration_sample(dataset, size, source.seed)
+    equalized: list[Equalized] = []
+    if methods.equalization != "none":
+        progress("equalizing channels", None)
+        fold_batch_norms(graph)
+        levels, batch = 127 if source.reduce_range else 255, calibration_batch(dataset, chosen[:EQUALIZED_BY])
+        equalized = equalize(graph, batch, methods.equalization, levels, source.floats)
+    prepared = prepare_graph(
+        graph, source.backend, source.calibration, source.floats,
+        reduce_range=source.reduce_range, per_channel=source.per_channel,
+    )  # fmt: skip
+    said = "calibrating, {} of {} samples"
+    calibrate(
+        prepared, dataset, source.calibration, source.seed, lambda done: progress(said.format(done, size), done / size)
+    )
+    made = Made(prepared, methods, equalized)
+    if methods.bias_correction or methods.learned_rounding:
+        with simulated(prepared) as as_integers:
+            _correct(made, as_integers, source, chosen, progress)
+    made.seconds = time.perf_counter() - started
+    return made
+
+
+def _correct(made: Made, as_integers: fx.GraphModule, source: Source, chosen: Array, progress: Progress) -> None:
+    """What is done to the calibrated graph."""
+    if made.methods.bias_correction:
+        progress("correcting biases", None)
+        made.corrected = correct_biases(as_integers, calibration_batch(source.dataset, chosen[:MEANS_OF]))
+    steps = made.methods.learned_rounding
+    if steps:
+        made.learned = learn_rounding(
+            as_integers, source.network, _batches(source.dataset, steps, source.seed), steps,
+            lambda done: progress(f"learning how to round, step {done} of {steps}", done / steps),
+        )  # fmt: skip
+
+
+def _batches(dataset: Dataset, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of so many steps: LEARNED_FROM calibration samples, in another order each time through."""
+    available = dataset.size("calibration")
+    chosen = calibration_indices(available, min(LEARNED_FROM, available), seed)
+    draws = np.random.default_rng(seed)
+    size = min(LEARNING_BATCH, len(chosen))
+    while steps > 0:
+        for part in in_batches(draws.permutation(chosen), size)[: min(steps, len(chosen) // size)]:  # whole ones
+            yield calibration_batch(dataset, part)
+            steps -= 1

@@ -1,0 +1,137 @@
+"""The ladder of methods that `ptq.effort` climbs, and who judges how far.
+
+Plain torch, never ray; torch is imported inside the functions.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raq.experiment.fields import Effort
+from raq.sweep.answers import Answers
+
+if TYPE_CHECKING:
+    from raq.model.cache import Array
+    from raq.model.evaluation import Network
+    from raq.model.metrics import Scorer
+    from raq.quantize.methods import Made, Methods, Source
+
+LEARNING_STEPS = 200
+JUDGED_BY = 2048  # samples at most
+LEAST_GAIN_DB = 0.1  # of the outputs' SQNR, for a method to be kept
+BETTER: tuple[dict[str, Any], ...] = ({"equalization": "folded"}, {"equalization": "all"}, {"bias_correction": True})
+LADDER: dict[Effort, tuple[dict[str, Any], ...]] = {
+    "fast": (), "better": BETTER, "best": (*BETTER, {"learned_rounding": LEARNING_STEPS}),
+}  # fmt: skip
+AS_ASKED, EXTENTS = "as asked", ("none", "folded", "all")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How far a quantized graph is from the network in float. sqnr_db: of the outputs, None: equal; drop: in points or
+    in the metric's unit, None without targets."""
+
+    sqnr_db: float | None
+    drop: float | None
+    drop_interval: list[float] | None
+
+    def is_enough(self, enough: float) -> bool:
+        """Whether nothing is lost, or the drop's interval ends at `enough` or below."""
+        return self.sqnr_db is None or (self.drop_interval is not None and self.drop_interval[1] <= enough)
+
+    def is_nearer(self, than: "Judged") -> bool:
+        """Whether its outputs are nearer to those in float, by LEAST_GAIN_DB."""
+        if self.sqnr_db is None or than.sqnr_db is None:
+            return than.sqnr_db is not None
+        return self.sqnr_db >= than.sqnr_db + LEAST_GAIN_DB
+
+
+class Judge:
+    """Compares quantized graphs with the network in float on samples that calibrate nothing.
+
+    They are validation samples, whose targets count too; without any, calibration samples beyond those that calibrate,
+    of which outputs alone are compared, and where there are no more, those that calibrate.
+    """
+
+    def __init__(self, source: "Source", scorer: "Scorer") -> None:
+        from raq.model.dataset import calibration_indices
+
+        dataset, size = source.dataset, source.calibration.size
+        self.dataset, self.split = dataset, "validation" if dataset.size("validation") else "calibration"
+        if self.split == "validation":
+            self.chosen = calibration_indices(dataset.size("validation"), JUDGED_BY, source.seed)
+        else:
+            every = calibration_indices(dataset.size("calibration"), size + JUDGED_BY, source.seed)
+            self.chosen = every[size:] if len(every) > size else every
+        self.scorer = scorer if self.split == "validation" else None
+        self.outputs, self.answers = self._run(source.network)
+
+    def _run(self, network: "Network") -> "tuple[Array, Answers | None]":
+        """The outputs for the samples, and what the metric makes of them."""
+        from raq.model.evaluation import outputs_and_parts
+
+        outputs, parts = outputs_and_parts(network, self.dataset, self.chosen, self.scorer, split=self.split)
+        if self.scorer is None:
+            return outputs, None
+        scores = self.scorer.together(parts)
+        return outputs, Answers(self.scorer.metric, scores.values, scores.resampled, len(self.chosen))
+
+    def judge(self, made: "Made") -> "Judged":
+        """Compare this graph."""
+        from raq.model.parity import sqnr_db
+        from raq.quantize.ptq import simulated
+
+        with simulated(made.prepared) as as_integers:
+            outputs, answers = self._run(as_integers)
+        worse = answers.worse_than(self.answers) if answers is not None and self.answers is not None else None
+        distance = sqnr_db(self.outputs, outputs)
+        return Judged(distance, *((None, None) if worse is None else (worse.value, list(worse.interval()))))
+
+
+def quantize_by_effort(
+    source: "Source",
+    asked: "Methods",
+    effort: Effort,
+    scorer: "Scorer",
+    enough: float,
+    progress: Callable[[str, float | None], None],
+) -> "tuple[Made, dict[str, Any] | None]":
+    """The graph by the methods that are asked for, or by those that the ladder ends with; and how it was climbed.
+
+    A method of the ladder is kept if it brings the outputs LEAST_GAIN_DB nearer to those in float: the drop of so few
+    samples could not tell. It ends where the drop's interval ends at `enough` or below. None for `fast`.
+    """
+    from raq.quantize.methods import quantize
+
+    best = quantize(source, asked, progress)
+    if not LADDER[effort]:
+        return best, None
+    judge = Judge(source, scorer)
+    reached = judge.judge(best)
+    rows = [_row(AS_ASKED, best, reached, kept=True)]
+    for change in LADDER[effort]:
+        wanted = replace(best.methods, **change)
+        if _is_done(best.methods, wanted):
+            continue
+        if reached.is_enough(enough):
+            break
+        step = ", ".join(f"{key}: {str(value).lower()}" for key, value in change.items())
+        progress(step, None)
+        made = quantize(source, wanted, progress)
+        found = judge.judge(made)
+        kept = found.is_nearer(reached)
+        rows.append(_row(step, made, found, kept=kept))
+        if kept:
+            best, reached = made, found
+    return best, {"effort": effort, "enough": enough, "samples": len(judge.chosen), "split": judge.split, "rows": rows}
+
+
+def _is_done(methods: "Methods", wanted: "Methods") -> bool:
+    """Whether these methods do all of what is wanted, or more."""
+    further = EXTENTS.index(methods.equalization) > EXTENTS.index(wanted.equalization)
+    learned = methods.learned_rounding > 0 and methods.learned_rounding != wanted.learned_rounding
+    return wanted == methods or further or learned
+
+
+def _row(step: str, made: "Made", judged: Judged, *, kept: bool) -> dict[str, Any]:
+    return {"step": step, "kept": kept, "seconds": round(made.seconds, 3), **asdict(judged)}

@@ -1,0 +1,160 @@
+"""What each method of PTQ wins back, on networks that calibration alone hurts, and what it takes.
+
+    uv run python tests/benchmarks/ptq_methods.py train NAME --root FOLDER --work W   (again to go on after an end)
+    uv run python tests/benchmarks/ptq_methods.py measure NAME --root FOLDER --work W
+
+NAME: efficientnet, mobilenet, vit (CIFAR-10, `root`), digits-efficientnet, digits-mobilenet, digits-vit, or resnet18
+with --weights FILE. Quantized graphs are simulated by torch, on all test images; nothing is compiled. Records go to
+results/reference/ptq_methods/NAME.json.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from raq.environment import environment
+from raq.experiment.metric import Metric
+from raq.experiment.ptq import Calibration
+from raq.experiment.schema import Data
+from raq.experiment.training import Train
+from raq.model.checkpoints import LocalContext
+from raq.model.dataset import Dataset, load_dataset
+from raq.model.evaluation import logits
+from raq.model.inputs import example_of
+from raq.model.losses import loss_by_sample
+from raq.model.metrics import scorer_of
+from raq.model.parity import sqnr_db
+from raq.model.training import Task, seed_everything, train
+from raq.model.zoo import build_model, load_state, load_weights
+from raq.quantize.methods import Made, Methods, Source, quantize
+from raq.quantize.ptq import simulated
+from raq.stages.effort import quantize_by_effort
+from raq.statistics.proportions import paired_drop, same_accuracy_p
+from raq.store.files import now, write_json
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "ptq_methods"
+ALONE = {
+    "calibration alone": Methods(),
+    "equalization: folded": Methods(equalization="folded"),
+    "equalization: all": Methods(equalization="all"),
+    "bias_correction": Methods(bias_correction=True),
+    "learned_rounding: 200": Methods(learned_rounding=200),
+}
+CNN = {"epochs": 3, "batch_size": 128, "lr": 0.1, "augment": True, "progressive": [0.5, 0.5, 0.75]}
+DIGITS = {"epochs": 20, "batch_size": 32, "lr": 0.05, "augment": False, "progressive": []}
+ADAMW = {"optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05, "progressive": []}
+
+
+def efficientnet() -> nn.Module:
+    """EfficientNet-B0 for small images: its first layer keeps their size."""
+    model: Any = torchvision.models.efficientnet_b0(num_classes=10, stochastic_depth_prob=0.0, dropout=0.1)
+    model.features[0][0].stride = (1, 1)
+    return model  # type: ignore[no-any-return]
+
+
+def mobilenet() -> nn.Module:
+    """MobileNetV3-large for small images."""
+    model: Any = torchvision.models.mobilenet_v3_large(num_classes=10)
+    model.features[0][0].stride = (1, 1)
+    return model  # type: ignore[no-any-return]
+
+
+def vit() -> Any:
+    """A vision transformer of 2.7 million parameters: 6 blocks of 192 with 4 heads, patches of 8 pixels."""
+    return torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=6, num_heads=4, hidden_dim=192, mlp_dim=768, num_classes=10
+    )
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "efficientnet": (efficientnet, CNN),
+    "mobilenet": (mobilenet, CNN),
+    "vit": (vit, {**ADAMW, "epochs": 3, "batch_size": 128, "augment": True}),
+    "digits-efficientnet": (lambda: build_model("torchvision:efficientnet_b0", 10), DIGITS),
+    "digits-mobilenet": (lambda: build_model("torchvision:mobilenet_v3_large", 10), DIGITS),
+    "digits-vit": (vit, {**ADAMW, "epochs": 20, "batch_size": 32, "augment": False}),
+    "resnet18": (lambda: build_model("resnet18-cifar", 10), {}),
+}
+
+
+def data_of(name: str, root: str | None) -> Dataset:
+    """All of the data, some held out."""
+    if name.startswith("digits"):
+        return load_dataset(Data(name="digits", validation_fraction=0.3))
+    return load_dataset(Data(name="cifar10", root=root))
+
+
+def train_it(name: str, dataset: Dataset, folder: Path) -> None:
+    """Train from where it stands; the weights go to `folder`.pt."""
+    build, keys = NETWORKS[name]
+    seed_everything(0)
+    network, settings = build(), Train.model_validate(keys)
+    task = Task(loss_by_sample("cross_entropy", settings.label_smoothing, None), scorer_of(Metric(), 10, None))
+    context = LocalContext(folder, progress=lambda m: print(m["epoch_done"], flush=True) if "epoch_done" in m else None)
+    network.load_state_dict(train(network, dataset, task, settings, 0, context).state)
+    torch.save(network.state_dict(), folder.with_suffix(".pt"))
+
+
+def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str, Any]:
+    """A row for calibration, for each method alone if they are wanted, and for the effort best."""
+    network = NETWORKS[name][0]()
+    load_state(network, load_weights(weights), name, str(weights))
+    truth, everything = dataset.labels("test"), np.arange(dataset.size("test"))
+    fp32 = logits(network.eval(), dataset, everything)
+    right = fp32.argmax(1) == truth
+    source = Source(network, example_of(dataset.inputs), dataset, "x86", Calibration(), 0, reduce_range=False)
+
+    def row(step: str, made: Made, **more: Any) -> dict[str, Any]:
+        with simulated(made.prepared) as as_integers:
+            found = logits(as_integers, dataset, everything)
+        own = found.argmax(1) == truth
+        drop, interval = paired_drop(right, own)
+        return {
+            "step": step, "seconds": made.seconds, "top1": float(own.mean()), "drop": drop,
+            "drop_interval": list(interval), "same_accuracy_p": same_accuracy_p(right, own),
+            "sqnr_db": sqnr_db(fp32, found), "changed": int((found.argmax(1) != fp32.argmax(1)).sum()),
+            "equalized": len(made.equalized), "multiplied": sum(one.into is None for one in made.equalized), **more,
+        }  # fmt: skip
+
+    rows = []
+    for step, methods in list(ALONE.items())[: None if alone else 1]:
+        rows.append(row(step, quantize(source, methods)))
+        print(rows[-1], flush=True)
+    made, climbed = quantize_by_effort(
+        source, Methods(), "best", scorer_of(Metric(), 10, None), 0.3, lambda said, share: None
+    )
+    rows.append(row("effort: best", made, climbed=climbed))
+    print(rows[-1], flush=True)
+    return {
+        "measured_at": now(), "environment": environment(), "network": name, "settings": NETWORKS[name][1],
+        "test_images": len(truth), "fp32_top1": float(right.mean()), "torch": torch.__version__, "rows": rows,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Train or measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=("train", "measure"))
+    parser.add_argument("name", choices=NETWORKS)
+    parser.add_argument("--root")
+    parser.add_argument("--work", type=Path, default=Path())
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--without-alone", action="store_true", help="calibration and best, no method alone")
+    given = parser.parse_args()
+    dataset = data_of(given.name, given.root)
+    if given.verb == "train":
+        train_it(given.name, dataset, given.work / given.name)
+        return
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    weights = given.weights or (given.work / given.name).with_suffix(".pt")
+    write_json(REFERENCE / f"{given.name}.json", measure(given.name, dataset, weights, not given.without_alone))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Equalization: the function stays what it was, small channels get their integers, and what is read twice is left."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from raq.experiment.fields import Extent
+from raq.experiment.ptq import Calibration
+from raq.model.parity import sqnr_db
+from raq.quantize.convert import convert
+from raq.quantize.equalization import Equalized, equalize
+from raq.quantize.folding import folded_graph
+from raq.quantize.ptq import prepare_graph, simulated
+
+SPREAD = torch.logspace(-2, 1, 8)  # of channels: a thousandfold
+
+
+class Chain(nn.Module):
+    """ReLU between convolutions, one of them grouped, and pooling before a linear layer: all of it can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.grouped, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(torch.relu(self.norm(self.first(x))), 2)
+        return self.last(torch.relu(self.grouped(x))).mean((2, 3))
+
+
+class Gated(nn.Module):
+    """SiLU, which no factor passes, before a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.depthwise(F.silu(self.first(x)))
+
+
+class Normed(nn.Module):
+    """A layer norm that two linear layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.query, self.key = nn.LayerNorm(8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x.flatten(2).transpose(1, 2)[..., :8])
+        return self.query(x) * self.key(x)
+
+
+class ReadTwice(Chain):
+    """What the second convolution reads, the output reads too: nothing before it may change."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.grouped(x) + x
+
+
+def spread(net: nn.Module, images: Tensor) -> nn.Module:
+    """Channels made unlike, and weights behind them so that all count alike; batch norm's statistics settled."""
+    with torch.no_grad():
+        if isinstance(net, Normed):
+            net.norm.weight.copy_(SPREAD)
+            for layer in (net.query, net.key):
+                layer.weight.div_(SPREAD)
+        elif isinstance(net, Gated):
+            net.first.weight.mul_(SPREAD.view(-1, 1, 1, 1))
+            net.depthwise.weight.div_(SPREAD.view(-1, 1, 1, 1))
+        elif isinstance(net, Chain):
+            net(images)
+            net.norm.weight.copy_(SPREAD)
+            net.norm.bias.copy_(0.1 * SPREAD)
+            net.grouped.weight.view(2, 4, 4, 9).div_(SPREAD.view(2, 1, 4, 1))
+    return net.eval()
+
+
+def equalized(net: nn.Module, images: Tensor, extent: Extent) -> tuple[fx.GraphModule, list[Equalized]]:
+    graph = folded_graph(net, images[:2])
+    return graph, equalize(graph, (images,), extent)
+
+
+def distance(graph: fx.GraphModule, images: Tensor, wanted: Tensor) -> float:
+    """SQNR of the graph in int8, and that convert comes to the same."""
+    prepared = prepare_graph(graph, "x86", Calibration(observer="minmax"), reduce_range=False)
+    with torch.no_grad():
+        prepared(images)
+        with simulated(prepared) as as_integers:
+            found = as_integers(images)
+        program = convert(prepared, images[:2]).module()
+        assert torch.allclose(program(images), found, atol=1e-3 * float(found.abs().max()))
+    return sqnr_db(wanted.numpy(), found.numpy()) or 300.0
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(32, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extent", "into", "gain"),
+    [
+        (Chain, "folded", ["first"], 8.0), (Normed, "folded", ["norm"], 8.0), (Gated, "folded", [], 0.0),
+        (Gated, "all", [None], 8.0), (ReadTwice, "folded", [], 0.0), (ReadTwice, "all", [None], 0.0),
+    ],
+)  # fmt: skip
+def test_the_function_stays_and_int8_comes_nearer(
+    kind: type[nn.Module], extent: Extent, into: list[str | None], gain: float, images: Tensor
+) -> None:
+    given = torch.randn(32, 8, 4, 2) if kind is Normed else images
+    net = spread(kind(), given)
+    own = copy.deepcopy(net.state_dict())
+    wanted = net(given).detach()
+    graph, found = equalized(net, given, extent)
+    assert [one.into for one in found][: len(into)] == into
+    assert bool(found) == bool(into)
+    assert torch.allclose(graph(given), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    plain = distance(folded_graph(net, given[:2]), given, wanted)
+    assert distance(graph, given, wanted) >= plain + gain
+    for one in found:
+        assert one.own_sqnr_db[1] > one.own_sqnr_db[0]
+    assert all(torch.equal(tensor, own[name]) for name, tensor in net.state_dict().items()), "the network keeps its own"
+
+
+def test_depthwise_factors_are_the_channels_own_ranges(images: Tensor) -> None:
+    """alpha 1: each channel's range is then the same, to the last of them."""
+    net = spread(Gated(), images)
+    graph, (found,) = equalized(net, images, "all")
+    (factor,) = (getattr(graph, str(node.target)) for node in graph.graph.nodes if "equalizing" in str(node.target))
+    ranges = (F.silu(net.first(images)) * factor).abs().amax((0, 2, 3))  # type: ignore[operator]
+    assert found.alpha == 1
+    assert float(ranges.max() / ranges.min()) < 1.01
+
+
+def test_layers_read_one_activation_get_one_factor(images: Tensor) -> None:
+    net = spread(Normed(), torch.randn(32, 8, 4, 2))
+    _, (found,) = equalized(net, torch.randn(32, 8, 4, 2), "folded")
+    assert found.names == ("query", "key")
+
+
+class Mixing(nn.Module):
+    """A layer norm over features, read by a convolution over tokens; as many of the one as of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.tokens = nn.LayerNorm(8), nn.Conv1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(self.norm(x.flatten(2)[..., :8]))
+
+
+def test_factors_of_one_axis_are_not_folded_into_another(images: Tensor) -> None:
+    given = torch.randn(32, 8, 4, 2)
+    net = Mixing()
+    with torch.no_grad():
+        net.norm.weight.copy_(SPREAD)
+    wanted = net(given).detach()
+    graph, found = equalized(net.eval(), given, "folded")
+    assert found == []
+    assert torch.allclose(graph(given), wanted, atol=1e-5)
+
+
+class InPlace(Gated):
+    """What the depthwise convolution reads is changed before it reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.first(x))
+        return self.depthwise(x.add_(1)) + 0 * x[:, :, 2:, 2:]
+
+
+@pytest.mark.parametrize("extent", ["folded", "all"])
+def test_what_is_changed_in_place_keeps_its_order(extent: Extent, images: Tensor) -> None:
+    net = spread(InPlace(), images)
+    wanted = net(images).detach()
+    graph, _ = equalized(net, images, extent)
+    assert torch.allclose(graph(images), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_layers_that_stay_in_float_are_left(images: Tensor) -> None:
+    net = spread(Gated(), images)
+    assert equalize(folded_graph(net, images[:2]), (images,), "all", floats=["depthwise"]) == []
+
+
+def test_a_silent_channel_is_left_as_it_is(images: Tensor) -> None:
+    net = spread(Chain(), images)
+    with torch.no_grad():
+        net.norm.weight[3] = net.norm.bias[3] = 0  # type: ignore[union-attr,index]
+    wanted = net(images).detach()
+    graph, found = equalized(net, images, "folded")
+    assert found
+    assert torch.allclose(graph(images), wanted, rtol=1e-4, atol=1e-4)
+    assert all(torch.isfinite(tensor).all() for tensor in graph.state_dict().values())

@@ -1,0 +1,156 @@
+"""The ladder of `ptq.effort`: what is kept is nearer to FP32, it ends where that is enough, and records say all."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raq.experiment.ptq import Calibration, Ptq
+from raq.experiment.schema import Data, Experiment
+from raq.model.dataset import load_dataset
+from raq.model.inputs import example_of
+from raq.quantize.methods import Methods, Source, quantize
+from raq.quantize.ranges import is_weight_observer, observer_nodes
+from raq.report.methods import climbed_in_words, methods_in_words
+from raq.stages import effort
+from raq.stages.effort import Judge, Judged, quantize_by_effort
+from tests.networks import TOP1
+
+
+class Gated(nn.Module):
+    """Channels a thousandfold apart behind a SiLU, before a depthwise convolution that makes them count alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, 2, groups=8)
+        self.head = nn.Linear(8, 10)
+        spread = torch.logspace(-2, 1, 8).view(-1, 1, 1, 1)
+        with torch.no_grad():
+            self.first.weight.mul_(spread)
+            self.depthwise.weight.div_(spread)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.depthwise(F.silu(self.first(x)))).mean((2, 3)))
+
+
+def source(digits: Any) -> Source:
+    example = example_of(digits.inputs)
+    return Source(Gated().eval(), example, digits, "x86", Calibration(size=32), 0, reduce_range=False)
+
+
+def climb(given: Source, kind: Any, enough: float = -1000.0, asked: Methods | None = None) -> Any:
+    said: list[str] = []
+    made, climbed = quantize_by_effort(
+        given, asked or Methods(), kind, TOP1.scorer, enough, lambda one, share: said.append(one)
+    )
+    return made, climbed, said
+
+
+def test_fast_does_what_is_asked_and_judges_nothing(digits: Any) -> None:
+    made, climbed, _ = climb(source(digits), "fast", asked=Methods(bias_correction=True))
+    assert climbed is None
+    assert made.methods == Methods(bias_correction=True)
+    assert made.corrected
+
+
+def test_what_is_kept_is_nearer_than_what_was_before(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effort, "LADDER", {"best": (*effort.BETTER, {"learned_rounding": 12})})
+    given = source(digits)
+    made, climbed, said = climb(given, "best")
+    rows = climbed["rows"]
+    assert [row["step"] for row in rows] == [
+        "as asked", "equalization: folded", "equalization: all", "bias_correction: true", "learned_rounding: 12",
+    ]  # fmt: skip
+    kept = [row["sqnr_db"] for row in rows if row["kept"]]
+    assert kept == sorted(kept)
+    left = [row["sqnr_db"] for row in rows if not row["kept"]]
+    assert all(distance < max(kept) + effort.LEAST_GAIN_DB for distance in left)
+    assert rows[2]["kept"]
+    assert rows[2]["sqnr_db"] > rows[0]["sqnr_db"] + 3, "this network is made for it"
+    assert made.methods.equalization == "all"
+    assert any("step 12 of 12" in one for one in said)
+    judged = Judge(given, TOP1.scorer).judge(made)
+    assert judged.sqnr_db == pytest.approx(max(kept)), "the graph that is given is the one that was judged best"
+    assert climbed["split"] == "validation"
+    assert climbed["samples"] == digits.size("validation")
+    words = climbed_in_words(climbed, "points")
+    assert "equalization: all" in words
+    assert "drop" in words
+    assert "multiplications before 1" in (methods_in_words(made.as_record()) or "")  # type: ignore[arg-type]
+
+
+def test_it_ends_where_the_drop_is_small_enough(digits: Any) -> None:
+    _, climbed, _ = climb(source(digits), "better", enough=100.0)
+    assert [row["step"] for row in climbed["rows"]] == ["as asked"]
+
+
+def test_what_is_asked_already_is_not_tried_again(digits: Any) -> None:
+    _, climbed, _ = climb(source(digits), "better", asked=Methods(equalization="all", bias_correction=True))
+    steps = [row["step"] for row in climbed["rows"]]
+    assert "equalization: all" not in steps[1:]
+    assert "bias_correction: true" not in steps
+
+
+def test_without_validation_samples_outputs_alone_are_compared() -> None:
+    digits = load_dataset(Data(name="digits", train_limit=100, test_limit=20, validation_fraction=0.0))
+    given = source(digits)
+    judge = Judge(given, TOP1.scorer)
+    assert (judge.split, len(judge.chosen)) == ("calibration", 68)
+    calibrating = set(Judge(replace(given, calibration=Calibration(size=100)), TOP1.scorer).chosen.tolist())
+    assert len(calibrating) == 100, "of none beyond, those that calibrate"
+    made, climbed, _ = climb(given, "better")
+    assert climbed["rows"][0]["drop"] is None
+    assert made.methods.equalization == "all"
+
+
+def test_enough_is_the_intervals_upper_end() -> None:
+    assert Judged(20.0, 0.1, [-0.5, 0.3]).is_enough(0.3)
+    assert not Judged(20.0, 0.0, [-0.5, 0.4]).is_enough(0.3)
+    assert not Judged(20.0, None, None).is_enough(0.3)
+    assert Judged(None, None, None).is_enough(0.3)
+    assert Judged(20.2, None, None).is_nearer(Judged(20.0, None, None))
+    assert not Judged(20.05, None, None).is_nearer(Judged(20.0, None, None))
+
+
+def test_weights_of_one_scale_a_tensor_are_refused() -> None:
+    for keys in ({"backend": "arm"}, {"per_channel": False}, {"backend": "xnnpack"}):
+        with pytest.raises(ValueError, match="a scale for each channel"):
+            Ptq.model_validate({"effort": "better", **keys})
+        with pytest.raises(ValueError, match="a scale for each channel"):
+            Ptq.model_validate({"equalization": "folded", **keys})
+    with pytest.raises(ValueError, match="of the mode static"):
+        Ptq.model_validate({"mode": "dynamic", "learned_rounding": 10})
+    tried = {"name": "x", "ptq": {"effort": "best"}, "sweep": {"ptq": {"per_channel": [True, False]}}}
+    with pytest.raises(ValueError, match=r"sweep\.ptq\.per_channel tries false"):
+        Experiment.model_validate(tried)
+
+
+def test_less_than_what_is_asked_is_not_tried(digits: Any) -> None:
+    asked = Methods(equalization="all", learned_rounding=3)
+    _, climbed, _ = climb(source(digits), "best", asked=asked)
+    assert [row["step"] for row in climbed["rows"]] == ["as asked", "bias_correction: true"]
+
+
+def test_ptq_takes_the_graph_that_quantizers_know(digits: Any) -> None:
+    """Attention's projections are observed, padding by a word is numbers, and a convolution of one channel has two."""
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    found = quantize(replace(source(digits), network=Attentive(attention).eval()), Methods())
+    weights = [one for _, one in observer_nodes(found.prepared) if is_weight_observer(one)]
+    assert len(weights) == 8, "three convolutions, attention's two projections, two linear layers, the head"
+    assert any("constant_pad" in str(node.target) for node in found.prepared.graph.nodes)
+
+
+class Attentive(nn.Module):
+    """A convolution padded by a word, one of a single channel, one that makes patches, and attention over these."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.same, self.single = nn.Conv2d(3, 1, 3, padding="same"), nn.Conv2d(1, 3, 3, padding=1)
+        self.patches, self.attention, self.head = nn.Conv2d(3, 8, 8, 8), attention, nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(self.single(torch.relu(self.same(x))))
+        return self.head(self.attention(x.flatten(2).transpose(1, 2)).mean(1))
