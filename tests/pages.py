@@ -429,6 +429,38 @@ def _least_speedup(speedups: list[Found], size: int) -> str:
     return "not measured" if least is None else ratio(least["value"], least["interval"])
 
 
+def ptq_methods() -> str:
+    """What each method wins back, a row a network and method."""
+    head = (
+        "| network | step | drop, points (95%) | p, same accuracy | logits, dB | answers changed | layers equalized, "
+        "of these by multiplications | s |\n|---|---|---|---|---|---|---|---|\n"
+    )
+    rows = []
+    for path in sorted((REFERENCE / "ptq_methods").glob("*.json")):
+        found = json.loads(path.read_text())
+        for at, row in enumerate(found["rows"]):
+            low, high = row["drop_interval"]
+            first = f"{found['network']}, FP32 {100 * found['fp32_top1']:.2f}% of {found['test_images']:,}"
+            rows.append(
+                f"| {first if at == 0 else ''} | {row['step']} | {row['drop']:.2f} ({low:.2f} to {high:.2f}) | "
+                f"{row['same_accuracy_p']:.2g} | {row['sqnr_db']:.1f} | {row['changed']} | "
+                f"{row['equalized']}, {row['multiplied']} | {row['seconds']:.0f} |"
+            )
+    return head + "\n".join(rows)
+
+
+def small_data_training() -> str:
+    """The recipe, and all but one of its pieces."""
+    found = json.loads((REFERENCE / "small_data_training.json").read_text())
+    seeds = len(found["rows"][0]["top1"])
+    head = f"| otherwise | top-1, median of {seeds} seeds | least to most |\n|---|---|---|\n"
+    return head + "\n".join(
+        f"| {row['otherwise']} | {100 * row['median']:.1f}% | {100 * min(row['top1']):.1f} to "
+        f"{100 * max(row['top1']):.1f}% |"
+        for row in found["rows"]
+    )
+
+
 def keys() -> str:
     """The keys of an experiment, from the schema."""
     lines = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
@@ -451,6 +483,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixed-precision-verdict": lambda: quoted("mixed-precision"),
     "executed": executed,
     "peers": peers,
+    "ptq_methods": ptq_methods,
+    "small_data_training": small_data_training,
     "timm": timm,
     "minilm": minilm,
     "calibration": calibration,

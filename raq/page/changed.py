@@ -11,9 +11,10 @@ from raq.page.parts import Cell, Figure, Gallery, Section, Table, name_of, numbe
 from raq.page.pictures import Thumbnails
 from raq.page.plots import plain
 from raq.page.records import RunRecords
+from raq.report.changed_answers import MAX_CLASSES, class_names, classes_that_lose
 from raq.sweep.answers import Answers
 
-MAX_CLASSES, MAX_CHANGED, MAX_PICTURES, MAX_DRAWN = 20, 200, 48, 100
+MAX_CHANGED, MAX_PICTURES, MAX_DRAWN = 200, 48, 100
 
 
 def changed(run: RunRecords) -> Section | None:
@@ -44,10 +45,10 @@ class _Names:
     """What classes are called: by their number where they have no names."""
 
     def __init__(self, given: Sequence[str] | None) -> None:
-        self.given = given or ()
+        self.called = class_names(given)
 
     def __call__(self, label: int) -> str:
-        return self.given[label] if 0 <= label < len(self.given) else str(label)
+        return self.called(label)
 
     def cell(self, label: int) -> Cell:
         """Sorted by the class's number."""
@@ -56,18 +57,15 @@ class _Names:
 
 def _by_class(name: str, base: Answers, mine: Answers, names: _Names) -> Table:
     """The classes that lose most."""
-    truth = base.values[1]
-    rows = []
-    for label in sorted(set(truth.tolist())):
-        own = truth == label
-        lost, won = int((own & base.right & ~mine.right).sum()), int((own & mine.right & ~base.right).sum())
-        shares = [100 * float(one.right[own].mean()) for one in (base, mine)]
-        cells = [names.cell(label), number(int(own.sum()), "d"), *(number(share) for share in shares)]
-        rows.append((won - lost, [*cells, number(lost, "d"), number(won, "d")]))
-    rows.sort(key=lambda row: row[0])
+    rows = [
+        [
+            names.cell(one["label"]), number(one["samples"], "d"), *(number(100 * share) for share in one["right"]),
+            number(one["lost"], "d"), number(one["won"], "d"),
+        ]
+        for one in classes_that_lose(base, mine)[:MAX_CLASSES]
+    ]  # fmt: skip
     columns = ["class", "samples", "fp32, % right", f"{name}, % right", "only fp32 right", f"only {name} right"]
-    shown_rows = [row for _, row in rows[:MAX_CLASSES]]
-    return Table(f"{name}: the {len(shown_rows)} classes that lose most", columns, shown_rows)
+    return Table(f"{name}: the {len(rows)} classes that lose most", columns, rows)
 
 
 def _confusion(name: str, base: Answers, mine: Answers, names: _Names) -> list[Figure]:

@@ -11,7 +11,8 @@ from raq.page.records import artifact_of
 from raq.report.claims import Rules
 from raq.report.ratios import Place, baseline_row, rows_at
 from raq.report.types import CandidateSummary, ComparedLatency
-from raq.store.results import ArtifactProfile, LayerLoss
+from raq.store.ptq_results import LayerLoss
+from raq.store.results import ArtifactProfile
 
 COLOURS = {
     "fp32": "#7f8ea3", "half": "#b07aa1", "ptq": "#2f7ed8", "qat": "#e07b00", "dynamic": "#2a9d8f",

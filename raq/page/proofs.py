@@ -7,6 +7,7 @@ from raq.page import plots
 from raq.page.parts import Cell, Section, Table, number, shown
 from raq.page.records import RunRecords
 from raq.report.losses import why
+from raq.report.methods import how_made
 from raq.store.results import ArtifactProfile, Lowering
 
 
@@ -47,6 +48,7 @@ def layers(run: RunRecords) -> Section | None:
 def losses(run: RunRecords) -> Section | None:
     """What each layer loses by quantization."""
     parts: list[Any] = []
+    made: list[str] = []
     for candidate in run.summary["candidates"]:
         found = candidate.get("losses", [])
         if not found or candidate.get("program") not in (None, candidate["name"]):
@@ -65,6 +67,7 @@ def losses(run: RunRecords) -> Section | None:
             "order", "layer", "alone, dB", "with all before it, dB", "weight, dB", "input beyond its range, %",
             "range, standard deviations", "shift of means, % of the error", "what stands out",
         ]  # fmt: skip
+        made += how_made(candidate)
         parts += [
             plots.losses(candidate["name"], found),
             Table(f"{candidate['name']}: {len(found)} layers", columns, rows),
@@ -72,6 +75,7 @@ def losses(run: RunRecords) -> Section | None:
     how = (
         "Both networks computed the same test samples; SQNR of each layer's output, lower is worse.",
         "Alone: only this layer's input and weight are rounded, from what FP32 gives it.",
+        *made,
     )
     return Section("losses", "What each layer loses", how, parts, is_open=False) if parts else None
 

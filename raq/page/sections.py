@@ -43,7 +43,7 @@ def verdict(run: RunRecords) -> Section:
             ]
         )  # fmt: skip
     table = Table("Claims", ["claim", "", "found", "95% interval, all claims at once", "margin"], rows)
-    notes = run.summary.get("notes", [])
+    notes = [*run.summary.get("notes", []), *filter(None, [found.get("worth")])]
     return Section(
         "verdict",
         "The claims behind it",

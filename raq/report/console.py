@@ -10,15 +10,17 @@ from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES
 from raq.experiment.schema import BASELINE
 from raq.plan.prepare import DryRun
 from raq.report.bench import disagreement_in_words, disturbed_warning, measurement_in_words, waited_warning
+from raq.report.changed_answers import changed_in_words, class_names
 from raq.report.checks import parity_in_words
 from raq.report.live import seconds
 from raq.report.losses import losses_in_words
+from raq.report.methods import how_made
 from raq.report.profile import profile_in_words
 from raq.report.ratios import compared
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.report.table import fits, heading, table_of_candidates, table_of_throughput
 from raq.report.terminal import clean, paragraph, printable, say
-from raq.report.types import CandidateSummary, RunSummary
+from raq.report.types import CandidateSummary, RunSummary, Verdict
 
 LEGEND = (
     "MB: weights above, file below. {accuracy} and drop{points}: 95% intervals below. int8: share of the MACs. "
@@ -96,6 +98,8 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
     for note in summary.get("notes", []):
         say(console, note, "yellow")
     _say_what_is_special(console, summary["candidates"])
+    for said in (said for candidate in summary["candidates"] for said in how_made(candidate)):
+        paragraph(console, said, "dim")
     if details:
         _print_details(console, summary)
     warning = disturbed_warning(compared(summary["candidates"]))
@@ -107,7 +111,14 @@ def print_summary(console: Console, summary: RunSummary, details: bool = False) 
     say(console, f"measured on {machine['cpu']}, {machine['cpus']} CPUs{gpus}{more}", "dim")
     _print_chosen_file(console, summary)
     console.print()
-    paragraph(console, summary["verdict"]["why"], "bold")
+    _print_verdict(console, summary["verdict"])
+
+
+def _print_verdict(console: Console, found: Verdict) -> None:
+    """What to ship and why; what QAT is worth."""
+    paragraph(console, found["why"], "bold")
+    if worth := found.get("worth"):
+        paragraph(console, worth)
 
 
 def _print_sweeps(console: Console, summary: RunSummary) -> None:
@@ -160,6 +171,9 @@ def _print_details(console: Console, summary: RunSummary) -> None:
         )
         if said:
             paragraph(console, f"{candidate['name']}, {said}", "dim")
+        if changed := candidate.get("changed"):
+            called = class_names(summary["data"].get("class_names"))
+            paragraph(console, f"{candidate['name']}: {changed_in_words(changed, called)}", "dim")
         if candidate["parity"]:
             paragraph(console, f"{candidate['name']}, parity: {parity_in_words(candidate['parity'])}", "dim")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from raq.store.results import LayerLoss
+from raq.store.ptq_results import LayerLoss
 
 MAX_SAID = 3
 SATURATED, FAR_REACH, SHIFTED = 0.001, 24.0, 0.25  # from where each is worth a word
@@ -15,12 +15,17 @@ def why(loss: LayerLoss) -> str:
     if saturated is not None and saturated > SATURATED:
         said.append(f"{100 * saturated:.2g}% of its input lie beyond its range: a wider one (observer, percentile)")
     if reach is not None and reach > FAR_REACH:
-        said.append(f"its range reaches {reach:.0f} standard deviations: outliers; percentile cuts them off")
+        said.append(
+            f"its range reaches {reach:.0f} standard deviations: outliers; ptq.equalization spreads those of single "
+            "channels, percentile cuts them off"
+        )
     if shift is not None and shift > SHIFTED:
-        said.append(f"{100 * shift:.0f}% of its error is a shift of channels' means, which QAT or a bias takes away")
+        said.append(
+            f"{100 * shift:.0f}% of its error is a shift of channels' means, which ptq.bias_correction takes away"
+        )
     weight, own = loss["weight_sqnr_db"], loss["own_sqnr_db"]
     if weight is not None and own is not None and weight < own + 1:
-        said.append("most of it comes from its weight")
+        said.append("most of it comes from its weight: ptq.learned_rounding")
     return "; ".join(said)
 
 

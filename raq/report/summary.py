@@ -11,6 +11,7 @@ from raq.experiment.fields import HALF_NAMES, MODE_OF, OTHER_TOOLS
 from raq.experiment.schema import BASELINE
 from raq.plan.facts import why_not_lowered
 from raq.report.answers import read_answers_of_run
+from raq.report.changed_answers import ChangedAnswers, changed_answers
 from raq.report.claims import Drops, Measured, Rules
 from raq.report.ratios import best_fp32, row_ratios
 from raq.report.types import (
@@ -23,8 +24,10 @@ from raq.report.types import (
     RunSummary,
 )
 from raq.report.verdict import verdict
+from raq.report.worth import seconds_of, worth_in_words
 from raq.statistics.paired import Paired
 from raq.statistics.proportions import same_accuracy_p
+from raq.store.evaluation_results import ParityRow
 from raq.store.files import Record
 from raq.store.local import Store, read_run
 from raq.store.opening import store_of
@@ -55,6 +58,7 @@ def summarise(run_folder: Path) -> RunSummary:
     machine = environment["machine"]
     candidates = [_candidate(name, kinds[name], settings, stages, answers, store, machine) for name in names]
     set_against_best_fp32(candidates)
+    rules = Rules.of(settings)
     complete = bool(run["complete"]) and all(stages.values())
     executions = {name: None if record is None else record.get("id") for name, record in stages.items()}
     measured = {
@@ -76,7 +80,8 @@ def summarise(run_folder: Path) -> RunSummary:
         "qat_sweep": _sweep(stages.get("sweep/qat")),
         "layer_sweep": _sweep(stages.get("sweep/layers")),
         "measurement": [_measurement(record) for record in benches],
-        "verdict": verdict(candidates, Rules.of(settings), drops_by(answers), measured)
+        "verdict": verdict(candidates, rules, drops_by(answers), measured)
+        | {"worth": worth_in_words(drops_by(answers), {name: seconds_of(stages, name) for name in names}, rules.metric)}
         if complete
         else {
             "choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}", "claims": [],
@@ -104,8 +109,8 @@ def _candidate(
     if name in HALF_DTYPES:
         written = {"dtype": HALF_DTYPES[name]}
     if "mode" in written:  # of several, its own
-        static = kind == "ptq"
-        written = {**(written if static else {"backend": written.get("backend")}), "mode": MODE_OF.get(name, "static")}
+        shared = written if kind == "ptq" else {"backend": written.get("backend")}
+        written = {**shared, "mode": MODE_OF.get(name, "static")}
     backend, lowered = written.get("backend"), f"lower/{name}" in stages
     return {
         "name": name,
@@ -121,19 +126,30 @@ def _candidate(
         else why_not_lowered(backend, machine.get("architecture", ""), settings["bench"]["devices"]),
         "graph_int8_mac_share": evaluation["results"].get("graph_int8_mac_share") if evaluation else None,
         "reduce_range": {**(program.get("settings") or {}), **made}.get("reduce_range") if program else None,
-        "parity": [
-            row
-            for stage, record in stages.items()
-            if record is not None and stage in (program_of(name), f"lower/{name}", f"evaluate/{name}")
-            for row in record["results"].get("parity", [])
-        ],
+        "parity": _parity(name, stages),
         "latency": [
             cast(ComparedLatency, {key: value for key, value in row.items() if key != "candidate"})
             for row in _measured("rows", name, stages)
         ],
         "throughput": [cast(Throughput, row) for row in _measured("throughput", name, stages)],
         "losses": made.get("losses", []),
+        "methods": made.get("methods"),
+        "effort": made.get("effort"),
+        "changed": _changed(name, answers),
     }
+
+
+def _parity(name: str, stages: dict[str, Record | None]) -> list[ParityRow]:
+    """The chain of a candidate, in order."""
+    own = (program_of(name), f"lower/{name}", f"evaluate/{name}")
+    found = [record for stage, record in stages.items() if record is not None and stage in own]
+    return [row for record in found for row in record["results"].get("parity", [])]
+
+
+def _changed(name: str, answers: Mapping[str, Answers | None]) -> ChangedAnswers | None:
+    """Which answers are others than FP32's."""
+    mine, base = answers.get(name), answers.get(BASELINE)
+    return None if name == BASELINE or mine is None or base is None else changed_answers(base, mine)
 
 
 def _measured(key: str, name: str, stages: dict[str, Record | None]) -> list[Record]:

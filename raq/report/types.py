@@ -4,8 +4,10 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from raq.report.changed_answers import ChangedAnswers
 from raq.store.evaluation_results import ParityRow
-from raq.store.results import Agreement, ArtifactProfile, Latency, LayerLoss, Noise, Throughput
+from raq.store.ptq_results import Climbed, LayerLoss, PtqMethods
+from raq.store.results import Agreement, ArtifactProfile, Latency, Noise, Throughput
 from raq.store.types import DataOfRun, Environment, Values
 
 
@@ -84,6 +86,9 @@ class CandidateSummary(Accuracy):
     latency: list[ComparedLatency]
     throughput: NotRequired[list[Throughput]]
     losses: NotRequired[list[LayerLoss]]
+    methods: NotRequired[PtqMethods | None]
+    effort: NotRequired[Climbed | None]
+    changed: NotRequired[ChangedAnswers | None]
 
 
 class Ending(TypedDict):
@@ -127,12 +132,13 @@ class PlaceChoice(TypedDict):
 
 
 class Verdict(TypedDict):
-    """What to ship, and why; choice: None where that is not known."""
+    """What to ship, and why; choice: None where that is not known. worth: what QAT gains over PTQ, and takes."""
 
     choice: str | None
     why: str
     claims: list[PlainClaim]
     choices: list[PlaceChoice]
+    worth: NotRequired[str | None]
 
 
 class RunSummary(TypedDict):

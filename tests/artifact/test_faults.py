@@ -25,7 +25,7 @@ from raq.artifact.generated_code import read_metadata, read_package
 from raq.errors import StageError
 from raq.experiment.execution import Resources
 from raq.experiment.measurement import Require
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import compare
 from raq.plan.requirements import check_results
 from raq.plan.stages import Stage

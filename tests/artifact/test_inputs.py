@@ -13,7 +13,7 @@ from raq.artifact.inspection import default_inputs, inspect_model, read_input
 from raq.artifact.isolated import IsolatedProcess
 from raq.errors import StageError, UserError
 from raq.experiment.inputs import Axis, InputSpec, image_input, names_of, read_inputs
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.adapter import adapt, outputs_of
 from raq.model.inputs import Example, example_of, random_inputs
 from raq.model.parity import sqnr_db

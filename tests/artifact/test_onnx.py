@@ -24,7 +24,7 @@ from raq.artifact.wrapper_code import KernelCall
 from raq.bench.artifacts import bench_artifacts, bench_settings
 from raq.errors import StageError, UserError
 from raq.experiment.inputs import image_input
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize import convert, ptq
 from raq.quantize.export import export_network

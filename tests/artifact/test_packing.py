@@ -10,7 +10,7 @@ from raq.artifact import inductor
 from raq.artifact.executed import summary
 from raq.artifact.isolated import IsolatedProcess
 from raq.experiment.inputs import image_input
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.quantize import ptq
 from raq.quantize.convert import convert
 from raq.quantize.export import export_network

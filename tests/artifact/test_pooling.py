@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from raq.artifact import inductor, pooling
-from raq.experiment.schema import Calibration
+from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize.convert import convert
 from raq.quantize.ptq import prepare

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from raq.experiment.metric import TOP1, Metric
-from raq.experiment.schema import Calibration, Experiment, Ptq
+from raq.experiment.ptq import Calibration, Ptq
+from raq.experiment.schema import Experiment
 from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE
 from raq.statistics.proportions import mean_drop
 from raq.store.files import short_digest
