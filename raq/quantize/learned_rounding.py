@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from raq.errors import StageError
 from raq.quantize.export import is_layer
 from raq.quantize.ptq import FixedFakeQuantize, put_module
 from raq.quantize.rewriting import put_tensor, tensor_of
@@ -100,7 +101,8 @@ def learn_rounding(
     """Learn how to round, in place: weights become those that are meant, and the observers' ranges those found.
 
     simulated: the graph within `ptq.simulated`; in_float: the network that its outputs shall be those of; batches: the
-    inputs of a step each, at least `steps` of them. The network that was exported keeps its weights.
+    inputs of a step each, tensors [n, ...], at least `steps` of them. The network that was exported keeps its weights.
+    Raises StageError if the outputs are not finite.
     """
     for parameter in simulated.parameters():
         parameter.requires_grad_(False)
@@ -122,20 +124,30 @@ def learn_rounding(
             power = float(wanted.var(correction=0)) or 1.0
         error = (simulated(*inputs) - wanted).square().mean() / power
         optimizer.zero_grad()
-        for move in moves:
-            move.grad = None
         error.backward()
         optimizer.step()
         schedule.step()
-        with torch.no_grad():
-            for move in moves:
-                if move.grad is not None:
-                    move.sub_(move.grad.sign(), alpha=(1 - step / steps) / steps).clamp_(-MOST, MOST)
+        _move(moves, (1 - step / steps) / steps)
         errors.append(float(error.detach()))
+        if not math.isfinite(errors[-1]):
+            raise StageError(
+                f"learning how to round: the error of the outputs is {errors[-1]} in step {step + 1}",
+                "see whether the network gives finite outputs; else set ptq.learned_rounding to 0 and ptq.effort to "
+                "better",
+            )
         progress(step + 1)
     moved = _keep(simulated, weights, ranges, names)
     part = max(1, len(errors) // 10)
     return LearnedRounding(len(errors), math.fsum(errors[:part]) / part, math.fsum(errors[-part:]) / part, moved)
+
+
+def _move(moves: list[nn.Parameter], by: float) -> None:
+    """Move each weight by so many integers against the sign of its gradient, which is taken away."""
+    with torch.no_grad():
+        for move in moves:
+            if move.grad is not None:
+                move.sub_(move.grad.sign(), alpha=by).clamp_(-MOST, MOST)
+            move.grad = None
 
 
 Weights = list[tuple[fx.Node, _LearnedWeight]]

@@ -1,11 +1,14 @@
 """Learned rounding: outputs come nearer, weights are integers, and the network keeps its own."""
 
 import copy
+import math
 from itertools import repeat
 
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from raq.errors import StageError
 from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize.convert import convert
@@ -20,12 +23,19 @@ def network() -> nn.Module:
     ).eval()
 
 
+def calibrated(net: nn.Module, images: Tensor) -> fx.GraphModule:
+    """The graph with the ranges of these images; two of their shape are its example."""
+    example = torch.zeros(2, *images.shape[1:])
+    prepared = prepare(net, example, "x86", Calibration(observer="minmax"), reduce_range=False)
+    with torch.no_grad():
+        prepared(images)
+    return prepared
+
+
 def test_outputs_come_nearer_and_convert_comes_to_the_same() -> None:
     net, images, others = network(), torch.randn(64, 3, 8, 8), torch.randn(256, 3, 8, 8)
     own, wanted = copy.deepcopy(net.state_dict()), net(others).detach()
-    prepared = prepare(net, images[:2], "x86", Calibration(observer="minmax"), reduce_range=False)
-    with torch.no_grad():
-        prepared(images[:8])
+    prepared = calibrated(net, images[:8])
     with simulated(prepared) as as_integers:
         with torch.no_grad():
             before = as_integers(others)
@@ -50,9 +60,7 @@ def test_outputs_come_nearer_and_convert_comes_to_the_same() -> None:
 
 def test_weights_are_the_integers_of_their_scales() -> None:
     net, images = network(), torch.randn(16, 3, 8, 8)
-    prepared = prepare(net, images[:2], "x86", Calibration(observer="minmax"), reduce_range=False)
-    with torch.no_grad():
-        prepared(images)
+    prepared = calibrated(net, images)
     with simulated(prepared) as as_integers:
         learn_rounding(as_integers, net, repeat((images,)), 5)
         modules = dict(as_integers.named_modules(remove_duplicate=False))
@@ -80,9 +88,7 @@ class Tied(nn.Module):
 
 def test_layers_that_share_a_weight_round_it_alike() -> None:
     net, images = Tied().eval(), torch.randn(16, 3, 8, 8)
-    prepared = prepare(net, images[:2], "x86", Calibration(observer="minmax"), reduce_range=False)
-    with torch.no_grad():
-        prepared(images)
+    prepared = calibrated(net, images)
     with simulated(prepared) as as_integers:
         found = learn_rounding(as_integers, net, repeat((images,)), 20)
         after = as_integers(images)
@@ -93,12 +99,17 @@ def test_layers_that_share_a_weight_round_it_alike() -> None:
 
 def test_one_output_of_one_sample_is_no_nan() -> None:
     net, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 1)).eval(), torch.randn(1, 3, 2, 2)
-    prepared = prepare(net, torch.randn(2, 3, 2, 2), "x86", Calibration(observer="minmax"), reduce_range=False)
-    with torch.no_grad():
-        prepared(images)
+    prepared = calibrated(net, images)
     with simulated(prepared) as as_integers:
         found = learn_rounding(as_integers, net, repeat((images,)), 3)
-    assert found.error_after == found.error_after
+    assert math.isfinite(found.error_after)
+
+
+def test_outputs_that_are_not_finite_are_said() -> None:
+    net, images = network(), torch.randn(16, 3, 8, 8)
+    prepared = calibrated(net, images)
+    with simulated(prepared) as as_integers, pytest.raises(StageError, match="is nan in step 1"):
+        learn_rounding(as_integers, lambda given: net(given) * math.nan, repeat((images,)), 3)
 
 
 def test_the_same_seed_learns_the_same() -> None:
@@ -106,9 +117,7 @@ def test_the_same_seed_learns_the_same() -> None:
     for _ in range(2):
         torch.manual_seed(1)
         net, images = network(), torch.randn(16, 3, 8, 8)
-        prepared = prepare(net, images[:2], "x86", Calibration(observer="minmax"), reduce_range=False)
-        with torch.no_grad():
-            prepared(images)
+        prepared = calibrated(net, images)
         with simulated(prepared) as as_integers:
             learn_rounding(as_integers, net, repeat((images,)), 5)
             states.append({name: tensor.clone() for name, tensor in as_integers.named_parameters()})
