@@ -17,7 +17,7 @@ def begin(model: nn.Module, dataset: Dataset, settings: Optimisation, seed: int,
     """What is done to an untrained network, the same on every rank; for the first epoch's row."""
     if not isinstance(settings, Train) or settings.initialisation == "given":
         return {}
-    return {"rescaled_layers": rescale_on(model, dataset, seed, context.device)}
+    return {"rescaled_layers": rescale_on(model, dataset, settings.samples_per_step, seed, context.device)}
 
 
 def end_epoch(

@@ -12,7 +12,7 @@ from raq.model.dataset import Dataset, calibration_indices
 
 DIED_OUT = 0.1  # a standard deviation of the last layer's input, over samples
 LEAST, MOST = 0.25, 4.0  # those that a layer's output may have
-ROUNDS, SAMPLES = 3, 128
+ROUNDS = 3
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
@@ -46,9 +46,9 @@ def rescale_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     return rescaled
 
 
-def rescale_on(network: nn.Module, dataset: Dataset, seed: int, device: torch.device) -> list[str]:
-    """`rescale_layers` on SAMPLES training samples, the same on every rank."""
-    chosen = calibration_indices(dataset.size("train"), SAMPLES, seed)
+def rescale_on(network: nn.Module, dataset: Dataset, samples: int, seed: int, device: torch.device) -> list[str]:
+    """`rescale_layers` on so many training samples, at once, the same on every rank."""
+    chosen = calibration_indices(dataset.size("train"), samples, seed)
     (inputs, _), *_ = dataset.batches("train", [chosen], device)
     return rescale_layers(network, inputs)
 
