@@ -443,10 +443,15 @@ def ptq_methods() -> str:
             first = f"{found['network']}, FP32 {100 * found['fp32_top1']:.2f}% of {found['test_images']:,}"
             rows.append(
                 f"| {first if at == 0 else ''} | {row['step']} | {row['drop']:.2f} ({low:.2f} to {high:.2f}) | "
-                f"{row['same_accuracy_p']:.2g} | {row['sqnr_db']:.1f} | {row['changed']} | "
+                f"{_p(row['same_accuracy_p'])} | {row['sqnr_db']:.1f} | {row['changed']} | "
                 f"{row['equalized']}, {row['multiplied']} | {row['seconds']:.0f} |"
             )
     return head + "\n".join(rows)
+
+
+def _p(value: float) -> str:
+    """A probability; one that is too small for a number is not 0."""
+    return f"{value:.2g}" if value else "below 1e-300"
 
 
 def small_data_training() -> str:

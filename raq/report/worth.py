@@ -23,9 +23,9 @@ def worth_in_words(
     gain, (low, high) = paired.value, paired.interval()
     between = f"{amount(metric, gain, '.2f')} ({difference(metric, low)} to {difference(metric, high)})"
     known = [took_s.get(QAT), took_s.get(PTQ)]
-    cost = "" if None in known else f", for {seconds(known[0] or 0.0)} of training against {seconds(known[1] or 0.0)}"
+    cost = "" if None in known else f"; it was made in {seconds(known[0] or 0.0)}, ptq in {seconds(known[1] or 0.0)}"
     if high < 0:
-        return f"qat is worse than ptq: {between}{cost}. It was not worth it."
+        return f"qat is worse than ptq: {between}{cost}. The training was not worth it."
     if low > 0:
         return f"qat is better than ptq: {between}{cost}."
     return f"qat is not shown to be better than ptq: {between}{cost}."
