@@ -10,7 +10,7 @@ Elsewhere it is a multiplication in front of the layer.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +18,15 @@ from torch import Tensor, fx
 
 from raq.experiment.fields import Extent
 from raq.model.parity import sqnr_db
+from raq.quantize.bias import BIAS
 from raq.quantize.export import layer_name, switch_name
+from raq.quantize.one_channel import GROUPS
 from raq.quantize.rewriting import put_tensor, tensor_of
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)
 READERS = (*CONVOLUTIONS, aten.linear.default)
-GROUPS, WEIGHT, BIAS = 6, 1, 2  # positions in a layer's arguments
+WEIGHT = 1  # position in a layer's arguments
 ALPHAS = (0.5, 0.75, 1.0)
 POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default)
 KEEPS_FACTORS = (aten.relu.default, aten.relu_.default, aten.contiguous.default, aten.dropout.default, *POOLS)
@@ -45,10 +47,6 @@ class Equalized:
     into: str | None
     alpha: float
     own_sqnr_db: tuple[float, float]
-
-    def as_record(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -105,11 +103,7 @@ def _readers(graph: fx.GraphModule, floats: Collection[str]) -> Iterator[_Reader
 
 def _is_in_place(node: fx.Node) -> bool:
     """Whether an operator changes what it reads: relu_, add_."""
-    return (
-        node.op == "call_function"
-        and str(node.target).split(".")[1:2] != []
-        and (str(node.target).split(".")[1].endswith("_"))
-    )
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
 def _owns(graph: fx.GraphModule, tensor: Any, node: fx.Node) -> bool:
@@ -161,7 +155,7 @@ def _choose(graph: fx.GraphModule, readers: _Readers, values: Tensor, levels: in
     largest = values.abs().amax(dim=[at for at in range(values.ndim) if at != readers.axis])  # [C]
     of_weights = torch.stack([_by_input(graph, node).abs().amax(dim=(0, 2)).flatten() for node in readers.nodes])
     alike = all(_groups(node) == len(largest) for node in readers.nodes)  # depthwise: weights lose nothing by it
-    wanted = [_output(node, values, tensor_of(graph, node.args[WEIGHT])) for node in readers.nodes]  # type: ignore[arg-type]
+    wanted = [_output(node, values, tensor_of(graph, _weight(node))) for node in readers.nodes]
     before = _own_sqnr(graph, readers, values, torch.ones_like(largest), wanted, levels)
     best: tuple[float, float, Tensor] | None = None
     for alpha in (1.0,) if alike else ALPHAS:
@@ -228,6 +222,13 @@ def _output(node: fx.Node, values: Tensor, weight: Tensor) -> Tensor:
     return node.target(values, weight, None, *rest)  # type: ignore[operator,no-any-return]
 
 
+def _weight(node: fx.Node) -> fx.Node:
+    """The node that reads a layer's weight."""
+    weight = node.args[WEIGHT]
+    assert isinstance(weight, fx.Node)
+    return weight
+
+
 def _groups(node: fx.Node) -> int:
     """The groups of a convolution; 1 of a linear layer."""
     return int(node.args[GROUPS]) if node.target in CONVOLUTIONS and len(node.args) > GROUPS else 1  # type: ignore[arg-type]
@@ -235,14 +236,14 @@ def _groups(node: fx.Node) -> int:
 
 def _by_input(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     """A layer's weight [O, I / groups, ...] as [O / groups, groups, K, I / groups]: the last but K are its inputs."""
-    weight, groups = tensor_of(graph, node.args[WEIGHT]), _groups(node)  # type: ignore[arg-type]
+    weight, groups = tensor_of(graph, _weight(node)), _groups(node)
     outputs, inputs = weight.shape[:2]
     return weight.reshape(groups, outputs // groups, inputs, -1).permute(1, 0, 3, 2)
 
 
 def _times(graph: fx.GraphModule, node: fx.Node, factors: Tensor) -> Tensor:
     """A layer's weight with each input channel times its factor."""
-    weight, groups = tensor_of(graph, node.args[WEIGHT]), _groups(node)  # type: ignore[arg-type]
+    weight, groups = tensor_of(graph, _weight(node)), _groups(node)
     outputs, inputs = weight.shape[:2]
     scaled = weight.reshape(groups, outputs // groups, inputs, -1) * factors.view(groups, 1, inputs, 1)
     return scaled.reshape(weight.shape)
@@ -251,7 +252,7 @@ def _times(graph: fx.GraphModule, node: fx.Node, factors: Tensor) -> Tensor:
 def _apply(graph: fx.GraphModule, readers: _Readers, factors: Tensor) -> None:
     """Multiply the layers' weights, and divide what they read."""
     for node in readers.nodes:
-        put_tensor(graph, node.args[WEIGHT], _times(graph, node, factors))  # type: ignore[arg-type]
+        put_tensor(graph, _weight(node), _times(graph, node, factors))
     origin = readers.into
     if origin is not None:
         places: tuple[int, int] = NORMS.get(origin.target, (WEIGHT, BIAS))  # type: ignore[call-overload]

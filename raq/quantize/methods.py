@@ -25,7 +25,6 @@ from raq.quantize.ptq import calibrate, prepare_graph, simulated
 MEANS_OF, EQUALIZED_BY = 128, 64  # calibration samples: whose means correct biases; that choose factors
 LEARNED_FROM, LEARNING_BATCH = 1024, 32  # samples, and samples a step
 
-
 Progress = Callable[[str, float | None], None]
 """Told what is being done, and which share of it is done."""
 
@@ -73,7 +72,7 @@ class Made:
     def as_record(self) -> dict[str, Any]:
         """What was done, as plain values."""
         return {
-            **asdict(self.methods), "equalized": [one.as_record() for one in self.equalized],
+            **asdict(self.methods), "equalized": [asdict(one) for one in self.equalized],
             "corrected": self.corrected, "learned": None if self.learned is None else asdict(self.learned),
         }  # fmt: skip
 

@@ -5,9 +5,9 @@ Plain torch, never ray; torch is imported inside the functions.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from raq.experiment.fields import Effort
+from raq.experiment.fields import Effort, Extent
 from raq.sweep.answers import Answers
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ BETTER: tuple[dict[str, Any], ...] = ({"equalization": "folded"}, {"equalization
 LADDER: dict[Effort, tuple[dict[str, Any], ...]] = {
     "fast": (), "better": BETTER, "best": (*BETTER, {"learned_rounding": LEARNING_STEPS}),
 }  # fmt: skip
-AS_ASKED, EXTENTS = "as asked", ("none", "folded", "all")
+AS_ASKED, EXTENTS = "as asked", get_args(Extent)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Judge:
         scores = self.scorer.together(parts)
         return outputs, Answers(self.scorer.metric, scores.values, scores.resampled, len(self.chosen))
 
-    def judge(self, made: "Made") -> "Judged":
+    def judge(self, made: "Made") -> Judged:
         """Compare this graph."""
         from raq.model.parity import sqnr_db
         from raq.quantize.ptq import simulated
