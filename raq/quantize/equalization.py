@@ -92,7 +92,7 @@ def _readers(graph: fx.GraphModule, floats: Collection[str]) -> Iterator[_Reader
         nodes = tuple(user for user in data.users if user.target in READERS and user.args[0] is data)
         if not nodes or not all(_owns(graph, node.args[WEIGHT], node) for node in nodes):
             continue
-        if any(switch_name(node) in floats for node in nodes) or any(_is_in_place(user) for user in data.users):
+        if any(switch_name(node) in floats for node in nodes) or any(_writes_into(user, data) for user in data.users):
             continue
         axes = {1 if node.target in CONVOLUTIONS else data.meta["val"].ndim - 1 for node in nodes}
         if len(axes) > 1:
@@ -101,9 +101,14 @@ def _readers(graph: fx.GraphModule, floats: Collection[str]) -> Iterator[_Reader
         yield _Readers(data, nodes, axis, _origin(graph, data, axis) if alone else None)
 
 
-def _is_in_place(node: fx.Node) -> bool:
-    """Whether an operator changes what it reads: relu_, add_."""
-    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+def _writes_into(node: fx.Node, data: fx.Node) -> bool:
+    """Whether an operator changes this value: relu_(data), add_(data, other); add_(other, data) does not."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    given = zip(node.target._schema.arguments, node.args, strict=False)
+    return any(
+        one is data and argument.alias_info is not None and argument.alias_info.is_write for argument, one in given
+    )
 
 
 def _owns(graph: fx.GraphModule, tensor: Any, node: fx.Node) -> bool:

@@ -181,6 +181,24 @@ def test_what_is_changed_in_place_keeps_its_order(extent: Extent, images: Tensor
     assert torch.allclose(graph(images), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
+class Residual(Gated):
+    """What the depthwise convolution reads is added in place to something else: it stays what it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.first(x))
+        other = torch.zeros_like(x)
+        other += x
+        return self.depthwise(x) + 0 * other[:, :, 2:, 2:]
+
+
+def test_what_is_added_in_place_to_another_value_is_equalized(images: Tensor) -> None:
+    net = spread(Residual(), images)
+    wanted = net(images).detach()
+    graph, found = equalized(net, images, "all")
+    assert [one.names for one in found] == [("depthwise",)]
+    assert torch.allclose(graph(images), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
 def test_layers_that_stay_in_float_are_left(images: Tensor) -> None:
     net = spread(Gated(), images)
     assert equalize(folded_graph(net, images[:2]), (images,), "all", floats=["depthwise"]) == []
