@@ -7,9 +7,9 @@ from torch import nn
 
 from raq.experiment.metric import Metric
 from raq.experiment.ptq import Calibration
+from raq.model.loop import Task
 from raq.model.losses import loss_by_sample
 from raq.model.metrics import Scorer
-from raq.model.training import Task
 from raq.quantize import convert, ptq
 
 EXAMPLE = torch.zeros(2, 3, 32, 32)

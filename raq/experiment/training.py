@@ -21,6 +21,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "progressive": (),
         "initialisation": "given",
         "batch_norm_samples": 0,
+        "precision": "float32",
+        "channels_last": False,
+        "average": 0.0,
     },
     "fast": {
         "epochs": 15,
@@ -35,13 +38,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "progressive": None,
         "initialisation": "rescaled",
         "batch_norm_samples": 2048,
+        "precision": None,
+        "channels_last": None,
+        "average": 0.0,
     },
 }
 PEAK_LR, LARGEST_BATCH, SMALLEST_BATCH = 0.12, 128, 16  # of the recipe fast
 LR_POWER = 0.75  # between the root of the batch size (Krizhevsky 2014) and its share (Goyal et al. 2017)
 ENOUGH_STEPS = 64  # an epoch, of the batch size that is chosen
-GROWING, GROWING_FROM = (0.5, 0.75, 1.0), 10_000  # image sides of the recipe fast; the samples from which they pay
+GROWING = (0.5, 0.75, 1.0)  # image sides of the recipe fast, of large data
+LARGE_DATA = 10_000  # training samples, from which on smaller images first pay, and measuring how steps are computed
 WorkerCount = Annotated[int, Field(ge=1, le=1024)]
+Precision = Literal["float32", "bfloat16"]
 Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
 
 
@@ -75,6 +83,14 @@ class Optimisation(Section):
     progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] | None
     """Image sides, as shares of the full side, through which the epochs go in order; []: full size; null: 0.5, 0.75, 1
     from 10,000 training images on."""
+    precision: Precision | None
+    """Of the arithmetic of a training step; weights and evaluation are float32. null: whichever is faster, in a few
+    steps before the first epoch, from 10,000 training samples on; else float32."""
+    channels_last: bool | None
+    """Whether images lie in memory with their channels last; null: as `precision`, else false."""
+    average: Annotated[float, Field(ge=0, le=1)]
+    """Evaluated and kept are exponential averages of the weights, over about this share of all steps (Polyak and
+    Juditsky 1992; Izmailov et al. 2018); 0: the weights themselves."""
     workers: Workers = 1
     """Data-parallel workers. 1: in one actor; more: by Ray Train. [least, most]: elastic, the number changes as nodes
     join or leave."""
@@ -91,7 +107,7 @@ class Optimisation(Section):
             lr = PEAK_LR * (batch / LARGEST_BATCH) ** LR_POWER * (0.01 if self.optimizer == "adamw" else 1.0)
         found: dict[str, Any] = {"batch_size": batch, "lr": lr}
         found["augment"] = not digits if self.augment is None else self.augment
-        small = count < GROWING_FROM
+        small = count < LARGE_DATA
         found["progressive"] = (() if small else GROWING) if self.progressive is None else self.progressive
         return self.model_copy(update=found)
 
@@ -171,6 +187,12 @@ class Qat(Optimisation):
     """As in `train`."""
     progressive: Annotated[tuple[float, ...], Field(strict=False, max_length=0)] | None = ()
     """Always []: an exported graph has one image size."""
+    precision: Literal["float32"] = "float32"
+    """Always float32: rounding to integers is what is trained for."""
+    channels_last: bool | None = None
+    """As in `train`."""
+    average: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """As in `train`."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None
     """Epochs, fractions allowed, after which observers (activation ranges) are frozen; null: two thirds of the
     epochs."""

@@ -57,6 +57,7 @@ class TrainingCheckpoint:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
+    average: dict[str, Tensor] | None = None
 
     def write(self, folder: Path) -> None:
         """Write it into this folder."""

@@ -7,17 +7,40 @@ from torch import nn
 
 from raq.errors import StageError
 from raq.experiment.training import Optimisation, Train
+from raq.model.batch import Batch
 from raq.model.batch_norm import average_statistics, estimate_on
 from raq.model.checkpoints import Metrics, TrainingContext
-from raq.model.dataset import Dataset
+from raq.model.compute import Compute, choose
+from raq.model.dataset import Dataset, calibration_indices
 from raq.model.initialisation import rescale_on
+from raq.model.losses import Loss
 
 
-def begin(model: nn.Module, dataset: Dataset, settings: Optimisation, seed: int, context: TrainingContext) -> Metrics:
-    """What is done to an untrained network, the same on every rank; for the first epoch's row."""
-    if not isinstance(settings, Train) or settings.initialisation == "given":
-        return {}
-    return {"rescaled_layers": rescale_on(model, dataset, settings.samples_per_step, seed, context.device)}
+def begin(
+    model: nn.Module,
+    dataset: Dataset,
+    loss: Loss,
+    settings: Optimisation,
+    seed: int,
+    context: TrainingContext,
+    set_mode: Callable[[bool], object],
+) -> tuple[Compute, Metrics]:
+    """What is done to an untrained network, the same on every rank; how its steps are computed; the first row's part.
+
+    Leaves the model in training mode.
+    """
+    found: Metrics = {}
+    if isinstance(settings, Train) and settings.initialisation == "rescaled":
+        found["rescaled_layers"] = rescale_on(model, dataset, settings.samples_per_step, seed, context.device)
+    set_mode(True)
+    count = dataset.size("train")
+
+    def batch() -> Batch:
+        chosen = calibration_indices(count, settings.samples_per_step // context.world_size, seed)
+        return next(iter(dataset.batches("train", [chosen], context.device)))
+
+    compute, measured = choose(model, settings, count, loss, batch, context)
+    return compute, {**found, **measured}
 
 
 def end_epoch(

@@ -1,16 +1,12 @@
-"""The training loop, written once against a small context: FP32 and quantization-aware, one process or many.
+"""The training, written once against a small context: FP32 and quantization-aware, one process or many.
 
-Who launches it (a plain process, an actor, Ray Train) supplies the context: rank, device, where checkpoints go.
-Whatever the number of workers, a step sees the same global batch with the same random draws: rank r of w takes
-every w-th image of it from the r-th on, and gradients are averaged over all of its images. Must not import ray.
+Who launches it (a plain process, an actor, Ray Train) supplies the context: rank, device, where checkpoints go. Must
+not import ray.
 """
 
 import math
 import pickle
-import random
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -19,10 +15,8 @@ from torch import Tensor, nn
 
 from raq.errors import StageError
 from raq.experiment.training import Optimisation
-from raq.model.augmentation import crop_and_flip, draw, normalise
-from raq.model.batch import Batch, in_batches
-from raq.model.batch_norm import synchronise_batch_norm
-from raq.model.cache import Array
+from raq.model.averaging import WeightAverage
+from raq.model.batch import in_batches
 from raq.model.checkpoints import (
     CHECKPOINT,
     BestEpoch,
@@ -32,49 +26,14 @@ from raq.model.checkpoints import (
     TrainingResult,
     read_checkpoint,
 )
+from raq.model.compute import Compute
 from raq.model.dataset import Dataset
 from raq.model.epochs import begin, end_epoch, refuse_divergence
-from raq.model.image_batches import normalisation_tensors, take_batch
-from raq.model.images import ImageDataset
-from raq.model.losses import Loss
+from raq.model.loop import NO_HOOKS, Hooks, Loop, Task, distributed
 from raq.model.metrics import Scorer
-from raq.model.schedules import image_side, learning_rate_factor, new_optimizer, steps_per_epoch
+from raq.model.schedules import learning_rate_factor, new_optimizer, steps_per_epoch
 
-PROGRESS_EVERY_S = 1.0
 VALIDATION_BATCH = 256
-LossOf = Callable[[tuple[Tensor, ...], Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What quantization-aware training adds to the loop."""
-
-    set_mode: Callable[[bool], None] | None = None
-    """Switches the model between training (True) and evaluation; None: `model.train`, which exported graphs refuse."""
-    before_step: Callable[[float], None] = lambda epochs_done: None
-    """Called with the (fractional) epochs done: freezes observers and batch normalisation."""
-    synchronise: Callable[[], None] = lambda: None
-    """Called on every rank when an epoch ends and `world_size` is above 1: makes ranges equal across ranks."""
-    loss: LossOf | None = None
-    """Of (inputs, outputs, loss by sample [n]), the loss by sample to train on instead."""
-
-
-NO_HOOKS = Hooks()
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a network is trained with, and judged by. loss: by sample."""
-
-    loss: Loss
-    scorer: Scorer
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy (which takes 32 bits) and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def train(
@@ -94,154 +53,70 @@ def train(
     model.to(context.device)
     optimizer = new_optimizer(model, settings)
     steps = steps_per_epoch(dataset.size("train"), settings.samples_per_step, context.world_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, learning_rate_factor(settings.schedule, steps * settings.epochs)
-    )
+    total = steps * settings.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(settings.schedule, total))
     set_mode = hooks.set_mode or model.train
-    history, best = _restore(context, model, optimizer, schedule)
-    begun = [] if history else [begin(model, dataset, settings, seed, context)]
-    loop = _Loop(  # which gives every rank the weights of rank 0
-        model, _distributed(model, context), optimizer, schedule, dataset, task, settings, seed, context, hooks, steps
+    found = _restore(context, model, optimizer, schedule)
+    history = [] if found is None else found.history
+    best = None if found is None else found.best
+    begun: Metrics = {}
+    if history:
+        compute = Compute.of_row(history[-1])
+    else:
+        compute, begun = begin(model, dataset, task.loss, settings, seed, context, set_mode)
+    compute.lay_out(model)
+    replica = distributed(model, context)  # which gives every rank the weights of rank 0
+    average = WeightAverage(model, settings.average * total) if settings.average else None
+    if average is not None and found is not None:
+        average.restore(found.average or {})
+    loop = Loop(
+        model, replica, optimizer, schedule, dataset, task, settings, seed, context, hooks, steps, compute, average
     )
     for epoch in range(len(history), settings.epochs):
         set_mode(True)
         row = loop.epoch(epoch)
         set_mode(False)
-        end_epoch(model, dataset, settings, seed, context, hooks.synchronise)
-        refuse_divergence(model, epoch)
-        score = _validate(model, dataset, task.scorer, context)
-        if score is not None and not math.isfinite(score):
-            raise StageError(
-                f"the metric is {score} on the validation samples after epoch {epoch + 1}", "see what the network gives"
-            )
+        with nullcontext() if average is None else average.in_place():
+            end_epoch(model, dataset, settings, seed, context, hooks.synchronise)
+            refuse_divergence(model, epoch)
+            score = _validate(model, dataset, task.scorer, context, epoch)
+            if best is None or _is_as_good(score, best.score, task.scorer.metric.sign):
+                best = BestEpoch(epoch, score, model_state(model))
         row |= {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score}
-        history.append(row | (begun.pop() if begun else {}))
-        sign = task.scorer.metric.sign
-        if best is None or score is None or best.score is None or sign * score >= sign * best.score:
-            state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            best = BestEpoch(epoch, score, state)
+        history.append(row | (begun if epoch == 0 else {}))
+        assert best is not None
         checkpoint = TrainingCheckpoint(
-            history, best, model.state_dict(), optimizer.state_dict(), schedule.state_dict()
-        )
+            history, best, model.state_dict(), optimizer.state_dict(), schedule.state_dict(),
+            None if average is None else average.as_state(),
+        )  # fmt: skip
         context.save(history[-1], checkpoint.write)
     assert best is not None
     set_mode(False)
     return TrainingResult(history, best.epoch, best.state)
 
 
-@dataclass(frozen=True)
-class _Loop:
-    """One training's fixed parts."""
-
-    model: nn.Module
-    replica: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    dataset: Dataset
-    task: Task
-    settings: Optimisation
-    seed: int
-    context: TrainingContext
-    hooks: Hooks
-    steps: int
-
-    def epoch(self, epoch: int) -> Metrics:
-        """One pass over the training images; returns its row of the history."""
-        context, size = self.context, self.dataset.size("train")
-        # what the network draws (dropout; Python's and NumPy's too, if it uses those): the same after a restart
-        seed_everything((self.seed * 1_000_003 + epoch) * 1_009 + context.rank)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(size, generator=generator)
-        losses = torch.zeros(2, dtype=torch.float64, device=context.device)  # sum of losses, images
-        started = shown = time.perf_counter()
-        parts = in_batches(order.numpy(), self.settings.samples_per_step)[: self.steps]
-        batches = self._batches(epoch, parts, generator)
-        for step, chosen in enumerate(parts):
-            self.hooks.before_step(epoch + step / self.steps)
-            mine, (inputs, targets) = chosen[context.rank :: context.world_size], next(batches)
-            outputs = self.replica(*inputs)
-            by_sample = self.task.loss(outputs, targets)
-            loss = (by_sample if self.hooks.loss is None else self.hooks.loss(inputs, outputs, by_sample)).sum()
-            self.optimizer.zero_grad(set_to_none=True)
-            # DDP averages over ranks; this makes that the mean over the global batch, whoever holds how many
-            (loss * (context.world_size / len(chosen))).backward()
-            self.optimizer.step()
-            self.schedule.step()
-            losses += torch.stack([loss.detach().double(), torch.tensor(float(len(mine)), device=loss.device).double()])
-            now = time.perf_counter()
-            if context.rank == 0 and (now - shown > PROGRESS_EVERY_S or (step == 0 and epoch == 0)):
-                shown = now
-                context.progress(self._progress_row(epoch, step + 1, losses, now - started))
-        if context.world_size > 1:
-            dist.all_reduce(losses)
-        mean_loss = float(losses[0] / losses[1])
-        if not math.isfinite(mean_loss):
-            raise StageError(f"the loss of epoch {epoch + 1} is {mean_loss}", "lower the learning rate (lr)")
-        duration = time.perf_counter() - started
-        return {
-            "epoch": epoch,
-            "loss": mean_loss,
-            "side": self._side(epoch),
-            "lr": self.schedule.get_last_lr()[0],
-            "duration_s": duration,
-            "images_per_s": float(losses[1]) / duration,
-            "workers": context.world_size,
-        }
-
-    def _side(self, epoch: int) -> int | None:
-        """The side of this epoch's images, in pixels; None where data are no images."""
-        if not isinstance(self.dataset, ImageDataset):
-            return None
-        whole = self.dataset.train_images.shape[-1]
-        return image_side(self.settings.progressive or (), epoch, self.settings.epochs, whole)
-
-    def _batches(self, epoch: int, parts: list[Array], generator: torch.Generator) -> Iterator[Batch]:
-        """This rank's part of each global batch; images are augmented and scaled."""
-        rank, world_size, device = self.context.rank, self.context.world_size, self.context.device
-        dataset = self.dataset
-        if not isinstance(dataset, ImageDataset):
-            yield from dataset.batches("train", [part[rank::world_size] for part in parts], device)
-            return
-        scaled_side, padding = self._side(epoch), dataset.train_images.shape[-1] // 8
-        mean, std = normalisation_tensors(dataset.mean, dataset.std, device)
-        for part in parts:
-            draws = draw(len(part), padding, generator) if self.settings.augment else None
-            images, labels = take_batch(dataset.train_images, dataset.train_labels, part[rank::world_size], device)
-            if draws is not None:
-                images = crop_and_flip(images, draws.part(rank, world_size), padding)
-            yield Batch((normalise(images, mean, std, scaled_side),), labels)
-
-    def _progress_row(self, epoch: int, steps: int, losses: Tensor, elapsed_s: float) -> Metrics:
-        done = (epoch * self.steps + steps) / (self.steps * self.settings.epochs)
-        speed = float(losses[1]) * self.context.world_size / elapsed_s
-        return {
-            "epoch": epoch + 1,
-            "epochs": self.settings.epochs,
-            "share": done,
-            "loss": float(losses[0] / losses[1]),
-            "images_per_s": speed,
-        }
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state dict, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _distributed(model: nn.Module, context: TrainingContext) -> nn.Module:
-    """The model in DistributedDataParallel, batch normalisation over all workers' images.
-
-    Buffers are not broadcast: that would keep rank 0's statistics alone.
-    """
-    if context.world_size == 1:
-        return model
-    synchronise_batch_norm(model, context.device)
-    devices = [context.device.index or 0] if context.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+def _is_as_good(score: float | None, best: float | None, sign: int) -> bool:
+    """Whether an epoch of this score takes the place of the best; without scores the last one does."""
+    return score is None or best is None or sign * score >= sign * best
 
 
-def _validate(model: nn.Module, dataset: Dataset, scorer: Scorer, context: TrainingContext) -> float | None:
-    """The metric of a model in evaluation mode on the hold-out; None without one.
+def _validate(model: nn.Module, dataset: Dataset, scorer: Scorer, context: TrainingContext, epoch: int) -> float | None:
+    """The metric of a model in evaluation mode on the hold-out; None without one. StageError if it is not finite."""
+    score = _score(model, dataset, scorer, context) if dataset.size("validation") else None
+    if score is not None and not math.isfinite(score):
+        raise StageError(
+            f"the metric is {score} on the validation samples after epoch {epoch + 1}", "see what the network gives"
+        )
+    return score
 
-    Each rank takes its part; of a metric of the whole set, every rank takes all of it.
-    """
-    if dataset.size("validation") == 0:
-        return None
+
+def _score(model: nn.Module, dataset: Dataset, scorer: Scorer, context: TrainingContext) -> float:
+    """The metric on the hold-out. Each rank takes its part; of a metric of the whole set, every rank takes all."""
     shared = scorer.metric.per == "sample"
     mine = np.arange(dataset.size("validation"))[context.rank if shared else 0 :: context.world_size if shared else 1]
     parts = []
@@ -262,11 +137,11 @@ def _restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> tuple[list[Metrics], BestEpoch | None]:
-    """Continue from the last checkpoint, if there is one: its history and best epoch."""
+) -> TrainingCheckpoint | None:
+    """Continue from the last checkpoint, if there is one."""
     folder = context.restore()
     if folder is None:
-        return [], None
+        return None
     try:
         found = read_checkpoint(folder, context.device)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
@@ -277,4 +152,4 @@ def _restore(
     model.load_state_dict(found.model)
     optimizer.load_state_dict(found.optimizer)
     schedule.load_state_dict(found.schedule)
-    return found.history, found.best
+    return found

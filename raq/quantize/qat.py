@@ -18,8 +18,8 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 from raq.errors import StageError, UserError, first_line
 from raq.experiment.training import Qat
 from raq.model.inputs import Example, as_example
+from raq.model.loop import Hooks, LossOf
 from raq.model.parity import sqnr_db
-from raq.model.training import Hooks, LossOf
 from raq.quantize.export import graph_of, is_layer, layer_name
 from raq.quantize.qat_batch_norm import (
     FIXED,

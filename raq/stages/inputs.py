@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from raq.model.dataset import Dataset
     from raq.model.inputs import Example
+    from raq.model.loop import Task
     from raq.model.metrics import Scorer
     from raq.model.parity import Chain
-    from raq.model.training import Task
 
 
 def parity_chain(call: Call, dataset: "Dataset") -> "Chain":
@@ -37,8 +37,8 @@ def scorer(call: Call) -> "Scorer":
 
 def training_task(call: Call, label_smoothing: float, *, teacher_alone: bool = False) -> "Task":
     """What this stage trains with, and judges by; teacher_alone: targets do not count."""
+    from raq.model.loop import Task
     from raq.model.losses import loss_by_sample, no_loss
-    from raq.model.training import Task
 
     asked = call.read(NetworkSettings)
     if teacher_alone:

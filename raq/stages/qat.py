@@ -40,7 +40,8 @@ def qat_stage(call: Call, progress: Progress) -> Results:
 
 def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     """Quantization-aware training in the context given: a worker's part of it."""
-    from raq.model.training import seed_everything, train
+    from raq.model.loop import seed_everything
+    from raq.model.training import train
     from raq.quantize.qat import qat_hooks
 
     dataset, asked = read_dataset(call), call.read(QatSettings)

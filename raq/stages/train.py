@@ -50,7 +50,8 @@ def train_stage(call: Call, progress: Progress) -> Results:
 
 def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
     """FP32 training in the context given: a worker's part of it."""
-    from raq.model.training import seed_everything, train
+    from raq.model.loop import seed_everything
+    from raq.model.training import train
     from raq.model.zoo import refuse_not_finite
 
     dataset, asked = read_dataset(call), call.read(TrainSettings)

@@ -27,10 +27,11 @@ from raq.model.checkpoints import LocalContext
 from raq.model.dataset import Dataset, load_dataset
 from raq.model.evaluation import logits
 from raq.model.inputs import example_of
+from raq.model.loop import Task, seed_everything
 from raq.model.losses import loss_by_sample
 from raq.model.metrics import scorer_of
 from raq.model.parity import sqnr_db
-from raq.model.training import Task, seed_everything, train
+from raq.model.training import train
 from raq.model.zoo import build_model, load_state, load_weights
 from raq.quantize.methods import Made, Methods, Source, quantize
 from raq.quantize.ptq import simulated

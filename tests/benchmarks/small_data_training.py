@@ -20,7 +20,8 @@ from raq.experiment.training import Train
 from raq.model.checkpoints import LocalContext
 from raq.model.dataset import load_dataset
 from raq.model.evaluation import logits
-from raq.model.training import seed_everything, train
+from raq.model.loop import seed_everything
+from raq.model.training import train
 from raq.store.files import now, write_json
 from tests.model.test_initialisation import Odd
 from tests.networks import TOP1

@@ -20,8 +20,9 @@ from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.checkpoints import LocalContext, read_result
 from raq.model.dataset import load_dataset
 from raq.model.evaluation import predict
+from raq.model.loop import Hooks, seed_everything
 from raq.model.schedules import image_side, learning_rate_factor
-from raq.model.training import Hooks, seed_everything, train
+from raq.model.training import train
 
 
 def network() -> nn.Module:

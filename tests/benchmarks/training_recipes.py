@@ -1,0 +1,129 @@
+"""Work against accuracy of the recipes `fast` and `published`: resnet18-cifar on CIFAR-10, and `fast` without a piece.
+
+    uv run python tests/benchmarks/training_recipes.py curve NAME --root FOLDER --work W   (again to go on after an end)
+    uv run python tests/benchmarks/training_recipes.py ablation --root FOLDER --work W [--seeds 2]
+
+Work is in epochs of full-size images: one of half the side is a quarter. Records go to
+results/reference/training_recipes/.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raq.environment import environment
+from raq.experiment.schema import Data
+from raq.experiment.training import Train
+from raq.model.checkpoints import LocalContext, TrainingResult
+from raq.model.dataset import Dataset, load_dataset
+from raq.model.evaluation import logits
+from raq.model.loop import seed_everything
+from raq.model.training import train
+from raq.model.zoo import build_model
+from raq.statistics.proportions import proportion_interval
+from raq.store.files import now, read_json, write_json
+from tests.networks import TOP1
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "training_recipes"
+CURVES: dict[str, dict[str, Any]] = {
+    "fast-3": {"epochs": 3},
+    "fast-5": {"epochs": 5},
+    "fast-9": {"epochs": 9},
+    "published": {"recipe": "published", "precision": None, "channels_last": None},
+}
+SMALL: dict[str, Any] = {"epochs": 6, "precision": "bfloat16", "channels_last": True}
+SMALL_IMAGES = 10_000
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "precision: float32": {"precision": "float32"},
+    "channels_last: false": {"channels_last": False},
+    "progressive: []": {"progressive": []},
+    "augment: false": {"augment": False},
+    "label_smoothing: 0": {"label_smoothing": 0.0},
+    "weight_decay: 0": {"weight_decay": 0.0},
+    "schedule: cosine": {"schedule": "cosine"},
+    "nesterov: false": {"nesterov": False},
+    "initialisation: given": {"initialisation": "given"},
+    "batch_norm_samples: 0": {"batch_norm_samples": 0},
+    "average: 0.05": {"average": 0.05},
+}
+
+
+def top1(result: TrainingResult, dataset: Dataset) -> list[bool]:
+    """Whether each test image is answered rightly."""
+    network = build_model("resnet18-cifar", 10)
+    network.load_state_dict(result.state)
+    truth = dataset.labels("test")
+    answers = logits(network.eval(), dataset, np.arange(len(truth))).argmax(1)
+    return (answers == truth).tolist()  # type: ignore[no-any-return]
+
+
+def train_with(keys: dict[str, Any], dataset: Dataset, seed: int, folder: Path) -> TrainingResult:
+    """Train, from where it stands."""
+    seed_everything(seed)
+    settings = Train.model_validate(keys)
+    context = LocalContext(folder, progress=lambda m: print(m["epoch_done"], flush=True) if "epoch_done" in m else None)
+    return train(build_model("resnet18-cifar", 10), dataset, TOP1, settings, seed, context)
+
+
+def row_of(name: str, result: TrainingResult, dataset: Dataset, threads: int) -> dict[str, Any]:
+    """What a training came to."""
+    right, side = top1(result, dataset), dataset.inputs[0].shape[-1]
+    return {
+        "name": name, "top1": statistics.fmean(right), "top1_interval": list(proportion_interval(sum(right), len(right))),
+        "work": sum((row["side"] / side) ** 2 for row in result.history), "threads": threads,
+        "seconds": sum(row["duration_s"] for row in result.history), "history": result.history,
+    }  # fmt: skip
+
+
+def keep(name: str, dataset: Dataset, **content: Any) -> None:
+    """Write a record."""
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    counts = {"train_images": dataset.size("train"), "test_images": dataset.size("test")}
+    write_json(REFERENCE / f"{name}.json", {"measured_at": now(), "environment": environment(), **counts, **content})
+
+
+def ablation(data: Dataset, work: Path, seeds: int, threads: int) -> None:
+    """`fast` and `fast` with one key otherwise, each with so many seeds."""
+    rows = []
+    for name, keys in OTHERWISE.items():
+        found, seconds = [], []
+        for seed in range(seeds):
+            done = work / f"{name}-{seed}.json".replace(": ", "-")
+            if not done.is_file():
+                result = train_with({**SMALL, **keys}, data, seed, done.with_suffix(""))
+                write_json(done, row_of(name, result, data, threads))
+            row: Any = read_json(done)
+            found.append(row["top1"])
+            seconds.append(row["seconds"])
+        rows.append({"otherwise": name, "top1": found, "mean": statistics.fmean(found), "seconds": seconds})
+        print(rows[-1], flush=True)
+        keep("ablation", data, settings=SMALL, threads=threads, rows=rows)
+
+
+def main() -> None:
+    """Train, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=("curve", "ablation"))
+    parser.add_argument("name", nargs="?", choices=CURVES)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=2)
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    small = given.verb == "ablation"
+    dataset = load_dataset(Data(name="cifar10", root=given.root, train_limit=SMALL_IMAGES if small else None))
+    if small:
+        ablation(dataset, given.work, given.seeds, torch.get_num_threads())
+        return
+    settings = CURVES[given.name]
+    result = train_with(settings, dataset, 0, given.work / given.name)
+    keep(given.name, dataset, settings=settings, **row_of(given.name, result, dataset, torch.get_num_threads()))
+
+
+if __name__ == "__main__":
+    main()
