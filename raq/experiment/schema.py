@@ -19,7 +19,7 @@ from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.metric import LOSSES, Metric
 from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import Sweep
-from raq.experiment.training import Qat, Train
+from raq.experiment.training import FREEZING, Qat, Train
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 HUB = "hf:"
@@ -140,6 +140,17 @@ class Experiment(Section):
     otherwise); the latter two are extras."""
     require: Require = Require()
     select: Select = Select()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_start(cls, given: Any) -> Any:
+        """QAT whose freezing is tried starts from FP32 unless it says otherwise."""
+        tried = given.get("sweep") if isinstance(given, dict) else None
+        tried = tried.get("qat") if isinstance(tried, dict) else None
+        qat = given.get("qat", {}) if isinstance(given, dict) else None
+        if isinstance(tried, dict) and isinstance(qat, dict) and "start" not in qat and set(tried) & set(FREEZING):
+            return {**given, "qat": {**qat, "start": "fp32"}}
+        return given
 
     @model_validator(mode="after")
     def _check_metric(self) -> "Experiment":

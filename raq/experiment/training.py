@@ -49,6 +49,8 @@ ENOUGH_STEPS = 64  # an epoch, of the batch size that is chosen
 GROWING = (0.5, 0.75, 1.0)  # image sides of the recipe fast, of large data
 LARGE_DATA = 10_000  # training samples, from which on smaller images first pay, and measuring how steps are computed
 WorkerCount = Annotated[int, Field(ge=1, le=1024)]
+FREEZING = ("freeze_observers_after", "freeze_bn_after")  # keys of `qat` that its start: fp32 has
+DISTILLED = 0.5  # the share where training starts from PTQ
 Precision = Literal["float32", "bfloat16"]
 Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
 
@@ -165,8 +167,12 @@ class Train(Optimisation):
 
 
 class Qat(Optimisation):
-    """Quantization-aware training, from the FP32 weights."""
+    """Quantization-aware training."""
 
+    start: Literal["ptq", "fp32"] = "ptq"
+    """ptq: the graph that PTQ ended with, its scales learning with the weights (LSQ), batch norms folded, nothing
+    dropped; where the candidate ptq is of another backend, or there is none, one that is calibrated for it. fp32: the
+    FP32 weights, ranges observed meanwhile, batch norms going on; the default where a key freeze_ is set."""
     backend: Backend = "x86"
     """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     epochs: Positive = 3
@@ -194,11 +200,32 @@ class Qat(Optimisation):
     average: Annotated[float, Field(ge=0, le=1)] = 0.0
     """As in `train`."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None
-    """Epochs, fractions allowed, after which observers (activation ranges) are frozen; null: two thirds of the
-    epochs."""
+    """Of start: fp32: epochs, fractions allowed, after which observers (activation ranges) are frozen; null: two thirds
+    of the epochs."""
     freeze_bn_after: Annotated[float, Field(ge=0)] | None = None
-    """Epochs after which batch normalisation uses its running statistics; null: half of the epochs."""
-    distillation: Share = 0.0
-    """Share of the loss that is the KL divergence from the FP32 network, the teacher; the rest is the cross-entropy."""
+    """Of start: fp32: epochs after which batch normalisation uses its running statistics; null: half of the epochs."""
+    distillation: Share | None = None
+    """Share of the loss that is the KL divergence from the FP32 network, the teacher; the rest is the cross-entropy.
+    null: 0.5 with start: ptq where outputs are of classes, else 0."""
     temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
     """Temperature of the softmax of teacher and student in that divergence."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_start(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "start" not in given and any(given.get(key) is not None for key in FREEZING):
+            return {**given, "start": "fp32"}
+        return given
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "Qat":
+        for key in FREEZING if self.start == "ptq" else ():
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} is of start: fp32; nothing is left to freeze where training starts from ptq")
+        return self
+
+    def share_distilled(self, *, classes: bool = True) -> float:
+        """`distillation`, or what null stands for; classes: whether the network's outputs are those of classes."""
+        if self.distillation is not None:
+            return self.distillation
+        return DISTILLED if self.start == "ptq" and classes else 0.0

@@ -149,11 +149,12 @@ class _Plan:
             workers: int | tuple[int, int] = 1
             if isinstance(part, Qat):
                 settings["device"] = self.training_device
+                inputs |= self._start(part)
                 if sweep.qat is None:
                     pool, workers = "train", part.workers
                 else:  # what it chooses is trained already
                     assert isinstance(part.workers, int), "an Experiment allows no other in a sweep"
-                    self._add_qat_sweep(settings, sweep, part.workers)
+                    self._add_qat_sweep(settings, inputs, sweep, part.workers)
                     inputs["sweep"] = "sweep/qat"
             elif sweep.ptq is not None:
                 self._add_ptq_sweep(settings, part, sweep.ptq)
@@ -209,13 +210,21 @@ class _Plan:
         wanted = {**own, "sweep": sweep.model_dump(mode="json"), "margin": margin, "trials": trials}
         self.add("sweep/ptq", "ptq_sweep", "quantize", wanted, {"weights": "train"})
 
-    def _add_qat_sweep(self, settings: Settings, sweep: Sweep, workers: int) -> None:
+    def _start(self, qat: Qat) -> dict[str, str]:
+        """The stage that QAT goes on from, by its role; none where there is no PTQ of its backend."""
+        ptq = self.experiment.ptq
+        if qat.start != "ptq" or ptq is None or "static" not in ptq.mode or ptq.backend != qat.backend:
+            return {}
+        return {"ptq": "ptq"}
+
+    def _add_qat_sweep(self, settings: Settings, inputs: dict[str, str], sweep: Sweep, workers: int) -> None:
         """The trainings tried before QAT, each by so many workers."""
         assert sweep.qat is not None
         asked = {"space": sweep.qat.space, **sweep.model_dump(mode="json", include={"search", "scheduler", "trials"})}
         own = {key: value for key, value in settings.items() if key != "parity_images"}
-        wanted = {**own, "sweep": asked, "trials": self._trials("qat_sweep", settings, {"qat"}, {})}
-        self.add("sweep/qat", "qat_sweep", "train", wanted, {"weights": "train"}, workers)
+        start = {role: self.stages[stage].fingerprint for role, stage in inputs.items() if role == "ptq"}
+        wanted = {**own, "sweep": asked, "trials": self._trials("qat_sweep", settings, {"qat"}, start)}
+        self.add("sweep/qat", "qat_sweep", "train", wanted, inputs, workers)
 
     def _trials(self, kind: str, settings: Settings, varied: set[str], fixed: Settings) -> str:
         """A name for what the trials of a sweep depend on, whichever of them are asked for."""

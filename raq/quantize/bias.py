@@ -12,6 +12,7 @@ from raq.quantize.side_by_side import ORIGINALS, channel_means, channel_of, side
 
 BIAS = 2  # which argument, of convolutions and of linear layers
 NAME = "corrected_bias_"
+ADDED = "raq_added_biases"  # in a graph's meta: parameters by the node that they were added to
 
 
 def correct_biases(simulated: fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[str]:
@@ -34,15 +35,21 @@ def correct_biases(simulated: fx.GraphModule, inputs: tuple[Tensor, ...]) -> lis
     return corrected
 
 
+def add_bias(graph: fx.GraphModule, node: fx.Node, name: str, bias: Tensor) -> None:
+    """Give a layer without a bias one, stored under this name; noted in the graph's meta."""
+    graph.register_parameter(name, torch.nn.Parameter(bias, requires_grad=False))
+    with graph.graph.inserting_before(node):
+        made = graph.graph.get_attr(name)
+    node.args = (*node.args[:BIAS], made, *node.args[BIAS + 1 :])
+    graph.meta.setdefault(ADDED, {})[node.name] = name
+
+
 def _take_from_bias(graph: fx.GraphModule, node: fx.Node, shift: Tensor, number: int) -> bool:
     """Whether the shift was taken from the layer's bias; a new one has the name `NAME` and the number."""
     bias = node.args[BIAS] if len(node.args) > BIAS else None
     if bias is None:
-        graph.register_parameter(f"{NAME}{number}", torch.nn.Parameter(-shift, requires_grad=False))
+        add_bias(graph, node, f"{NAME}{number}", -shift)
         graph.meta.setdefault(ORIGINALS, {})[f"{NAME}{number}"] = torch.zeros_like(shift)
-        with graph.graph.inserting_before(node):
-            made = graph.graph.get_attr(f"{NAME}{number}")
-        node.args = (*node.args[:BIAS], made, *node.args[BIAS + 1 :])
         return True
     if not isinstance(bias, fx.Node) or bias.op != "get_attr":
         return False

@@ -33,6 +33,7 @@ KEEPS_FACTORS = (aten.relu.default, aten.relu_.default, aten.contiguous.default,
 NORMS = {aten.layer_norm.default: (2, 3), aten.batch_norm.default: (1, 2)}  # where their weight and bias stand
 FOLDED_DB, MULTIPLIED_DB = 0.5, 3.0  # what a layer alone must gain: for nothing, and for a multiplication
 ENOUGH_DB = 40.0  # a layer that has this needs no multiplication
+MULTIPLIED = "raq_multiplied"  # in a graph's meta: every `Multiplied` of it
 WIDEST = 1000.0  # how many times the least factor the greatest may be
 
 
@@ -47,6 +48,15 @@ class Equalized:
     into: str | None
     alpha: float
     own_sqnr_db: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """A multiplication that equalization put in: of which node, before which, by what. factor: 1 but of one axis."""
+
+    data: str
+    readers: tuple[str, ...]
+    factor: Tensor
 
 
 @dataclass(frozen=True)
@@ -267,13 +277,21 @@ def _apply(graph: fx.GraphModule, readers: _Readers, factors: Tensor) -> None:
                 tensor = tensor_of(graph, given)
                 put_tensor(graph, given, tensor / _on_axis(factors, tensor.ndim, 0))
         return
-    name = f"equalizing_{readers.data.name}"
-    graph.register_buffer(name, 1 / _on_axis(factors, readers.data.meta["val"].ndim, readers.axis))
-    first = next(node for node in graph.graph.nodes if node in readers.nodes)
+    factor = 1 / _on_axis(factors, readers.data.meta["val"].ndim, readers.axis)
+    multiply(graph, Multiplied(readers.data.name, tuple(node.name for node in readers.nodes), factor))
+
+
+def multiply(graph: fx.GraphModule, asked: Multiplied) -> None:
+    """Multiply an activation by a factor before the nodes named; noted in the graph's meta."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    data, name = nodes[asked.data], f"equalizing_{asked.data}"
+    graph.register_buffer(name, asked.factor)
+    first = next(node for node in graph.graph.nodes if node.name in asked.readers)
     with graph.graph.inserting_before(first):
         factor = graph.graph.get_attr(name)
-        scaled = graph.graph.call_function(aten.mul.Tensor, (readers.data, factor))
-    factor.meta = {"val": getattr(graph, name)}
-    scaled.meta = {"val": readers.data.meta["val"]}
-    for node in readers.nodes:
-        node.replace_input_with(readers.data, scaled)
+        scaled = graph.graph.call_function(aten.mul.Tensor, (data, factor))
+    factor.meta = {"val": asked.factor}
+    scaled.meta = {"val": data.meta["val"]}
+    for reader in asked.readers:
+        nodes[reader].replace_input_with(data, scaled)
+    graph.meta.setdefault(MULTIPLIED, []).append(asked)

@@ -25,6 +25,7 @@ from raq.quantize.ptq import calibrate, prepare_graph, simulated
 MEANS_OF, EQUALIZED_BY = 128, 64  # calibration samples: whose means correct biases; that choose factors
 LEARNED_FROM, LEARNING_BATCH = 1024, 32  # samples, and samples a step
 
+FOLDED = "raq_folded"  # in a graph's meta: its tensors as they were when its batch norms had been folded
 Progress = Callable[[str, float | None], None]
 """Told what is being done, and which share of it is done."""
 
@@ -90,6 +91,7 @@ def quantize(source: Source, methods: Methods, progress: Progress = lambda said,
     if methods.equalization != "none":
         progress("equalizing channels", None)
         fold_batch_norms(graph)
+        graph.meta[FOLDED] = {name: one.detach() for name, one in (*graph.named_parameters(), *graph.named_buffers())}
         levels, batch = 127 if source.reduce_range else 255, calibration_batch(dataset, chosen[:EQUALIZED_BY])
         equalized = equalize(graph, batch, methods.equalization, levels, source.floats)
     prepared = prepare_graph(

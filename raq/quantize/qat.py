@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torchao.quantization.pt2e import (
     disable_fake_quant,
     disable_observer,
@@ -213,13 +212,8 @@ def _first_difference(network: nn.Module, prepared: fx.GraphModule, inputs: tupl
     return "unknown"
 
 
-def qat_hooks(
-    prepared: fx.GraphModule, settings: Qat, teacher: nn.Module | None = None, *, classes: bool = True
-) -> Hooks:
-    """What the loop calls: mode switches, observer and batch-norm freeze, equal ranges on every rank, distillation.
-
-    teacher: the FP32 network, on the device of the training, for settings that distil; classes: whether outputs are
-    logits, over axis 1.
+def qat_hooks(prepared: fx.GraphModule, settings: Qat, loss: LossOf | None = None) -> Hooks:
+    """What the loop calls: mode switches, observer and batch-norm freeze, equal ranges on every rank, and this loss.
 
     Unset freeze points: observers after two thirds of the epochs, batch normalisation after half of them.
     """
@@ -242,29 +236,7 @@ def qat_hooks(
             standing.update(now)
             set_mode(True)
 
-    temperature = settings.temperature if classes else None
-    loss = None if teacher is None else _distilled(teacher.eval(), settings.distillation, temperature)
     return Hooks(set_mode, before_step, ranges.step, loss)
-
-
-def _distilled(teacher: nn.Module, share: float, temperature: float | None) -> LossOf:
-    """The loss by sample of which `share` is the divergence from the teacher's softened answers.
-
-    Hinton et al. 2015, Distilling the Knowledge in a Neural Network; its factor of temperature squared keeps the size
-    of the gradients. Without a temperature outputs are no logits, and it is their mean squared distance.
-    """
-
-    def loss(inputs: tuple[Tensor, ...], logits: Tensor, by_image: Tensor) -> Tensor:
-        with torch.no_grad():
-            answers = teacher(*inputs)
-        if temperature is None:
-            apart = F.mse_loss(logits, answers, reduction="none")
-        else:
-            own, wanted = (F.log_softmax(given / temperature, 1) for given in (logits, answers))
-            apart = F.kl_div(own, wanted, reduction="none", log_target=True).sum(1) * temperature**2
-        return (1 - share) * by_image + share * apart.reshape(len(logits), -1).mean(1)
-
-    return loss
 
 
 def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> None:

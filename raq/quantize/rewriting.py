@@ -81,7 +81,12 @@ def tensor_of(graph: fx.GraphModule, weight: fx.Node) -> Tensor:
 
 def put_tensor(graph: fx.GraphModule, read: fx.Node, tensor: Tensor) -> None:
     """Let a node read another tensor; what the graph was exported from keeps its own."""
-    owner, _, leaf = str(read.target).rpartition(".")
+    put_named(graph, str(read.target), tensor)
+
+
+def put_named(graph: fx.GraphModule, name: str, tensor: Tensor) -> None:
+    """Put another tensor in place of the parameter or buffer of this name."""
+    owner, _, leaf = name.rpartition(".")
     holder = graph.get_submodule(owner)
     if isinstance(getattr(holder, leaf), torch.nn.Parameter):
         setattr(holder, leaf, torch.nn.Parameter(tensor, requires_grad=False))

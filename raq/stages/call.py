@@ -15,8 +15,9 @@ from raq.store.views import execution_of
 S = TypeVar("S", bound=Settings)
 Progress = Callable[[dict[str, Any]], None]
 Results = dict[str, Any]
-WEIGHTS, PROGRAM, PREDICTIONS, SCORES, SAMPLES, LOGITS, EXAMPLES, THUMBNAILS = (
+WEIGHTS, CALIBRATED, PROGRAM, PREDICTIONS, SCORES, SAMPLES, LOGITS, EXAMPLES, THUMBNAILS = (
     "weights.pt",
+    "calibrated.pt",  # what PTQ ended with, for QAT to start from
     "program.pt2",
     "predictions.npy",
     "scores.npy",  # of another metric than top-1: of each sample, or of resampled sets
@@ -84,6 +85,7 @@ def refuse_other_machine(planned: MachineOfStage) -> None:
 
 
 def trials_folder(call: Call) -> Path:
-    """The folder of the trials that share this call's weights (of one execution), data and code."""
+    """The folder of the trials that share this call's weights and start (of one execution), data and code."""
     trials = call.read(TrialSettings).trials
-    return Path(call.folder).parents[1] / "trials" / f"{trials[:16]}-{execution_of(call.input('weights'))[:8]}"
+    shared = [execution_of(call.input(role))[:8] for role in ("weights", "ptq") if role in call.inputs]
+    return Path(call.folder).parents[1] / "trials" / "-".join([trials[:16], *shared])

@@ -3,7 +3,9 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
-from raq.stages.call import Call, Progress, Results
+from pathlib import Path
+
+from raq.stages.call import CALIBRATED, Call, Progress, Results
 from raq.stages.chosen import chosen_calibration, chosen_floats
 from raq.stages.effort import quantize_by_effort
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network, scorer
@@ -17,6 +19,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     """Export, prepare, calibrate, correct, convert."""
     import torch
 
+    from raq.quantize.calibrated import save_calibrated
     from raq.quantize.convert import convert
     from raq.quantize.losses import losses
     from raq.quantize.methods import Methods, Source
@@ -42,6 +45,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         source, Methods.asked(settings), settings.effort, scorer(call), enough,
         lambda said, share: progress({"text": said} | ({} if share is None else {"share": share})),
     )  # fmt: skip
+    save_calibrated(made, source, Path(call.folder) / CALIBRATED)
     chain = parity_chain(call, dataset)
     chain.step("fp32", network)
     with simulated(made.prepared) as as_integers:

@@ -1,0 +1,116 @@
+"""A calibrated graph kept in a file, by what its methods did to it, so that training can go on from it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torchao.quantization.pt2e import ObserverBase
+
+from raq.errors import StageError
+from raq.experiment.ptq import Calibration
+from raq.model.inputs import Example
+from raq.quantize.bias import ADDED, add_bias
+from raq.quantize.equalization import MULTIPLIED, Multiplied, multiply
+from raq.quantize.export import graph_of
+from raq.quantize.folding import fold_batch_norms
+from raq.quantize.methods import FOLDED, Made, Source
+from raq.quantize.ptq import prepare_graph
+from raq.quantize.rewriting import put_named
+from raq.quantize.side_by_side import ORIGINALS
+
+
+def observers(prepared: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]:
+    """The observers of a graph, by every name that calls them."""
+    for name, module in prepared.named_modules(remove_duplicate=False):
+        if isinstance(module, ObserverBase):
+            yield name, module
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibrated graph whose tensors are still those in float, and what corrected them.
+
+    added_biases: names of parameters by the node that they are added to; corrected: tensors by name.
+    """
+
+    prepared: fx.GraphModule
+    added_biases: dict[str, str] = field(default_factory=dict)
+    corrected: dict[str, Tensor] = field(default_factory=dict)
+
+    def correct(self) -> None:
+        """Put the corrected tensors into the graph."""
+        for node in list(self.prepared.graph.nodes):
+            if node.name in self.added_biases:
+                name = self.added_biases[node.name]
+                add_bias(self.prepared, node, name, self.corrected[name])
+        for name, tensor in self.corrected.items():
+            put_named(self.prepared, name, tensor)
+        self.prepared.recompile()
+
+
+def fix_range(observer: ObserverBase, scale: Tensor, zero_point: Tensor) -> None:
+    """Let an observer say this range from now on, whatever it sees."""
+    observer.calculate_qparams = lambda: (scale, zero_point)
+
+
+def pin_ranges(prepared: fx.GraphModule) -> None:
+    """Let the observers of a calibrated graph say what they say now from now on."""
+    for _, observer in observers(prepared):
+        fix_range(observer, *observer.calculate_qparams())
+
+
+def save_calibrated(made: Made, source: Source, path: Path) -> None:
+    """Keep what makes this graph again of the network that it came from: structure, tensors that changed, ranges."""
+    prepared, meta = made.prepared, made.prepared.meta
+    originals: dict[str, Tensor] = meta.get(ORIGINALS, {})
+    folded: dict[str, Tensor] | None = meta.get(FOLDED)
+    now = {name: tensor.detach() for name, tensor in (*prepared.named_parameters(), *prepared.named_buffers())}
+    equalized: dict[str, Tensor] = {}
+    for name, before in (folded or {}).items():
+        after = originals.get(name, now.get(name))
+        if after is not None and after is not before and not torch.equal(after, before):
+            equalized[name] = after
+    ranges = {}
+    for name, observer in observers(prepared):
+        scale, zero_point = observer.calculate_qparams()
+        ranges[name] = [scale, zero_point]
+    content = {
+        "backend": source.backend, "reduce_range": source.reduce_range, "per_channel": source.per_channel,
+        "floats": list(source.floats), "calibration": source.calibration.model_dump(mode="json"),
+        "folded": folded is not None, "multiplied": [asdict(one) for one in meta.get(MULTIPLIED, [])],
+        "equalized": equalized, "added_biases": meta.get(ADDED, {}),
+        "corrected": {name: now[name] for name in originals}, "ranges": ranges,
+    }  # fmt: skip
+    torch.save(content, path)
+
+
+def load_calibrated(network: nn.Module, example: Example, path: Path) -> Calibrated:
+    """The calibrated graph of this network that was kept there.
+
+    Raises StageError if it is not one of this network.
+    """
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        graph = graph_of(network.eval(), example)
+        if content["folded"]:
+            fold_batch_norms(graph)
+        for one in content["multiplied"]:
+            multiply(graph, Multiplied(one["data"], tuple(one["readers"]), one["factor"]))
+        for name, tensor in content["equalized"].items():
+            put_named(graph, name, tensor)
+        graph.recompile()
+        prepared = prepare_graph(
+            graph, content["backend"], Calibration.model_validate(content["calibration"]), content["floats"],
+            reduce_range=content["reduce_range"], per_channel=content["per_channel"],
+        )  # fmt: skip
+        own = dict(observers(prepared))
+        if set(own) != set(content["ranges"]):
+            raise KeyError("ranges")
+    except (KeyError, AttributeError) as error:
+        raise StageError(f"{path} is not of this network: {error}", "make the candidate ptq again: --fresh") from error
+    for name, observer in own.items():
+        fix_range(observer, *content["ranges"][name])
+    return Calibrated(prepared, content["added_biases"], content["corrected"])

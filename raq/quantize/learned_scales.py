@@ -1,0 +1,124 @@
+"""Training of a calibrated graph: weights through their rounding, and the scales that they and activations have.
+
+Scales learn as in LSQ (Esser et al. 2020, Learned Step Size Quantization; torch's own kernels of its gradient), from
+those that calibration found; zero points stay. The graph is one of evaluation mode: batch norms are folded into the
+layers before them or compute with the statistics that they have, and nothing is dropped.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torchao.quantization.pt2e import ObserverBase
+
+from raq.quantize.calibrated import fix_range, observers
+from raq.quantize.export import is_layer
+from raq.quantize.ptq import put_module
+
+SMALLEST_SCALE = 1e-12
+
+
+class LearnedScale(nn.Module):
+    """Rounds values to the integers of a scale that learns; off: leaves them as they are.
+
+    scale: float32 [1], or [channels] along `axis`. The gradient of the scale is divided by the root of the number of
+    values that it is of, times the greatest integer (Esser et al. 2020, section 2.2); of an activation, values of one
+    sample.
+    """
+
+    def __init__(self, observer: ObserverBase) -> None:
+        super().__init__()
+        scale, zero_point = observer.calculate_qparams()
+        self.observer = (observer,)  # no part of this module
+        self.shape, self.kind = scale.shape, zero_point.dtype
+        own: Any = observer
+        self.axis = int(getattr(own, "ch_axis", -1)) if scale.numel() > 1 else -1
+        self.low, self.high = int(own.quant_min), int(own.quant_max)
+        self.scale = nn.Parameter(scale.detach().flatten().float().clone())
+        self.zero_point: Tensor
+        self.register_buffer("zero_point", zero_point.detach().flatten().float().clone())
+        self.off = False
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The values that integers of this scale can hold, of the shape given."""
+        if self.off:
+            return values
+        samples = values.shape[0] if self.axis < 0 else self.scale.numel()
+        factor = 1 / math.sqrt(max(1, values.numel() // samples) * max(1, self.high))
+        scale = self.scale.clamp(min=SMALLEST_SCALE)
+        if self.axis < 0:
+            return torch._fake_quantize_learnable_per_tensor_affine(
+                values, scale, self.zero_point, self.low, self.high, factor
+            )
+        return torch._fake_quantize_learnable_per_channel_affine(
+            values, scale, self.zero_point, self.axis, self.low, self.high, factor
+        )
+
+    def fixed_observer(self) -> ObserverBase:
+        """The observer that this stands for, its range what was learned."""
+        scale = self.scale.detach().clamp(min=SMALLEST_SCALE).reshape(self.shape)
+        zero_point: Tensor = self.zero_point.to(self.kind).reshape(self.shape)
+        fix_range(self.observer[0], scale.to("cpu"), zero_point.to("cpu"))
+        return self.observer[0]
+
+
+def learned_scales(graph: fx.GraphModule) -> list[tuple[str, LearnedScale]]:
+    """Those of a graph, by every name that calls them."""
+    every = graph.named_modules(remove_duplicate=False)
+    return [(name, module) for name, module in every if isinstance(module, LearnedScale)]
+
+
+def put_learned_scales(calibrated: fx.GraphModule) -> None:
+    """Replace the observers of a calibrated graph by scales that learn, in place."""
+    known: dict[int, LearnedScale] = {}
+    for name, observer in list(observers(calibrated)):
+        put_module(calibrated, name, known.setdefault(id(observer), LearnedScale(observer)))
+
+
+def put_observers(trained: fx.GraphModule) -> None:
+    """The reverse: observers, with the ranges that were learned, in place."""
+    for name, learned in learned_scales(trained):
+        put_module(trained, name, learned.fixed_observer())
+
+
+@contextmanager
+def in_float(graph: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    """The graph with nothing rounded meanwhile."""
+    every = [learned for _, learned in learned_scales(graph)]
+    for learned in every:
+        learned.off = True
+    try:
+        yield graph
+    finally:
+        for learned in every:
+            learned.off = False
+
+
+def let_learn(graph: fx.GraphModule, frozen: Collection[str] = ()) -> None:
+    """Let the parameters that the graph reads learn, and the scales; frozen: names of those that do not.
+
+    Weights and biases of layers that are stored as buffers become parameters.
+    """
+    for node in graph.graph.nodes:
+        for argument in node.args[1:3] if is_layer(node) else ():
+            source = argument
+            while isinstance(source, fx.Node) and source.op == "call_module":
+                source = source.args[0]
+            if isinstance(source, fx.Node) and source.op == "get_attr":
+                _as_parameter(graph, str(source.target))
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"} - set(frozen)
+    read |= {f"{name}.scale" for name, _ in learned_scales(graph)}
+    for name, parameter in graph.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name in read and parameter.is_floating_point())
+
+
+def _as_parameter(graph: fx.GraphModule, name: str) -> None:
+    owner, _, leaf = name.rpartition(".")
+    holder = graph.get_submodule(owner)
+    held = getattr(holder, leaf)
+    if not isinstance(held, nn.Parameter) and held.is_floating_point():
+        delattr(holder, leaf)
+        holder.register_parameter(leaf, nn.Parameter(held.detach().clone()))
