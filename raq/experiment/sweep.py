@@ -115,6 +115,8 @@ class QatSweep(Section):
     """Epochs after which activation ranges stand."""
     freeze_bn_after: Numbers = None
     """Epochs after which batch normalisation stands."""
+    scale_lr: Numbers = None
+    """Learning rates of scales, of start: ptq."""
     distillation: Numbers = None
     """Shares of the loss that follow the FP32 network."""
 

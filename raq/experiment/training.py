@@ -199,6 +199,8 @@ class Qat(Optimisation):
     """As in `train`."""
     average: Annotated[float, Field(ge=0, le=1)] = 0.0
     """As in `train`."""
+    scale_lr: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Of start: ptq: learning rate of the logarithms of scales, by Adam, on the schedule of `lr`."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None
     """Of start: fp32: epochs, fractions allowed, after which observers (activation ranges) are frozen; null: two thirds
     of the epochs."""

@@ -1,11 +1,12 @@
 """Training of a calibrated graph: weights through their rounding, and the scales that they and activations have.
 
-Scales learn as in LSQ (Esser et al. 2020, Learned Step Size Quantization; torch's own kernels of its gradient), from
-those that calibration found; zero points stay. The graph is one of evaluation mode: batch norms are folded into the
-layers before them or compute with the statistics that they have, and nothing is dropped.
+Scales learn from those that calibration found, by the gradient of LSQ (Esser et al. 2020, Learned Step Size
+Quantization; torch's own kernels); what learns is their logarithm, and Adam takes the steps (Jain et al. 2020, Trained
+Quantization Thresholds): by SGD, steps of a small scale are too large for it. Zero points stay. The graph is one of
+evaluation mode: batch norms are folded into the layers before them or compute with the statistics that they have, and
+nothing is dropped.
 """
 
-import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,19 +15,16 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
+from raq.model.schedules import LOG_SCALE
 from raq.quantize.calibrated import fix_range, observers
 from raq.quantize.export import is_layer
 from raq.quantize.ptq import put_module
-
-SMALLEST_SCALE = 1e-12
 
 
 class LearnedScale(nn.Module):
     """Rounds values to the integers of a scale that learns; off: leaves them as they are.
 
-    scale: float32 [1], or [channels] along `axis`. The gradient of the scale is divided by the root of the number of
-    values that it is of, times the greatest integer (Esser et al. 2020, section 2.2); of an activation, values of one
-    sample.
+    scale: float32 [1], or [channels] along `axis`; log_change: of that logarithm, what has been learned.
     """
 
     def __init__(self, observer: ObserverBase) -> None:
@@ -37,8 +35,10 @@ class LearnedScale(nn.Module):
         own: Any = observer
         self.axis = int(getattr(own, "ch_axis", -1)) if scale.numel() > 1 else -1
         self.low, self.high = int(own.quant_min), int(own.quant_max)
-        self.scale = nn.Parameter(scale.detach().flatten().float().clone())
+        self.first_scale: Tensor
         self.zero_point: Tensor
+        self.register_buffer("first_scale", scale.detach().flatten().float().clone())
+        self.log_change = nn.Parameter(torch.zeros(scale.numel()))
         self.register_buffer("zero_point", zero_point.detach().flatten().float().clone())
         self.off = False
 
@@ -46,20 +46,22 @@ class LearnedScale(nn.Module):
         """The values that integers of this scale can hold, of the shape given."""
         if self.off:
             return values
-        samples = values.shape[0] if self.axis < 0 else self.scale.numel()
-        factor = 1 / math.sqrt(max(1, values.numel() // samples) * max(1, self.high))
-        scale = self.scale.clamp(min=SMALLEST_SCALE)
         if self.axis < 0:
             return torch._fake_quantize_learnable_per_tensor_affine(
-                values, scale, self.zero_point, self.low, self.high, factor
+                values, self.scale, self.zero_point, self.low, self.high, 1.0
             )
         return torch._fake_quantize_learnable_per_channel_affine(
-            values, scale, self.zero_point, self.axis, self.low, self.high, factor
+            values, self.scale, self.zero_point, self.axis, self.low, self.high, 1.0
         )
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale as it is now."""
+        return self.first_scale * self.log_change.exp()
 
     def fixed_observer(self) -> ObserverBase:
         """The observer that this stands for, its range what was learned."""
-        scale = self.scale.detach().clamp(min=SMALLEST_SCALE).reshape(self.shape)
+        scale = self.scale.detach().reshape(self.shape)
         zero_point: Tensor = self.zero_point.to(self.kind).reshape(self.shape)
         fix_range(self.observer[0], scale.to("cpu"), zero_point.to("cpu"))
         return self.observer[0]
@@ -110,7 +112,7 @@ def let_learn(graph: fx.GraphModule, frozen: Collection[str] = ()) -> None:
             if isinstance(source, fx.Node) and source.op == "get_attr":
                 _as_parameter(graph, str(source.target))
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"} - set(frozen)
-    read |= {f"{name}.scale" for name, _ in learned_scales(graph)}
+    read |= {f"{name}.{LOG_SCALE}" for name, _ in learned_scales(graph)}
     for name, parameter in graph.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(name in read and parameter.is_floating_point())
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from benchmarks.ptq_methods import NETWORKS, data_of
 from torch import nn
+from torchao.quantization.pt2e import disable_observer
 
 from raq.environment import environment
 from raq.experiment.metric import Metric
@@ -72,7 +73,7 @@ def trained(network: nn.Module, dataset: Dataset, settings: Qat, start: Path, fo
     graph.load_state_dict(result.state)
     if settings.start == "fp32":
         qat.set_graph_mode(graph, training=False, norms=False)
-        graph.apply(qat.disable_observer)
+        graph.apply(disable_observer)
     return graph, sum(row["duration_s"] for row in result.history)
 
 

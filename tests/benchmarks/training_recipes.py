@@ -73,8 +73,9 @@ def train_with(keys: dict[str, Any], dataset: Dataset, seed: int, folder: Path) 
 def row_of(name: str, result: TrainingResult, dataset: Dataset, threads: int) -> dict[str, Any]:
     """What a training came to."""
     right, side = top1(result, dataset), dataset.inputs[0].shape[-1]
+    interval = list(proportion_interval(sum(right), len(right)))
     return {
-        "name": name, "top1": statistics.fmean(right), "top1_interval": list(proportion_interval(sum(right), len(right))),
+        "name": name, "top1": statistics.fmean(right), "top1_interval": interval,
         "work": sum((row["side"] / side) ** 2 for row in result.history), "threads": threads,
         "seconds": sum(row["duration_s"] for row in result.history), "history": result.history,
     }  # fmt: skip
