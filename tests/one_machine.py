@@ -46,6 +46,8 @@ class Machine:
         plan = self.plan(*overrides)
         stage = plan[name]
         if self.store.find(stage.kind, stage.fingerprint) is None:
+            for source in stage.inputs.values():
+                self.do(source, *overrides)
             self.keep(stage, run_stage(self.call(plan, name), lambda metrics: None))
         record = self.store.find(stage.kind, stage.fingerprint)
         assert record is not None

@@ -19,7 +19,7 @@ from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.metric import LOSSES, Metric
 from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import Sweep
-from raq.experiment.training import FREEZING, Qat, Train
+from raq.experiment.training import Qat, Train
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 HUB = "hf:"
@@ -141,17 +141,6 @@ class Experiment(Section):
     require: Require = Require()
     select: Select = Select()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_start(cls, given: Any) -> Any:
-        """QAT whose freezing is tried starts from FP32 unless it says otherwise."""
-        tried = given.get("sweep") if isinstance(given, dict) else None
-        tried = tried.get("qat") if isinstance(tried, dict) else None
-        qat = given.get("qat", {}) if isinstance(given, dict) else None
-        if isinstance(tried, dict) and isinstance(qat, dict) and "start" not in qat and set(tried) & set(FREEZING):
-            return {**given, "qat": {**qat, "start": "fp32"}}
-        return given
-
     @model_validator(mode="after")
     def _check_metric(self) -> "Experiment":
         name = self.metric.function
@@ -248,7 +237,7 @@ class Experiment(Section):
 def _refuse_value(qat: Qat, key: str, value: Any) -> None:
     """ValueError if `qat` would not take this value of a key."""
     try:
-        Qat.model_validate({**qat.model_dump(), key: value})
+        Qat.model_validate({**qat.model_dump(exclude_unset=True), key: value})
     except ValidationError as error:
         said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
         raise ValueError(f"sweep.qat.{key} has {value!r}; it should be {said}") from None

@@ -22,7 +22,7 @@ from raq.model.averaging import WeightAverage
 from raq.model.batch import Batch, in_batches
 from raq.model.batch_norm import synchronise_batch_norm
 from raq.model.cache import Array
-from raq.model.checkpoints import Metrics, TrainingContext
+from raq.model.checkpoints import BestEpoch, Metrics, TrainingCheckpoint, TrainingContext
 from raq.model.compute import Compute
 from raq.model.dataset import Dataset
 from raq.model.image_batches import normalisation_tensors, take_batch
@@ -85,8 +85,20 @@ class Loop:
     compute: Compute
     average: WeightAverage | None
 
-    def epoch(self, epoch: int) -> Metrics:
-        """One pass over the training images; returns its row of the history."""
+    def checkpoint(self, history: list[Metrics], best: BestEpoch) -> TrainingCheckpoint:
+        """All that the training needs to go on from here."""
+        average = None if self.average is None else self.average.as_state()
+        states = self.model.state_dict(), self.optimizer.state_dict(), self.schedule.state_dict()
+        return TrainingCheckpoint(history, best, *states, average)
+
+    def epoch(self, epoch: int, set_mode: Callable[[bool], object]) -> Metrics:
+        """One pass over the training images; returns its row of the history, and leaves the model in evaluation."""
+        set_mode(True)
+        row = self._pass(epoch)
+        set_mode(False)
+        return row
+
+    def _pass(self, epoch: int) -> Metrics:
         context, size = self.context, self.dataset.size("train")
         # what the network draws (dropout; Python's and NumPy's too, if it uses those): the same after a restart
         seed_everything((self.seed * 1_000_003 + epoch) * 1_009 + context.rank)

@@ -73,23 +73,16 @@ def train(
         model, replica, optimizer, schedule, dataset, task, settings, seed, context, hooks, steps, compute, average
     )
     for epoch in range(len(history), settings.epochs):
-        set_mode(True)
-        row = loop.epoch(epoch)
-        set_mode(False)
+        row = loop.epoch(epoch, set_mode)
         with nullcontext() if average is None else average.in_place():
             end_epoch(model, dataset, settings, seed, context, hooks.synchronise)
-            refuse_divergence(model, epoch)
             score = _validate(model, dataset, task.scorer, context, epoch)
             if best is None or _is_as_good(score, best.score, task.scorer.metric.sign):
                 best = BestEpoch(epoch, score, model_state(model))
         row |= {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score}
         history.append(row | (begun if epoch == 0 else {}))
         assert best is not None
-        checkpoint = TrainingCheckpoint(
-            history, best, model.state_dict(), optimizer.state_dict(), schedule.state_dict(),
-            None if average is None else average.as_state(),
-        )  # fmt: skip
-        context.save(history[-1], checkpoint.write)
+        context.save(history[-1], loop.checkpoint(history, best).write)
     assert best is not None
     set_mode(False)
     return TrainingResult(history, best.epoch, best.state)
@@ -106,7 +99,11 @@ def _is_as_good(score: float | None, best: float | None, sign: int) -> bool:
 
 
 def _validate(model: nn.Module, dataset: Dataset, scorer: Scorer, context: TrainingContext, epoch: int) -> float | None:
-    """The metric of a model in evaluation mode on the hold-out; None without one. StageError if it is not finite."""
+    """The metric of a model in evaluation mode on the hold-out; None without one.
+
+    StageError if it is not finite, or a weight is not.
+    """
+    refuse_divergence(model, epoch)
     score = _score(model, dataset, scorer, context) if dataset.size("validation") else None
     if score is not None and not math.isfinite(score):
         raise StageError(

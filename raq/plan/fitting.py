@@ -8,6 +8,7 @@ from typing import Any
 from raq.errors import UserError
 from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment
+from raq.experiment.training import FREEZING
 from raq.plan.facts import DataFound
 from raq.statistics.proportions import drop_interval
 
@@ -31,7 +32,17 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
     experiment = _sweep_drop(_margin(_calibration(experiment, found, notes)))
     if found.image_shape is None:
         experiment = _without_image_keys(experiment)
-    return _trainings(experiment, found), tuple(notes)
+    return _trainings(_start(experiment), found), tuple(notes)
+
+
+def _start(experiment: Experiment) -> Experiment:
+    """QAT whose freezing a sweep tries starts from FP32, where there is something to freeze, unless told otherwise."""
+    qat, sweep = experiment.qat, experiment.sweep
+    if qat is None or sweep is None or sweep.qat is None or "start" in qat.model_fields_set:
+        return experiment
+    if not set(sweep.qat.space) & set(FREEZING):
+        return experiment
+    return experiment.model_copy(update={"qat": qat.model_copy(update={"start": "fp32"})})
 
 
 def _trainings(experiment: Experiment, found: DataFound) -> Experiment:

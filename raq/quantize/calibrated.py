@@ -1,7 +1,8 @@
 """A calibrated graph kept in a file, by what its methods did to it, so that training can go on from it."""
 
+import pickle
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
-from raq.errors import StageError
+from raq.errors import StageError, first_line
 from raq.experiment.ptq import Calibration
 from raq.model.inputs import Example
 from raq.quantize.bias import ADDED, add_bias
@@ -27,6 +28,23 @@ def observers(prepared: fx.GraphModule) -> Iterator[tuple[str, ObserverBase]]:
     for name, module in prepared.named_modules(remove_duplicate=False):
         if isinstance(module, ObserverBase):
             yield name, module
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What the file has. multiplied: fields of `Multiplied`; ranges: scale and zero point by the observer's name."""
+
+    backend: str
+    reduce_range: bool
+    per_channel: bool
+    floats: list[str]
+    calibration: dict[str, Any]
+    folded: bool
+    multiplied: list[dict[str, Any]]
+    equalized: dict[str, Tensor]
+    added_biases: dict[str, str]
+    corrected: dict[str, Tensor]
+    ranges: dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,14 +95,13 @@ def save_calibrated(made: Made, source: Source, path: Path) -> None:
     for name, observer in observers(prepared):
         scale, zero_point = observer.calculate_qparams()
         ranges[name] = [scale, zero_point]
-    content = {
-        "backend": source.backend, "reduce_range": source.reduce_range, "per_channel": source.per_channel,
-        "floats": list(source.floats), "calibration": source.calibration.model_dump(mode="json"),
-        "folded": folded is not None, "multiplied": [asdict(one) for one in meta.get(MULTIPLIED, [])],
-        "equalized": equalized, "added_biases": meta.get(ADDED, {}),
-        "corrected": {name: now[name] for name in originals}, "ranges": ranges,
-    }  # fmt: skip
-    torch.save(content, path)
+    content = _Kept(
+        source.backend, source.reduce_range, source.per_channel, list(source.floats),
+        source.calibration.model_dump(mode="json"), folded is not None,
+        [vars(one) for one in meta.get(MULTIPLIED, [])], equalized, meta.get(ADDED, {}),
+        {name: now[name] for name in originals}, ranges,
+    )  # fmt: skip
+    torch.save(vars(content), path)
 
 
 def load_calibrated(network: nn.Module, example: Example, path: Path) -> Calibrated:
@@ -92,25 +109,27 @@ def load_calibrated(network: nn.Module, example: Example, path: Path) -> Calibra
 
     Raises StageError if it is not one of this network.
     """
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     try:
+        kept = _Kept(**torch.load(path, map_location="cpu", weights_only=True))
         graph = graph_of(network.eval(), example)
-        if content["folded"]:
+        if kept.folded:
             fold_batch_norms(graph)
-        for one in content["multiplied"]:
-            multiply(graph, Multiplied(one["data"], tuple(one["readers"]), one["factor"]))
-        for name, tensor in content["equalized"].items():
+        for one in kept.multiplied:
+            multiply(graph, Multiplied(**one))
+        for name, tensor in kept.equalized.items():
             put_named(graph, name, tensor)
         graph.recompile()
         prepared = prepare_graph(
-            graph, content["backend"], Calibration.model_validate(content["calibration"]), content["floats"],
-            reduce_range=content["reduce_range"], per_channel=content["per_channel"],
+            graph, kept.backend, Calibration.model_validate(kept.calibration), kept.floats,
+            reduce_range=kept.reduce_range, per_channel=kept.per_channel,
         )  # fmt: skip
         own = dict(observers(prepared))
-        if set(own) != set(content["ranges"]):
-            raise KeyError("ranges")
-    except (KeyError, AttributeError) as error:
-        raise StageError(f"{path} is not of this network: {error}", "make the candidate ptq again: --fresh") from error
+        if set(own) != set(kept.ranges):
+            raise KeyError("it has other observers")
+    except (KeyError, AttributeError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise StageError(
+            f"{path} is not of this network, or damaged: {first_line(error)}", "make the candidate ptq again: --fresh"
+        ) from error
     for name, observer in own.items():
-        fix_range(observer, *content["ranges"][name])
-    return Calibrated(prepared, content["added_biases"], content["corrected"])
+        fix_range(observer, *kept.ranges[name])
+    return Calibrated(prepared, kept.added_biases, kept.corrected)

@@ -15,11 +15,11 @@ def distillation_of(teacher: nn.Module | None, settings: Qat, *, classes: bool) 
     """
     if teacher is None:
         return None
-    share = settings.share_distilled(classes=classes)
-    return _distilled(teacher.eval(), share, settings.temperature if classes else None)
+    share = settings.sharedistilled(classes=classes)
+    return distilled(teacher.eval(), share, settings.temperature if classes else None)
 
 
-def _distilled(teacher: nn.Module, share: float, temperature: float | None) -> LossOf:
+def distilled(teacher: nn.Module, share: float, temperature: float | None) -> LossOf:
     """The loss by sample of which `share` is the divergence from the teacher's softened answers.
 
     Hinton et al. 2015, Distilling the Knowledge in a Neural Network; its factor of temperature squared keeps the size

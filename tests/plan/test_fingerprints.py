@@ -100,7 +100,8 @@ def test_a_kind_depends_on_its_own_work_and_on_no_other_kind(kind: str) -> None:
         (("stages.layer_sweep", "sweep.layers"), {"layer_sweep"}),
         (("stages.ptq_sweep", "sweep.ptq"), {"ptq_sweep"}),
         (("stages.qat_sweep", "sweep.qat"), {"qat_sweep"}),
-        (("quantize.ptq",), {"ptq", "ptq_sweep", "layer_sweep"}),
+        (("quantize.ptq",), {"ptq", "ptq_sweep", "layer_sweep", "qat", "qat_sweep"}),  # QAT starts from PTQ
+        (("quantize.learned_scales",), {"qat", "qat_sweep"}),
     ):
         assert kind in only or not covered & set(others), f"{kind} would be stale after a change of {others}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from raq.environment import Machine, settings_of
 from raq.errors import UserError
@@ -15,6 +15,7 @@ from raq.experiment.schema import Experiment
 from raq.plan import stages as planning
 from raq.plan.expected import expected_s
 from raq.plan.facts import DataFound, Facts, why_not_lowered
+from raq.plan.fitting import fit_to_data
 from raq.plan.stages import Stage, make_plan
 from raq.plan.stale import earlier_runs, stale_stages
 from raq.running import delete_work_on_old_inputs
@@ -81,7 +82,7 @@ def test_stages_come_after_their_inputs() -> None:
         ({"data": {"test_limit": 5}}, {"evaluate/fp32", "evaluate/ptq", "evaluate/qat"}),
         ({"data": {"image_size": 64}}, set()),
         ({"data": {"train_limit": 5}}, EVERYTHING),
-        ({"ptq": {"calibration": {"size": 32}}}, PTQ),
+        ({"ptq": {"calibration": {"size": 32}}}, PTQ | QAT),  # which starts from it
         ({"qat": {"lr": 0.1}}, QAT),
         ({"require": {"int8_mac_share": 0.5}}, set()),
         ({"resources": {"train": {"gpus": 1}}}, EVERYTHING),
@@ -101,7 +102,7 @@ def test_the_margin_makes_a_sweep_of_calibrations_stale() -> None:
     sweep = {"sweep": {"ptq": {"calibration.size": [16, 32]}}}
     wide = {"select": {"margin": {"accuracy": 1.0}}}
     stale = changed(planned(**sweep), planned(**sweep, **wide))
-    assert stale == {"sweep/ptq", *PTQ}
+    assert stale == {"sweep/ptq", *PTQ, *QAT}
     assert changed(planned(**sweep), planned(**sweep, select={"margin": {"speed": 0.5}})) == set()
 
 
@@ -158,7 +159,33 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
         planning, "versions", lambda names: {**real(names), **({"executorch": "9"} if "executorch" in names else {})}
     )
     assert changed(before, planned(**given)) == QAT
-    assert changed(planned(), planned(ptq={"backend": "arm"})) == PTQ
+    assert changed(planned(), planned(ptq={"backend": "arm"})) == PTQ | QAT, "no x86 graph to start from any more"
+
+
+def test_qat_starts_from_the_ptq_of_its_backend_and_from_none_where_there_is_none() -> None:
+    start = {"weights": "train", "ptq": "ptq"}
+    assert planned()["qat"].inputs == start
+    sweep: dict[str, Any] = {"qat": {"lr": [0.01, 0.1]}}
+    searched = planned(sweep=sweep)
+    assert searched["qat"].inputs == {**start, "sweep": "sweep/qat"}
+    assert searched["sweep/qat"].inputs == start
+    for given in (
+        {"qat": {"start": "fp32"}}, {"qat": {"freeze_bn_after": 1.0}}, {"qat": {"backend": "arm"}}, {"ptq": None},
+        {"ptq": {"mode": ["dynamic"]}},
+    ):  # fmt: skip
+        assert planned(**given)["qat"].inputs == {"weights": "train"}, given
+    tries_freezing = Experiment.model_validate(
+        {"name": "x", "sweep": {"qat": {**sweep["qat"], "freeze_bn_after": [0.5, 1.0]}}}
+    )
+    fitted, _ = fit_to_data(tries_freezing, DATA)
+    made = {stage.name: stage for stage in make_plan(fitted, Facts(DATA, MACHINE))}
+    assert made["sweep/qat"].inputs == {"weights": "train"}
+    assert made["qat"].settings["qat"]["start"] == "fp32"
+    with pytest.raises(ValidationError, match="freeze_bn_after is of start: fp32"):
+        planned(qat={"start": "ptq", "freeze_bn_after": 1.0})
+    other_calibration = planned(sweep=sweep, ptq={"calibration": {"size": 32}})
+    trials = [plan["sweep/qat"].settings["trials"] for plan in (searched, other_calibration)]
+    assert trials[0] != trials[1], "trials that started elsewhere are other trials"
 
 
 def test_a_program_is_deployed_in_every_runtime_asked_for() -> None:

@@ -18,6 +18,7 @@ from raq.model.checkpoints import read_result
 from raq.model.evaluation import predict
 from raq.plan.prepare import prepare
 from raq.plan.requirements import check_results
+from raq.quantize.distillation import distilled
 from raq.report.sweep import print_layers, print_search
 from raq.stages.call import trials_folder
 from raq.stages.inputs import read_dataset
@@ -128,27 +129,23 @@ def test_a_layer_that_is_float_unasked_is_no_mixture(machine: Machine) -> None:
         check_results(machine.plan()[f"lower/{name}"], lowered, experiment.require)
 
 
-def test_distillation_follows_the_teacher(machine: Machine) -> None:
+def test_distillation_follows_the_teacher() -> None:
     """With the whole loss from FP32's answers, labels do not count; its first step's loss is that divergence."""
-    from raq.quantize.qat import _distilled
-
     teacher = torch.nn.Linear(4, 3)
     images, logits = torch.randn(5, 4), torch.randn(5, 3)
-    loss = _distilled(teacher, 0.25, 2.0)((images,), logits, torch.ones(5))
+    loss = distilled(teacher, 0.25, 2.0)((images,), logits, torch.ones(5))
     wanted, own = (torch.softmax(x / 2, 1) for x in (teacher(images), logits))
     divergence = (wanted * (wanted / own).log()).sum(1) * 4
     assert torch.allclose(loss, 0.75 + 0.25 * divergence, atol=1e-5)
     assert torch.allclose(
-        _distilled(teacher, 1.0, 2.0)((images,), teacher(images), torch.ones(5)), torch.zeros(5), atol=1e-5
+        distilled(teacher, 1.0, 2.0)((images,), teacher(images), torch.ones(5)), torch.zeros(5), atol=1e-5
     )
 
 
-def test_distillation_of_what_is_no_class_is_the_squared_distance(machine: Machine) -> None:
+def test_distillation_of_what_is_no_class_is_the_squared_distance() -> None:
     """Of one number there is no softmax: it would be 1 whatever it is."""
-    from raq.quantize.qat import _distilled
-
     teacher, rows = torch.nn.Linear(4, 1), torch.randn(5, 4)
-    loss = _distilled(teacher, 1.0, None)((rows,), torch.zeros(5, 1), torch.ones(5))
+    loss = distilled(teacher, 1.0, None)((rows,), torch.zeros(5, 1), torch.ones(5))
     assert torch.allclose(loss, teacher(rows)[:, 0] ** 2)
 
 
