@@ -115,6 +115,8 @@ class QatSweep(Section):
     """Epochs after which activation ranges stand."""
     freeze_bn_after: Numbers = None
     """Epochs after which batch normalisation stands."""
+    weight_lr: Numbers = None
+    """Learning rates of weights, of start: ptq."""
     scale_lr: Numbers = None
     """Learning rates of scales, of start: ptq."""
     distillation: Numbers = None

@@ -49,7 +49,10 @@ ENOUGH_STEPS = 64  # an epoch, of the batch size that is chosen
 GROWING = (0.5, 0.75, 1.0)  # image sides of the recipe fast, of large data
 LARGE_DATA = 10_000  # training samples, from which on smaller images first pay, and measuring how steps are computed
 WorkerCount = Annotated[int, Field(ge=1, le=1024)]
-FREEZING = ("freeze_observers_after", "freeze_bn_after")  # keys of `qat` that its start: fp32 has
+# keys of `qat` that are of its start: fp32, and make that the default where they are set
+OF_FP32 = (
+    "freeze_observers_after", "freeze_bn_after", "lr", "optimizer", "momentum", "nesterov", "weight_decay",
+)  # fmt: skip
 DISTILLED = 0.5  # the share where training starts from PTQ
 Precision = Literal["float32", "bfloat16"]
 Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
@@ -172,19 +175,20 @@ class Qat(Optimisation):
     start: Literal["ptq", "fp32"] = "ptq"
     """ptq: the graph that PTQ ended with, its scales learning with the weights (LSQ), batch norms folded, nothing
     dropped; where the candidate ptq is of another backend, or there is none, one that is calibrated for it. fp32: the
-    FP32 weights, ranges observed meanwhile, batch norms going on; the default where a key freeze_ is set."""
+    FP32 weights, ranges observed meanwhile, batch norms going on. The default is fp32 where one of its own keys is set:
+    lr, optimizer, momentum, nesterov, weight_decay, freeze_observers_after, freeze_bn_after."""
     backend: Backend = "x86"
     """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     epochs: Positive = 3
     """Passes over the training images."""
     lr: Annotated[float, Field(gt=0, le=100)] | None = 0.0005
-    """Learning rate; with one-cycle and cosine, its peak."""
+    """Of start: fp32: learning rate; with one-cycle and cosine, its peak."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """SGD's momentum."""
+    """Of start: fp32: SGD's momentum."""
     nesterov: bool = True
-    """Nesterov's momentum."""
+    """Of start: fp32: Nesterov's momentum."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """L2 penalty, on matrices and kernels only."""
+    """Of start: fp32: L2 penalty, on matrices and kernels only."""
     schedule: Literal["constant", "one-cycle", "cosine"] = "cosine"
     """As in `train`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -199,8 +203,10 @@ class Qat(Optimisation):
     """As in `train`."""
     average: Annotated[float, Field(ge=0, le=1)] = 0.0
     """As in `train`."""
+    weight_lr: Annotated[float, Field(ge=0, le=10)] = 0.02
+    """Of start: ptq: learning rate of weights, by Adam, in the integers that they are rounded to."""
     scale_lr: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """Of start: ptq: learning rate of the logarithms of scales, by Adam, on the schedule of `lr`."""
+    """Of start: ptq: learning rate of the logarithms of scales, by Adam."""
     freeze_observers_after: Annotated[float, Field(ge=0)] | None = None
     """Of start: fp32: epochs, fractions allowed, after which observers (activation ranges) are frozen; null: two thirds
     of the epochs."""
@@ -215,15 +221,16 @@ class Qat(Optimisation):
     @model_validator(mode="before")
     @classmethod
     def _fill_start(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "start" not in given and any(given.get(key) is not None for key in FREEZING):
+        if isinstance(given, dict) and "start" not in given and any(given.get(key) is not None for key in OF_FP32):
             return {**given, "start": "fp32"}
         return given
 
     @model_validator(mode="after")
     def _check_start(self) -> "Qat":
-        for key in FREEZING if self.start == "ptq" else ():
-            if getattr(self, key) is not None:
-                raise ValueError(f"{key} is of start: fp32; nothing is left to freeze where training starts from ptq")
+        defaults = type(self).model_fields
+        for key in OF_FP32 if self.start == "ptq" else ():
+            if getattr(self, key) != defaults[key].default:
+                raise ValueError(f"{key} is of start: fp32; a training that starts from ptq has weight_lr and scale_lr")
         return self
 
     def share_distilled(self, *, classes: bool = True) -> float:

@@ -45,6 +45,8 @@ class Hooks:
     """Called with the (fractional) epochs done: freezes observers and batch normalisation."""
     synchronise: Callable[[], None] = lambda: None
     """Called on every rank when an epoch ends and `world_size` is above 1: makes ranges equal across ranks."""
+    optimizer: Callable[[], torch.optim.Optimizer] | None = None
+    """Makes the optimizer, once the model is on its device; None: `schedules.new_optimizer`."""
     loss: LossOf | None = None
     """Of (inputs, outputs, loss by sample [n]), the loss by sample to train on instead."""
 

@@ -51,7 +51,7 @@ def train(
     """
     settings = settings.for_samples(dataset.size("train"))
     model.to(context.device)
-    optimizer = new_optimizer(model, settings)
+    optimizer = new_optimizer(model, settings) if hooks.optimizer is None else hooks.optimizer()
     steps = steps_per_epoch(dataset.size("train"), settings.samples_per_step, context.world_size)
     total = steps * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(settings.schedule, total))

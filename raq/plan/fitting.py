@@ -8,7 +8,7 @@ from typing import Any
 from raq.errors import UserError
 from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment
-from raq.experiment.training import FREEZING
+from raq.experiment.training import OF_FP32
 from raq.plan.facts import DataFound
 from raq.statistics.proportions import drop_interval
 
@@ -36,11 +36,11 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
 
 
 def _start(experiment: Experiment) -> Experiment:
-    """QAT whose freezing a sweep tries starts from FP32, where there is something to freeze, unless told otherwise."""
+    """QAT starts from FP32, unless told otherwise, where a sweep tries keys of that start."""
     qat, sweep = experiment.qat, experiment.sweep
     if qat is None or sweep is None or sweep.qat is None or "start" in qat.model_fields_set:
         return experiment
-    if not set(sweep.qat.space) & set(FREEZING):
+    if not set(sweep.qat.space) & set(OF_FP32):
         return experiment
     return experiment.model_copy(update={"qat": qat.model_copy(update={"start": "fp32"})})
 

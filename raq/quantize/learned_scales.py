@@ -1,10 +1,9 @@
 """Training of a calibrated graph: weights through their rounding, and the scales that they and activations have.
 
 Scales learn from those that calibration found, by the gradient of LSQ (Esser et al. 2020, Learned Step Size
-Quantization; torch's own kernels); what learns is their logarithm, and Adam takes the steps (Jain et al. 2020, Trained
-Quantization Thresholds): by SGD, steps of a small scale are too large for it. Zero points stay. The graph is one of
-evaluation mode: batch norms are folded into the layers before them or compute with the statistics that they have, and
-nothing is dropped.
+Quantization; torch's own kernels). What learns is their logarithm (Jain et al. 2020, Trained Quantization Thresholds).
+Zero points stay. The graph is one of evaluation mode: batch norms are folded into the layers before them or compute
+with the statistics that they have, and nothing is dropped.
 """
 
 from collections.abc import Collection, Iterator
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
-from raq.model.schedules import LOG_SCALE
 from raq.quantize.calibrated import fix_range, observers
 from raq.quantize.export import is_layer
 from raq.quantize.ptq import put_module
@@ -112,7 +110,7 @@ def let_learn(graph: fx.GraphModule, frozen: Collection[str] = ()) -> None:
             if isinstance(source, fx.Node) and source.op == "get_attr":
                 _as_parameter(graph, str(source.target))
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"} - set(frozen)
-    read |= {f"{name}.{LOG_SCALE}" for name, _ in learned_scales(graph)}
+    read |= {f"{name}.log_change" for name, _ in learned_scales(graph)}
     for name, parameter in graph.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(name in read and parameter.is_floating_point())
 

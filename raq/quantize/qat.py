@@ -236,7 +236,7 @@ def qat_hooks(prepared: fx.GraphModule, settings: Qat, loss: LossOf | None = Non
             standing.update(now)
             set_mode(True)
 
-    return Hooks(set_mode, before_step, ranges.step, loss)
+    return Hooks(set_mode, before_step, ranges.step, loss=loss)
 
 
 def set_graph_mode(graph: fx.GraphModule, *, training: bool, norms: bool) -> None:

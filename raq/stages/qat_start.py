@@ -45,14 +45,14 @@ def graph_to_train(call: Call) -> "fx.GraphModule":
 
 def hooks_of(call: Call, graph: "fx.GraphModule", teacher: "nn.Module | None") -> "Hooks":
     """What the training loop does for this graph."""
-    from raq.model.loop import Hooks
     from raq.quantize.distillation import distillation_of
     from raq.quantize.qat import qat_hooks
+    from raq.quantize.steps import scale_hooks
 
     asked = call.read(QatSettings)
     loss = distillation_of(teacher, asked.qat, classes=asked.metric.needs_classes)
     if _starts_from_ptq(call):
-        return Hooks(set_mode=lambda training: None, loss=loss)
+        return scale_hooks(graph, asked.qat, loss)
     return qat_hooks(graph, asked.qat, loss)
 
 

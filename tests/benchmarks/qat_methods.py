@@ -25,7 +25,7 @@ from raq.model.checkpoints import LocalContext, TrainingResult
 from raq.model.dataset import Dataset, load_dataset
 from raq.model.evaluation import logits
 from raq.model.inputs import example_of
-from raq.model.loop import Hooks, seed_everything
+from raq.model.loop import seed_everything
 from raq.model.metrics import scorer_of
 from raq.model.training import train
 from raq.model.zoo import load_state, load_weights
@@ -34,6 +34,7 @@ from raq.quantize.calibrated import Calibrated, load_calibrated, save_calibrated
 from raq.quantize.distillation import distillation_of
 from raq.quantize.learned_scales import let_learn, put_learned_scales
 from raq.quantize.methods import Methods, Source
+from raq.quantize.steps import scale_hooks
 from raq.stages.effort import quantize_by_effort
 from raq.statistics.proportions import paired_drop, same_accuracy_p
 from raq.store.files import now, read_json, write_json
@@ -47,8 +48,10 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "start: ptq, distillation: 0.5": {"distillation": 0.5},
     "start: ptq, distillation: 1": {"distillation": 1.0},
     "start: ptq, average: 0.1": {"average": 0.1},
-    "start: ptq, lr: 0.0001": {"lr": 0.0001},
-    "start: ptq, lr: 0.002": {"lr": 0.002},
+    "start: ptq, weight_lr: 0.005": {"weight_lr": 0.005},
+    "start: ptq, weight_lr: 0.08": {"weight_lr": 0.08},
+    "start: ptq, scale_lr: 0": {"scale_lr": 0.0},
+    "start: ptq, scale_lr: 0.005": {"scale_lr": 0.005},
 }
 
 
@@ -63,7 +66,8 @@ def trained(network: nn.Module, dataset: Dataset, settings: Qat, start: Path, fo
         put_learned_scales(calibrated.prepared)
         calibrated.correct()
         let_learn(calibrated.prepared)
-        graph, hooks = calibrated.prepared, Hooks(set_mode=lambda training: None, loss=loss)
+        graph = calibrated.prepared
+        hooks = scale_hooks(graph, settings, loss)
     else:
         graph = qat.prepare_qat(network, example, "x86", reduce_range=False)
         hooks = qat.qat_hooks(graph, settings, loss)

@@ -16,7 +16,7 @@ from raq.experiment.training import Qat
 from raq.model.checkpoints import LocalContext
 from raq.model.evaluation import logits
 from raq.model.inputs import as_example
-from raq.model.loop import Hooks, seed_everything
+from raq.model.loop import seed_everything
 from raq.model.training import train
 from raq.quantize.bias import ADDED
 from raq.quantize.calibrated import load_calibrated, save_calibrated
@@ -32,6 +32,7 @@ from raq.quantize.learned_scales import (
 )
 from raq.quantize.methods import Made, Methods, Source, quantize
 from raq.quantize.ptq import FixedFakeQuantize, simulated
+from raq.quantize.steps import scale_hooks
 
 EVERY = Methods("all", True, 3)
 
@@ -79,8 +80,8 @@ def test_training_begins_with_what_ptq_computes_and_ends_in_the_program_it_learn
     found.correct()
     let_learn(found.prepared)
     assert torch.equal(found.prepared(images), expected)
-    settings = Qat(epochs=1, batch_size=64, lr=0.01, distillation=0.0)
-    hooks = Hooks(set_mode=lambda training: None)
+    settings = Qat(epochs=1, batch_size=64, distillation=0.0)
+    hooks = scale_hooks(found.prepared, settings)
     result = train(found.prepared, digits, TOP1, settings, 0, LocalContext(tmp_path / "b"), hooks)
     found.prepared.load_state_dict(result.state)
     with torch.no_grad():
@@ -106,11 +107,10 @@ def test_it_learns_scales_that_are_too_large(digits, tmp_path: Path) -> None:
     every = np.arange(digits.size("test"))
     wanted, before = logits(net, digits, every), logits(found.prepared, digits, every)
     power = float(wanted.var())
-    hooks = Hooks(
-        set_mode=lambda training: None,
-        loss=lambda inputs, outputs, by_sample: (outputs - net(*inputs)).square().mean(1) / power,
-    )
     settings = Qat(epochs=4, batch_size=32, scale_lr=0.05)
+    hooks = scale_hooks(
+        found.prepared, settings, lambda inputs, outputs, by_sample: (outputs - net(*inputs)).square().mean(1) / power
+    )
     result = train(found.prepared, digits, TOP1, settings, 0, LocalContext(tmp_path / "b"), hooks)
     found.prepared.load_state_dict(result.state)
     after = logits(found.prepared, digits, every)
