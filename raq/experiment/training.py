@@ -83,8 +83,8 @@ class Optimisation(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     """Of the cross-entropy."""
     augment: bool | None
-    """Random flip, and random crop out of the padded image; null: unless data.name is digits, which a flip or a
-    crop makes another."""
+    """Flip, of half of the images and in the next epoch of the others, and random crop out of the padded image; null:
+    unless data.name is digits, which a flip or a crop makes another."""
     progressive: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] | None
     """Image sides, as shares of the full side, through which the epochs go in order; []: full size; null: 0.5, 0.75, 1
     from 10,000 training images on."""

@@ -22,10 +22,18 @@ class AugmentationParams:
         return AugmentationParams(self.flips[rank::world_size], self.offsets[rank::world_size])
 
 
-def draw(count: int, padding: int, generator: torch.Generator) -> AugmentationParams:
-    """Random flips and crop offsets for `count` images, drawn on the CPU so that every device sees the same."""
-    flips = torch.rand(count, generator=generator) < 0.5
-    return AugmentationParams(flips, torch.randint(0, 2 * padding + 1, (count, 2), generator=generator))
+def draw(flips: Tensor, padding: int, generator: torch.Generator) -> AugmentationParams:
+    """These flips, and random crop offsets beside them, drawn on the CPU so that every device sees the same."""
+    return AugmentationParams(flips, torch.randint(0, 2 * padding + 1, (len(flips), 2), generator=generator))
+
+
+def flips_of(epoch: int, count: int, seed: int) -> Tensor:
+    """Which of all `count` images an epoch flips, bool: half of them at random in the first, the others in the next.
+
+    So each is seen both ways in any two epochs (Jordan 2024, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU).
+    """
+    first = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return first ^ bool(epoch % 2)
 
 
 def crop_and_flip(images: Tensor, draws: AugmentationParams, padding: int) -> Tensor:

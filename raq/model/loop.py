@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raq.errors import StageError
 from raq.experiment.training import Optimisation
-from raq.model.augmentation import crop_and_flip, draw, normalise
+from raq.model.augmentation import crop_and_flip, draw, flips_of, normalise
 from raq.model.averaging import WeightAverage
 from raq.model.batch import Batch, in_batches
 from raq.model.batch_norm import synchronise_batch_norm
@@ -164,8 +164,9 @@ class Loop:
             return
         scaled_side, padding = self._side(epoch), dataset.train_images.shape[-1] // 8
         mean, std = normalisation_tensors(dataset.mean, dataset.std, device)
+        flips = flips_of(epoch, len(dataset.train_labels), self.seed)
         for part in parts:
-            draws = draw(len(part), padding, generator) if self.settings.augment else None
+            draws = draw(flips[part], padding, generator) if self.settings.augment else None
             images, labels = take_batch(dataset.train_images, dataset.train_labels, part[rank::world_size], device)
             if draws is not None:
                 images = crop_and_flip(images, draws.part(rank, world_size), padding)

@@ -3,12 +3,12 @@
 import torch
 from torch.nn import functional as F
 
-from raq.model.augmentation import AugmentationParams, crop_and_flip, draw, normalise
+from raq.model.augmentation import AugmentationParams, crop_and_flip, draw, flips_of, normalise
 
 
 def test_crop_and_flip_is_what_one_image_at_a_time_gives() -> None:
     images = torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8)
-    draws = draw(16, 2, torch.Generator().manual_seed(3))
+    draws = draw(flips_of(0, 16, 3), 2, torch.Generator().manual_seed(3))
     assert draws.flips.any()
     assert not draws.flips.all()
     result = crop_and_flip(images, draws, 2)
@@ -21,8 +21,15 @@ def test_crop_and_flip_is_what_one_image_at_a_time_gives() -> None:
         assert torch.equal(result[n], expected)
 
 
+def test_any_two_epochs_show_each_image_both_ways() -> None:
+    shown = [flips_of(epoch, 1000, 7) for epoch in range(4)]
+    assert all(bool((shown[epoch] ^ shown[epoch + 1]).all()) for epoch in range(3))
+    assert 400 < int(shown[0].sum()) < 600
+    assert not torch.equal(flips_of(0, 1000, 8), shown[0]), "of another seed"
+
+
 def test_parts_of_the_draws_make_the_whole() -> None:
-    draws = draw(9, 4, torch.Generator().manual_seed(0))
+    draws = draw(flips_of(0, 9, 0), 4, torch.Generator().manual_seed(0))
     parts = [draws.part(rank, 2) for rank in range(2)]
     assert torch.equal(parts[0].offsets, draws.offsets[::2])
     assert torch.equal(parts[1].flips, draws.flips[1::2])
