@@ -53,7 +53,6 @@ WorkerCount = Annotated[int, Field(ge=1, le=1024)]
 OF_FP32 = (
     "freeze_observers_after", "freeze_bn_after", "lr", "optimizer", "momentum", "nesterov", "weight_decay",
 )  # fmt: skip
-DISTILLED = 0.5  # the share where training starts from PTQ
 Precision = Literal["float32", "bfloat16"]
 Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
 
@@ -213,8 +212,8 @@ class Qat(Optimisation):
     freeze_bn_after: Annotated[float, Field(ge=0)] | None = None
     """Of start: fp32: epochs after which batch normalisation uses its running statistics; null: half of the epochs."""
     distillation: Share | None = None
-    """Share of the loss that is the KL divergence from the FP32 network, the teacher; the rest is the cross-entropy.
-    null: 0.5 with start: ptq where outputs are of classes, else 0."""
+    """Share of the loss that is the KL divergence from the FP32 network, the teacher (of outputs that are not of
+    classes, the squared distance); the rest is the loss of training. null: 1 with start: ptq, 0 with fp32."""
     temperature: Annotated[float, Field(ge=1, le=100)] = 4.0
     """Temperature of the softmax of teacher and student in that divergence."""
 
@@ -233,8 +232,9 @@ class Qat(Optimisation):
                 raise ValueError(f"{key} is of start: fp32; a training that starts from ptq has weight_lr and scale_lr")
         return self
 
-    def share_distilled(self, *, classes: bool = True) -> float:
-        """`distillation`, or what null stands for; classes: whether the network's outputs are those of classes."""
+    @property
+    def share_distilled(self) -> float:
+        """`distillation`, or what null stands for."""
         if self.distillation is not None:
             return self.distillation
-        return DISTILLED if self.start == "ptq" and classes else 0.0
+        return 1.0 if self.start == "ptq" else 0.0

@@ -82,7 +82,7 @@ def _without_training(experiment: Experiment, found: DataFound, notes: list[str]
             if not found.train_images
             else "set loss, or model.weights",
         )
-    if found.train_images and experiment.qat is not None and experiment.qat.share_distilled() == 1:
+    if found.train_images and experiment.qat is not None and experiment.qat.share_distilled == 1:
         return experiment  # what FP32 gives is what it trains on
     if experiment.sweep is not None and not found.train_images:
         raise UserError(f"{why}, of whose images sweep holds some out to compare its trials on", "leave sweep out")

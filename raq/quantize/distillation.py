@@ -15,7 +15,7 @@ def distillation_of(teacher: nn.Module | None, settings: Qat, *, classes: bool) 
     """
     if teacher is None:
         return None
-    share = settings.share_distilled(classes=classes)
+    share = settings.share_distilled
     return distilled(teacher.eval(), share, settings.temperature if classes else None)
 
 

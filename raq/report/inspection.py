@@ -38,7 +38,8 @@ def print_inspection(console: Console, found: Mapping[str, Any]) -> None:
         say(console, f"{known} of the MACs would be int8, in {found['int8_layers']} layers; {smaller}", "green")
         _print_floats(console, found)
     if found["qat"] is not None:
-        said = "can be trained with fake quantizers" if found["qat"] == "ok" else f"QAT with start: fp32: {found['qat']}"
+        why = f"QAT with start: fp32: {found['qat']}"
+        said = "can be trained with fake quantizers" if found["qat"] == "ok" else why
         say(console, said, "green" if found["qat"] == "ok" else "yellow")
     compiled = found["compiled"]
     if compiled is not None:

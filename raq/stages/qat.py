@@ -34,7 +34,7 @@ def train_in(call: Call, context: "TrainingContext") -> "TrainingResult":
 
     dataset, asked = read_dataset(call), call.read(QatSettings)
     seed_everything(asked.seed)
-    graph, share = graph_to_train(call), asked.qat.share_distilled(classes=asked.metric.needs_classes)
+    graph, share = graph_to_train(call), asked.qat.share_distilled
     teacher = read_trained_network(call).to(context.device) if share else None
     task = training_task(call, asked.qat.label_smoothing, teacher_alone=share == 1)
     return train(graph, dataset, task, asked.qat, asked.seed, context, hooks_of(call, graph, teacher))

@@ -31,7 +31,7 @@ SUGGESTION_LAG = (
 def default_config(space: Space, base: Qat) -> Config:
     """The training as written in the experiment: always the first trial, to compare with."""
     written = base.model_dump(mode="json")
-    written["distillation"] = base.share_distilled()
+    written["distillation"] = base.share_distilled
     return {key: written[key] for key in sorted(space)}
 
 

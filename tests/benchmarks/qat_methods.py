@@ -44,11 +44,12 @@ REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "qat_methods"
 TRAININGS: dict[str, dict[str, Any]] = {
     "start: fp32": {"start": "fp32"},
     "start: fp32, distillation: 0.5": {"start": "fp32", "distillation": 0.5},
+    "start: ptq": {},
+    "start: ptq, weight_lr: 0.005": {"weight_lr": 0.005},
     "start: ptq, distillation: 0": {"distillation": 0.0},
     "start: ptq, distillation: 0.5": {"distillation": 0.5},
-    "start: ptq, distillation: 1": {"distillation": 1.0},
     "start: ptq, average: 0.1": {"average": 0.1},
-    "start: ptq, weight_lr: 0.005": {"weight_lr": 0.005},
+    "start: ptq, temperature: 1": {"temperature": 1.0},
     "start: ptq, weight_lr: 0.08": {"weight_lr": 0.08},
     "start: ptq, scale_lr: 0": {"scale_lr": 0.0},
     "start: ptq, scale_lr: 0.005": {"scale_lr": 0.005},
@@ -59,7 +60,7 @@ def trained(network: nn.Module, dataset: Dataset, settings: Qat, start: Path, fo
     """The rounding graph after training, from where it stands, and the seconds that its epochs took."""
     example = example_of(dataset.inputs)
     seed_everything(0)
-    teacher = network if settings.share_distilled() else None
+    teacher = network if settings.share_distilled else None
     loss = distillation_of(teacher, settings, classes=True)
     if settings.start == "ptq":
         calibrated: Calibrated = load_calibrated(network, example, start)
