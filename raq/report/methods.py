@@ -6,6 +6,12 @@ from raq.experiment.metric import POINTS
 from raq.report.types import CandidateSummary
 from raq.store.ptq_results import Climbed, ClimbedStep, PtqMethods
 
+STARTS = {
+    "ptq": "the graph that ptq ended with, its scales learning too",
+    "calibration": "a graph calibrated for it, as no ptq of its backend is there, its scales learning too",
+    "fp32": "FP32's weights, ranges observed meanwhile",
+}
+
 
 def how_made(candidate: CandidateSummary) -> Iterator[str]:
     """Sentences on how a candidate was made; none where it was calibration alone, or another runtime has said it."""
@@ -14,6 +20,9 @@ def how_made(candidate: CandidateSummary) -> Iterator[str]:
     methods, climbed, metric = candidate.get("methods"), candidate.get("effort"), candidate.get("metric")
     if climbed is not None:
         yield f"{candidate['name']}, {climbed_in_words(climbed, metric['unit'] if metric is not None else POINTS)}"
+    start = candidate.get("start")
+    if start in STARTS:
+        yield f"{candidate['name']}: trained from {STARTS[start]}"
     if methods is not None and (said := methods_in_words(methods)):
         yield f"{candidate['name']}: {said}"
 

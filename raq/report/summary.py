@@ -134,6 +134,7 @@ def _candidate(
         "throughput": [cast(Throughput, row) for row in _measured("throughput", name, stages)],
         "losses": made.get("losses", []),
         "methods": made.get("methods"),
+        "start": made.get("start"),
         "effort": made.get("effort"),
         "changed": _changed(name, answers),
     }

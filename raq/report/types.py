@@ -87,6 +87,7 @@ class CandidateSummary(Accuracy):
     throughput: NotRequired[list[Throughput]]
     losses: NotRequired[list[LayerLoss]]
     methods: NotRequired[PtqMethods | None]
+    start: NotRequired[str | None]
     effort: NotRequired[Climbed | None]
     changed: NotRequired[ChangedAnswers | None]
 

@@ -95,6 +95,13 @@ def step_prepared(call: Call, chain: "Chain") -> None:
         chain.step("prepared", untrained)
 
 
+def where_it_starts(call: Call) -> str:
+    """For the record: ptq, calibration (of its own, where there is no PTQ of its backend), or fp32."""
+    if not _starts_from_ptq(call):
+        return "fp32"
+    return "ptq" if "ptq" in call.inputs else "calibration"
+
+
 def _starts_from_ptq(call: Call) -> bool:
     return call.read(QatSettings).qat.start == "ptq"
 

@@ -74,6 +74,7 @@ class Quantizing(TypedDict):
     losses: NotRequired[list[LayerLoss]]
     methods: NotRequired[PtqMethods]
     effort: NotRequired[Climbed | None]
+    start: NotRequired[Literal["ptq", "calibration", "fp32"]]
     parity: NotRequired[list[ParityRow]]
 
 
