@@ -138,7 +138,8 @@ def main() -> None:
     for name, keys in TRAININGS.items():
         if name in done or (given.only and not any(one in name for one in given.only)):
             continue
-        settings = Qat.model_validate({"epochs": given.epochs, **keys})
+        digits = given.name.startswith("digits")
+        settings = Qat.model_validate({"epochs": given.epochs, "augment": not digits, **keys})
         row(name, *trained(network, dataset, settings, start, folder / name.replace(": ", "-")))
     REFERENCE.mkdir(parents=True, exist_ok=True)
     write_json(
