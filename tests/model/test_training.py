@@ -17,7 +17,7 @@ from raq.errors import StageError
 from raq.experiment.schema import Data
 from raq.experiment.training import Qat, Train
 from raq.model.batch_norm import synchronise_batch_norm
-from raq.model.checkpoints import LocalContext, read_result
+from raq.model.checkpoints import LocalContext, Metrics, TrainingResult, read_result
 from raq.model.dataset import load_dataset
 from raq.model.evaluation import predict
 from raq.model.loop import Hooks, seed_everything
@@ -227,6 +227,51 @@ def _range_worker(rank: int, world: int) -> None:
 
 def test_quantization_ranges_are_those_of_one_process(tmp_path: Path) -> None:
     two_workers(_range_worker, tmp_path)
+
+
+class _Rank(LocalContext):
+    """Of two ranks; nothing is saved."""
+
+    def __init__(self, folder: Path, rank: int, world: int) -> None:
+        super().__init__(folder)
+        self.rank, self.world_size = rank, world
+
+    def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        pass
+
+
+def _learn_scales(rank: int, world: int) -> TrainingResult:
+    from raq.experiment.ptq import Calibration
+    from raq.model.inputs import example_of
+    from raq.quantize.learned_scales import let_learn, put_learned_scales
+    from raq.quantize.methods import Methods, Source, quantize
+    from raq.quantize.steps import scale_hooks
+
+    data = load_dataset(Data(name="digits", train_limit=256, validation_fraction=0.2))
+    seed_everything(0)
+    net = network().eval()
+    source = Source(net, example_of(data.inputs), data, "x86", Calibration(size=32), 0, reduce_range=False)
+    graph = quantize(source, Methods()).prepared
+    put_learned_scales(graph)
+    let_learn(graph)
+    asked = Qat(epochs=2, batch_size=32, distillation=0.0, augment=False, average=0.5)
+    return train(graph, data, TOP1, asked, 0, _Rank(Path(), rank, world), scale_hooks(graph, asked))
+
+
+def _scales_worker(rank: int, world: int) -> None:
+    """Two ranks end with the same weights and scales, and come to the losses of one process."""
+    mine, alone = _learn_scales(rank, world), _learn_scales(0, 1)
+    for one, other in zip(mine.history, alone.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    for name, tensor in mine.state.items():
+        first = tensor.clone()
+        dist.broadcast(first, 0)
+        assert torch.equal(first, tensor), name
+    assert any(name.endswith("log_change") and bool(tensor.any()) for name, tensor in mine.state.items())
+
+
+def test_scales_learn_alike_on_two_workers(tmp_path: Path) -> None:
+    two_workers(_scales_worker, tmp_path)
 
 
 @pytest.mark.gpu

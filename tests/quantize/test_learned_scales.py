@@ -32,7 +32,7 @@ from raq.quantize.learned_scales import (
 )
 from raq.quantize.methods import Made, Methods, Source, quantize
 from raq.quantize.ptq import FixedFakeQuantize, simulated
-from raq.quantize.steps import scale_hooks
+from raq.quantize.steps import optimizer_of, scale_hooks, units_of
 
 EVERY = Methods("all", True, 3)
 
@@ -164,3 +164,25 @@ def test_what_was_kept_of_another_network_is_refused(digits, tmp_path: Path) -> 
     other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 30 * 30, 10)).eval()
     with pytest.raises(StageError, match="not of this network"):
         load_calibrated(other, as_example(EXAMPLE), tmp_path / "a.pt")
+
+
+def test_the_first_step_moves_every_weight_by_the_same_share_of_its_integer(digits) -> None:
+    """Adam's first step is the sign of the gradient: whatever a channel's range is, its weights move alike in it."""
+    graph = quantize(source(network(), digits), Methods()).prepared
+    put_learned_scales(graph)
+    let_learn(graph)
+    settings = Qat(weight_lr=0.25, scale_lr=0.125)
+    units, optimizer = units_of(graph), optimizer_of(graph, settings)
+    scales = [learned for _, learned in learned_scales(graph)]
+    before = {one: one.detach().clone() for one in units}
+    graph(batch(digits)).square().mean().backward()
+    optimizer.step()
+    weight = graph.get_parameter("0.weight")
+    assert units[weight].shape == (16, 1, 1, 1)
+    assert float(units[weight].max() / units[weight].min()) > 50, "its channels differ by far"
+    for one, unit in units.items():
+        moved = ((one.detach() - before[one]) / unit).abs()
+        far = (one.grad.abs() > 1e-5).expand_as(moved)  # beside Adam's epsilon
+        torch.testing.assert_close(moved[far], torch.full_like(moved[far], 0.25), rtol=1e-2, atol=0)
+    largest = max(float(learned.log_change.detach().abs().max()) for learned in scales)
+    assert largest == pytest.approx(0.125, rel=1e-2)
