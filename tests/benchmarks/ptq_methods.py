@@ -2,6 +2,7 @@
 
     uv run python tests/benchmarks/ptq_methods.py train NAME --root FOLDER --work W   (again to go on after an end)
     uv run python tests/benchmarks/ptq_methods.py measure NAME --root FOLDER --work W
+    uv run python tests/benchmarks/ptq_methods.py nncf NAME --root FOLDER --work W      (then; uv sync --extra openvino)
 
 NAME: efficientnet, mobilenet, vit (CIFAR-10, `root`), digits-efficientnet, digits-mobilenet, digits-vit, or resnet18
 with --weights FILE. Quantized graphs are simulated by torch, on all test images; nothing is compiled. Records go to
@@ -9,7 +10,10 @@ results/reference/ptq_methods/NAME.json.
 """
 
 import argparse
+import itertools
+import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from raq.experiment.metric import Metric
 from raq.experiment.ptq import Calibration
 from raq.experiment.schema import Data
 from raq.experiment.training import Train
+from raq.model.batch import in_batches
 from raq.model.checkpoints import LocalContext
 from raq.model.dataset import Dataset, load_dataset
 from raq.model.evaluation import logits
@@ -33,12 +38,16 @@ from raq.model.metrics import scorer_of
 from raq.model.parity import sqnr_db
 from raq.model.training import train
 from raq.model.zoo import build_model, load_state, load_weights
+from raq.quantize.calibration import calibration_batch, calibration_sample
+from raq.quantize.export import graph_of
 from raq.quantize.methods import Made, Methods, Source, quantize
 from raq.quantize.ptq import simulated
+from raq.quantize.quantizers import QUANTIZERS
 from raq.stages.effort import quantize_by_effort
 from raq.statistics.proportions import paired_drop, same_accuracy_p
-from raq.store.files import now, write_json
+from raq.store.files import now, read_json, write_json
 
+NNCF_BATCH = 32
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "ptq_methods"
 ALONE = {
     "calibration alone": Methods(),
@@ -102,6 +111,42 @@ def train_it(name: str, dataset: Dataset, folder: Path) -> None:
     torch.save(network.state_dict(), folder.with_suffix(".pt"))
 
 
+def by_nncf(source: Source, *, smooth_quant: bool, fast_bias_correction: bool) -> Any:
+    """The converted graph that NNCF's quantize_pt2e makes with the same quantizer, of the same calibration samples."""
+    from nncf import Dataset as CalibrationSet
+    from nncf.experimental.torch.fx import quantize_pt2e
+
+    chosen = calibration_sample(source.dataset, source.calibration.size, source.seed)
+    batches = [calibration_batch(source.dataset, part)[0] for part in in_batches(chosen, NNCF_BATCH)]
+    quantizer = QUANTIZERS[source.backend](qat=False, reduce_range=False, calibration=source.calibration)
+    return quantize_pt2e(
+        graph_of(source.network, source.example), quantizer, CalibrationSet(batches), subset_size=len(batches),
+        smooth_quant=smooth_quant, fast_bias_correction=fast_bias_correction,
+    )  # fmt: skip
+
+
+def nncf(name: str, dataset: Dataset, weights: Path) -> None:
+    """Rows for NNCF's methods, into the record that is there."""
+    network = NETWORKS[name][0]()
+    load_state(network, load_weights(weights), name, str(weights))
+    truth, everything = dataset.labels("test"), np.arange(dataset.size("test"))
+    right = logits(network.eval(), dataset, everything).argmax(1) == truth
+    source = Source(network, example_of(dataset.inputs), dataset, "x86", Calibration(), 0, reduce_range=False)
+    rows = []
+    for smooth, fast in itertools.product((False, True), (True, False)):
+        begun = time.perf_counter()
+        graph = by_nncf(source, smooth_quant=smooth, fast_bias_correction=fast)
+        seconds = time.perf_counter() - begun
+        own = logits(graph, dataset, everything).argmax(1) == truth
+        drop, interval = paired_drop(right, own)
+        step = f"quantize_pt2e, smooth_quant: {smooth}, fast_bias_correction: {fast}"
+        rows.append({"step": step, "seconds": seconds, "top1": float(own.mean()), "drop": drop,
+                     "drop_interval": list(interval)})  # fmt: skip
+        print(rows[-1], flush=True)
+    path = REFERENCE / f"{name}.json"
+    write_json(path, {**read_json(path), "nncf": {"version": version("nncf"), "measured_at": now(), "rows": rows}})
+
+
 def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str, Any]:
     """A row for calibration, for each method alone if they are wanted, and for the effort best."""
     network = NETWORKS[name][0]()
@@ -141,7 +186,7 @@ def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str
 def main() -> None:
     """Train or measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=("train", "measure"))
+    parser.add_argument("verb", choices=("train", "measure", "nncf"))
     parser.add_argument("name", choices=NETWORKS)
     parser.add_argument("--root")
     parser.add_argument("--work", type=Path, default=Path())
@@ -154,6 +199,9 @@ def main() -> None:
         return
     REFERENCE.mkdir(parents=True, exist_ok=True)
     weights = given.weights or (given.work / given.name).with_suffix(".pt")
+    if given.verb == "nncf":
+        nncf(given.name, dataset, weights)
+        return
     write_json(REFERENCE / f"{given.name}.json", measure(given.name, dataset, weights, not given.without_alone))
 
 
