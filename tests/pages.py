@@ -466,6 +466,70 @@ def small_data_training() -> str:
     )
 
 
+def nncf() -> str:
+    """What NNCF's quantize_pt2e loses on the networks that it was tried on."""
+    lines = ["| network | NNCF's quantize_pt2e | drop, points (95%) | s |", "|---|---|---|---|"]
+    for path in sorted((REFERENCE / "ptq_methods").glob("*.json")):
+        found = json.loads(path.read_text())
+        for at, row in enumerate(found.get("nncf", {"rows": []})["rows"]):
+            low, high = row["drop_interval"]
+            lines.append(
+                f"| {found['network'] if at == 0 else ''} | {row['step'].removeprefix('quantize_pt2e, ')} | "
+                f"{row['drop']:.2f} ({low:.2f} to {high:.2f}) | {row['seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def qat_methods() -> str:
+    """What each training gains over PTQ, a row a network and training."""
+    head = "| network | step | drop, points (95%) | p | gain over PTQ, points (95%) | p | s |\n|---|---|---|---|---|---|---|\n"
+    rows = []
+    for path in sorted((REFERENCE / "qat_methods").glob("*.json")):
+        found = json.loads(path.read_text())
+        network = (
+            f"{found['network']}, FP32 {100 * found['fp32_top1']:.2f}% of {found['test_images']:,}, "
+            f"{found['epochs']} epochs of {found['train_images']:,}"
+        )
+        for at, row in enumerate(found["rows"]):
+            low, high = row["drop_interval"]
+            gain = ""
+            if "gain" in row:
+                gain = f"{row['gain']:.2f} ({row['gain_interval'][0]:.2f} to {row['gain_interval'][1]:.2f})"
+            rows.append(
+                f"| {network if at == 0 else ''} | {row['step']} | {row['drop']:.2f} ({low:.2f} to {high:.2f}) | "
+                f"{_p(row['same_accuracy_p'])} | {gain} | {_p(row['gain_p']) if gain else ''} | {row['seconds']:.0f} |"
+            )
+    return head + "\n".join(rows)
+
+
+def training_curves() -> str:
+    """Work against accuracy, a row a training."""
+    head = (
+        "| training | work, epochs of full-size images | top-1 of 10,000 (95%) | s | threads |\n|---|---|---|---|---|\n"
+    )
+    rows = []
+    for path in sorted((REFERENCE / "training_recipes").glob("*.json")):
+        found = json.loads(path.read_text())
+        if path.stem != "ablation":
+            low, high = (100 * one for one in found["top1_interval"])
+            rows.append(
+                f"| {found['name']} | {found['work']:.2f} | {100 * found['top1']:.2f}% ({low:.2f} to {high:.2f}) | "
+                f"{found['seconds']:.0f} | {found['threads']} |"
+            )
+    return head + "\n".join(rows)
+
+
+def training_ablation() -> str:
+    """The recipe, and all but one of its pieces."""
+    found = json.loads((REFERENCE / "training_recipes" / "ablation.json").read_text())
+    head = "| otherwise | top-1, a seed each | s |\n|---|---|---|\n"
+    return head + "\n".join(
+        f"| {row['otherwise']} | {', '.join(f'{100 * one:.2f}%' for one in row['top1'])} | "
+        f"{', '.join(f'{one:.0f}' for one in row['seconds'])} |"
+        for row in found["rows"]
+    )
+
+
 def keys() -> str:
     """The keys of an experiment, from the schema."""
     lines = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
@@ -489,6 +553,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "executed": executed,
     "peers": peers,
     "ptq_methods": ptq_methods,
+    "nncf": nncf,
+    "qat_methods": qat_methods,
+    "training_curves": training_curves,
+    "training_ablation": training_ablation,
     "small_data_training": small_data_training,
     "timm": timm,
     "minilm": minilm,

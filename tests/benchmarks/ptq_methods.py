@@ -2,7 +2,7 @@
 
     uv run python tests/benchmarks/ptq_methods.py train NAME --root FOLDER --work W   (again to go on after an end)
     uv run python tests/benchmarks/ptq_methods.py measure NAME --root FOLDER --work W
-    uv run python tests/benchmarks/ptq_methods.py nncf NAME --root FOLDER --work W      (then; uv sync --extra openvino)
+    uv run python tests/benchmarks/ptq_methods.py nncf NAME --root FOLDER --work W      (then; uv sync --extra nncf)
 
 NAME: efficientnet, mobilenet, vit (CIFAR-10, `root`), digits-efficientnet, digits-mobilenet, digits-vit, or resnet18
 with --weights FILE. Quantized graphs are simulated by torch, on all test images; nothing is compiled. Records go to
