@@ -482,7 +482,7 @@ def nncf() -> str:
 
 def qat_methods() -> str:
     """What each training gains over PTQ, a row a network and training."""
-    head = "| network | step | drop, points (95%) | p | gain over PTQ, points (95%) | p | s |\n|---|---|---|---|---|---|---|\n"
+    head = "| network | step | drop, points (95%) | p | gain over PTQ, points (95%) | p | s |\n" + "|---" * 7 + "|\n"
     rows = []
     for path in sorted((REFERENCE / "qat_methods").glob("*.json")):
         found = json.loads(path.read_text())
