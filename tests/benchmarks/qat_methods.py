@@ -27,6 +27,7 @@ from raq.model.evaluation import logits
 from raq.model.inputs import example_of
 from raq.model.loop import seed_everything
 from raq.model.metrics import scorer_of
+from raq.model.parity import sqnr_db
 from raq.model.training import train
 from raq.model.zoo import load_state, load_weights
 from raq.quantize import qat
@@ -101,20 +102,21 @@ def main() -> None:
     load_state(network, load_weights(weights), given.name, str(weights))
     network.eval()
     truth, everything = dataset.labels("test"), np.arange(dataset.size("test"))
-    fp32 = logits(network, dataset, everything).argmax(1) == truth
-    answers = {"fp32": fp32}
+    wanted = logits(network, dataset, everything)
+    fp32 = wanted.argmax(1) == truth
     folder = given.work / f"qat-{given.name}-{given.limit or 'all'}-{given.epochs}"
     folder.mkdir(parents=True, exist_ok=True)
     start, record = folder / "calibrated.pt", folder / "rows.json"
     rows: list[dict[str, Any]] = read_json(record)["rows"] if record.is_file() else []
 
     def row(step: str, graph: Any, seconds: float) -> None:
-        own = logits(graph, dataset, everything).argmax(1) == truth
-        answers[step] = own
+        outputs = logits(graph, dataset, everything)
+        own = outputs.argmax(1) == truth
         np.save(folder / f"{step}.npy".replace(": ", "-"), own)
         drop, interval = paired_drop(fp32, own)
         found = {"step": step, "seconds": seconds, "top1": float(own.mean()), "drop": drop,
-                 "drop_interval": list(interval), "same_accuracy_p": same_accuracy_p(fp32, own)}  # fmt: skip
+                 "drop_interval": list(interval), "same_accuracy_p": same_accuracy_p(fp32, own),
+                 "sqnr_db": sqnr_db(wanted, outputs)}  # fmt: skip
         ptq = folder / "ptq best.npy"
         if ptq.is_file() and step.startswith("start"):
             gain, between = paired_drop(own, np.load(ptq))
