@@ -22,7 +22,7 @@ model:
 
 train: {{epochs: 12}}         # FP32
 ptq: {{}}                     # quantization after training; null leaves the candidate out
-qat: {{epochs: 1}}            # quantization-aware training, from the FP32 weights; null leaves it out
+qat: {{epochs: 1}}            # quantization-aware training, from where PTQ ended; null leaves it out
 
 bench:
   batch_sizes: [1, 32]      # images a call

@@ -19,7 +19,7 @@ from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.metric import LOSSES, Metric
 from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import Sweep
-from raq.experiment.training import Qat, Train
+from raq.experiment.training import OF_PTQ, TO_FP32, Qat, Train
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 HUB = "hf:"
@@ -226,12 +226,23 @@ class Experiment(Section):
             if sweep.ptq.percentiles and "percentile" not in observers:
                 raise ValueError("sweep.ptq.calibration.percentile is of the percentile observer, which is not tried")
         if sweep.qat is not None and self.qat is not None:
-            if not isinstance(self.qat.workers, int):
-                raise ValueError("qat.workers is a range, and trials of sweep.qat have a fixed number; give one number")
-            for key, tried in sweep.qat.space.items():
-                for value in tried if isinstance(tried, list) else next(iter(tried.values())):
-                    _refuse_value(self.qat, key, value)
+            _check_qat_sweep(self.qat, sweep.qat.space)
         return self
+
+
+def _check_qat_sweep(qat: Qat, space: dict[str, Any]) -> None:
+    """ValueError if trainings of this sweep could not be done."""
+    if not isinstance(qat.workers, int):
+        raise ValueError("qat.workers is a range, and trials of sweep.qat have a fixed number; give one number")
+    mixed = [next((key for key in keys if key in space), None) for keys in (TO_FP32, OF_PTQ)]
+    if None not in mixed:
+        raise ValueError(
+            f"sweep.qat.{mixed[0]} is tried where training starts from fp32, and {mixed[1]} where it starts from ptq: "
+            "leave one of them out"
+        )
+    for key, tried in space.items():
+        for value in tried if isinstance(tried, list) else next(iter(tried.values())):
+            _refuse_value(qat, key, value)
 
 
 def _refuse_value(qat: Qat, key: str, value: Any) -> None:
@@ -239,5 +250,5 @@ def _refuse_value(qat: Qat, key: str, value: Any) -> None:
     try:
         Qat.model_validate({**qat.model_dump(exclude_unset=True), key: value})
     except ValidationError as error:
-        said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
-        raise ValueError(f"sweep.qat.{key} has {value!r}; it should be {said}") from None
+        said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        raise ValueError(f"sweep.qat.{key} has {value!r}: {said}") from None

@@ -98,15 +98,15 @@ class QatSweep(Section):
     """Which quantization-aware trainings are tried: keys of `qat`, each with a list of values or a range."""
 
     lr: Numbers = None
-    """Learning rates."""
+    """Learning rates, of start: fp32."""
     epochs: Whole = None
     """Numbers of epochs."""
     batch_size: Whole = None
     """Images an optimiser step."""
     momentum: Numbers = None
-    """Of SGD."""
+    """Of SGD, of start: fp32."""
     weight_decay: Numbers = None
-    """L2 penalties."""
+    """L2 penalties, of start: fp32."""
     schedule: Words = None
     """Learning rates over the steps."""
     label_smoothing: Numbers = None

@@ -49,10 +49,12 @@ ENOUGH_STEPS = 64  # an epoch, of the batch size that is chosen
 GROWING = (0.5, 0.75, 1.0)  # image sides of the recipe fast, of large data
 LARGE_DATA = 10_000  # training samples, from which on smaller images first pay, and measuring how steps are computed
 WorkerCount = Annotated[int, Field(ge=1, le=1024)]
-# keys of `qat` that are of its start: fp32, and make that the default where they are set
+# keys of `qat` that are of one start alone
 OF_FP32 = (
     "freeze_observers_after", "freeze_bn_after", "lr", "optimizer", "momentum", "nesterov", "weight_decay",
 )  # fmt: skip
+OF_PTQ = ("weight_lr", "scale_lr")
+TO_FP32 = (*OF_FP32, "label_smoothing")  # that make start: fp32 the default where they are set
 Precision = Literal["float32", "bfloat16"]
 Workers = WorkerCount | Annotated[tuple[WorkerCount, WorkerCount], Field(strict=False)]
 
@@ -174,8 +176,9 @@ class Qat(Optimisation):
     start: Literal["ptq", "fp32"] = "ptq"
     """ptq: the graph that PTQ ended with, its scales learning with the weights (LSQ), batch norms folded, nothing
     dropped; where the candidate ptq is of another backend, or there is none, one that is calibrated for it. fp32: the
-    FP32 weights, ranges observed meanwhile, batch norms going on. The default is fp32 where one of its own keys is set:
-    lr, optimizer, momentum, nesterov, weight_decay, freeze_observers_after, freeze_bn_after."""
+    FP32 weights, ranges observed meanwhile, batch norms going on. It is fp32 where it is not set and one of these keys
+    is, here or in sweep.qat: lr, optimizer, momentum, nesterov, weight_decay, label_smoothing,
+    freeze_observers_after, freeze_bn_after."""
     backend: Backend = "x86"
     """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
     epochs: Positive = 3
@@ -198,8 +201,8 @@ class Qat(Optimisation):
     """Always []: an exported graph has one image size."""
     precision: Literal["float32"] = "float32"
     """Always float32: rounding to integers is what is trained for."""
-    channels_last: bool | None = None
-    """As in `train`."""
+    channels_last: bool | None = False
+    """As in `train`; trials of a sweep and a training that is done again compute alike where it is not null."""
     average: Annotated[float, Field(ge=0, le=1)] = 0.0
     """As in `train`."""
     weight_lr: Annotated[float, Field(ge=0, le=10)] = 0.02
@@ -220,16 +223,24 @@ class Qat(Optimisation):
     @model_validator(mode="before")
     @classmethod
     def _fill_start(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "start" not in given and any(given.get(key) is not None for key in OF_FP32):
+        if isinstance(given, dict) and "start" not in given and any(key in given for key in TO_FP32):
             return {**given, "start": "fp32"}
         return given
 
     @model_validator(mode="after")
     def _check_start(self) -> "Qat":
         defaults = type(self).model_fields
-        for key in OF_FP32 if self.start == "ptq" else ():
+        others, of, instead = (OF_FP32, "fp32", OF_PTQ) if self.start == "ptq" else (OF_PTQ, "ptq", ("lr",))
+        for key in others:
             if getattr(self, key) != defaults[key].default:
-                raise ValueError(f"{key} is of start: fp32; a training that starts from ptq has weight_lr and scale_lr")
+                raise ValueError(
+                    f"{key} is of start: {of}, and this training starts from {self.start}: leave it out (what there is "
+                    f"instead: {' and '.join(instead)}), or set start"
+                )
+        if self.label_smoothing and self.share_distilled == 1:
+            raise ValueError(
+                "label_smoothing is of targets, and distillation: 1 learns from none: set one below 1, or 0"
+            )
         return self
 
     @property

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-STATISTICS = ("running_mean", "running_var")  # of batch norms, averaged as weights are
+from raq.model.batch_norm import STATISTICS
 
 
 class WeightAverage:
@@ -23,7 +23,7 @@ class WeightAverage:
     def _own(self) -> list[tuple[str, Tensor]]:
         """What is averaged, of the model."""
         buffers = [(name, one) for name, one in self.model.named_buffers() if name.endswith(STATISTICS)]
-        return [*self.model.named_parameters(), *buffers]
+        return [(name, one) for name, one in (*self.model.named_parameters(), *buffers) if one.is_floating_point()]
 
     @torch.no_grad()
     def step(self) -> None:

@@ -32,6 +32,9 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+STATISTICS = ("running_mean", "running_var")
+
+
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The batch norms of a model that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
@@ -71,12 +74,15 @@ def estimate_on(model: nn.Module, dataset: Dataset, settings: Train, seed: int, 
     estimate_anew(model, (batch.inputs for batch in dataset.batches("train", mine, context.device)))
 
 
-def average_statistics(model: nn.Module, context: TrainingContext) -> None:
-    """Make running statistics the mean over all ranks: an exported graph normalises by its own rank's images."""
+def average_statistics(named: Iterable[tuple[str, Tensor]], context: TrainingContext) -> None:
+    """Make running statistics the mean over all ranks: an exported graph normalises by its own rank's images.
+
+    named: tensors by name, in the same order on every rank; others than running statistics are left alone.
+    """
     if context.world_size == 1:
         return
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
+    for name, buffer in named:
+        if name.endswith(STATISTICS):
             dist.all_reduce(buffer)
             buffer.div_(context.world_size)
 

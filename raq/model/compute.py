@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,8 +19,8 @@ from raq.experiment.training import LARGE_DATA, Optimisation, Precision
 from raq.model.batch import Batch
 from raq.model.checkpoints import Metrics, TrainingContext
 
-MEASURED_STEPS = 2  # of each way, after one that warms up
-ABANDONED_AT = 2.0  # times the best so far: a way whose first step takes so much is not measured further
+MEASURED_STEPS = 2  # of each way, in turns, after one of each that warms up
+ABANDONED_AT = 3.0  # times the shortest warm-up: a way whose own takes more is not measured further
 LEAST_GAIN = 0.9  # a way is taken if its steps take at most this share of the time of those before it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -71,12 +70,7 @@ def ways(settings: Optimisation, samples: int, device: torch.device) -> list[Com
 
 
 def choose(
-    model: nn.Module,
-    settings: Optimisation,
-    samples: int,
-    loss: Callable[[Tensor, Any], Tensor],
-    batch: Callable[[], Batch],
-    context: TrainingContext,
+    model: nn.Module, settings: Optimisation, samples: int, batch: Callable[[], Batch], context: TrainingContext
 ) -> tuple[Compute, Metrics]:
     """The fastest way to compute a step, and what was measured, for the first row of the history.
 
@@ -87,10 +81,7 @@ def choose(
         return possible[0], {}
     seconds: list[float | None] = [None] * len(possible)
     if context.rank == 0:
-        given = batch()
-        for at, one in enumerate(possible):
-            enough = min((found for found in seconds if found is not None), default=math.inf) * ABANDONED_AT
-            seconds[at] = _seconds(one, model, loss, given, context.device, enough)
+        seconds = _measure(possible, model, batch(), context.device)
     if context.world_size > 1:
         dist.broadcast_object_list(seconds, 0, device=context.device)
     measured = [{**asdict(one), "seconds": found} for one, found in zip(possible, seconds, strict=True)]
@@ -107,35 +98,40 @@ def _fastest(possible: list[Compute], seconds: list[float | None]) -> Compute:
     return possible[best]
 
 
-def _seconds(
-    way: Compute,
-    model: nn.Module,
-    loss: Callable[[Tensor, Any], Tensor],
-    batch: Batch,
-    device: torch.device,
-    enough: float,
-) -> float | None:
-    """What a step takes, measured no further where that is more than `enough`; None if the network does not run so (a
-    `view` of what is laid out otherwise, say)."""
-    own = copy.deepcopy(model)
-    way.lay_out(own)
-    best = None
-    for step in range(1 + MEASURED_STEPS):
+def _measure(possible: list[Compute], model: nn.Module, batch: Batch, device: torch.device) -> list[float | None]:
+    """What a step takes each way, seconds: the least of several, taken in turns after each has warmed up.
+
+    None where the network does not run so (a `view` of what is laid out otherwise, say), or cannot be copied.
+    """
+    found: list[float | None] = []
+    for way in possible:
+        found.append(_step_seconds(way, model, batch, device))
+    first = min((one for one in found if one is not None), default=math.inf)
+    going = [at for at, one in enumerate(found) if one is not None and one <= ABANDONED_AT * first]
+    best: dict[int, float] = {}
+    for _ in range(MEASURED_STEPS):
+        for at in going:
+            took = _step_seconds(possible[at], model, batch, device)
+            if took is not None:
+                best[at] = min(took, best.get(at, math.inf))
+    return [best.get(at, one) for at, one in enumerate(found)]
+
+
+def _step_seconds(way: Compute, model: nn.Module, batch: Batch, device: torch.device) -> float | None:
+    """What forward and backward take on a copy of the model; None if they fail."""
+    try:
+        own = copy.deepcopy(model)
+        way.lay_out(own)
+        inputs = way.inputs(batch.inputs)
         _wait(device)
         started = time.perf_counter()
-        try:
-            with way.arithmetic(device):
-                outputs = own(*way.inputs(batch.inputs))
-            loss(outputs.float(), batch.targets).sum().backward()
-        except RuntimeError:
-            return None
+        with way.arithmetic(device):
+            outputs = own(*inputs)
+        outputs.float().square().mean().backward()
         _wait(device)
-        took = time.perf_counter() - started
-        if took > enough:
-            return took
-        if step and (best is None or took < best):
-            best = took
-    return best
+        return time.perf_counter() - started
+    except Exception:  # the network is the user's: training itself will say what is wrong with it
+        return None
 
 
 def _wait(device: torch.device) -> None:

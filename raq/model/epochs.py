@@ -13,13 +13,11 @@ from raq.model.checkpoints import Metrics, TrainingContext
 from raq.model.compute import Compute, choose
 from raq.model.dataset import Dataset, calibration_indices
 from raq.model.initialisation import rescale_on
-from raq.model.losses import Loss
 
 
 def begin(
     model: nn.Module,
     dataset: Dataset,
-    loss: Loss,
     settings: Optimisation,
     seed: int,
     context: TrainingContext,
@@ -36,10 +34,11 @@ def begin(
     count = dataset.size("train")
 
     def batch() -> Batch:
-        chosen = calibration_indices(count, settings.samples_per_step // context.world_size, seed)
+        share = max(2, settings.samples_per_step // context.world_size)
+        chosen = calibration_indices(count, min(count, share), seed)
         return next(iter(dataset.batches("train", [chosen], context.device)))
 
-    compute, measured = choose(model, settings, count, loss, batch, context)
+    compute, measured = choose(model, settings, count, batch, context)
     return compute, {**found, **measured}
 
 
@@ -54,7 +53,7 @@ def end_epoch(
     """Make running statistics, and by `synchronise` ranges, those of all ranks; the model is in evaluation mode."""
     if isinstance(settings, Train) and settings.batch_norm_samples:
         estimate_on(model, dataset, settings, seed, context)
-    average_statistics(model, context)
+    average_statistics(model.named_buffers(), context)
     if context.world_size > 1:
         synchronise()
 

@@ -20,7 +20,7 @@ from raq.experiment.training import Optimisation
 from raq.model.augmentation import crop_and_flip, draw, flips_of, normalise
 from raq.model.averaging import WeightAverage
 from raq.model.batch import Batch, in_batches
-from raq.model.batch_norm import synchronise_batch_norm
+from raq.model.batch_norm import average_statistics, synchronise_batch_norm
 from raq.model.cache import Array
 from raq.model.checkpoints import BestEpoch, Metrics, TrainingCheckpoint, TrainingContext
 from raq.model.compute import Compute
@@ -98,6 +98,9 @@ class Loop:
         set_mode(True)
         row = self._pass(epoch)
         set_mode(False)
+        average_statistics(self.model.named_buffers(), self.context)
+        if self.average is not None:
+            average_statistics(self.average.state.items(), self.context)
         return row
 
     def _pass(self, epoch: int) -> Metrics:
@@ -182,6 +185,16 @@ class Loop:
             "loss": float(losses[0] / losses[1]),
             "images_per_s": speed,
         }
+
+
+def same_everywhere(model: nn.Module, context: TrainingContext) -> None:
+    """Give every rank the parameters and buffers of rank 0, in place."""
+    if context.world_size == 1:
+        return
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.numel():
+                dist.broadcast(tensor.data, 0)
 
 
 def distributed(model: nn.Module, context: TrainingContext) -> nn.Module:

@@ -29,7 +29,7 @@ from raq.model.checkpoints import (
 from raq.model.compute import Compute
 from raq.model.dataset import Dataset
 from raq.model.epochs import begin, end_epoch, refuse_divergence
-from raq.model.loop import NO_HOOKS, Hooks, Loop, Task, distributed
+from raq.model.loop import NO_HOOKS, Hooks, Loop, Task, distributed, same_everywhere
 from raq.model.metrics import Scorer
 from raq.model.schedules import learning_rate_factor, new_optimizer, steps_per_epoch
 
@@ -51,6 +51,7 @@ def train(
     """
     settings = settings.for_samples(dataset.size("train"))
     model.to(context.device)
+    same_everywhere(model, context)
     optimizer = new_optimizer(model, settings) if hooks.optimizer is None else hooks.optimizer()
     steps = steps_per_epoch(dataset.size("train"), settings.samples_per_step, context.world_size)
     total = steps * settings.epochs
@@ -63,9 +64,9 @@ def train(
     if history:
         compute = Compute.of_row(history[-1])
     else:
-        compute, begun = begin(model, dataset, task.loss, settings, seed, context, set_mode)
+        compute, begun = begin(model, dataset, settings, seed, context, set_mode)
     compute.lay_out(model)
-    replica = distributed(model, context)  # which gives every rank the weights of rank 0
+    replica = distributed(model, context)
     average = WeightAverage(model, settings.average * total) if settings.average else None
     if average is not None and found is not None:
         average.restore(found.average or {})
@@ -77,11 +78,9 @@ def train(
         with nullcontext() if average is None else average.in_place():
             end_epoch(model, dataset, settings, seed, context, hooks.synchronise)
             score = _validate(model, dataset, task.scorer, context, epoch)
-            if best is None or _is_as_good(score, best.score, task.scorer.metric.sign):
-                best = BestEpoch(epoch, score, model_state(model))
+            best = _best_of(best, epoch, score, model, task.scorer.metric.sign)
         row |= {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score}
         history.append(row | (begun if epoch == 0 else {}))
-        assert best is not None
         context.save(history[-1], loop.checkpoint(history, best).write)
     assert best is not None
     set_mode(False)
@@ -93,9 +92,10 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
-def _is_as_good(score: float | None, best: float | None, sign: int) -> bool:
-    """Whether an epoch of this score takes the place of the best; without scores the last one does."""
-    return score is None or best is None or sign * score >= sign * best
+def _best_of(best: BestEpoch | None, epoch: int, score: float | None, model: nn.Module, sign: int) -> BestEpoch:
+    """The best epoch so far, or this one if it is as good; without scores the last one."""
+    worse = best is not None and score is not None and best.score is not None and sign * score < sign * best.score
+    return best if best is not None and worse else BestEpoch(epoch, score, model_state(model))
 
 
 def _validate(model: nn.Module, dataset: Dataset, scorer: Scorer, context: TrainingContext, epoch: int) -> float | None:

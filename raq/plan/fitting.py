@@ -8,7 +8,8 @@ from typing import Any
 from raq.errors import UserError
 from raq.experiment.metric import loss_of
 from raq.experiment.schema import Experiment
-from raq.experiment.training import OF_FP32
+from raq.experiment.sweep import Sweep
+from raq.experiment.training import TO_FP32, Qat
 from raq.plan.facts import DataFound
 from raq.statistics.proportions import drop_interval
 
@@ -28,11 +29,18 @@ def fit_to_data(experiment: Experiment, found: DataFound) -> tuple[Experiment, t
             "give raq.Data(classes=...), a number or their names, or another metric",
         )
     notes = _too_few_samples(experiment, found)
+    experiment = _start(experiment)
     experiment = _without_training(experiment, found, notes)
     experiment = _sweep_drop(_margin(_calibration(experiment, found, notes)))
     if found.image_shape is None:
         experiment = _without_image_keys(experiment)
-    return _trainings(_start(experiment), found), tuple(notes)
+    return _trainings(experiment, found), tuple(notes)
+
+
+def _learns_from_no_targets(qat: Qat, sweep: Sweep | None) -> bool:
+    """Whether QAT, and every training of its sweep, learns from the FP32 network alone."""
+    tried = sweep.qat.space.get("distillation") if sweep is not None and sweep.qat is not None else None
+    return qat.share_distilled == 1 and (tried is None or (isinstance(tried, list) and set(tried) == {1}))
 
 
 def _start(experiment: Experiment) -> Experiment:
@@ -40,7 +48,7 @@ def _start(experiment: Experiment) -> Experiment:
     qat, sweep = experiment.qat, experiment.sweep
     if qat is None or sweep is None or sweep.qat is None or "start" in qat.model_fields_set:
         return experiment
-    if not set(sweep.qat.space) & set(OF_FP32):
+    if not set(sweep.qat.space) & set(TO_FP32):
         return experiment
     return experiment.model_copy(update={"qat": qat.model_copy(update={"start": "fp32"})})
 
@@ -82,7 +90,7 @@ def _without_training(experiment: Experiment, found: DataFound, notes: list[str]
             if not found.train_images
             else "set loss, or model.weights",
         )
-    if found.train_images and experiment.qat is not None and experiment.qat.share_distilled == 1:
+    if found.train_images and experiment.qat is not None and _learns_from_no_targets(experiment.qat, experiment.sweep):
         return experiment  # what FP32 gives is what it trains on
     if experiment.sweep is not None and not found.train_images:
         raise UserError(f"{why}, of whose images sweep holds some out to compare its trials on", "leave sweep out")

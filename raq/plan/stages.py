@@ -20,7 +20,7 @@ from raq.errors import UserError
 from raq.experiment.execution import Resources
 from raq.experiment.fields import HALF_NAMES, MODE_KINDS, MODE_NAMES
 from raq.experiment.metric import loss_of
-from raq.experiment.ptq import Ptq
+from raq.experiment.ptq import Calibration, Ptq
 from raq.experiment.schema import Experiment
 from raq.experiment.sweep import PtqSweep, Sweep
 from raq.experiment.training import Qat
@@ -150,6 +150,9 @@ class _Plan:
             if isinstance(part, Qat):
                 settings["device"] = self.training_device
                 inputs |= self._start(part)
+                if part.start == "ptq" and "ptq" not in inputs:
+                    own = Calibration(size=max(1, min(Calibration().size, self.facts.data.calibration_images)))
+                    settings["calibration"] = own.model_dump(mode="json")
                 if sweep.qat is None:
                     pool, workers = "train", part.workers
                 else:  # what it chooses is trained already
@@ -172,6 +175,8 @@ class _Plan:
 
     def _reduces_range(self, part: Ptq | Qat, saturates: bool) -> bool:
         """Whether activations have 7 bits: as asked, else where 8 could saturate."""
+        if isinstance(part, Qat) and self._start(part) and self.experiment.ptq is not None:
+            part = self.experiment.ptq  # as that is quantized, of which it goes on
         asked = part.reduce_range if isinstance(part, Ptq) else None
         return part.backend == "x86" and (saturates if asked is None else asked)
 

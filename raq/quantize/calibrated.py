@@ -51,10 +51,13 @@ class _Kept:
 class Calibrated:
     """A calibrated graph whose tensors are still those in float, and what corrected them.
 
-    added_biases: names of parameters by the node that they are added to; corrected: tensors by name.
+    added_biases: names of parameters by the node that they are added to; corrected: tensors by name. reduce_range,
+    per_channel: as it was quantized.
     """
 
     prepared: fx.GraphModule
+    reduce_range: bool
+    per_channel: bool
     added_biases: dict[str, str] = field(default_factory=dict)
     corrected: dict[str, Tensor] = field(default_factory=dict)
 
@@ -132,4 +135,4 @@ def load_calibrated(network: nn.Module, example: Example, path: Path) -> Calibra
         ) from error
     for name, observer in own.items():
         fix_range(observer, *kept.ranges[name])
-    return Calibrated(prepared, kept.added_biases, kept.corrected)
+    return Calibrated(prepared, kept.reduce_range, kept.per_channel, kept.added_biases, kept.corrected)

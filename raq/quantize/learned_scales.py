@@ -100,14 +100,15 @@ def in_float(graph: fx.GraphModule) -> Iterator[fx.GraphModule]:
 def let_learn(graph: fx.GraphModule, frozen: Collection[str] = ()) -> None:
     """Let the parameters that the graph reads learn, and the scales; frozen: names of those that do not.
 
-    Weights and biases of layers that are stored as buffers become parameters.
+    Weights and biases of layers that the graph's rewriting has stored as buffers become parameters; the network's own
+    buffers, fixed filters say, belong into `frozen`.
     """
     for node in graph.graph.nodes:
         for argument in node.args[1:3] if is_layer(node) else ():
             source = argument
             while isinstance(source, fx.Node) and source.op == "call_module":
                 source = source.args[0]
-            if isinstance(source, fx.Node) and source.op == "get_attr":
+            if isinstance(source, fx.Node) and source.op == "get_attr" and str(source.target) not in frozen:
                 _as_parameter(graph, str(source.target))
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"} - set(frozen)
     read |= {f"{name}.log_change" for name, _ in learned_scales(graph)}

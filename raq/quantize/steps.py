@@ -48,7 +48,7 @@ def units_of(graph: fx.GraphModule) -> dict[nn.Parameter, Tensor]:
     """Of every parameter that learns, scales aside, what one integer is.
 
     A weight that is rounded: its scale, by channel; its layer's bias, which is a weight of the input 1, likewise;
-    others: a 127th of the greatest, by the first dimension of what has more than one.
+    others: a 127th of the greatest, by the first dimension of what has more than one, and of 1 where all are 0.
     """
     known = {id(learned.log_change) for _, learned in learned_scales(graph)}
     found: dict[nn.Parameter, Tensor] = {}
@@ -73,5 +73,5 @@ def units_of(graph: fx.GraphModule) -> dict[nn.Parameter, Tensor]:
             size = parameter.detach().abs()
             by_channel = size.ndim > 1
             greatest = size.flatten(1).amax(1).reshape(-1, *[1] * (size.ndim - 1)) if by_channel else size.max()
-            found[parameter] = greatest / 127
+            found[parameter] = torch.where(greatest > 0, greatest, 1.0) / 127
     return {parameter: unit for parameter, unit in found.items() if parameter.requires_grad}

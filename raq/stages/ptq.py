@@ -19,7 +19,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     """Export, prepare, calibrate, correct, convert."""
     import torch
 
-    from raq.quantize.calibrated import save_calibrated
+    from raq.quantize.calibrated import pin_ranges, save_calibrated
     from raq.quantize.convert import convert
     from raq.quantize.losses import losses
     from raq.quantize.methods import Methods, Source
@@ -45,6 +45,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         source, Methods.asked(settings), settings.effort, scorer(call), enough,
         lambda said, share: progress({"text": said} | ({} if share is None else {"share": share})),
     )  # fmt: skip
+    pin_ranges(made.prepared)
     save_calibrated(made, source, Path(call.folder) / CALIBRATED)
     chain = parity_chain(call, dataset)
     chain.step("fp32", network)

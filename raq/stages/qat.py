@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raq.stages.call import Call, Progress, Results
 from raq.stages.inputs import example_input, parity_chain, read_dataset, read_trained_network, training_task
 from raq.stages.programs import count_macs, keep_program
-from raq.stages.qat_start import graph_to_train, hooks_of, rest, step_prepared, to_convert, where_it_starts
+from raq.stages.qat_start import graph_to_train, hooks_of, how_it_starts, rest, step_prepared, to_convert
 from raq.stages.transfer import local_context
 from raq.store.settings import QatSettings
 
@@ -70,5 +70,5 @@ def finish(call: Call, result: "TrainingResult") -> Results:
     trained = trained_graph(call, result)
     chain.step("simulated", trained)
     program = convert(to_convert(call, trained), example_input(call))
-    results = {"start": where_it_starts(call), **count_macs(call, network), **keep_program(call, program, chain)}
+    results = {**how_it_starts(call), **count_macs(call, network), **keep_program(call, program, chain)}
     return {"history": result.history, "best_epoch": result.best_epoch, **results}

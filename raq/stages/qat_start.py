@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from raq.stages.call import CALIBRATED, WEIGHTS, Call
+from raq.stages.call import CALIBRATED, WEIGHTS, Call, Results
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
 from raq.stages.trials import keep_one
 from raq.store.files import digest, file_digest
@@ -38,7 +38,9 @@ def graph_to_train(call: Call) -> "fx.GraphModule":
     calibrated = copy.deepcopy(_calibrated(_key(call)))
     put_learned_scales(calibrated.prepared)
     calibrated.correct()
-    frozen = {name for name, one in read_trained_network(call).named_parameters() if not one.requires_grad}
+    network = read_trained_network(call)
+    frozen = {name for name, one in network.named_parameters() if not one.requires_grad}
+    frozen |= {name for name, _ in network.named_buffers()}
     let_learn(calibrated.prepared, frozen)
     return calibrated.prepared
 
@@ -95,11 +97,13 @@ def step_prepared(call: Call, chain: "Chain") -> None:
         chain.step("prepared", untrained)
 
 
-def where_it_starts(call: Call) -> str:
-    """For the record: ptq, calibration (of its own, where there is no PTQ of its backend), or fp32."""
+def how_it_starts(call: Call) -> Results:
+    """For the record. start: ptq, calibration (of its own, where there is no PTQ of its backend), or fp32."""
     if not _starts_from_ptq(call):
-        return "fp32"
-    return "ptq" if "ptq" in call.inputs else "calibration"
+        return {"start": "fp32"}
+    found = _calibrated(_key(call))
+    own = {"start": "ptq" if "ptq" in call.inputs else "calibration"}
+    return {**own, "reduce_range": found.reduce_range}
 
 
 def _starts_from_ptq(call: Call) -> bool:
@@ -111,7 +115,8 @@ def _key(call: Call) -> _Key:
     if "ptq" in call.inputs:
         ptq = file_digest(call.input("ptq") / CALIBRATED)
     weights = file_digest(call.input("weights") / WEIGHTS)
-    return _Key(digest([weights, ptq, asked.qat.start, asked.qat.backend, asked.reduce_range, asked.model]), call)
+    made_of = [weights, ptq, asked.qat.start, asked.qat.backend, asked.reduce_range, asked.model, asked.seed]
+    return _Key(digest([*made_of, asked.data.digest, asked.calibration.model_dump(mode="json")]), call)
 
 
 @keep_one
@@ -125,8 +130,7 @@ def _with_fake_quantizers(key: _Key) -> "fx.GraphModule":
 
 @keep_one
 def _calibrated(key: _Key) -> "Calibrated":
-    """What PTQ has left; where there is none of this backend, a calibration as `ptq.calibration` has it by default."""
-    from raq.experiment.ptq import Calibration
+    """What PTQ has left; where there is none of this backend, a calibration as the plan has it."""
     from raq.quantize.calibrated import Calibrated, load_calibrated, pin_ranges
     from raq.quantize.methods import Methods, Source, quantize
 
@@ -135,8 +139,8 @@ def _calibrated(key: _Key) -> "Calibrated":
     if "ptq" in call.inputs:
         return load_calibrated(network, example, call.input("ptq") / CALIBRATED)
     source = Source(
-        network, example, read_dataset(call), asked.qat.backend, Calibration(), asked.seed, asked.reduce_range
+        network, example, read_dataset(call), asked.qat.backend, asked.calibration, asked.seed, asked.reduce_range
     )
     made = quantize(source, Methods())
     pin_ranges(made.prepared)
-    return Calibrated(made.prepared)
+    return Calibrated(made.prepared, source.reduce_range, source.per_channel)

@@ -142,9 +142,10 @@ class TrainingSettings(Settings):
 
 
 class QatSettings(NetworkSettings, TrainingSettings):
-    """Of `qat`, and of its sweep."""
+    """Of `qat`, and of its sweep. calibration: where it starts from PTQ, and there is none of its backend."""
 
     reduce_range: bool
+    calibration: Calibration = Calibration()
 
 
 class TrialSettings(Settings):

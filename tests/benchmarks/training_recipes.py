@@ -80,11 +80,11 @@ def row_of(name: str, result: TrainingResult, dataset: Dataset, threads: int) ->
     }  # fmt: skip
 
 
-def keep(name: str, dataset: Dataset, **content: Any) -> None:
+def keep(record: str, dataset: Dataset, **content: Any) -> None:
     """Write a record."""
     REFERENCE.mkdir(parents=True, exist_ok=True)
     counts = {"train_images": dataset.size("train"), "test_images": dataset.size("test")}
-    write_json(REFERENCE / f"{name}.json", {"measured_at": now(), "environment": environment(), **counts, **content})
+    write_json(REFERENCE / f"{record}.json", {"measured_at": now(), "environment": environment(), **counts, **content})
 
 
 def ablation(data: Dataset, work: Path, seeds: int, threads: int) -> None:

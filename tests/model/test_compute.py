@@ -73,11 +73,31 @@ def test_a_layout_in_which_the_network_does_not_run_is_left_out_and_the_network_
     before = {name: one.clone() for name, one in model.state_dict().items()}
     batch = Batch((torch.randn(8, 3, 8, 8),), torch.zeros(8, dtype=torch.int64))
     context = LocalContext(tmp_path)
-    found, row = choose(model, settings(precision="float32"), LARGE_DATA, TOP1.loss, lambda: batch, context)
+    found, row = choose(model, settings(precision="float32"), LARGE_DATA, lambda: batch, context)
     assert found == Compute()
     assert [one["seconds"] is None for one in row["measured_steps"]] == [False, True]
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
     assert all(one.grad is None for one in model.parameters())
+
+
+class Remembers(nn.Module):
+    """A network that cannot be copied once it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(192, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen: torch.Tensor = self.last(x.flatten(1))
+        return self.seen
+
+
+def test_a_network_that_cannot_be_measured_is_trained_the_plainest_way(tmp_path: Path) -> None:
+    model, batch = Remembers(), Batch((torch.randn(8, 3, 8, 8),), None)
+    model(*batch.inputs)
+    found, row = choose(model, settings(), LARGE_DATA, lambda: batch, LocalContext(tmp_path))
+    assert found == Compute()
+    assert [one["seconds"] for one in row["measured_steps"]] == [None] * 4
 
 
 def test_half_precision_and_layout_are_used_and_the_history_says_so(digits, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ MACHINE = Machine("a cpu", "x86_64", ["avx512_vnni"], 2)
 
 def planned(facts: Facts | None = None, **given: object) -> dict[str, Stage]:
     experiment = Experiment.model_validate({"name": "x", **given})
-    return {stage.name: stage for stage in make_plan(experiment, facts or Facts(DATA, MACHINE))}
+    found = facts or Facts(DATA, MACHINE)
+    fitted, _ = fit_to_data(experiment, found.data)
+    return {stage.name: stage for stage in make_plan(fitted, found)}
 
 
 def changed(a: dict[str, Stage], b: dict[str, Stage]) -> set[str]:
@@ -165,7 +167,7 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
 def test_qat_starts_from_the_ptq_of_its_backend_and_from_none_where_there_is_none() -> None:
     start = {"weights": "train", "ptq": "ptq"}
     assert planned()["qat"].inputs == start
-    sweep: dict[str, Any] = {"qat": {"lr": [0.01, 0.1]}}
+    sweep: dict[str, Any] = {"qat": {"weight_lr": [0.01, 0.1]}}
     searched = planned(sweep=sweep)
     assert searched["qat"].inputs == {**start, "sweep": "sweep/qat"}
     assert searched["sweep/qat"].inputs == start
@@ -174,18 +176,45 @@ def test_qat_starts_from_the_ptq_of_its_backend_and_from_none_where_there_is_non
         {"ptq": {"mode": ["dynamic"]}},
     ):  # fmt: skip
         assert planned(**given)["qat"].inputs == {"weights": "train"}, given
-    tries_freezing = Experiment.model_validate(
-        {"name": "x", "sweep": {"qat": {**sweep["qat"], "freeze_bn_after": [0.5, 1.0]}}}
-    )
-    fitted, _ = fit_to_data(tries_freezing, DATA)
-    made = {stage.name: stage for stage in make_plan(fitted, Facts(DATA, MACHINE))}
-    assert made["sweep/qat"].inputs == {"weights": "train"}
-    assert made["qat"].settings["qat"]["start"] == "fp32"
-    with pytest.raises(ValidationError, match="freeze_bn_after is of start: fp32"):
-        planned(qat={"start": "ptq", "freeze_bn_after": 1.0})
+    for key, values in {"freeze_bn_after": [0.5, 1.0], "lr": [0.1, 0.2], "label_smoothing": [0.0, 0.1]}.items():
+        made = planned(sweep={"qat": {key: values}})
+        assert made["sweep/qat"].inputs == {"weights": "train"}
+        assert made["qat"].settings["qat"]["start"] == "fp32", "its trials would be all the same"
     other_calibration = planned(sweep=sweep, ptq={"calibration": {"size": 32}})
     trials = [plan["sweep/qat"].settings["trials"] for plan in (searched, other_calibration)]
     assert trials[0] != trials[1], "trials that started elsewhere are other trials"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"qat": {"start": "ptq", "freeze_bn_after": 1.0}}, "freeze_bn_after is of start: fp32"),
+        ({"qat": {"start": "fp32", "weight_lr": 0.5}}, "weight_lr is of start: ptq"),
+        ({"qat": {"lr": 0.1, "scale_lr": 0.5}}, "scale_lr is of start: ptq"),
+        ({"qat": {"start": "ptq", "label_smoothing": 0.1}}, "label_smoothing is of targets"),
+        ({"qat": {"start": "fp32"}, "sweep": {"qat": {"weight_lr": [0.5]}}}, "weight_lr is of start: ptq"),
+        ({"sweep": {"qat": {"lr": [0.5], "weight_lr": [0.5]}}}, "leave one of them out"),
+    ],
+)
+def test_keys_of_the_other_start_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Experiment.model_validate({"name": "x", **given})
+
+
+@pytest.mark.parametrize("key", ["lr", "momentum", "label_smoothing", "freeze_observers_after"])
+def test_files_that_set_keys_of_fp32_mean_what_they_meant(key: str) -> None:
+    values = {"lr": 0.0005, "momentum": 0.9, "label_smoothing": 0.0, "freeze_observers_after": 2.0}
+    assert Experiment.model_validate({"name": "x", "qat": {key: values[key]}}).qat.start == "fp32"  # type: ignore[union-attr]
+    assert Experiment.model_validate({"name": "x", "qat": {"lr": None}}).qat.start == "fp32"  # type: ignore[union-attr]
+
+
+def test_qat_has_the_bits_of_the_ptq_that_it_starts_from_and_calibrates_on_what_there_is() -> None:
+    old = Facts(DATA, replace(MACHINE, features=[]))
+    assert planned(old, ptq={"reduce_range": False})["qat"].settings["reduce_range"] is False
+    assert planned(old, ptq={"reduce_range": False}, qat={"start": "fp32"})["qat"].settings["reduce_range"] is True
+    assert planned(ptq={"reduce_range": True})["qat"].settings["reduce_range"] is True
+    alone = planned(ptq=None)["qat"].settings
+    assert alone["calibration"]["size"] == DATA.calibration_images < 256
 
 
 def test_a_program_is_deployed_in_every_runtime_asked_for() -> None:

@@ -159,6 +159,34 @@ def test_all_that_is_read_learns_but_what_the_network_has_frozen(digits, tmp_pat
     assert all(one.grad is not None for one in found.prepared.parameters() if one.requires_grad)
 
 
+class Blur(nn.Module):
+    """A fixed filter between two layers; a bias and a gain that begin with 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 10, 3)
+        self.shift = nn.Parameter(torch.zeros(8, 1, 1))
+        self.register_buffer("filter", torch.full((8, 1, 3, 3), 1 / 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        blurred = nn.functional.conv2d(self.first(x), self.filter, padding=1, groups=8)
+        return self.last(blurred + self.shift).mean((2, 3))
+
+
+def test_fixed_filters_stay_and_what_is_0_learns(digits) -> None:
+    torch.manual_seed(0)
+    net = Blur().eval()
+    graph = quantize(source(net, digits), Methods()).prepared
+    put_learned_scales(graph)
+    let_learn(graph, {"filter"})
+    optimizer = optimizer_of(graph, Qat())
+    kernel, shift = graph.get_buffer("filter").clone(), graph.get_parameter("shift").detach().clone()
+    graph(batch(digits)).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(graph.get_buffer("filter"), kernel)
+    assert not torch.equal(graph.get_parameter("shift"), shift)
+
+
 def test_what_was_kept_of_another_network_is_refused(digits, tmp_path: Path) -> None:
     kept(network(), digits, tmp_path / "a.pt")
     other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 30 * 30, 10)).eval()
