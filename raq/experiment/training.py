@@ -94,7 +94,7 @@ class Optimisation(Section):
     steps before the first epoch, from 10,000 training samples on; else float32."""
     channels_last: bool | None
     """Whether images lie in memory with their channels last; null: as `precision`, else false."""
-    average: Annotated[float, Field(ge=0, le=1)]
+    average: Annotated[float, Field(ge=0, le=1)] | None
     """Evaluated and kept are exponential averages of the weights, over about this share of all steps (Polyak and
     Juditsky 1992; Izmailov et al. 2018); 0: the weights themselves."""
     workers: Workers = 1
@@ -122,6 +122,11 @@ class Optimisation(Section):
         """batch_size, where it is a number: what `for_samples` gives."""
         assert self.batch_size is not None
         return self.batch_size
+
+    @property
+    def share_averaged(self) -> float:
+        """`average`, or what null stands for."""
+        return self.average or 0.0
 
     @property
     def peak_lr(self) -> float:
@@ -203,8 +208,8 @@ class Qat(Optimisation):
     """Always float32: rounding to integers is what is trained for."""
     channels_last: bool | None = False
     """As in `train`; trials of a sweep and a training that is done again compute alike where it is not null."""
-    average: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """As in `train`."""
+    average: Annotated[float, Field(ge=0, le=1)] | None = None
+    """As in `train`; null: 0.1 with start: ptq, 0 with fp32."""
     weight_lr: Annotated[float, Field(ge=0, le=10)] = 0.02
     """Of start: ptq: learning rate of weights, by Adam, in the integers that they are rounded to."""
     scale_lr: Annotated[float, Field(ge=0, le=1)] = 0.001
@@ -242,6 +247,11 @@ class Qat(Optimisation):
                 "label_smoothing is of targets, and distillation: 1 learns from none: set one below 1, or 0"
             )
         return self
+
+    @property
+    def share_averaged(self) -> float:
+        """`average`, or what null stands for."""
+        return self.average if self.average is not None else (0.1 if self.start == "ptq" else 0.0)
 
     @property
     def share_distilled(self) -> float:

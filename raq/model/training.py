@@ -67,7 +67,7 @@ def train(
         compute, begun = begin(model, dataset, settings, seed, context, set_mode)
     compute.lay_out(model)
     replica = distributed(model, context)
-    average = WeightAverage(model, settings.average * total) if settings.average else None
+    average = WeightAverage(model, settings.share_averaged * total) if settings.share_averaged else None
     if average is not None and found is not None:
         average.restore(found.average or {})
     loop = Loop(

@@ -49,7 +49,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "start: ptq, weight_lr: 0.005": {"weight_lr": 0.005},
     "start: ptq, distillation: 0": {"distillation": 0.0},
     "start: ptq, distillation: 0.5": {"distillation": 0.5},
-    "start: ptq, average: 0.1": {"average": 0.1},
+    "start: ptq, average: 0": {"average": 0.0},
     "start: ptq, temperature: 1": {"temperature": 1.0},
     "start: ptq, weight_lr: 0.08": {"weight_lr": 0.08},
     "start: ptq, scale_lr: 0": {"scale_lr": 0.0},
