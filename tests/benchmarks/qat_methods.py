@@ -141,7 +141,7 @@ def main() -> None:
         if name in done or (given.only and name not in given.only):
             continue
         digits = given.name.startswith("digits")
-        settings = Qat.model_validate({"epochs": given.epochs, "augment": not digits, **keys})
+        settings = Qat.model_validate({"epochs": given.epochs, "augment": not digits, "channels_last": True, **keys})
         row(name, *trained(network, dataset, settings, start, folder / name.replace(": ", "-")))
     REFERENCE.mkdir(parents=True, exist_ok=True)
     write_json(
