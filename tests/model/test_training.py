@@ -1,6 +1,7 @@
 """The loop: it learns, is reproducible, continues where it was, and is the same for two workers as for one."""
 
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -240,7 +241,49 @@ class _Rank(LocalContext):
         pass
 
 
-def _learn_scales(rank: int, world: int) -> TrainingResult:
+class _EndsOrGoesOn(_Rank):
+    """Saves as rank 0 does, for both ranks to go on from; ends after an epoch, if it is told to."""
+
+    ends_after: int | None = None
+
+    def save(self, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        if self.rank == 0:
+            LocalContext.save(self, metrics, write)
+        dist.barrier()
+        if metrics["epoch"] == self.ends_after:
+            raise Interrupted
+
+
+def _resume_worker(rank: int, world: int) -> None:
+    """With averages, rescaled weights, statistics taken anew and the steps of QAT: nothing tells that it was ended."""
+    for kind in (_train_small, _learn_scales):
+        with tempfile.TemporaryDirectory() as own:
+            folders = [Path(own), *([None] * (world - 1))]
+            dist.broadcast_object_list(folders, 0)  # of rank 0, for both
+            places = [Path(str(folders[0])) / name for name in ("whole", "part")]
+            whole = kind(_EndsOrGoesOn(places[0], rank, world))
+            ending = _EndsOrGoesOn(places[1], rank, world)
+            ending.ends_after = 1
+            with pytest.raises(Interrupted):
+                kind(ending)
+            resumed = kind(_EndsOrGoesOn(places[1], rank, world))
+            dist.barrier()
+        assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+        assert all(torch.equal(whole.state[name], resumed.state[name]) for name in whole.state)
+
+
+def _train_small(context: LocalContext) -> TrainingResult:
+    data = load_dataset(Data(name="digits", train_limit=256, validation_fraction=0.2))
+    seed_everything(0)
+    asked = settings(epochs=3, batch_size=32, average=0.2, initialisation="rescaled", batch_norm_samples=128)
+    return train(network(), data, TOP1, asked, 0, context)
+
+
+def test_two_workers_that_were_ended_go_on_as_if_they_had_not_been(tmp_path: Path) -> None:
+    two_workers(_resume_worker, tmp_path)
+
+
+def _learn_scales(context: LocalContext) -> TrainingResult:
     from raq.experiment.ptq import Calibration
     from raq.model.inputs import example_of
     from raq.quantize.learned_scales import let_learn, put_learned_scales
@@ -254,13 +297,13 @@ def _learn_scales(rank: int, world: int) -> TrainingResult:
     graph = quantize(source, Methods()).prepared
     put_learned_scales(graph)
     let_learn(graph)
-    asked = Qat(epochs=2, batch_size=32, distillation=0.0, augment=False, average=0.5)
-    return train(graph, data, TOP1, asked, 0, _Rank(Path(), rank, world), scale_hooks(graph, asked))
+    asked = Qat(epochs=3, batch_size=32, distillation=0.0, augment=False, average=0.5)
+    return train(graph, data, TOP1, asked, 0, context, scale_hooks(graph, asked))
 
 
 def _scales_worker(rank: int, world: int) -> None:
     """Two ranks end with the same weights and scales, and come to the losses of one process."""
-    mine, alone = _learn_scales(rank, world), _learn_scales(0, 1)
+    mine, alone = (_learn_scales(_Rank(Path("nowhere"), *given)) for given in ((rank, world), (0, 1)))
     for one, other in zip(mine.history, alone.history, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
     for name, tensor in mine.state.items():
