@@ -250,5 +250,6 @@ def _refuse_value(qat: Qat, key: str, value: Any) -> None:
     try:
         Qat.model_validate({**qat.model_dump(exclude_unset=True), key: value})
     except ValidationError as error:
-        said = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        raise ValueError(f"sweep.qat.{key} has {value!r}: {said}") from None
+        said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        said = said.replace("Input should be", "it should be")
+        raise ValueError(f"sweep.qat.{key} has {value!r}; {said}") from None
