@@ -32,7 +32,10 @@ class TrainingContext(Protocol):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """history: a row an epoch; state: the best epoch's state dict, on the CPU (the last epoch's without a hold-out)."""
+    """history: a row an epoch; state: the best epoch's state dict, on the CPU (the last epoch's without a hold-out).
+
+    best_epoch: from 0; -1: no epoch was as good as what training began with, which is the state.
+    """
 
     history: list[Metrics]
     best_epoch: int

@@ -47,6 +47,8 @@ class Hooks:
     """Called on every rank when an epoch ends and `world_size` is above 1: makes ranges equal across ranks."""
     optimizer: Callable[[], torch.optim.Optimizer] | None = None
     """Makes the optimizer, once the model is on its device; None: `schedules.new_optimizer`."""
+    counts_start: bool = False
+    """Whether what training begins with is a candidate for the best epoch."""
     loss: LossOf | None = None
     """Of (inputs, outputs, loss by sample [n]), the loss by sample to train on instead."""
 

@@ -34,6 +34,7 @@ from raq.model.metrics import Scorer
 from raq.model.schedules import learning_rate_factor, new_optimizer, steps_per_epoch
 
 VALIDATION_BATCH = 256
+START = -1  # as the best epoch: what training began with
 
 
 def train(
@@ -45,7 +46,7 @@ def train(
     context: TrainingContext,
     hooks: Hooks = NO_HOOKS,
 ) -> TrainingResult:
-    """Train `model` in place and return the history and the best epoch's state.
+    """Train `model` in place and return the history and the best epoch's state (of equals, the last one's).
 
     An interrupted training continues after its last finished epoch. Raises StageError if the loss is no longer finite.
     """
@@ -56,29 +57,30 @@ def train(
     steps = steps_per_epoch(dataset.size("train"), settings.samples_per_step, context.world_size)
     total = steps * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(settings.schedule, total))
-    set_mode = hooks.set_mode or model.train
+    set_mode, sign = hooks.set_mode or model.train, task.scorer.metric.sign
     found = _restore(context, model, optimizer, schedule)
     history = [] if found is None else found.history
     best = None if found is None else found.best
-    begun: Metrics = {}
+    begun: Metrics
     if history:
-        compute = Compute.of_row(history[-1])
+        compute, begun = Compute.of_row(history[-1]), {}
     else:
         compute, begun = begin(model, dataset, settings, seed, context, set_mode)
+        if hooks.counts_start:
+            best = _best_of(None, START, _validate(model, dataset, task.scorer, context, START), model, sign)
     compute.lay_out(model)
     replica = distributed(model, context)
     average = WeightAverage(model, settings.share_averaged * total) if settings.share_averaged else None
     if average is not None and found is not None:
         average.restore(found.average or {})
-    loop = Loop(
-        model, replica, optimizer, schedule, dataset, task, settings, seed, context, hooks, steps, compute, average
-    )
+    parts = (model, replica, optimizer, schedule, dataset, task, settings, seed, context, hooks, steps)
+    loop = Loop(*parts, compute, average)
     for epoch in range(len(history), settings.epochs):
         row = loop.epoch(epoch, set_mode)
         with nullcontext() if average is None else average.in_place():
             end_epoch(model, dataset, settings, seed, context, hooks.synchronise)
             score = _validate(model, dataset, task.scorer, context, epoch)
-            best = _best_of(best, epoch, score, model, task.scorer.metric.sign)
+            best = _best_of(best, epoch, score, model, sign)
         row |= {"validation_top1": score if task.scorer.metric.is_top1 else None, "validation": score}
         history.append(row | (begun if epoch == 0 else {}))
         context.save(history[-1], loop.checkpoint(history, best).write)

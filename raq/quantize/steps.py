@@ -40,8 +40,13 @@ def optimizer_of(graph: fx.GraphModule, settings: Qat) -> AdamInUnits:
 
 
 def scale_hooks(graph: fx.GraphModule, settings: Qat, loss: LossOf | None = None) -> Hooks:
-    """What the training loop does otherwise for a graph of `let_learn`: one mode, and an optimizer of its own."""
-    return Hooks(set_mode=lambda training: None, optimizer=lambda: optimizer_of(graph, settings), loss=loss)
+    """What the training loop does otherwise for a graph of `let_learn`: one mode, an optimizer of its own.
+
+    PTQ's result counts as an epoch: QAT does not end below it on the validation samples.
+    """
+    return Hooks(
+        set_mode=lambda training: None, counts_start=True, optimizer=lambda: optimizer_of(graph, settings), loss=loss
+    )
 
 
 def units_of(graph: fx.GraphModule) -> dict[nn.Parameter, Tensor]:

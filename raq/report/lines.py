@@ -24,7 +24,8 @@ def training(results: Results) -> str:
     if not results.get("history"):
         return weights(results)
     last = results["history"][-1]
-    return f"{len(results['history'])} epochs, loss {last['loss']:.3f}, {last['images_per_s']:.0f} images/s"
+    kept = "; none was as good as its start, which is kept" if results.get("best_epoch") == -1 else ""
+    return f"{len(results['history'])} epochs, loss {last['loss']:.3f}, {last['images_per_s']:.0f} images/s{kept}"
 
 
 def weights(results: Results) -> str:

@@ -12,12 +12,12 @@ from torchao.quantization.pt2e.observer import MinMaxObserver
 
 from raq.errors import StageError
 from raq.experiment.ptq import Calibration
-from raq.experiment.training import Qat
+from raq.experiment.training import Qat, Train
 from raq.model.checkpoints import LocalContext
 from raq.model.evaluation import logits
 from raq.model.inputs import as_example
 from raq.model.loop import seed_everything
-from raq.model.training import train
+from raq.model.training import model_state, train
 from raq.quantize.bias import ADDED
 from raq.quantize.calibrated import load_calibrated, save_calibrated
 from raq.quantize.convert import convert
@@ -157,6 +157,22 @@ def test_all_that_is_read_learns_but_what_the_network_has_frozen(digits, tmp_pat
     assert {"0.weight", "3.weight", "7.bias"} <= learning
     assert all(learned.log_change.requires_grad for _, learned in learned_scales(found.prepared))
     assert all(one.grad is not None for one in found.prepared.parameters() if one.requires_grad)
+
+
+def test_a_training_that_makes_it_worse_ends_with_its_start(digits, tmp_path: Path) -> None:
+    """As PTQ left it, where no epoch was as good on the validation samples."""
+    torch.manual_seed(0)
+    net = small()
+    result = train(net, digits, TOP1, Train(epochs=6, lr=0.05, augment=False), 0, LocalContext(tmp_path / "a"))
+    net.load_state_dict(result.state)
+    graph = quantize(source(net.eval(), digits), Methods()).prepared
+    put_learned_scales(graph)
+    let_learn(graph)
+    before = model_state(graph)
+    settings = Qat(epochs=1, batch_size=64, weight_lr=8.0, schedule="constant", augment=False, average=0.0)
+    result = train(graph, digits, TOP1, settings, 0, LocalContext(tmp_path / "b"), scale_hooks(graph, settings))
+    assert result.best_epoch == -1
+    assert all(torch.equal(before[name], tensor) for name, tensor in result.state.items())
 
 
 class Blur(nn.Module):
