@@ -35,7 +35,9 @@ CURVES: dict[str, dict[str, Any]] = {
     "fast-9": {"epochs": 9},
     "published": {"recipe": "published", "precision": None, "channels_last": None},
 }
-SMALL: dict[str, Any] = {"epochs": 4, "precision": "bfloat16", "channels_last": True}
+SMALL: dict[str, Any] = {
+    "epochs": 4, "precision": "bfloat16", "channels_last": True, "progressive": [0.5, 0.75, 1.0],
+}  # fmt: skip
 SMALL_IMAGES = 10_000
 OTHERWISE: dict[str, dict[str, Any]] = {
     "fast": {},
