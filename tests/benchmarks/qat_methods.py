@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ptq_methods import NETWORKS, data_of
 from torch import nn
 from torchao.quantization.pt2e import disable_observer
 
@@ -38,7 +39,6 @@ from raq.quantize.steps import scale_hooks
 from raq.stages.effort import quantize_by_effort
 from raq.statistics.proportions import paired_drop, same_accuracy_p
 from raq.store.files import now, read_json, write_json
-from tests.benchmarks.ptq_methods import NETWORKS, data_of
 from tests.networks import TOP1
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "qat_methods"
