@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 CHECKPOINT = "training.pt"
+LOWER_LR = "lower the learning rate (lr; where QAT starts from ptq, weight_lr and scale_lr)"
 Metrics = dict[str, Any]
 
 

@@ -9,7 +9,7 @@ from raq.errors import StageError
 from raq.experiment.training import Optimisation, Train
 from raq.model.batch import Batch
 from raq.model.batch_norm import average_statistics, estimate_on
-from raq.model.checkpoints import Metrics, TrainingContext
+from raq.model.checkpoints import LOWER_LR, Metrics, TrainingContext
 from raq.model.compute import Compute, choose
 from raq.model.dataset import Dataset, calibration_indices
 from raq.model.initialisation import rescale_on
@@ -64,4 +64,4 @@ def refuse_divergence(model: nn.Module, epoch: int) -> None:
         # an observer that has seen nothing holds infinite ranges
         observed = name.endswith(("min_val", "max_val"))
         if tensor.is_floating_point() and not observed and not bool(torch.isfinite(tensor).all()):
-            raise StageError(f"after epoch {epoch + 1}, {name} is not finite", "lower the learning rate (lr)")
+            raise StageError(f"after epoch {epoch + 1}, {name} is not finite", LOWER_LR)

@@ -22,7 +22,7 @@ from raq.model.averaging import WeightAverage
 from raq.model.batch import Batch, in_batches
 from raq.model.batch_norm import average_statistics, synchronise_batch_norm
 from raq.model.cache import Array
-from raq.model.checkpoints import BestEpoch, Metrics, TrainingCheckpoint, TrainingContext
+from raq.model.checkpoints import LOWER_LR, BestEpoch, Metrics, TrainingCheckpoint, TrainingContext
 from raq.model.compute import Compute
 from raq.model.dataset import Dataset
 from raq.model.image_batches import normalisation_tensors, take_batch
@@ -140,7 +140,7 @@ class Loop:
             dist.all_reduce(losses)
         mean_loss = float(losses[0] / losses[1])
         if not math.isfinite(mean_loss):
-            raise StageError(f"the loss of epoch {epoch + 1} is {mean_loss}", "lower the learning rate (lr)")
+            raise StageError(f"the loss of epoch {epoch + 1} is {mean_loss}", LOWER_LR)
         duration = time.perf_counter() - started
         return {
             "epoch": epoch,
