@@ -204,8 +204,8 @@ def test_keys_of_the_other_start_are_refused(given: dict[str, Any], said: str) -
 @pytest.mark.parametrize("key", ["lr", "momentum", "label_smoothing", "freeze_observers_after"])
 def test_files_that_set_keys_of_fp32_mean_what_they_meant(key: str) -> None:
     values = {"lr": 0.0005, "momentum": 0.9, "label_smoothing": 0.0, "freeze_observers_after": 2.0}
-    assert Experiment.model_validate({"name": "x", "qat": {key: values[key]}}).qat.start == "fp32"  # type: ignore[union-attr]
-    assert Experiment.model_validate({"name": "x", "qat": {"lr": None}}).qat.start == "fp32"  # type: ignore[union-attr]
+    assert Experiment.model_validate({"name": "x", "qat": {key: values[key]}}).qat.start == "fp32"
+    assert Experiment.model_validate({"name": "x", "qat": {"lr": None}}).qat.start == "fp32"
 
 
 def test_qat_has_the_bits_of_the_ptq_that_it_starts_from_and_calibrates_on_what_there_is() -> None:
