@@ -8,7 +8,7 @@ from torch import nn
 from raq.errors import StageError
 from raq.experiment.training import Optimisation, Train
 from raq.model.batch import Batch
-from raq.model.batch_norm import average_statistics, estimate_on
+from raq.model.batch_norm import estimate_on
 from raq.model.checkpoints import LOWER_LR, Metrics, TrainingContext
 from raq.model.compute import Compute, choose
 from raq.model.dataset import Dataset, calibration_indices
@@ -50,10 +50,13 @@ def end_epoch(
     context: TrainingContext,
     synchronise: Callable[[], None],
 ) -> None:
-    """Make running statistics, and by `synchronise` ranges, those of all ranks; the model is in evaluation mode."""
+    """Take running statistics anew, where `settings` want it, and make ranges, by `synchronise`, those of all ranks.
+
+    The model is in evaluation mode. Statistics that are taken anew are the same on all ranks, whose batch norms are
+    synchronised then.
+    """
     if isinstance(settings, Train) and settings.batch_norm_samples:
         estimate_on(model, dataset, settings, seed, context)
-    average_statistics(model.named_buffers(), context)
     if context.world_size > 1:
         synchronise()
 

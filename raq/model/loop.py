@@ -96,7 +96,10 @@ class Loop:
         return TrainingCheckpoint(history, best, *states, average)
 
     def epoch(self, epoch: int, set_mode: Callable[[bool], object]) -> Metrics:
-        """One pass over the training images; returns its row of the history, and leaves the model in evaluation."""
+        """One pass over the training images; returns its row of the history.
+
+        Leaves the model in evaluation mode, its running statistics and their averages the means over all ranks.
+        """
         set_mode(True)
         row = self._pass(epoch)
         set_mode(False)
