@@ -2,7 +2,7 @@
 
 x86: int8 kernels of oneDNN through Inductor. Importing torchao's quantizer is also what registers Inductor's int8
 fusions; without it a converted graph compiles to float kernels in silence. arm: the same on Arm. xnnpack: the kernels
-of XNNPACK through ExecuTorch, for phones; its quantizer comes with that package.
+of XNNPACK through ExecuTorch, for phones; its quantizer comes with that package. cuda: raq's own, for GPUs.
 """
 
 from collections.abc import Collection, Iterator
@@ -36,6 +36,7 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
 from raq.environment import require_executorch
 from raq.errors import RaqError, StageError, first_line
 from raq.experiment.ptq import Calibration
+from raq.quantize.cuda_quantizer import CudaQuantizer
 from raq.quantize.export import is_layer, layer_name, switch_name
 
 SMALLEST_SCALE = 2**-12
@@ -160,8 +161,26 @@ def xnnpack_quantizer(
     return quantizer
 
 
+def cuda_quantizer(
+    *, qat: bool, calibration: Calibration | None = None, reduce_range: bool = False, per_channel: bool = True
+) -> Quantizer:
+    """The quantizer for raq's int8 kernels on GPUs: both int8, -127 to 127, activations per tensor with zero point 0.
+
+    Arguments as for x86; tensor cores add in 32 bits.
+    """
+    assert not reduce_range
+    calibration = None if qat else calibration
+    activations = _activations(torch.int8, (-127, 127), calibration, qat=qat, scheme=torch.per_tensor_symmetric)
+    return CudaQuantizer(activations, _weights(qat=qat, per_channel=per_channel, lowest=-127))
+
+
 def _activations(
-    dtype: torch.dtype, bounds: tuple[int, int], calibration: Calibration | None, *, qat: bool
+    dtype: torch.dtype,
+    bounds: tuple[int, int],
+    calibration: Calibration | None,
+    *,
+    qat: bool,
+    scheme: torch.qscheme = torch.per_tensor_affine,
 ) -> QuantizationSpec:
     """Activations in one range a tensor, with the observer that `calibration` names, or QAT's fake quantizer."""
     constructor: Any = FusedMovingAvgObsFakeQuantize
@@ -174,7 +193,7 @@ def _activations(
         dtype=dtype,
         quant_min=bounds[0],
         quant_max=bounds[1],
-        qscheme=torch.per_tensor_affine,
+        qscheme=scheme,
         is_dynamic=False,
         observer_or_fake_quant_ctr=constructor.with_args(eps=SMALLEST_SCALE, **arguments),
     )
@@ -222,7 +241,7 @@ class SkipLayersQuantizer(Quantizer):
         self.quantizer.validate(model)
 
 
-QUANTIZERS = {"x86": x86_quantizer, "arm": arm_quantizer, "xnnpack": xnnpack_quantizer}
+QUANTIZERS = {"x86": x86_quantizer, "arm": arm_quantizer, "xnnpack": xnnpack_quantizer, "cuda": cuda_quantizer}
 
 
 def refuse_unannotated(prepared: fx.GraphModule, backend: str) -> None:

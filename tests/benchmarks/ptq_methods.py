@@ -57,6 +57,7 @@ ALONE = {
     "learned_rounding: 200": Methods(learned_rounding=200),
 }
 CNN = {"epochs": 3, "batch_size": 128, "lr": 0.1, "augment": True, "progressive": [0.5, 0.5, 0.75]}
+MORE = {"lr": 0.05, "progressive": [], "initialisation": "given"}
 DIGITS = {"epochs": 20, "batch_size": 32, "lr": 0.05, "augment": False, "progressive": []}
 ADAMW = {"optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05, "progressive": []}
 
@@ -100,11 +101,15 @@ def data_of(name: str, root: str | None) -> Dataset:
     return load_dataset(Data(name="cifar10", root=root))
 
 
-def train_it(name: str, dataset: Dataset, folder: Path) -> None:
-    """Train from where it stands; the weights go to `folder`.pt."""
+def train_it(name: str, dataset: Dataset, folder: Path, more: int | None) -> None:
+    """Train from where it stands; the weights go to `folder`.pt. `more`: so many epochs from the weights there are."""
     build, keys = NETWORKS[name]
     seed_everything(0)
-    network, settings = build(), Train.model_validate(keys)
+    network = build()
+    if more:
+        load_state(network, load_weights(folder.with_suffix(".pt")), name, str(folder))
+        keys, folder = {**keys, **MORE, "epochs": more}, folder.with_name(f"{folder.name}-more")
+    settings = Train.model_validate(keys)
     task = Task(loss_by_sample("cross_entropy", settings.label_smoothing, None), scorer_of(Metric(), 10, None))
     context = LocalContext(folder, progress=lambda m: print(m["epoch_done"], flush=True) if "epoch_done" in m else None)
     network.load_state_dict(train(network, dataset, task, settings, 0, context).state)
@@ -191,11 +196,12 @@ def main() -> None:
     parser.add_argument("--root")
     parser.add_argument("--work", type=Path, default=Path())
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--more", type=int, help="train so many epochs on, to NAME-more.pt")
     parser.add_argument("--without-alone", action="store_true", help="calibration and best, no method alone")
     given = parser.parse_args()
     dataset = data_of(given.name, given.root)
     if given.verb == "train":
-        train_it(given.name, dataset, given.work / given.name)
+        train_it(given.name, dataset, given.work / given.name, given.more)
         return
     REFERENCE.mkdir(parents=True, exist_ok=True)
     weights = given.weights or (given.work / given.name).with_suffix(".pt")

@@ -1,0 +1,126 @@
+"""Triton kernels of int8 convolutions: implicit matrix products over channels-last data, and depthwise ones.
+
+Both end in `_finish`: scale and bias by channel, an int8 addend, ReLU, and rounding to int8, in registers. Data are
+[n, h, w, c] in memory, weights [k, kh, kw, c / groups]. A linear layer is a convolution of one pixel.
+"""
+
+import triton
+import triton.language as tl
+
+LOWEST, HIGHEST = tl.constexpr(-127.0), tl.constexpr(127.0)
+# Adding and taking away 1.5 * 2**23 rounds a float32 of less than 2**22 to the nearest integer, halves to even.
+ROUNDER = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def _finish(
+    sums, scale, bias, addend, out, places, channels, mask, addend_scale, ceiling, inverse_scale,
+    ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """Store what sums [pixels, channels] come to (reference.finish)."""
+    inside = channels >= 0  # the mask of a row: channels beyond the last have been made -1
+    by = tl.load(scale + channels, mask=inside, other=0.0)
+    plus = tl.load(bias + channels, mask=inside, other=0.0)
+    value = sums.to(tl.float32) * by[None, :] + plus[None, :]
+    if ADDS:
+        value = value + tl.load(addend + places, mask=mask, other=0).to(tl.float32) * addend_scale
+    if RELU:
+        value = tl.maximum(value, 0.0)
+    if CLIPS:
+        value = tl.minimum(value, ceiling)
+    if ROUNDS:
+        value = tl.minimum(tl.maximum(value * inverse_scale, LOWEST), HIGHEST)
+        tl.store(out + places, ((value + ROUNDER) - ROUNDER).to(tl.int8), mask=mask)
+    else:
+        tl.store(out + places, value, mask=mask)
+
+
+@triton.jit
+def conv_kernel(
+    data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
+    inverse_scale,
+    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """BM output pixels of BN output channels of one group. C, K: channels of a group, in and out.
+
+    Steps go through the kernel's taps, BK channels at a time; with fewer channels than BK, through taps and channels
+    as one axis.
+    """
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
+    channel = tl.program_id(1) * BN + tl.arange(0, BN)
+    group = tl.program_id(2)
+    there, wanted = pixel < pixels, channel < K
+    column, row = pixel % out_width, (pixel // out_width) % out_height
+    image = (pixel // (out_width * out_height)).to(tl.int64)
+    top, left = row * SH - PH, column * SW - PW
+    depth = tl.arange(0, BK)
+    begin = data + image * (height * width * C * GROUPS) + group * C
+    rows = weight + (group * K + channel).to(tl.int64) * (KH * KW * C)
+    sums = tl.zeros((BM, BN), dtype=tl.int32)
+    TAPS: tl.constexpr = KH * KW
+    if C < BK:
+        for first in range(0, TAPS * C, BK):
+            place = first + depth
+            tap = place // C
+            y, x = top[:, None] + (tap // KW)[None, :] * DH, left[:, None] + (tap % KW)[None, :] * DW
+            valid = there[:, None] & (place < TAPS * C)[None, :] & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            a = tl.load(begin[:, None] + (y * width + x) * (C * GROUPS) + (place % C)[None, :], mask=valid, other=0)
+            b = tl.load(rows[None, :] + place[:, None], mask=wanted[None, :] & (place < TAPS * C)[:, None], other=0)
+            sums = tl.dot(a, b, acc=sums, out_dtype=tl.int32)
+    else:
+        PARTS: tl.constexpr = (C + BK - 1) // BK
+        for step in range(0, TAPS * PARTS):
+            tap, place = step // PARTS, (step % PARTS) * BK + depth
+            y, x = top + (tap // KW) * DH, left + (tap % KW) * DW
+            valid = there & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            a = tl.load(
+                (begin + (y * width + x) * (C * GROUPS))[:, None] + place[None, :],
+                mask=valid[:, None] & (place < C)[None, :], other=0,
+            )  # fmt: skip
+            b = tl.load(
+                rows[None, :] + tap * C + place[:, None], mask=wanted[None, :] & (place < C)[:, None], other=0
+            )
+            sums = tl.dot(a, b, acc=sums, out_dtype=tl.int32)
+    every = tl.where(wanted, group * K + channel, -1)
+    places = pixel.to(tl.int64)[:, None] * (K * GROUPS) + every[None, :]
+    _finish(
+        sums, scale, bias, addend, out, places, every, there[:, None] & wanted[None, :], addend_scale, ceiling,
+        inverse_scale, ADDS, RELU, CLIPS, ROUNDS,
+    )  # fmt: skip
+
+
+@triton.jit
+def depthwise_kernel(
+    data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
+    inverse_scale,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """BM output pixels of BN of C channels, each of which has a kernel of its own: no matrix product."""
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
+    channel = tl.program_id(1) * BN + tl.arange(0, BN)
+    there, wanted = pixel < pixels, channel < C
+    column, row = pixel % out_width, (pixel // out_width) % out_height
+    image = (pixel // (out_width * out_height)).to(tl.int64)
+    top, left = row * SH - PH, column * SW - PW
+    begin = data + image * (height * width * C)
+    sums = tl.zeros((BM, BN), dtype=tl.int32)
+    for tap in range(0, KH * KW):
+        y, x = top + (tap // KW) * DH, left + (tap % KW) * DW
+        valid = there & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        a = tl.load(
+            (begin + (y * width + x) * C)[:, None] + channel[None, :], mask=valid[:, None] & wanted[None, :], other=0
+        )
+        b = tl.load(weight + channel * (KH * KW) + tap, mask=wanted, other=0)
+        sums += a.to(tl.int32) * b.to(tl.int32)[None, :]
+    every = tl.where(wanted, channel, -1)
+    places = pixel.to(tl.int64)[:, None] * C + every[None, :]
+    _finish(
+        sums, scale, bias, addend, out, places, every, there[:, None] & wanted[None, :], addend_scale, ceiling,
+        inverse_scale, ADDS, RELU, CLIPS, ROUNDS,
+    )  # fmt: skip
