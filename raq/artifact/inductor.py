@@ -13,6 +13,7 @@ from raq.artifact.generated_code import read_metadata
 from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.packing import weights_packed_once
 from raq.artifact.pooling import with_ceil_pools
+from raq.artifact.written_sizes import sizes_written
 from raq.environment import torch_version
 from raq.errors import StageError, first_line
 
@@ -50,7 +51,7 @@ def lower(
         "aot_inductor.metadata": {METADATA_KEY: written},
     }
     try:
-        with torch.no_grad(), weights_packed_once(min_batch):
+        with torch.no_grad(), weights_packed_once(min_batch), sizes_written():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configuration)
     except Exception as error:
         first = first_line(error)
