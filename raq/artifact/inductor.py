@@ -41,7 +41,9 @@ def lower(
     if device != "cpu":
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, device)
+        from raq.kernels.fusing import with_int8_operators
+
+        program = move_to_device_pass(with_int8_operators(program), device)
     else:
         program = with_ceil_pools(program)
     written = json.dumps({**metadata, "torch": torch_version()}, sort_keys=True)

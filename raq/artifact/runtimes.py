@@ -73,7 +73,7 @@ RUNTIMES: dict[str, Runtime] = {
         Runtime(
             "inductor",
             "artifact.pt2",
-            backends=("x86", "arm"),
+            backends=("x86", "arm", "cuda"),
             devices=("cpu", "cuda"),
             lower="raq.artifact.inductor:lower",
             load="raq.artifact.inductor:load",

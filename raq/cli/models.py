@@ -22,7 +22,7 @@ def inspect(
     ] = None,
     classes: Annotated[int | None, typer.Option("--classes", min=1, metavar="N", help="num_classes.")] = None,
     output: Annotated[str | None, typer.Option("--output", metavar="KEY", help="Which output, of several.")] = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="x86, arm or xnnpack.")] = "x86",
+    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="x86, arm, xnnpack or cuda.")] = "x86",
     compiles: Annotated[
         bool,
         typer.Option("--compile", help="Compile the int8 program and run it too: what share of it runs in int8."),
@@ -38,9 +38,9 @@ def inspect(
     from raq.errors import UserError
     from raq.report.inspection import print_inspection
 
-    if compiles and backend == "xnnpack":
+    if compiles and backend in ("xnnpack", "cuda"):
         raise UserError(
-            "--compile: Inductor compiles the backends x86 and arm, and not xnnpack", "leave one of them out"
+            f"--compile: Inductor compiles the backends x86 and arm here, and not {backend}", "leave one of them out"
         )
     with environment_kept():
         wanted = int(output) if output is not None and output.isdigit() else output

@@ -9,7 +9,7 @@ Natural = Annotated[int, Field(ge=0, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=64)]
-Backend = Literal["x86", "arm", "xnnpack"]
+Backend = Literal["x86", "arm", "xnnpack", "cuda"]
 Half = Literal["bfloat16", "float16"]
 HALF_NAMES: dict[str, str] = {"bfloat16": "bf16", "float16": "fp16"}  # candidates, by the type that they compute in
 OtherTool = Literal["nncf", "onnxruntime"]

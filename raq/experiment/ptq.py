@@ -33,7 +33,8 @@ class Ptq(Section):
     little on the batch that it comes in. weight-only: linear layers multiply int8 weights with bfloat16. These two are
     of linear layers and embeddings alone, and in Inductor on x86."""
     backend: Backend = "x86"
-    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
+    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra;
+    cuda: raq's own for GPUs, which have not been run on one yet."""
     per_channel: bool = True
     """Weights have a scale for each output channel; false: one for each tensor (on Arm always)."""
     reduce_range: bool | None = None

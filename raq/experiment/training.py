@@ -185,7 +185,8 @@ class Qat(Optimisation):
     is, here or in sweep.qat: lr, optimizer, momentum, nesterov, weight_decay, label_smoothing,
     freeze_observers_after, freeze_bn_after."""
     backend: Backend = "x86"
-    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra."""
+    """Whose int8 kernels the graph is annotated for. x86, arm: Inductor's; xnnpack: ExecuTorch's, needs its extra;
+    cuda: raq's own for GPUs, which have not been run on one yet."""
     epochs: Positive = 3
     """Passes over the training images."""
     lr: Annotated[float, Field(gt=0, le=100)] | None = 0.0005

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
-from raq.kernels import operators
+import raq.kernels.operators  # noqa: F401  registers them
 from raq.kernels.reference import HIGHEST, LOWEST
 from raq.quantize.convert import drop_unused_tensors
 from raq.quantize.cuda_quantizer import ADDITIONS, RELUS, aten, bounds_of, kernels_of, shortcut_of
@@ -154,7 +154,8 @@ def _replace(module: Any, match: Match, name: str, known: dict[fx.Node, fx.Node]
                 torch.ops.raq.int8_linear.default, (data, *read, match.relu, match.ceiling, inverse)
             )
         else:
-            _, stride, padding, dilation, groups = (*layer.args[2:], *CONV_DEFAULTS[len(layer.args) - 2 :])
+            given: tuple[Any, ...] = layer.args[2:]
+            _, stride, padding, dilation, groups = (*given, *CONV_DEFAULTS[len(given) :])
             addend, step = match.addend or (None, 1.0)
             addend = known.get(addend, addend) if addend is not None else None
             places = [_pair(value) for value in (stride, padding, dilation)]
@@ -198,6 +199,3 @@ def _tensor(module: Any, node: fx.Node) -> Tensor:
 def _pair(value: Any) -> list[int]:
     given = [int(one) for one in value]
     return given * 2 if len(given) == 1 else given
-
-
-__all__ = ["Match", "matches", "operators", "with_int8_operators"]

@@ -86,9 +86,9 @@ def convolve(
         _launched(depthwise_kernel)[grid](*tensors, *sizes, **shape, **keywords)
         return out
     tile = tile or tile_of(inputs, outputs // groups)
-    grid = (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs // groups, tile.channels), groups)
+    blocks = (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs // groups, tile.channels), groups)
     keywords = {"C": inputs, "K": outputs // groups, "GROUPS": groups, **tile.keywords()}
-    _launched(conv_kernel)[grid](*tensors, *sizes, **shape, **keywords)
+    _launched(conv_kernel)[blocks](*tensors, *sizes, **shape, **keywords)
     return out
 
 

@@ -29,8 +29,9 @@ def int8_conv2d(
 ) -> Tensor:
     """A convolution of int8 data [n, c, h, w] with int8 weights [k, kh, kw, c / groups], and what follows it.
 
-    A sum times scale [k] plus bias [k], plus addend (int8, as the output) times addend_scale, ReLU if `relu`, up to `ceiling`; then,
-    unless inverse_scale is None and float32 is given, times inverse_scale, rounded to int8 from -127 to 127.
+    A sum times scale [k] plus bias [k], plus addend (int8, as the output) times addend_scale, ReLU if `relu`, up to
+    `ceiling` if that is given; then, unless inverse_scale is None and float32 is given, times inverse_scale, rounded to
+    int8 from -127 to 127.
     """
     return convolve(
         data, weight, scale, bias, addend, addend_scale, relu, ceiling, inverse_scale, stride, padding, dilation, groups
@@ -39,18 +40,22 @@ def int8_conv2d(
 
 @torch.library.triton_op("raq::int8_linear", mutates_args=())
 def int8_linear(
-    data: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, relu: bool, ceiling: float | None, inverse_scale: float | None
+    data: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    relu: bool,
+    ceiling: float | None,
+    inverse_scale: float | None,
 ) -> Tensor:
     """A linear layer of int8 data [..., c] with int8 weights [k, c], and what follows it (as `int8_conv2d`)."""
     flat = data.reshape(-1, data.shape[-1], 1, 1)
     kernel = weight.reshape(weight.shape[0], 1, 1, weight.shape[1])
-    found = convolve(
-        flat, kernel, scale, bias, None, 1.0, relu, ceiling, inverse_scale, [1, 1], [0, 0], [1, 1], 1
-    )
+    found = convolve(flat, kernel, scale, bias, None, 1.0, relu, ceiling, inverse_scale, [1, 1], [0, 0], [1, 1], 1)
     return found.reshape(*data.shape[:-1], weight.shape[0])
 
 
-@int8_conv2d.register_kernel("cpu")
+@int8_conv2d.register_kernel("cpu")  # type: ignore[untyped-decorator]
 def _(
     data: Tensor,
     weight: Tensor,
@@ -72,8 +77,14 @@ def _(
     return found.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-@int8_linear.register_kernel("cpu")
+@int8_linear.register_kernel("cpu")  # type: ignore[untyped-decorator]
 def _(
-    data: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, relu: bool, ceiling: float | None, inverse_scale: float | None
+    data: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    relu: bool,
+    ceiling: float | None,
+    inverse_scale: float | None,
 ) -> Tensor:
     return finish(linear_sums(data, weight), scale, bias, None, 1.0, relu, ceiling, inverse_scale)

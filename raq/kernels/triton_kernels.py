@@ -4,6 +4,8 @@ Both end in `_finish`: scale and bias by channel, an int8 addend, ReLU, and roun
 [n, h, w, c] in memory, weights [k, kh, kw, c / groups]. A linear layer is a convolution of one pixel.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 import triton
 import triton.language as tl
 
@@ -44,11 +46,7 @@ def conv_kernel(
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """BM output pixels of BN output channels of one group. C, K: channels of a group, in and out.
-
-    Steps go through the kernel's taps, BK channels at a time; with fewer channels than BK, through taps and channels
-    as one axis.
-    """
+    """BM output pixels of BN output channels of one group. C, K: channels of a group, in and out."""
     pixel = tl.program_id(0) * BM + tl.arange(0, BM)
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
     group = tl.program_id(2)
@@ -61,7 +59,7 @@ def conv_kernel(
     rows = weight + (group * K + channel).to(tl.int64) * (KH * KW * C)
     sums = tl.zeros((BM, BN), dtype=tl.int32)
     TAPS: tl.constexpr = KH * KW
-    if C < BK:
+    if C < BK:  # steps go through taps and channels as one axis
         for first in range(0, TAPS * C, BK):
             place = first + depth
             tap = place // C
@@ -80,9 +78,7 @@ def conv_kernel(
                 (begin + (y * width + x) * (C * GROUPS))[:, None] + place[None, :],
                 mask=valid[:, None] & (place < C)[None, :], other=0,
             )  # fmt: skip
-            b = tl.load(
-                rows[None, :] + tap * C + place[:, None], mask=wanted[None, :] & (place < C)[:, None], other=0
-            )
+            b = tl.load(rows[None, :] + tap * C + place[:, None], mask=wanted[None, :] & (place < C)[:, None], other=0)
             sums = tl.dot(a, b, acc=sums, out_dtype=tl.int32)
     every = tl.where(wanted, group * K + channel, -1)
     places = pixel.to(tl.int64)[:, None] * (K * GROUPS) + every[None, :]

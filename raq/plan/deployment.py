@@ -9,6 +9,8 @@ from raq.plan.candidates import Candidate
 from raq.plan.facts import Facts, Settings, devices, lower_stage_name, pool_of_device, why_not_lowered
 from raq.plan.kinds import Pool
 
+ALONE = {"arm": ("cpu",), "cuda": ("cuda",)}  # devices of backends that have kernels for less than their runtime
+
 
 class Plan(Protocol):
     """What deployment needs of a plan in the making."""
@@ -47,9 +49,11 @@ class Deployment:
 
     def _targets(self, candidate: Candidate, where: Iterable[str]) -> list[str]:
         """The devices that a candidate is lowered for; none where its backend's kernels cannot be compiled."""
-        if why_not_lowered(candidate.backend, self.plan.facts.machine.architecture, self.plan.experiment.bench.devices):
+        machine = self.plan.facts.machine
+        asked = self.plan.experiment.bench.devices
+        if why_not_lowered(candidate.backend, machine.architecture, len(machine.gpus), asked):
             return []
-        able = candidate.runtime.devices if candidate.backend != "arm" else ("cpu",)
+        able = ALONE.get(candidate.backend or "", candidate.runtime.devices)
         return [device for device in where if device in able]
 
     def _runtime(self, candidate: Candidate) -> Settings:

@@ -65,13 +65,16 @@ def devices(experiment: Experiment, gpu_count: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def why_not_lowered(backend: str | None, architecture: str, asked: str | Sequence[str]) -> str | None:
+def why_not_lowered(backend: str | None, architecture: str, gpus: int, asked: str | Sequence[str]) -> str | None:
     """Why a candidate of this backend is not lowered on such a machine for the devices asked for (auto, or a list).
 
-    architecture: as `platform.machine()` has it. None if it is lowered; fp32 has no backend.
+    architecture: as `platform.machine()` has it; gpus: how many there are. None if it is lowered; fp32 has no backend.
     """
     if backend in ("arm", "xnnpack") and asked != "auto" and "cpu" not in asked:
         return f"its int8 kernels are a CPU's, and bench.devices has {', '.join(asked)} alone"
+    if backend == "cuda" and not (gpus if asked == "auto" else "cuda" in asked):
+        where = "none was found" if asked == "auto" else f"bench.devices has {', '.join(asked)} alone"
+        return f"its int8 kernels are a GPU's, and {where}"
     if backend == "arm" and architecture not in ARM_ARCHITECTURES:
         return f"its int8 kernels are compiled on an Arm machine, and this one is {architecture}"
     return None

@@ -21,7 +21,8 @@ aten = torch.ops.aten
 LAYERS = (aten.conv2d.default, aten.linear.default)
 NORMS = (aten.batch_norm.default,)
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
-RELUS = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default)  # the latter: ReLU6
+PLAIN_RELUS, RELUS6 = (aten.relu.default, aten.relu_.default), (aten.relu6.default, aten.relu6_.default)
+RELUS = (*PLAIN_RELUS, *RELUS6, aten.hardtanh.default, aten.hardtanh_.default)
 POOLS = (aten.max_pool2d.default,)
 
 
@@ -88,16 +89,19 @@ def _can_add(node: fx.Node, chain: list[fx.Node]) -> bool:
     if chain[0].target is aten.linear.default or node.kwargs.get("alpha", 1) != 1 or not isinstance(other, fx.Node):
         return False
     value, own = other.meta.get("val"), chain[-1].meta.get("val")
-    same = isinstance(value, Tensor) and isinstance(own, Tensor) and value.shape == own.shape
-    return same and value.dtype == own.dtype and other is not chain[-1]
+    if not isinstance(value, Tensor) or not isinstance(own, Tensor) or other is chain[-1]:
+        return False
+    return value.shape == own.shape and value.dtype == own.dtype
 
 
 def bounds_of(node: fx.Node) -> tuple[float, float | None]:
     """What a ReLU or hardtanh clamps to, None for no upper bound."""
-    if node.target in RELUS[:2]:
+    if node.target in PLAIN_RELUS:
         return 0.0, None
-    low, high = (*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :])
-    return float(low), float(high)
+    if node.target in RELUS6:
+        return 0.0, 6.0
+    bounds: list[Any] = [*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :]]
+    return float(bounds[0]), float(bounds[1])
 
 
 def shortcut_of(node: fx.Node, before: fx.Node) -> Any:

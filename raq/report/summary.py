@@ -111,7 +111,8 @@ def _candidate(
     if "mode" in written:  # of several, its own
         shared = written if kind == "ptq" else {"backend": written.get("backend")}
         written = {**shared, "mode": MODE_OF.get(name, "static")}
-    backend, lowered = written.get("backend"), f"lower/{name}" in stages
+    backend, lowered = written.get("backend"), bool({f"lower/{name}", f"lower/{name}/cuda"} & set(stages))
+    gpus = len(machine.get("gpus") or ())
     return {
         "name": name,
         "kind": kind,
@@ -123,7 +124,7 @@ def _candidate(
         "backend": backend,
         "not_lowered": None
         if lowered
-        else why_not_lowered(backend, machine.get("architecture", ""), settings["bench"]["devices"]),
+        else why_not_lowered(backend, machine.get("architecture", ""), gpus, settings["bench"]["devices"]),
         "graph_int8_mac_share": evaluation["results"].get("graph_int8_mac_share") if evaluation else None,
         "reduce_range": {**(program.get("settings") or {}), **made}.get("reduce_range") if program else None,
         "parity": _parity(name, stages),

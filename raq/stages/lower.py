@@ -18,6 +18,7 @@ from raq.store.files import file_digest
 from raq.store.settings import LowerSettings
 
 if TYPE_CHECKING:
+    from raq.artifact.audit import Audit
     from raq.artifact.generated_code import GeneratedCode
     from raq.model.dataset import Dataset
     from raq.model.parity import Chain
@@ -107,6 +108,12 @@ def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
     }
 
 
+def _audited_on_gpu(given: Program) -> "Audit | None":
+    from raq.artifact.on_gpu import audit_on_gpu
+
+    return audit_on_gpu(given.program, given.macs)
+
+
 def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runtime) -> Results:
     """What the artifact is, read from the file: sizes, digest, the share of its arithmetic that is int8."""
     from raq.artifact.audit import audit, float_weight_share
@@ -134,9 +141,9 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
     if settings.quantizer is not None:  # there is no program of ours to hold it against
         weights = {"weight_bytes": as_in_torch(code), "float_weight_share": float_weights_of_code(code)}
         return results | weights | {"int8_mac_share": share_of_code(code, Metadata(code.metadata))}
-    if settings.device != "cpu":  # there are no int8 kernels for these graphs: Inductor computes in float
+    found = audit(given.program, code, given.macs) if settings.device == "cpu" else _audited_on_gpu(given)
+    if found is None:  # Inductor computes in float
         return results | {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
-    found = audit(given.program, code, given.macs)
     if settings.kind == "weight_only":
         read = {"int8_mac_share": 0.0, "int8_weight_mac_share": found.int8_weight_mac_share}
         return results | read | {"audit": found.as_record()}

@@ -141,6 +141,22 @@ def test_candidates_left_out_and_a_gpu() -> None:
     assert set(planned(Facts(DATA, replace(MACHINE, gpus=["H200"])), bench={"devices": ["cpu"]})) == EVERYTHING
 
 
+def test_the_backend_of_gpus_is_lowered_on_gpus_alone() -> None:
+    """Where there is none, its graph is evaluated, and the reason is said."""
+    given = {"ptq": {"backend": "cuda"}, "qat": None}
+    here = planned(**given)
+    assert here["evaluate/ptq"].inputs == {"program": "ptq"}
+    assert not [name for name in here if name.startswith("lower/ptq")]
+    there = planned(Facts(DATA, replace(MACHINE, gpus=["H200"])), **given)
+    assert {"lower/ptq/cuda", "lower/fp32", "lower/fp32/cuda"} <= set(there)
+    assert "lower/ptq" not in there
+    assert there["evaluate/ptq"].inputs == {"artifact": "lower/ptq/cuda"}
+    assert set(there["bench/cuda"].inputs) == {"weights", "fp32", "ptq"}
+    assert why_not_lowered("cuda", "x86_64", 0, "auto") == "its int8 kernels are a GPU's, and none was found"
+    assert why_not_lowered("cuda", "x86_64", 1, ["cpu"]) is not None
+    assert why_not_lowered("cuda", "x86_64", 1, "auto") is None
+
+
 def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     """arm is lowered on Arm alone; xnnpack's .pte is made anywhere, has no GPU, and depends on ExecuTorch's version."""
     given = {"ptq": {"backend": "arm"}, "qat": {"backend": "xnnpack"}}
@@ -152,7 +168,7 @@ def test_backends_decide_where_and_how_a_candidate_is_deployed(monkeypatch: pyte
     assert [here[name].settings["reduce_range"] for name in ("ptq", "qat")] == [False, False]
     gpu_alone = planned(Facts(DATA, replace(MACHINE, gpus=["H200"])), bench={"devices": ["cuda"]}, **given)
     assert gpu_alone["evaluate/qat"].inputs == {"program": "qat"}
-    assert why_not_lowered("xnnpack", "x86_64", ["cuda"]) is not None
+    assert why_not_lowered("xnnpack", "x86_64", 1, ["cuda"]) is not None
     on_arm = planned(Facts(DATA, replace(MACHINE, architecture="aarch64")), **given)
     assert on_arm["evaluate/ptq"].inputs == {"artifact": "lower/ptq"}
     before = planned(**given)

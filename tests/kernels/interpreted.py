@@ -1,0 +1,59 @@
+"""Triton's kernels under its interpreter, on CPU tensors, against the integer reference: one line of JSON.
+
+Run by test_kernels.py: whether kernels are interpreted is decided when they are imported.
+"""
+
+import itertools
+import json
+
+import torch
+
+from raq.kernels.launch import Tile, convolve
+from raq.kernels.reference import conv2d_sums, finish
+
+SHAPES = {  # n, c, h, w, outputs, kernel, stride, padding, dilation, groups
+    "first layer": (2, 3, 9, 7, 8, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "odd and strided": (1, 5, 8, 8, 7, (3, 3), (2, 1), (1, 0), (1, 1), 1),
+    "1x1": (2, 64, 5, 5, 33, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "dilated": (2, 40, 6, 5, 20, (3, 3), (1, 1), (2, 2), (2, 2), 1),
+    "depthwise": (2, 12, 7, 7, 12, (3, 3), (2, 2), (1, 1), (1, 1), 12),
+    "grouped": (3, 12, 7, 6, 24, (5, 3), (1, 1), (2, 1), (1, 1), 4),
+    "one multiplier of two": (1, 6, 5, 5, 12, (3, 3), (1, 1), (1, 1), (1, 1), 6),
+    "tall": (1, 70, 4, 4, 20, (3, 1), (1, 1), (1, 0), (1, 1), 1),
+}
+ENDS = [(False, False, None, 0.02), (True, True, None, 0.03), (False, True, 6.0, 15.0), (True, False, None, None)]
+
+
+def main() -> None:
+    """Which differ, how many values were compared, how many different ones there were, and halves that were rounded."""
+    torch.manual_seed(0)
+    wrong, values, distinct = [], 0, 0
+    for (name, shape), (adds, relu, ceiling, inverse) in itertools.product(SHAPES.items(), ENDS):
+        n, c, h, w, outputs, kernel, stride, padding, dilation, groups = shape
+        data = torch.randint(-127, 128, (n, c, h, w), dtype=torch.int8).contiguous(memory_format=torch.channels_last)
+        weight = torch.randint(-127, 128, (outputs, *kernel, c // groups), dtype=torch.int8)
+        scale, bias = torch.rand(outputs) * 1e-3, torch.randn(outputs)
+        where = [list(stride), list(padding), list(dilation), groups]
+        sums = conv2d_sums(data, weight, *where)
+        other = torch.randint(-127, 128, sums.permute(0, 3, 1, 2).shape, dtype=torch.int8) if adds else None
+        last = None if other is None else other.permute(0, 2, 3, 1)
+        wanted = finish(sums, scale, bias, last, 0.7, relu, ceiling, inverse).permute(0, 3, 1, 2)
+        given = (data, weight, scale, bias, other, 0.7, relu, ceiling, inverse, *where)
+        for tile in (Tile(16, 16, 32), None):
+            found = convolve(*given, tile=tile)
+            if not torch.equal(found, wanted) or found.dtype != wanted.dtype:
+                wrong.append(f"{name}, {adds}, {relu}, {ceiling}, {inverse}, {tile}")
+            values, distinct = values + found.numel(), distinct + len(found.unique())
+    print(json.dumps({"wrong": wrong, "values": values, "distinct": distinct, "halves": halves()}))
+
+
+def halves() -> list[float]:
+    """What sums of 1, 3, 5, -1, -3 times a half become: halves go to even."""
+    data = torch.tensor([1, 3, 5, -1, -3], dtype=torch.int8).reshape(5, 1, 1, 1)
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.int8)
+    given = (data, weight, torch.ones(1), torch.zeros(1), None, 1.0, False, None, 0.5, [1, 1], [0, 0], [1, 1], 1)
+    return convolve(*given).flatten().tolist()
+
+
+if __name__ == "__main__":
+    main()
