@@ -15,7 +15,8 @@ ROOT = Path(raq.__file__).parent
 FLOORS = (
     "lazy", "errors", "environment", "signals", "statistics",
     "experiment", "store", "model", "quantize", "kernels", "artifact", "sweep", "bench", "plan", "stages", "cluster",
-    "submit", "doctor", "report", "page", "bundle", "tracking", "run_record", "running", "api", "cli", "__init__", "__main__",
+    "submit", "doctor", "report", "page", "bundle", "tracking", "run_record", "running", "api", "cli",
+    "__init__", "__main__",
 )  # fmt: skip
 WITHOUT_RAY = [floor for floor in FLOORS if floor not in ("cluster", "submit")]
 # Rooms that must start without torch: it is imported in functions there, if at all.

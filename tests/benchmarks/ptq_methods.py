@@ -116,6 +116,11 @@ def train_it(name: str, dataset: Dataset, folder: Path, more: int | None) -> Non
     torch.save(network.state_dict(), folder.with_suffix(".pt"))
 
 
+def label_of(name: str, weights: Path) -> str:
+    """What a record calls a network: NAME, or NAME-more with the weights that `--more` left."""
+    return f"{name}-more" if weights.stem == f"{name}-more" else name
+
+
 def by_nncf(source: Source, *, smooth_quant: bool, fast_bias_correction: bool) -> Any:
     """The converted graph that NNCF's quantize_pt2e makes with the same quantizer, of the same calibration samples."""
     from nncf import Dataset as CalibrationSet
@@ -183,7 +188,8 @@ def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str
     rows.append(row("effort: best", made, climbed=climbed))
     print(rows[-1], flush=True)
     return {
-        "measured_at": now(), "environment": environment(), "network": name, "settings": NETWORKS[name][1],
+        "measured_at": now(), "environment": environment(), "network": label_of(name, weights),
+        "settings": NETWORKS[name][1],
         "test_images": len(truth), "fp32_top1": float(right.mean()), "torch": torch.__version__, "rows": rows,
     }  # fmt: skip
 
@@ -208,7 +214,8 @@ def main() -> None:
     if given.verb == "nncf":
         nncf(given.name, dataset, weights)
         return
-    write_json(REFERENCE / f"{given.name}.json", measure(given.name, dataset, weights, not given.without_alone))
+    record = REFERENCE / f"{label_of(given.name, weights)}.json"
+    write_json(record, measure(given.name, dataset, weights, not given.without_alone))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ptq_methods import NETWORKS, data_of
+from ptq_methods import NETWORKS, data_of, label_of
 from torch import nn
 from torchao.quantization.pt2e import disable_observer
 
@@ -145,8 +145,9 @@ def main() -> None:
         row(name, *trained(network, dataset, settings, start, folder / name.replace(": ", "-")))
     REFERENCE.mkdir(parents=True, exist_ok=True)
     write_json(
-        REFERENCE / f"{given.name}.json",
-        {"measured_at": now(), "environment": environment(), "network": given.name, "test_images": len(truth),
+        REFERENCE / f"{label_of(given.name, weights)}.json",
+        {"measured_at": now(), "environment": environment(), "network": label_of(given.name, weights),
+         "test_images": len(truth),
          "train_images": dataset.size("train"), "epochs": given.epochs, "fp32_top1": float(fp32.mean()), "rows": rows},
     )  # fmt: skip
 

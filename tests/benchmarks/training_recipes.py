@@ -1,6 +1,7 @@
 """Work against accuracy of the recipes `fast` and `published`: resnet18-cifar on CIFAR-10, and `fast` without a piece.
 
     uv run python tests/benchmarks/training_recipes.py curve NAME --root FOLDER --work W   (again to go on after an end)
+    uv run python tests/benchmarks/training_recipes.py so-far NAME --root FOLDER --work W  (beside it, or after an end)
     uv run python tests/benchmarks/training_recipes.py ablation --root FOLDER --work W [--seeds 2]
 
 Work is in epochs of full-size images: one of half the side is a quarter. Records go to
@@ -18,7 +19,7 @@ import torch
 from raq.environment import environment
 from raq.experiment.schema import Data
 from raq.experiment.training import Train
-from raq.model.checkpoints import LocalContext, TrainingResult
+from raq.model.checkpoints import LocalContext, TrainingResult, read_result
 from raq.model.dataset import Dataset, load_dataset
 from raq.model.evaluation import logits
 from raq.model.loop import seed_everything
@@ -110,7 +111,7 @@ def ablation(data: Dataset, work: Path, seeds: int, threads: int) -> None:
 def main() -> None:
     """Train, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=("curve", "ablation"))
+    parser.add_argument("verb", choices=("curve", "so-far", "ablation"))
     parser.add_argument("name", nargs="?", choices=CURVES)
     parser.add_argument("--root", required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -123,8 +124,13 @@ def main() -> None:
         ablation(dataset, given.work, given.seeds, torch.get_num_threads())
         return
     settings = CURVES[given.name]
-    result = train_with(settings, dataset, 0, given.work / given.name)
-    keep(given.name, dataset, settings=settings, **row_of(given.name, result, dataset, torch.get_num_threads()))
+    folder, name = given.work / given.name, given.name
+    if given.verb == "so-far":
+        result = read_result(folder)
+        name = f"{name}, the best of its first {len(result.history)} epochs"
+    else:
+        result = train_with(settings, dataset, 0, folder)
+    keep(given.name, dataset, settings=settings, **row_of(name, result, dataset, torch.get_num_threads()))
 
 
 if __name__ == "__main__":
