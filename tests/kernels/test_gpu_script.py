@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-SCRIPT = str(Path(__file__).with_name("run.py"))
+SCRIPT = str(Path(__file__).parents[1] / "gpu" / "run.py")
 
 
 def rehearse(piece: str, folder: Path) -> dict[str, object]:
