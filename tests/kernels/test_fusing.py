@@ -44,9 +44,12 @@ def prepared(network: nn.Module):
 
 
 @pytest.fixture(scope="module")
-def program():
+def program(tmp_path_factory: pytest.TempPathFactory):
+    """As the stage that lowers reads it."""
     torch.manual_seed(0)
-    return convert.convert(prepared(Blocks()), EXAMPLE)
+    path = tmp_path_factory.mktemp("program") / "program.pt2"
+    convert.save_program(convert.convert(prepared(Blocks()), EXAMPLE), path)
+    return convert.load_program(path)
 
 
 def operators(program) -> Counter[str]:
