@@ -413,7 +413,8 @@ def test_a_strangers_artifact_is_read_and_not_run(network, tmp_path: Path) -> No
     assert found["ran"] is None
     says_sizes = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
     assert found["int8_mac_share"] == (0.0 if says_sizes else None), "older packages do not say what is multiplied"
-    assert sum(layer["macs"] for layer in found["layers"]) == 32 * 32 * 16 * 27 + 16 * 16 * 32 * 144 + 320
+    if says_sizes:
+        assert sum(layer["macs"] for layer in found["layers"]) == 32 * 32 * 16 * 27 + 16 * 16 * 32 * 144 + 320
     assert "raq" not in read_metadata(path)
 
 
