@@ -108,12 +108,6 @@ def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
     }
 
 
-def _audited_on_gpu(given: Program) -> "Audit | None":
-    from raq.artifact.on_gpu import audit_on_gpu
-
-    return audit_on_gpu(given.program, given.macs)
-
-
 def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runtime) -> Results:
     """What the artifact is, read from the file: sizes, digest, the share of its arithmetic that is int8."""
     from raq.artifact.audit import audit, float_weight_share
@@ -141,7 +135,12 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
     if settings.quantizer is not None:  # there is no program of ours to hold it against
         weights = {"weight_bytes": as_in_torch(code), "float_weight_share": float_weights_of_code(code)}
         return results | weights | {"int8_mac_share": share_of_code(code, Metadata(code.metadata))}
-    found = audit(given.program, code, given.macs) if settings.device == "cpu" else _audited_on_gpu(given)
+    if settings.device == "cpu":
+        found: Audit | None = audit(given.program, code, given.macs)
+    else:
+        from raq.artifact.on_gpu import audit_on_gpu  # needs Triton
+
+        found = audit_on_gpu(given.program, given.macs)
     if found is None:  # Inductor computes in float
         return results | {"int8_mac_share": 0.0, "note": "arithmetic between quantize and dequantize is float"}
     if settings.kind == "weight_only":
