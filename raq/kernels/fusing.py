@@ -1,6 +1,7 @@
 """A quantized graph with raq's int8 operators in place of its layers: what dequantizes, multiplies, adds and quantizes
 again becomes one operator that reads and stores int8. What does not match stays as it is, in float."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +75,16 @@ def _integers(node: Any) -> tuple[fx.Node, float] | None:
     """What a dequantized value was, if it was symmetric int8, and its scale."""
     if not isinstance(node, fx.Node) or node.target is not DEQUANTIZE:
         return None
-    source, scale, zero_point, _, _, dtype = node.args
-    return (source, float(scale)) if dtype is torch.int8 and zero_point == 0 else None  # type: ignore[return-value,arg-type]
+    given: tuple[Any, ...] = node.args
+    source, scale, zero_point, _, _, dtype = given
+    return (source, float(scale)) if dtype is torch.int8 and zero_point == 0 else None
 
 
 def _stored_scale(node: fx.Node) -> float | None:
     """The scale to which a node quantizes as kernels do, if it does."""
-    if node.target is not QUANTIZE or node.args[2:6] != (0, LOWEST, HIGHEST, torch.int8):
-        return None
-    return float(node.args[1])  # type: ignore[arg-type]
+    given: tuple[Any, ...] = node.args
+    symmetric = node.target is QUANTIZE and given[2:6] == (0, LOWEST, HIGHEST, torch.int8)
+    return float(given[1]) if symmetric else None
 
 
 def _weights(node: Any) -> tuple[fx.Node, Any] | None:
@@ -91,14 +93,15 @@ def _weights(node: Any) -> tuple[fx.Node, Any] | None:
         return None
     if node.target is DEQUANTIZE:
         return _integers(node)
-    if node.target is not DEQUANTIZE_CHANNELS or node.args[3] != 0 or node.args[6] is not torch.int8:
-        return None
-    return node.args[0], node.args[1]  # type: ignore[return-value]
+    given: tuple[Any, ...] = node.args
+    by_output = node.target is DEQUANTIZE_CHANNELS and given[3] == 0 and given[6] is torch.int8
+    return (given[0], given[1]) if by_output else None
 
 
 def _sums_fit(layer: fx.Node) -> bool:
-    shape = layer.args[1].meta["val"].shape  # type: ignore[union-attr]
-    return int(torch.Size(shape[1:]).numel()) <= MOST_PRODUCTS
+    weight: Any = layer.args[1]
+    products: int = math.prod(weight.meta["val"].shape[1:])
+    return products <= MOST_PRODUCTS
 
 
 def with_int8_operators(program: ExportedProgram) -> ExportedProgram:
@@ -140,7 +143,8 @@ def _shapes_of(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
 
 def _replace(module: Any, match: Match, name: str, known: dict[fx.Node, fx.Node]) -> fx.Node:
     """Put the operator before what it replaces, whose users read it. known: by what was replaced, what replaced it."""
-    graph, layer = module.graph, match.layer
+    graph: fx.Graph = module.graph
+    layer = match.layer
     tensors = _tensors(module, match)
     with graph.inserting_before(match.replaced):
         read = []
@@ -165,7 +169,7 @@ def _replace(module: Any, match: Match, name: str, known: dict[fx.Node, fx.Node]
             )
     made.meta = {key: value for key, value in match.replaced.meta.items() if key in ("val", "nn_module_stack")}
     match.replaced.replace_all_uses_with(made)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _erase(node: fx.Node) -> None:

@@ -8,10 +8,10 @@ import triton
 from torch import Tensor
 from torch.library import wrap_triton
 
+from raq.kernels.reference import Epilogue, Geometry
 from raq.kernels.triton_kernels import conv_kernel, depthwise_kernel
 
-# Kernels must round as reference.finish does: a product and a sum stay two roundings.
-EXACT = {"enable_fp_fusion": False}
+LEAST = -3.4028234663852886e38  # of float32: what triton_kernels._apart compares with
 
 
 @dataclass(frozen=True)
@@ -43,52 +43,40 @@ def tile_of(channels_in: int, channels_out: int) -> Tile:
     return Tile(128, channels, depth, 8 if channels == 128 else 4)
 
 
-def convolve(
-    data: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    addend: Tensor | None,
-    addend_scale: float,
-    relu: bool,
-    ceiling: float | None,
-    inverse_scale: float | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    tile: Tile | None = None,
-) -> Tensor:
-    """`operators.int8_conv2d` by a Triton kernel, channels last."""
+def convolve(data: Tensor, weight: Tensor, after: Epilogue, where: Geometry, tile: Tile | None = None) -> Tensor:
+    """`operators.int8_conv2d` by a Triton kernel, channels last. tile: None for the one of the layer's shape."""
     data = data.contiguous(memory_format=torch.channels_last)
     n, _, height, width = data.shape
     outputs, kh, kw, inputs = weight.shape
-    out_height = (height + 2 * padding[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
-    out_width = (width + 2 * padding[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    (sh, sw), (ph, pw), (dh, dw), groups = where.stride, where.padding, where.dilation, where.groups
+    out_height, out_width = (
+        (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1,
+        (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1,
+    )
+    rounds, adds = after.inverse_scale is not None, after.addend is not None
     out = torch.empty(
-        (n, outputs, out_height, out_width), dtype=torch.float32 if inverse_scale is None else torch.int8,
-        device=data.device, memory_format=torch.channels_last,
+        (n, outputs, out_height, out_width), dtype=torch.int8 if rounds else torch.float32, device=data.device,
+        memory_format=torch.channels_last,
     )  # fmt: skip
-    if addend is not None:
-        addend = addend.contiguous(memory_format=torch.channels_last)
+    addend = out if after.addend is None else after.addend.contiguous(memory_format=torch.channels_last)
     pixels = n * out_height * out_width
-    tensors = (data, weight, scale, bias, out if addend is None else addend, out)
-    sizes = (pixels, height, width, out_height, out_width, addend_scale, ceiling or 0.0, inverse_scale or 1.0)
+    tensors = (data, weight, after.scale, after.bias, addend, out)
+    sizes = (pixels, height, width, out_height, out_width)
+    numbers = (after.addend_scale, after.ceiling or 0.0, after.inverse_scale or 1.0, LEAST)
     shape: dict[str, Any] = {
-        "KH": kh, "KW": kw, "SH": stride[0], "SW": stride[1], "PH": padding[0], "PW": padding[1],
-        "DH": dilation[0], "DW": dilation[1], "ADDS": addend is not None, "RELU": relu,
-        "CLIPS": ceiling is not None, "ROUNDS": inverse_scale is not None, **EXACT,
+        "KH": kh, "KW": kw, "SH": sh, "SW": sw, "PH": ph, "PW": pw, "DH": dh, "DW": dw, "ADDS": adds,
+        "RELU": after.relu, "CLIPS": after.ceiling is not None, "ROUNDS": rounds,
     }  # fmt: skip
     if inputs == 1 and outputs == groups and groups > 1:
         tile = tile or Tile(64, 64, 1)
-        grid = (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs, tile.channels))
-        keywords = {"C": outputs, "BM": tile.pixels, "BN": tile.channels, **tile.meta()}
-        _launched(depthwise_kernel)[grid](*tensors, *sizes, **shape, **keywords)
-        return out
-    tile = tile or tile_of(inputs, outputs // groups)
-    blocks = (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs // groups, tile.channels), groups)
-    keywords = {"C": inputs, "K": outputs // groups, "GROUPS": groups, **tile.keywords()}
-    _launched(conv_kernel)[blocks](*tensors, *sizes, **shape, **keywords)
+        kernel, grid = depthwise_kernel, (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs, tile.channels), 1)
+        shape |= {"C": outputs, "BM": tile.pixels, "BN": tile.channels, **tile.meta()}
+    else:
+        own = outputs // groups
+        tile = tile or tile_of(inputs, own)
+        kernel, grid = conv_kernel, (triton.cdiv(pixels, tile.pixels), triton.cdiv(own, tile.channels), groups)
+        shape |= {"C": inputs, "K": own, "GROUPS": groups, **tile.keywords()}
+    _launched(kernel)[grid](*tensors, *sizes, *numbers, **shape)
     return out
 
 

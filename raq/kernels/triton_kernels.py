@@ -15,17 +15,28 @@ ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
+def _apart(product, least):
+    """A product that is rounded before anything is added to it, as the reference has it.
+
+    Compilers fuse a product with a sum, whose one rounding may give another integer; Triton's option against that does
+    not reach packages, as torch knows no such option of a kernel. What stands between the two keeps them apart.
+    `least` is the least float32, an argument because a comparison with a constant would be left out.
+    """
+    return tl.maximum(product, least)
+
+
+@triton.jit
 def _finish(
-    sums, scale, bias, addend, out, places, channels, mask, addend_scale, ceiling, inverse_scale,
+    sums, scale, bias, addend, out, places, channels, mask, addend_scale, ceiling, inverse_scale, least,
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     """Store what sums [pixels, channels] come to (reference.finish)."""
     inside = channels >= 0  # the mask of a row: channels beyond the last have been made -1
     by = tl.load(scale + channels, mask=inside, other=0.0)
     plus = tl.load(bias + channels, mask=inside, other=0.0)
-    value = sums.to(tl.float32) * by[None, :] + plus[None, :]
+    value = _apart(sums.to(tl.float32) * by[None, :], least) + plus[None, :]
     if ADDS:
-        value = value + tl.load(addend + places, mask=mask, other=0).to(tl.float32) * addend_scale
+        value += _apart(tl.load(addend + places, mask=mask, other=0).to(tl.float32) * addend_scale, least)
     if RELU:
         value = tl.maximum(value, 0.0)
     if CLIPS:
@@ -40,7 +51,7 @@ def _finish(
 @triton.jit
 def conv_kernel(
     data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
-    inverse_scale,
+    inverse_scale, least,
     C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
@@ -84,14 +95,14 @@ def conv_kernel(
     places = pixel.to(tl.int64)[:, None] * (K * GROUPS) + every[None, :]
     _finish(
         sums, scale, bias, addend, out, places, every, there[:, None] & wanted[None, :], addend_scale, ceiling,
-        inverse_scale, ADDS, RELU, CLIPS, ROUNDS,
+        inverse_scale, least, ADDS, RELU, CLIPS, ROUNDS,
     )  # fmt: skip
 
 
 @triton.jit
 def depthwise_kernel(
     data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
-    inverse_scale,
+    inverse_scale, least,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
@@ -118,5 +129,5 @@ def depthwise_kernel(
     places = pixel.to(tl.int64)[:, None] * C + every[None, :]
     _finish(
         sums, scale, bias, addend, out, places, every, there[:, None] & wanted[None, :], addend_scale, ceiling,
-        inverse_scale, ADDS, RELU, CLIPS, ROUNDS,
+        inverse_scale, least, ADDS, RELU, CLIPS, ROUNDS,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from raq.environment import environment, gpu_state
 from raq.experiment.ptq import Calibration
 from raq.kernels.fusing import with_int8_operators
 from raq.kernels.launch import Tile, convolve, tile_of
-from raq.kernels.reference import conv2d_sums, finish
+from raq.kernels.reference import Epilogue, Geometry, conv2d
 from raq.model.zoo import build_model
 from raq.quantize import convert, ptq
 from raq.quantize.export import export_for_lowering
@@ -81,14 +81,15 @@ def kernels(device: str) -> dict[str, Any]:
         data = torch.randint(-127, 128, (batch, channels, side, side), dtype=torch.int8)
         weight = torch.randint(-127, 128, (outputs, size, size, channels), dtype=torch.int8)
         scale, bias = torch.rand(outputs) * 1e-4, torch.randn(outputs)
-        where: Any = ([stride] * 2, [size // 2] * 2, [1, 1], 1)
-        sums = conv2d_sums(data[:2], weight, *where)
-        wanted = finish(sums, scale, bias, None, 1.0, True, None, 8.0).permute(0, 3, 1, 2)
+        where = Geometry([stride] * 2, [size // 2] * 2)
+        wanted = conv2d(data[:2], weight, Epilogue(scale, bias, relu=True, inverse_scale=8.0), where)
         there = [one.to(device) for one in (data.contiguous(memory_format=torch.channels_last), weight, scale, bias)]
 
-        def layer(tile: Tile | None, given: list[Tensor] = there, places: Any = where) -> Tensor:
-            arguments = (*given, None, 1.0, True, None, 8.0, *places)
-            return convolve(*arguments, tile=tile) if device == "cuda" else torch.ops.raq.int8_conv2d(*arguments)
+        def layer(tile: Tile | None, given: list[Tensor] = there, where: Geometry = where) -> Tensor:
+            after = Epilogue(*given[2:], relu=True, inverse_scale=8.0)
+            if device == "cpu":
+                return conv2d(*given[:2], after, where)
+            return convolve(*given[:2], after, where, tile)
 
         found: dict[str, Any] = {"layer": name, "batch": batch, "chosen": str(tile_of(channels, outputs)), "tiles": {}}
         for tile in TILES if device == "cuda" else [None]:

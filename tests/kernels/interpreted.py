@@ -9,7 +9,7 @@ import json
 import torch
 
 from raq.kernels.launch import Tile, convolve
-from raq.kernels.reference import conv2d_sums, finish
+from raq.kernels.reference import Epilogue, Geometry, conv2d, conv2d_sums
 
 SHAPES = {  # n, c, h, w, outputs, kernel, stride, padding, dilation, groups
     "first layer": (2, 3, 9, 7, 8, (3, 3), (1, 1), (1, 1), (1, 1), 1),
@@ -33,12 +33,11 @@ def main() -> None:
         data = torch.randint(-127, 128, (n, c, h, w), dtype=torch.int8).contiguous(memory_format=torch.channels_last)
         weight = torch.randint(-127, 128, (outputs, *kernel, c // groups), dtype=torch.int8)
         scale, bias = torch.rand(outputs) * 1e-3, torch.randn(outputs)
-        where = [list(stride), list(padding), list(dilation), groups]
-        sums = conv2d_sums(data, weight, *where)
+        where = Geometry(list(stride), list(padding), list(dilation), groups)
+        sums = conv2d_sums(data, weight, where)
         other = torch.randint(-127, 128, sums.permute(0, 3, 1, 2).shape, dtype=torch.int8) if adds else None
-        last = None if other is None else other.permute(0, 2, 3, 1)
-        wanted = finish(sums, scale, bias, last, 0.7, relu, ceiling, inverse).permute(0, 3, 1, 2)
-        given = (data, weight, scale, bias, other, 0.7, relu, ceiling, inverse, *where)
+        given = (data, weight, Epilogue(scale, bias, other, 0.7, relu, ceiling, inverse), where)
+        wanted = conv2d(*given)
         for tile in (Tile(16, 16, 32), None):
             found = convolve(*given, tile=tile)
             if not torch.equal(found, wanted) or found.dtype != wanted.dtype:
@@ -51,8 +50,8 @@ def halves() -> list[float]:
     """What sums of 1, 3, 5, -1, -3 times a half become: halves go to even."""
     data = torch.tensor([1, 3, 5, -1, -3], dtype=torch.int8).reshape(5, 1, 1, 1)
     weight = torch.ones(1, 1, 1, 1, dtype=torch.int8)
-    given = (data, weight, torch.ones(1), torch.zeros(1), None, 1.0, False, None, 0.5, [1, 1], [0, 0], [1, 1], 1)
-    return convolve(*given).flatten().tolist()
+    after = Epilogue(torch.ones(1), torch.zeros(1), inverse_scale=0.5)
+    return convolve(data, weight, after, Geometry()).flatten().tolist()
 
 
 if __name__ == "__main__":
