@@ -21,7 +21,7 @@ from raq.quantize.ptq import FixedFakeQuantize, put_module
 from raq.quantize.rewriting import put_tensor, tensor_of
 from raq.quantize.side_by_side import ORIGINALS
 
-SCALE_LR, ZERO_POINT_LR = 1e-2, 0.2  # of the scale's logarithm, and of the zero point in integers
+EDGE_LR = 1e-2  # of the logarithm of a range's edges
 MOST = 0.5  # integers by which a weight may be moved before it is rounded
 
 
@@ -58,26 +58,36 @@ class _LearnedWeight(nn.Module):
 
 
 class _LearnedRange(nn.Module):
-    """Rounds an activation with a scale and a zero point that learn."""
+    """Rounds an activation to a range whose edges learn, each by shares of itself: what is below zero may be a few
+    integers wide (SiLU), where a zero point that moves by integers loses all of it in a step and has no gradient then.
+
+    A range that is symmetric stays so, and an edge at zero stays there.
+    """
 
     def __init__(self, quantizer: FixedFakeQuantize) -> None:
         super().__init__()
         self.quantizer = (quantizer,)  # not a part of this module
-        self.first_scale = float(quantizer.scale)
-        self.log_change = nn.Parameter(torch.zeros(()))
-        self.place = nn.Parameter(torch.tensor(float(quantizer.zero_point)))
+        scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
+        self.low, self.high = (quantizer.low - zero_point) * scale, (quantizer.high - zero_point) * scale
+        self.first_zero_point = zero_point
+        self.is_symmetric = zero_point * 2 in (quantizer.low + quantizer.high, quantizer.low + quantizer.high + 1)
+        self.log_change = nn.Parameter(torch.zeros(1 if self.is_symmetric else 2))
 
     @property
     def scale(self) -> Tensor:
-        return self.first_scale * self.log_change.exp()
+        change = self.log_change.exp()
+        wide = self.high * change[-1] - self.low * change[0]
+        return wide / (self.quantizer[0].high - self.quantizer[0].low)
 
     @property
     def zero_point(self) -> Tensor:
-        return _round(self.place.clamp(self.quantizer[0].low, self.quantizer[0].high))
+        if self.is_symmetric:
+            return torch.tensor(float(self.first_zero_point))
+        return _round(self.quantizer[0].low - self.low * self.log_change[0].exp() / self.scale)
 
     def forward(self, values: Tensor) -> Tensor:
-        low, high, zero_point = self.quantizer[0].low, self.quantizer[0].high, self.zero_point
-        return (_round(values / self.scale + zero_point).clamp(low, high) - zero_point) * self.scale
+        low, high, zero_point, scale = self.quantizer[0].low, self.quantizer[0].high, self.zero_point, self.scale
+        return (_round(values / scale + zero_point).clamp(low, high) - zero_point) * scale
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,7 @@ def learn_rounding(
         parameter.requires_grad_(False)
     weights, ranges, names = _put_learners(simulated)
     moves = [learner.move for _, learner in weights]
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [one.log_change for one in ranges], "lr": SCALE_LR},
-            {"params": [one.place for one in ranges], "lr": ZERO_POINT_LR},
-        ]
-    )
+    optimizer = torch.optim.Adam([one.log_change for one in ranges], lr=EDGE_LR)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     errors: list[float] = []
     power: float | None = None  # variance of the outputs of the first step

@@ -123,3 +123,32 @@ def test_the_same_seed_learns_the_same() -> None:
             states.append({name: tensor.clone() for name, tensor in as_integers.named_parameters()})
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def zero_points(graph: fx.GraphModule) -> list[int]:
+    found = [one for one in graph.modules() if isinstance(one, FixedFakeQuantize) and one.axis < 0]
+    return [int(one.zero_point) for one in found]
+
+
+def test_a_range_that_was_led_astray_comes_back() -> None:
+    """What SiLU gives below zero is a few integers wide: once it was lost, it had no gradient to come back by."""
+    layers = [nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5)]
+    net, astray = nn.Sequential(*layers).eval(), nn.Sequential(layers[0], nn.ReLU(), *layers[2:]).eval()
+    images, asked = torch.randn(64, 3, 8, 8), iter([astray] * 30 + [net] * 70)
+    prepared = calibrated(net, images * 12)
+    with simulated(prepared) as as_integers:
+        before = zero_points(as_integers)
+        learn_rounding(as_integers, lambda given: next(asked)(given), repeat((images,)), 100)
+        after = zero_points(as_integers)
+    assert 0 < before[1] < 5, "narrow"
+    assert after[1] > 0
+
+
+def test_symmetric_ranges_stay_symmetric() -> None:
+    net, images = network(), torch.randn(16, 3, 8, 8)
+    prepared = prepare(net, torch.zeros(2, 3, 8, 8), "cuda", Calibration(observer="minmax"), reduce_range=False)
+    with torch.no_grad():
+        prepared(images)
+    with simulated(prepared) as as_integers:
+        learn_rounding(as_integers, net, repeat((images * 1.5,)), 30)
+        assert set(zero_points(as_integers)) == {0}
