@@ -1,4 +1,5 @@
-"""What really ran, asked of whatever knows: oneDNN's reports for packages, else the runtime's own account.
+"""What really ran, asked of whatever knows: oneDNN's reports for packages, else the runtime's own account; on a GPU
+torch's profiler, whose kernels raq knows its own of by their names.
 
 ONNX Runtime has its profile, OpenVINO the graph that it compiled: each says by its file's nodes which kernel computes
 them, and in what. A kernel computes several nodes where they are fused.
@@ -7,11 +8,13 @@ them, and in what. A kernel computes several nodes where they are fused.
 from collections.abc import Iterable, Sequence
 
 from raq.artifact.executed import Executed, ExecutedLayer, KnownLayer, summary
-from raq.artifact.isolated import IsolatedProcess, ReportedKernel
+from raq.artifact.isolated import IsolatedProcess, LaunchedKernel, ReportedKernel
 from raq.artifact.judgement import weight_sizes
 from raq.artifact.runtimes import read
 from raq.artifact.wrapper_code import KernelCall
 from raq.experiment.inputs import Inputs
+
+INT8_KERNELS = ("raq_int8_",)  # how names of kernels/triton_kernels.py begin, also in a package
 
 
 def what_ran(
@@ -21,17 +24,37 @@ def what_ran(
     total_macs: int | None,
     layers: Sequence[KnownLayer],
 ) -> Executed | None:
-    """What ran in an artifact's process on a CPU; None if its runtime cannot say.
+    """What ran in an artifact's process; None if its runtime cannot say, or nothing is known of a GPU's kernels.
 
     inputs: what it is called with; constant_shapes: of the artifact's constants; total_macs: of the network, for one
     sample.
     Raises StageError if it does not run.
     """
+    if process.device == "cuda":
+        return launched(process.launches(inputs), total_macs, layers)
     if process.runtime.reports == "onednn":
         return summary(process.trace(inputs, weight_sizes(constant_shapes)), total_macs, layers)
     if process.runtime.reports == "itself":
         return reported(process.account(inputs), read(process.path).calls, total_macs, layers)
     return None
+
+
+def launched(
+    kernels: Sequence[LaunchedKernel], total_macs: int | None, layers: Sequence[KnownLayer]
+) -> Executed | None:
+    """What a GPU ran: each layer that is to be int8 is one launch of a kernel of raq's. None if no kernel was seen, or
+    no layer is to be int8.
+
+    Which launch was which layer's is not known: where some are missing, the largest layers count as those.
+    """
+    if not kernels or not any(layer.int8 for layer in layers):
+        return None
+    seen = sum(kernel.count for kernel in kernels if kernel.name.startswith(INT8_KERNELS))
+    meant = sorted((layer for layer in layers if layer.int8), key=lambda layer: layer.macs)
+    ran = {id(layer) for layer in meant[:seen]}
+    integer = sum(layer.macs for layer in layers if id(layer) in ran)
+    found = [ExecutedLayer(x.name, x.macs, "raq's, int8" if id(x) in ran else None, id(x) in ran) for x in layers]
+    return Executed(integer / total_macs if total_macs else None, {}, found)
 
 
 def reported(

@@ -5,7 +5,7 @@ the descriptor of the connection to the parent. The first message says how loadi
 header, int64, the header, JSON, and the bytes of the inputs, whose types and shapes it names; the answer is the number
 of dimensions of the output and its sizes, int64, and its float32 values. "do": run; trace: oneDNN reports what it
 executes, on standard error, after a line with the mark and the batch size; account: the runtime says itself what it
-executes, and the answer is JSON.
+executes; launches: torch's profiler says which kernels a GPU ran in a second call; both answer JSON.
 """
 
 import json
@@ -17,6 +17,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,10 +41,24 @@ def read_request(request: bytes) -> tuple[str, list[torch.Tensor]]:
     return header["do"], inputs
 
 
+def launches(network: Any, given: list[torch.Tensor]) -> list[dict[str, Any]]:
+    """The kernels that a GPU runs in a call, in alphabetical order, how often, and for how many milliseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    network(*given)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        network(*given)
+        torch.cuda.synchronize()
+    found = [(event.key, event.count, event.self_device_time_total / 1000) for event in seen.key_averages()]
+    return [{"name": name, "count": count, "ms": ms} for name, count, ms in sorted(found)]
+
+
 def main() -> None:
     """Load the artifact and answer until the parent ends the connection."""
     loader, path, device, threads, mark, descriptor = sys.argv[1:]
     torch.set_num_threads(int(threads))
+    torch.backends.cudnn.allow_tf32 = False  # which torch allows of itself: FP32 is to be FP32
     own = runpy.run_path(loader)
     own["prepare"](int(threads))
     before, started = resident_bytes(), time.perf_counter()
@@ -65,6 +80,9 @@ def main() -> None:
                 continue
             traced = what == "trace" and torch._C._verbose.mkldnn_set_verbose(1)
             given = [value.to(device) for value in inputs]
+            if what == "launches":
+                connection.send_bytes(json.dumps(launches(network, given)).encode())
+                continue
             if traced:
                 os.write(2, (mark + str(len(inputs[0])) + "\n").encode())
             output = network(*given).float().cpu().contiguous().numpy()

@@ -66,10 +66,11 @@ class Traced:
 
 @dataclass(frozen=True)
 class KnownLayer:
-    """A layer of the network. macs: for one image."""
+    """A layer of the network. macs: for one image; int8: whether its code is to be of integers, None if unknown."""
 
     name: str
     macs: int
+    int8: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,10 @@ def load(path: Path, threads: int | None = None) -> Callable[..., Tensor]:
     whose interface is not promised from one release to the next.
     """
     refuse_other_torch(path)
+    # on a GPU its own synchronization, of calls from several threads, cannot be captured in a CUDA graph
+    alone = Metadata(read_metadata(path)).device == "cuda"
     try:
-        network: Callable[..., Tensor] = torch._inductor.aoti_load_package(str(path))
+        network: Callable[..., Tensor] = torch._inductor.aoti_load_package(str(path), run_single_threaded=alone)
     except Exception as error:
         raise StageError(f"{path}: the artifact cannot be loaded: {error}", "run again to make it anew") from error
     return network

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -48,7 +48,15 @@ class ReportedKernel(View):
     int8: bool
 
 
-_REPORT = TypeAdapter(list[ReportedKernel])
+class LaunchedKernel(View):
+    """A kernel that a GPU ran in a call: how often, and for how long in all."""
+
+    name: str
+    count: int
+    ms: float
+
+
+_REPORT, _LAUNCHES = TypeAdapter(list[ReportedKernel]), TypeAdapter(list[LaunchedKernel])
 
 
 class Loaded(View):
@@ -132,9 +140,19 @@ class IsolatedProcess:
 
         inputs: what it is called with. Raises StageError if it does not run.
         """
-        answer = self._exchange(_request("account", random_inputs(inputs, 1)), CALL_TIMEOUT_S)
+        return self._told("account", inputs, _REPORT)
+
+    def launches(self, inputs: Inputs) -> list[LaunchedKernel]:
+        """What torch's profiler saw a GPU run for one sample; empty where it sees none (a container may forbid it).
+
+        inputs: what it is called with. Raises StageError if it does not run.
+        """
+        return self._told("launches", inputs, _LAUNCHES)
+
+    def _told(self, what: str, inputs: Inputs, form: TypeAdapter[list[Any]]) -> list[Any]:
+        answer = self._exchange(_request(what, random_inputs(inputs, 1)), CALL_TIMEOUT_S)
         try:
-            return _REPORT.validate_json(answer)
+            return form.validate_json(answer)
         except ValueError:
             raise self._failure("it gave no sensible account of what it executes") from None
 

@@ -14,6 +14,7 @@ from raq.artifact.metadata import LONGEST_SIDE, Metadata
 from raq.artifact.runtimes import read_metadata, runtime_of_file
 from raq.bench.latency import measure
 from raq.bench.messages import ContenderSettings
+from raq.bench.on_gpu import ways
 from raq.bench.throughput import stream_count, throughputs
 from raq.environment import available_cpus
 from raq.errors import StageError, UserError, first_problem
@@ -88,6 +89,8 @@ def bench_artifacts(
                 name, runtime, min(devices), str(path), next(iter(asked)), threads, "", 0, None, fp32=own.is_fp32
             )
         )
+    if devices == {"cuda"}:
+        contenders = list(ways(contenders, protocol.tf32, protocol.cuda_graphs))
     artifacts = [
         {"name": name, "path": str(path), "size_bytes": path.stat().st_size}
         for name, path in zip(names, paths, strict=True)

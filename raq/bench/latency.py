@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from raq.bench import nearest
+from raq.bench import nearest, on_gpu
 from raq.bench.clocks import cpu_state, cpu_times, pinned
 from raq.bench.launcher import ContenderProcess, ForkServer, fork_server
 from raq.bench.messages import ContenderSettings
@@ -162,10 +162,12 @@ class Measurement:
                 if done >= MIN_ROUNDS_A_LAUNCH and done % 2 == 0 and long_enough:
                     break
                 self.clocks.append(cpu_state(self.cpus, self.contenders[0].device))
+                # eager mode has one sample a launch and size, in either round: the first is like the others
+                present = {n: process for n, process in processes.items() if n != self.eager or done == eager_round}
                 for size in sizes:
-                    # eager mode has one sample a launch and size, in either round: the first is like the others
-                    present = {n: process for n, process in processes.items() if n != self.eager or done == eager_round}
                     self.rounds[size].append(self._round(number, size, present, backwards=done % 2 == 1))
+                if self.clocks[-1]["gpus"]:
+                    on_gpu.judge((self.rounds[size][-1] for size in sizes), self.clocks[-1]["gpus"], len(processes))
                 self._tell()
                 if self.spent():
                     break

@@ -16,7 +16,8 @@ from raq.experiment.inputs import InputSpec
 @dataclass(frozen=True)
 class ContenderSettings:
     """What is measured. path: artifact, or weights for eager; inputs: what it is called with; output: which of the
-    network's is judged; fp32: whether it is FP32."""
+    network's is judged; fp32: whether it is FP32; of GPUs, tf32: whether it may multiply in TF32; graph: whether it is
+    called as a CUDA graph."""
 
     candidate: str
     runtime: str
@@ -29,11 +30,18 @@ class ContenderSettings:
     working_directory: str | None
     output: str | int | None = field(default=None, kw_only=True)
     fp32: bool = field(default=False, kw_only=True)
+    tf32: bool = field(default=False, kw_only=True)
+    graph: bool = field(default=False, kw_only=True)
+
+    @property
+    def way(self) -> str:
+        """The runtime, and the way of calling it: inductor, eager+tf32, inductor+graph."""
+        return self.runtime + "+tf32" * self.tf32 + "+graph" * self.graph
 
     @property
     def name(self) -> str:
-        """candidate/runtime."""
-        return f"{self.candidate}/{self.runtime}"
+        """candidate/way."""
+        return f"{self.candidate}/{self.way}"
 
 
 @dataclass(frozen=True)

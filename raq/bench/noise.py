@@ -32,7 +32,7 @@ class Sample:
 
     waited: share of the time that the thread that waited longest waited; foreign_cpus, stolen_cpus: CPU seconds a
     second; None where the system does not report it. disturbed: by these. handover_us: microseconds, None where it was
-    not measured; far: whether it is long, which is known when other samples are.
+    not measured; far: whether it is long, which is known when other samples are; gpu: what disturbed a GPU (on_gpu.py).
     """
 
     samples_ms: list[float]
@@ -43,6 +43,7 @@ class Sample:
     disturbed: bool
     handover_us: float | None = None
     far: bool = False
+    gpu: str = ""
 
     @property
     def excluded(self) -> bool:
@@ -122,6 +123,7 @@ def summary(taken: list[Sample], remembered_us: float | None = None) -> dict[str
     return {
         **found,
         "handover_us": handover,
+        "gpus": sorted({sample.gpu for sample in taken if sample.gpu}),
         "far_apart_slots": sum(is_far(sample, near_us) for sample in taken),
         "slots": len(taken),
         "disturbed_slots": sum(sample.disturbed for sample in taken),

@@ -95,7 +95,7 @@ def contender_row(
     speedup, interval = paired_ratio(shared)
     return {
         "candidate": contender.candidate,
-        "runtime": contender.runtime,
+        "runtime": contender.way,
         "device": contender.device,
         "batch_size": size,
         "threads": contender.threads,

@@ -112,11 +112,16 @@ def _with(value: float, bounds: Sequence[float] | None, digits: str) -> str:
     return f"{value:{digits}}" + ("" if bounds is None else f" ({bounds[0]:{digits}} to {bounds[1]:{digits}})")
 
 
+def _way(row: ComparedLatency) -> str:
+    """How it was called, of GPUs."""
+    return escaped(" ".join(["", *row["runtime"].split("+")[1:]]))
+
+
 def _latency(found: Exported, about: Mapping[str, Any]) -> list[str]:
     machine = found.summary["environment"]["machine"]
     rows = [
         [
-            f"{row['batch_size']}", f"{row['p50_ms']:.3f}", _times(row["speedup"], row["speedup_interval"]),
+            f"{row['batch_size']}{_way(row)}", f"{row['p50_ms']:.3f}", _times(row["speedup"], row["speedup_interval"]),
             _times(row.get("speedup_over_best_fp32"), row.get("speedup_over_best_fp32_interval")),
             escaped(row.get("best_fp32") or ""), _eager(found, row),
         ]

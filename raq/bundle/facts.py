@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime
 from raq.errors import UserError, first_problem
+from raq.report.ratios import runtime_of
 from raq.report.summary import summarise
 from raq.report.types import CandidateSummary, ComparedLatency, RunSummary
 from raq.stages.call import EXAMPLES
@@ -83,7 +84,7 @@ class Exported:
     def latency(self) -> list[ComparedLatency]:
         """What was measured of this file."""
         own = (self.runtime.name, self.asked.device)
-        return [row for row in self.candidate["latency"] if (row["runtime"], row["device"]) == own]
+        return [row for row in self.candidate["latency"] if (runtime_of(row), row["device"]) == own]
 
 
 def find_exported(run_folder: Path, name: str | None) -> Exported:

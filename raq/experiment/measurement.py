@@ -42,6 +42,11 @@ class Bench(Section):
     """auto: those that the cluster has."""
     batch_sizes: Annotated[tuple[BatchSize, ...], Field(strict=False, min_length=1)] = (1, 128)
     """Images a call, each size once; artifacts take at most 65,536."""
+    cuda_graphs: bool = True
+    """On GPUs, call each package as a CUDA graph too (+graph): its kernels are started at once, not one by one."""
+    tf32: bool = True
+    """On GPUs, measure FP32 also in TF32 (+tf32): tensor cores, of floats rounded to 10 bits. Elsewhere raq forbids it:
+    what it calls FP32 there is FP32."""
     threads: Positive | None = None
     """Intra-op threads; null: the CPUs of the bench actor."""
     streams: Positive | Literal["auto"] | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from raq.kernels.reference import Epilogue, Geometry
-from raq.kernels.triton_kernels import conv_kernel, depthwise_kernel
+from raq.kernels.triton_kernels import raq_int8_conv, raq_int8_depthwise
 
 LEAST = -3.4028234663852886e38  # of float32: what triton_kernels._apart compares with
 
@@ -69,12 +69,12 @@ def convolve(data: Tensor, weight: Tensor, after: Epilogue, where: Geometry, til
     }  # fmt: skip
     if inputs == 1 and outputs == groups and groups > 1:
         tile = tile or Tile(64, 64, 1)
-        kernel, grid = depthwise_kernel, (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs, tile.channels), 1)
+        kernel, grid = raq_int8_depthwise, (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs, tile.channels), 1)
         shape |= {"C": outputs, "BM": tile.pixels, "BN": tile.channels, **tile.meta()}
     else:
         own = outputs // groups
         tile = tile or tile_of(inputs, own)
-        kernel, grid = conv_kernel, (triton.cdiv(pixels, tile.pixels), triton.cdiv(own, tile.channels), groups)
+        kernel, grid = raq_int8_conv, (triton.cdiv(pixels, tile.pixels), triton.cdiv(own, tile.channels), groups)
         shape |= {"C": inputs, "K": own, "GROUPS": groups, **tile.keywords()}
     _launched(kernel)[grid](*tensors, *sizes, *numbers, **shape)
     return out

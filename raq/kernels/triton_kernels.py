@@ -49,7 +49,7 @@ def _finish(
 
 
 @triton.jit
-def conv_kernel(
+def raq_int8_conv(
     data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
     inverse_scale, least,
     C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -100,7 +100,7 @@ def conv_kernel(
 
 
 @triton.jit
-def depthwise_kernel(
+def raq_int8_depthwise(
     data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
     inverse_scale, least,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,

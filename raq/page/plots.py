@@ -9,7 +9,7 @@ from raq.experiment.metric import Metric
 from raq.page.parts import Figure, name_of
 from raq.page.records import artifact_of
 from raq.report.claims import Rules
-from raq.report.ratios import Place, baseline_row, rows_at
+from raq.report.ratios import Place, baseline_row, rows_at, runtime_of
 from raq.report.types import CandidateSummary, ComparedLatency
 from raq.store.ptq_results import LayerLoss
 from raq.store.results import ArtifactProfile
@@ -73,7 +73,7 @@ def _point(
     artifact = artifact_of(candidate, row)
     value, interval = metric.scale * judged["value"], [metric.scale * bound for bound in judged["interval"]]
     return {
-        "name": f"{candidate['name']}/{row['runtime']}", "kind": candidate["kind"], "runtime": row["runtime"],
+        "name": f"{candidate['name']}/{row['runtime']}", "kind": candidate["kind"], "runtime": runtime_of(row),
         "x": centre, "y": value, "better": metric.sign * value, "x_low": low, "x_high": high,
         "y_low": interval[0], "y_high": interval[1], "bytes": None if artifact is None else artifact["weight_bytes"],
         "speedup": row["speedup"], "best": row.get("speedup_over_best_fp32"),
@@ -154,7 +154,7 @@ def speedups(candidates: Sequence[CandidateSummary], over: str) -> Figure | None
                 "x": values, "y": [f"batch {row['batch_size']}, {plain(row['device'])}" for row in here],
                 "mode": "markers",
                 "name": plain(name),
-                "marker": {"size": 9, "color": colour(kind), "symbol": SYMBOLS.get(here[0]["runtime"], "x")},
+                "marker": {"size": 9, "color": colour(kind), "symbol": SYMBOLS.get(runtime_of(here[0]), "x")},
                 "error_x": {
                     "type": "data", "symmetric": False, "color": colour(kind), "thickness": 1.5, "width": 4,
                     "array": [high - value for value, (_, high) in zip(values, bounds, strict=True)],
@@ -186,7 +186,7 @@ def rounds(candidates: Sequence[CandidateSummary], place: Place) -> Figure | Non
             numbers = list(row.get("round_number") or range(count))
             disturbed = list(row.get("round_disturbed") or [False] * count)
             launches: list[int | None] = [*row.get("round_launch", [])] or [None] * count
-            own, symbol = colour(candidate["kind"]), SYMBOLS.get(row["runtime"], "x")
+            own, symbol = colour(candidate["kind"]), SYMBOLS.get(runtime_of(row), "x")
             data.append(
                 {
                     "x": numbers, "y": row["round_p50_ms"], "mode": "markers", "name": plain(name),

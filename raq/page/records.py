@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from raq.artifact.runtimes import FP32_RUNTIME
 from raq.page.pictures import Thumbnails
 from raq.report.claims import Rules
-from raq.report.ratios import Place
+from raq.report.ratios import Place, runtime_of
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency, RunSummary
 from raq.store.files import Record
 from raq.sweep.answers import Answers
@@ -38,6 +38,6 @@ class RunRecords:
 
 def artifact_of(candidate: CandidateSummary, row: ComparedLatency) -> Artifact | None:
     """The file that a latency is of; None in eager mode."""
-    wanted = (row["runtime"], row["device"])
+    wanted = (runtime_of(row), row["device"])
     here = (a for a in candidate["artifacts"] if (a.get("runtime") or FP32_RUNTIME, a["target"]) == wanted)
     return next(here, None)

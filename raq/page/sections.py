@@ -10,6 +10,7 @@ from raq.page.proofs import kernels, layers, losses, parity, sizes
 from raq.page.records import RunRecords, artifact_of
 from raq.page.tried import calibrations, search, sensitivity, trainings
 from raq.report.bench import measurement_in_words
+from raq.report.ratios import runtime_of
 from raq.store.views import refused_if_damaged
 
 HOLDS = {True: ("holds", "good"), False: ("does not hold", "bad"), None: ("cannot tell", "open")}
@@ -83,7 +84,7 @@ def candidates(run: RunRecords) -> Section:
         for row in candidate["latency"]:
             artifact = artifact_of(candidate, row)
             share = None if artifact is None else artifact.get("executed_int8_mac_share")
-            chosen = run.summary["verdict"]["choice"] == candidate["name"] and row["runtime"] != "eager"
+            chosen = run.summary["verdict"]["choice"] == candidate["name"] and runtime_of(row) != "eager"
             rows.append(
                 [
                     Cell(candidate["name"], None, "chosen" if chosen else ""), Cell(row["runtime"]),

@@ -109,7 +109,7 @@ class Deployment:
         self.plan.add(lower_stage_name(candidate.name, device), "lower", pool_of_device(device), settings, source)
 
     def _add_bench(self, device: str, candidates: list[Candidate]) -> None:
-        ignored = {"devices"} if device == "cpu" else {"devices", "streams"}
+        ignored = {"devices", *(("tf32", "cuda_graphs") if device == "cpu" else ("streams",))}
         settings = {
             "bench": self.plan.experiment.bench.model_dump(mode="json", exclude=ignored),
             "device": device,

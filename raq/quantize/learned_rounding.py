@@ -87,7 +87,8 @@ class _LearnedRange(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         low, high, zero_point, scale = self.quantizer[0].low, self.quantizer[0].high, self.zero_point, self.scale
-        return (_round(values / scale + zero_point).clamp(low, high) - zero_point) * scale
+        rounded: Tensor = (_round(values / scale + zero_point).clamp(low, high) - zero_point) * scale
+        return rounded
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def measurement_in_words(found: Ending) -> list[str]:
         for extent, words in ((noise.get("foreign_cpus"), "others"), (noise.get("stolen_cpus"), "the hypervisor")):
             if extent:
                 signs.append(f"{words} took {extent['max']:.1f} CPUs")
+        signs += noise.get("gpus") or []
         lines.append(
             f"{noise['disturbed_slots']} of {noise['slots']} samples were disturbed (at worst {', '.join(signs)}); "
             f"{noise['repeated_slots']} samples were taken again"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from raq.experiment.schema import BASELINE
-from raq.report.ratios import Place, fastest, rows_at
+from raq.report.ratios import Place, fastest, rows_at, runtime_of
 from raq.report.types import Artifact, CandidateSummary, ComparedLatency
 
 SAME_SIZE = 0.01  # weights that differ by less are equally large
@@ -65,7 +65,7 @@ class Option:
 def artifact_of(candidate: CandidateSummary, row: ComparedLatency) -> Artifact:
     """The artifact that a row measured; in eager mode, which has none of its own, the one for its device, or any."""
     there = [a for a in candidate["artifacts"] if a.get("target", row["device"]) == row["device"]]
-    own = [a for a in there if a.get("runtime", "inductor") == row["runtime"]]
+    own = [a for a in there if a.get("runtime", "inductor") == runtime_of(row)]
     return (own or there or candidate["artifacts"])[0]
 
 
@@ -74,5 +74,5 @@ def options_at(candidate: CandidateSummary, place: Place) -> list[Option]:
     rows = rows_at(candidate, place)
     if candidate["kind"] == BASELINE:
         return [Option(candidate, row) for row in rows]
-    row = fastest([row for row in rows if row["runtime"] != "eager"])
+    row = fastest([row for row in rows if runtime_of(row) != "eager"])
     return [Option(candidate, row)] if row is not None and candidate["artifacts"] else []

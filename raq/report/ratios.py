@@ -88,6 +88,11 @@ def rows_at(candidate: CandidateSummary, place: Place) -> list[ComparedLatency]:
     return [row for row in candidate["latency"] if (row["device"], row["batch_size"]) == place]
 
 
+def runtime_of(row: ComparedLatency) -> str:
+    """What executes a row's artifact: on GPUs the row says also how it is called (inductor+graph)."""
+    return row["runtime"].partition("+")[0]
+
+
 def fastest(rows: Sequence[ComparedLatency]) -> ComparedLatency | None:
     """The row whose time is the lowest, by the ratios within the rounds that two rows share; None without rows.
 

@@ -42,7 +42,7 @@ def table_of_candidates(summary: RunSummary, keys: Sequence[tuple[str, int]]) ->
 
 def _row(candidate: CandidateSummary, runtime: str, keys: Sequence[tuple[str, int]]) -> list[str]:
     """One candidate in one runtime. Size, accuracy and drop are the artifact's, so eager has none of its own."""
-    eager = runtime == "eager"
+    eager = runtime.startswith("eager")
     artifact = candidate["artifacts"][0] if candidate["artifacts"] and not eager else None
     cells = [f"{candidate['name']}\n{runtime}"]
     cells.append(f"{artifact['weight_bytes'] / 1e6:.2f}\n{artifact['size_bytes'] / 1e6:.2f}" if artifact else "")

@@ -40,6 +40,11 @@ class Sentences:
             parts.append(f"{times(row['speedup'], row['speedup_interval'])} as fast as {row['baseline']}{doubt}")
         if option.contender == f"{BASELINE}/eager":
             parts.append("in eager mode, as its compiled artifact is not faster")
+        way = row["runtime"].split("+")
+        if "graph" in way:
+            parts.append("called as a CUDA graph")
+        if "tf32" in way:
+            parts.append("in TF32, in which its accuracy was not measured")
         said = listed(parts)
         text = f"Ship {option.name}: {said}{', ' if said else ''}{at(place)}"
         return text + self._accuracy_of(option) + self._alike(option, equals) + "."

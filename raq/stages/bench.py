@@ -16,6 +16,7 @@ def bench_stage(call: Call, progress: Progress) -> Results:
     """Latency of every candidate's artifact beside the FP32 network in eager mode."""
     from raq.bench.latency import EVERY_SAMPLE, measure
     from raq.bench.messages import ContenderSettings
+    from raq.bench.on_gpu import ways
     from raq.bench.profile import profiles
     from raq.bench.throughput import throughputs
     from raq.environment import available_cpus
@@ -45,6 +46,9 @@ def bench_stage(call: Call, progress: Progress) -> Results:
         contenders.append(
             replace(eager, candidate=name, runtime=runtime, path=path, fp32=settings.kinds[name] == "fp32")
         )
+
+    if settings.device == "cuda":
+        contenders = list(ways(contenders, settings.bench.tf32, settings.bench.cuda_graphs))
 
     def tell(share: float, text: str) -> None:
         progress({"share": share, "text": text})

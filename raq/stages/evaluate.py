@@ -61,8 +61,7 @@ def evaluate_stage(call: Call, progress: Progress) -> Results:
         chain.step("reloaded", network)
         accuracy = _accuracy(call, dataset, network)
         results: Results = {"load_s": process.loaded.load_s, "resident_bytes": process.loaded.resident_bytes}
-        if device == "cpu":
-            results |= _executed(call, path, process)
+        results |= _executed(call, path, process)
         results |= keep_examples(call, dataset, network)
         if asked.kind == "fp32" and asked.metric.is_top1 and dataset.size("train"):
             results |= _of_training(call, dataset, network)
@@ -90,7 +89,7 @@ def _executed(call: Call, path: Path, process: "IsolatedProcess") -> Results:
     made = view_results(_Artifact, path.parent)
     known, by_choice = ([], 0.0) if made.audit is None else (made.audit.layers, evidence_of(made).by_choice)
     shapes = [entry.shape for entry in made.ledger.constants]
-    layers = [KnownLayer(layer.name, layer.macs) for layer in known]
+    layers = [KnownLayer(layer.name, layer.macs, layer.int8) for layer in known]
     found = what_ran(process, call.read(DataSettings).data.inputs, shapes, made.macs, layers)
     return {} if found is None else {**found.as_record(), "float_by_choice_share": by_choice}
 

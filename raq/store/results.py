@@ -149,6 +149,7 @@ class Noise(TypedDict, total=False):
     foreign_cpus: Extent | None
     stolen_cpus: Extent | None
     handover_us: Handover | None
+    gpus: list[Text]
     far_apart_slots: Count
     slots: Count
     disturbed_slots: Count | None

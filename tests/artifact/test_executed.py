@@ -8,10 +8,11 @@ import torch
 from networks import quantized, small
 
 from raq.artifact import check, executed, inductor
+from raq.artifact.account import launched
 from raq.artifact.audit import audit
 from raq.artifact.executed import KnownLayer
 from raq.artifact.generated_code import read_package
-from raq.artifact.isolated import IsolatedProcess
+from raq.artifact.isolated import IsolatedProcess, LaunchedKernel
 from raq.errors import StageError
 from raq.experiment.execution import Resources
 from raq.experiment.inputs import image_input
@@ -162,3 +163,19 @@ def test_where_onednn_cannot_report_nothing_is_known() -> None:
 def test_more_than_it_should_do_is_no_share_above_one() -> None:
     text = f"raq-call 1\n{told('convolution', 'u8', 's8', 'mb1_ic3oc16_ih32oh32kh3_iw32ow32kw3')}\n"
     assert executed.summary(executed.read_trace(text, MARK, set()), 1000).executed_int8_mac_share == 1.0
+
+
+def test_on_a_gpu_launches_of_our_kernels_are_the_int8_layers() -> None:
+    layers = [KnownLayer("first", 100, int8=True), KnownLayer("second", 300, int8=True), KnownLayer("last", 10, False)]
+    ours = [LaunchedKernel(name=f"raq_int8_conv_{n}", count=1, ms=0.1) for n in range(2)]
+    other = LaunchedKernel(name="triton_poi_fused_relu_0", count=3, ms=0.1)
+
+    def share(*kernels: LaunchedKernel) -> float | None:
+        found = launched(kernels, 410, layers)
+        return found and found.executed_int8_mac_share
+
+    assert share(*ours, other) == 400 / 410
+    assert share(ours[0], other) == 100 / 410, "the largest counts as the one that did not run"
+    assert share(other) == 0
+    assert share() is None, "the profiler saw nothing"
+    assert launched(ours, 410, [KnownLayer("first", 100, int8=False)]) is None

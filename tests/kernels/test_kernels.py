@@ -96,9 +96,9 @@ def test_compilers_of_torch_see_a_kernel_with_all_that_it_takes(groups: int) -> 
 @pytest.mark.parametrize("layer", [{}, {"C": 3, "BK": 32}, {"C": 256, "K": 128, "KH": 1, "KW": 1}])
 def test_layers_are_compiled_to_int8_tensor_cores(architecture: int, instruction: str, layer: dict[str, int]) -> None:
     """The instructions of Ampere and of Hopper; no product is fused with a sum, though it may be."""
-    from raq.kernels.triton_kernels import conv_kernel
+    from raq.kernels.triton_kernels import raq_int8_conv
 
-    text = compiled(conv_kernel, {**COMPILED, **layer}, architecture)
+    text = compiled(raq_int8_conv, {**COMPILED, **layer}, architecture)
     assert re.search(instruction, text)
     assert not re.search(r"\bfma\.", text)
     assert not re.search(r"(mma\.sync|wgmma\.mma_async)\S*\.(f16|bf16|tf32)", text)
