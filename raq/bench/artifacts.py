@@ -89,13 +89,11 @@ def bench_artifacts(
                 name, runtime, min(devices), str(path), next(iter(asked)), threads, "", 0, None, fp32=own.is_fp32
             )
         )
-    if devices == {"cuda"}:
-        contenders = list(ways(contenders, protocol.tf32, protocol.cuda_graphs))
     artifacts = [
         {"name": name, "path": str(path), "size_bytes": path.stat().st_size}
         for name, path in zip(names, paths, strict=True)
     ]
-    measured = {"artifacts": artifacts, **measure(contenders, protocol, cpus, progress)}
+    measured = {"artifacts": artifacts, **measure(ways(contenders, protocol), protocol, cpus, progress)}
     if protocol.streams is not None:
         try:
             measured["throughput"] = throughputs(contenders, protocol, cpus, progress)

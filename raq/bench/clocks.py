@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raq.environment import gpu_state
-
 USER, NICE, SYSTEM, IRQ, SOFTIRQ, STEAL = 0, 1, 2, 5, 6, 7  # columns of /proc/stat, in clock ticks
 
 
@@ -99,8 +97,8 @@ def cpu_times(cpus: Sequence[int]) -> CpuTimes:
     return CpuTimes(now, busy * tick, sum(row[STEAL] for row in rows) * tick)
 
 
-def cpu_state(cpus: Sequence[int], device: str) -> dict[str, Any]:
-    """Mean frequency of these CPUs in MHz, thermal throttling events so far, load; and the GPUs, if measured."""
+def cpu_state(cpus: Sequence[int], gpus: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Mean frequency of these CPUs in MHz, thermal throttling events so far, load; beside that of GPUs, if measured."""
     frequencies = [_number(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus]
     throttled = [_number(f"/sys/devices/system/cpu/cpu{cpu}/thermal_throttle/core_throttle_count") for cpu in cpus]
     known = [value for value in frequencies if value is not None]
@@ -109,7 +107,7 @@ def cpu_state(cpus: Sequence[int], device: str) -> dict[str, Any]:
         "mhz": sum(known) / len(known) / 1000 if known else None,
         "throttled": sum(counts) if counts else None,
         "load_average": load_average(),
-        "gpus": gpu_state() if device == "cuda" else None,
+        "gpus": gpus,
     }
 
 

@@ -161,13 +161,14 @@ class Measurement:
                 long_enough = timing > TIMING_OVER_LAUNCHING * launching or self.elapsed_s() > due_s
                 if done >= MIN_ROUNDS_A_LAUNCH and done % 2 == 0 and long_enough:
                     break
-                self.clocks.append(cpu_state(self.cpus, self.contenders[0].device))
+                gpus = on_gpu.state(self.contenders[0].device)
+                self.clocks.append(cpu_state(self.cpus, gpus))
                 # eager mode has one sample a launch and size, in either round: the first is like the others
                 present = {n: process for n, process in processes.items() if n != self.eager or done == eager_round}
                 for size in sizes:
                     self.rounds[size].append(self._round(number, size, present, backwards=done % 2 == 1))
-                if self.clocks[-1]["gpus"]:
-                    on_gpu.judge((self.rounds[size][-1] for size in sizes), self.clocks[-1]["gpus"], len(processes))
+                if gpus:
+                    on_gpu.judge((self.rounds[size][-1] for size in sizes), gpus, len(processes))
                 self._tell()
                 if self.spent():
                     break
@@ -287,7 +288,7 @@ def _published(found: Measurement, own: ForkServer) -> None:
             for size in sorted(protocol.batch_sizes):
                 calls = protocol.warmup - 1  # the one before a round's timed ones is a warm-up too
                 launch.warmed[size] = process.warm_up(size, calls, cap_s=0.0)
-                found.clocks.append(cpu_state(found.cpus, contender.device))
+                found.clocks.append(cpu_state(found.cpus, on_gpu.state(contender.device)))
                 before = cpu_times(found.cpus)
                 timed = process.time_round(size, protocol.repetitions, round_ms=0.0)
                 sample = classify(timed, before, cpu_times(found.cpus), 0)

@@ -6,7 +6,7 @@ which at small batches is most of the time. So contenders differ in both (`ways`
 the fastest of the others.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,19 +16,23 @@ from torch import Tensor
 from raq.bench.messages import ContenderSettings
 from raq.bench.rows import Round
 from raq.environment import gpu_state
+from raq.experiment.measurement import Bench
 
 WARM_UP_CALLS = 3  # before a graph is captured, as torch's documentation does
 # of nvidia-smi's clocks_throttle_reasons: hardware slowdown, software and hardware thermal slowdown, power brake
 SLOWED = {0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
 
 
-def ways(contenders: Iterable[ContenderSettings], tf32: bool, graphs: bool) -> Iterator[ContenderSettings]:
+def ways(contenders: Iterable[ContenderSettings], protocol: Bench) -> list[ContenderSettings]:
     """Each contender in every way in which it is called on a GPU: FP32 in TF32 too, packages as CUDA graphs too."""
+    found: list[ContenderSettings] = []
     for one in contenders:
-        rounded = [one, replace(one, tf32=True)] if one.fp32 and tf32 else [one]
-        yield from rounded
-        if one.runtime != "eager" and graphs:
-            yield from (replace(each, graph=True) for each in rounded)
+        gpu = one.device == "cuda"
+        rounded = [one, replace(one, tf32=True)] if gpu and one.fp32 and protocol.tf32 else [one]
+        found += rounded
+        if gpu and one.runtime != "eager" and protocol.cuda_graphs:
+            found += [replace(each, graph=True) for each in rounded]
+    return found
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -63,6 +67,11 @@ def captured(network: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Callab
         return answer
 
     return replay
+
+
+def state(device: str) -> list[dict[str, Any]] | None:
+    """`gpu_state`, of what is measured on a GPU."""
+    return gpu_state() if device == "cuda" else None
 
 
 def disturbance(before: Sequence[dict[str, Any]] | None, after: Sequence[dict[str, Any]] | None, own: int) -> str:

@@ -76,8 +76,8 @@ class _LearnedRange(nn.Module):
     @property
     def scale(self) -> Tensor:
         change = self.log_change.exp()
-        wide = self.high * change[-1] - self.low * change[0]
-        return wide / (self.quantizer[0].high - self.quantizer[0].low)
+        wide: Tensor = self.high * change[-1] - self.low * change[0]
+        return wide.div(self.quantizer[0].high - self.quantizer[0].low)
 
     @property
     def zero_point(self) -> Tensor:

@@ -200,7 +200,7 @@ def _say_what_is_special(console: Console, candidates: Sequence[CandidateSummary
 
 def _say_what_ran(console: Console, candidates: Sequence[CandidateSummary]) -> None:
     """The share of int8 that was seen running, and weights that are packed anew at every call."""
-    reported = "(reported by oneDNN, the runtime itself, or a GPU's profiler), of all MACs"
+    reported = "(reported by oneDNN, or the runtime itself), of all MACs"
     others = [candidate for candidate in candidates if candidate["kind"] != BASELINE]
     int8 = [
         (c["name"], a.get("executed_int8_mac_share"))

@@ -47,13 +47,10 @@ def bench_stage(call: Call, progress: Progress) -> Results:
             replace(eager, candidate=name, runtime=runtime, path=path, fp32=settings.kinds[name] == "fp32")
         )
 
-    if settings.device == "cuda":
-        contenders = list(ways(contenders, settings.bench.tf32, settings.bench.cuda_graphs))
-
     def tell(share: float, text: str) -> None:
         progress({"share": share, "text": text})
 
-    results = measure(contenders, protocol, cpus, tell)
+    results = measure(contenders := ways(contenders, protocol), protocol, cpus, tell)
     write_json(Path(call.folder) / SAMPLES, results.pop(EVERY_SAMPLE))
     if protocol.streams is not None and settings.device == "cpu":
         try:

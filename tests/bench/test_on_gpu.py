@@ -1,5 +1,6 @@
 """Contenders on a GPU, as far as a machine without one can tell: which there are, and what disturbs them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from raq.bench.messages import ContenderSettings
 from raq.bench.noise import Sample
 from raq.bench.on_gpu import disturbance, ways
 from raq.bench.rows import Round
+from raq.experiment.measurement import Bench
 from raq.report.ratios import runtime_of
 
 
@@ -21,11 +23,13 @@ def gpu(reasons: str | None = "0x0000000000000000", processes: int | None = 3) -
 
 def test_fp32_is_measured_in_tf32_too_and_packages_as_graphs_too() -> None:
     given = [contender("fp32", "eager"), contender("fp32", "inductor"), contender("ptq", "inductor")]
-    assert [one.name for one in ways(given, tf32=True, graphs=True)] == [
+    assert [one.name for one in ways(given, Bench())] == [
         "fp32/eager", "fp32/eager+tf32", "fp32/inductor", "fp32/inductor+tf32", "fp32/inductor+graph",
         "fp32/inductor+tf32+graph", "ptq/inductor", "ptq/inductor+graph",
     ]  # fmt: skip
-    assert list(ways(given, tf32=False, graphs=False)) == given
+    assert ways(given, Bench(tf32=False, cuda_graphs=False)) == given
+    on_cpu = [replace(one, device="cpu") for one in given]
+    assert ways(on_cpu, Bench()) == on_cpu
 
 
 @pytest.mark.parametrize(
