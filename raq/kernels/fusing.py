@@ -17,7 +17,8 @@ from raq.quantize.cuda_quantizer import ADDITIONS, RELUS, aten, bounds_of, kerne
 decomposed = torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = decomposed.quantize_per_tensor.default, decomposed.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = decomposed.dequantize_per_channel.default
-MOST_PRODUCTS = (2**31 - 1) // HIGHEST**2  # that int32 holds the sum of
+MOST_PRODUCTS = (2**31 - 1) // 128**2  # that int32 holds the sum of
+FEW_CHANNELS, ALIGNED = 16, 4  # below so many, a kernel's reads of a pixel are whole words only if it has multiples
 CONV_DEFAULTS: tuple[Any, ...] = (None, [1, 1], [0, 0], [1, 1], 1)  # bias, stride, padding, dilation, groups
 
 
@@ -153,6 +154,9 @@ def _replace(module: Any, match: Match, name: str, known: dict[fx.Node, fx.Node]
             read.append(graph.get_attr(f"{name}_{key}"))
         inverse = None if match.out_scale is None else 1.0 / match.out_scale
         data = known.get(match.data[0], match.data[0])
+        missing = tensors[0].shape[-1] - _channels_in(module, match)
+        if missing:
+            data = graph.call_function(aten.constant_pad_nd.default, (data, [0, 0, 0, 0, 0, missing]))
         if layer.target is aten.linear.default:
             made = graph.call_function(
                 torch.ops.raq.int8_linear.default, (data, *read, match.relu, match.ceiling, inverse)
@@ -183,14 +187,33 @@ def _erase(node: fx.Node) -> None:
 
 
 def _tensors(module: Any, match: Match) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights with their input channels last, a scale and a bias by output channel."""
+    """Weights with their input channels last, a scale and a bias by output channel.
+
+    A first layer's three channels become four, zeros: a pixel is a word then.
+    """
     integers, scales = match.weight
     weight = _tensor(module, integers)
-    weight = weight.permute(0, 2, 3, 1).contiguous() if weight.ndim == 4 else weight.contiguous()
+    if weight.ndim == 4:
+        weight = weight.permute(0, 2, 3, 1)
+        channels = weight.shape[-1]
+        if 1 < channels < FEW_CHANNELS and _groups(match.layer) == 1:
+            weight = torch.nn.functional.pad(weight, (0, -channels % ALIGNED))
+    weight = weight.contiguous()
     of_weights = _tensor(module, scales) if isinstance(scales, fx.Node) else torch.tensor(float(scales))
     scale = (of_weights.double() * match.data[1]).float().expand(len(weight)).contiguous()
     bias = torch.zeros(len(weight)) if match.bias is None else _tensor(module, match.bias).float()
     return weight, scale, bias.contiguous()
+
+
+def _channels_in(module: Any, match: Match) -> int:
+    """Of a group, as the network has them."""
+    return _tensor(module, match.weight[0]).shape[1]
+
+
+def _groups(layer: fx.Node) -> int:
+    given: tuple[Any, ...] = layer.args[2:]
+    groups: int = (*given, *CONV_DEFAULTS[len(given) :])[4]
+    return groups
 
 
 def _tensor(module: Any, node: fx.Node) -> Tensor:

@@ -12,6 +12,7 @@ from raq.kernels.reference import Epilogue, Geometry
 from raq.kernels.triton_kernels import raq_int8_conv, raq_int8_depthwise
 
 LEAST = -3.4028234663852886e38  # of float32: what triton_kernels._apart compares with
+LIKELY_BATCH, MULTIPROCESSORS = 128, 132  # samples that tiles are chosen for; of an H100 or H200
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,32 @@ class Tile:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-def tile_of(channels_in: int, channels_out: int) -> Tile:
-    """The tile for a layer of so many channels a group. By thought alone: no GPU has chosen it yet.
+def tile_of(channels_in: int, channels_out: int, pixels: int) -> Tile:
+    """The tile for a layer of so many channels a group and of so many output pixels a sample. By thought alone: no GPU
+    has chosen it yet.
 
-    int8 tensor cores multiply 16 x 32 by 32 x 8 at a time, and Hopper's 64 x 32 by 32 x n.
+    int8 tensor cores multiply 16 x 32 by 32 x 8 at a time, and Hopper's 64 x 32 by 32 x n. The largest tile with which
+    every multiprocessor has two programs at LIKELY_BATCH; a depth that divides the channels.
     """
-    channels = min(128, max(16, triton.next_power_of_2(channels_out)))
-    depth = 128 if channels_in >= 128 else 64 if channels_in >= 64 else 32
-    return Tile(128, channels, depth, 8 if channels == 128 else 4)
+    depth = next((deep for deep in (128, 64, 32) if channels_in % deep == 0), 64 if channels_in > 64 else 32)
+    channels = max(16, triton.next_power_of_2(channels_out))
+    tile = Tile(128, min(128, channels), depth)
+    for high, wide, warps in ((128, 128, 8), (128, 64, 4), (64, 64, 4)):
+        tile = Tile(high, min(wide, channels), depth, warps if channels >= wide else 4)
+        programs = triton.cdiv(LIKELY_BATCH * pixels, high) * triton.cdiv(channels_out, tile.channels)
+        if programs >= 2 * MULTIPROCESSORS:
+            break
+    return tile
 
 
-def convolve(data: Tensor, weight: Tensor, after: Epilogue, where: Geometry, tile: Tile | None = None) -> Tensor:
-    """`operators.int8_conv2d` by a Triton kernel, channels last. tile: None for the one of the layer's shape."""
+def convolve(
+    data: Tensor, weight: Tensor, after: Epilogue, where: Geometry, tile: Tile | None = None, *, direct: bool = False
+) -> Tensor:
+    """`operators.int8_conv2d` by a Triton kernel, channels last.
+
+    tile: None for the one of the layer's shape; direct: launched by Triton, not by way of torch's operator for
+    compilers, which takes longer than a kernel does.
+    """
     data = data.contiguous(memory_format=torch.channels_last)
     n, _, height, width = data.shape
     outputs, kh, kw, inputs = weight.shape
@@ -54,30 +69,31 @@ def convolve(data: Tensor, weight: Tensor, after: Epilogue, where: Geometry, til
         (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1,
     )
     rounds, adds = after.inverse_scale is not None, after.addend is not None
+    # plain in memory and turned afterwards: Inductor fills what is made channels last, a pass over it for nothing
     out = torch.empty(
-        (n, outputs, out_height, out_width), dtype=torch.int8 if rounds else torch.float32, device=data.device,
-        memory_format=torch.channels_last,
-    )  # fmt: skip
-    addend = out if after.addend is None else after.addend.contiguous(memory_format=torch.channels_last)
+        (n, out_height, out_width, outputs), dtype=torch.int8 if rounds else torch.float32, device=data.device
+    )
+    addend = data if after.addend is None else after.addend.contiguous(memory_format=torch.channels_last)
     pixels = n * out_height * out_width
-    tensors = (data, weight, after.scale, after.bias, addend, out)
-    sizes = (pixels, height, width, out_height, out_width)
+    tensors = (data, weight.contiguous(), after.scale.contiguous(), after.bias.contiguous(), addend, out)
     numbers = (after.addend_scale, after.ceiling or 0.0, after.inverse_scale or 1.0, LEAST)
     shape: dict[str, Any] = {
-        "KH": kh, "KW": kw, "SH": sh, "SW": sw, "PH": ph, "PW": pw, "DH": dh, "DW": dw, "ADDS": adds,
-        "RELU": after.relu, "CLIPS": after.ceiling is not None, "ROUNDS": rounds,
+        "H": height, "W": width, "OH": out_height, "OW": out_width, "KH": kh, "KW": kw, "SH": sh, "SW": sw,
+        "PH": ph, "PW": pw, "DH": dh, "DW": dw, "ADDS": adds, "RELU": after.relu, "CLIPS": after.ceiling is not None,
+        "ROUNDS": rounds,
     }  # fmt: skip
+    own = outputs // groups
     if inputs == 1 and outputs == groups and groups > 1:
         tile = tile or Tile(64, 64, 1)
-        kernel, grid = raq_int8_depthwise, (triton.cdiv(pixels, tile.pixels), triton.cdiv(outputs, tile.channels), 1)
+        kernel, tiles, sets = raq_int8_depthwise, triton.cdiv(outputs, tile.channels), 1
         shape |= {"C": outputs, "BM": tile.pixels, "BN": tile.channels, **tile.meta()}
     else:
-        own = outputs // groups
-        tile = tile or tile_of(inputs, own)
-        kernel, grid = raq_int8_conv, (triton.cdiv(pixels, tile.pixels), triton.cdiv(own, tile.channels), groups)
+        tile = tile or tile_of(inputs, own, out_height * out_width)
+        kernel, tiles, sets = raq_int8_conv, triton.cdiv(own, tile.channels), groups
         shape |= {"C": inputs, "K": own, "GROUPS": groups, **tile.keywords()}
-    _launched(kernel)[grid](*tensors, *sizes, *numbers, **shape)
-    return out
+    grid = (triton.cdiv(pixels, tile.pixels) * tiles, sets, 1)
+    (kernel if direct else _launched(kernel))[grid](*tensors, pixels, *numbers, **shape)
+    return out.permute(0, 3, 1, 2)
 
 
 def _launched(kernel: Any) -> Any:

@@ -27,11 +27,10 @@ def _apart(product, least):
 
 @triton.jit
 def _finish(
-    sums, scale, bias, addend, out, places, channels, mask, addend_scale, ceiling, inverse_scale, least,
+    sums, scale, bias, addend, out, places, channels, inside, mask, addend_scale, ceiling, inverse_scale, least,
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """Store what sums [pixels, channels] come to (reference.finish)."""
-    inside = channels >= 0  # the mask of a row: channels beyond the last have been made -1
+    """Store what sums [pixels, channels] come to (reference.finish). inside: which of the channels there are."""
     by = tl.load(scale + channels, mask=inside, other=0.0)
     plus = tl.load(bias + channels, mask=inside, other=0.0)
     value = _apart(sums.to(tl.float32) * by[None, :], least) + plus[None, :]
@@ -50,23 +49,26 @@ def _finish(
 
 @triton.jit
 def raq_int8_conv(
-    data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
-    inverse_scale, least,
+    data, weight, scale, bias, addend, out, pixels, addend_scale, ceiling, inverse_scale, least,
+    H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """BM output pixels of BN output channels of one group. C, K: channels of a group, in and out."""
-    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
-    channel = tl.program_id(1) * BN + tl.arange(0, BN)
-    group = tl.program_id(2)
+    """BM output pixels of BN output channels of one group; those of the same pixels follow one another, for the cache.
+
+    C, K: channels of a group, in and out.
+    """
+    TILES: tl.constexpr = (K + BN - 1) // BN
+    pixel = (tl.program_id(0) // TILES) * BM + tl.arange(0, BM)
+    channel = (tl.program_id(0) % TILES) * BN + tl.arange(0, BN)
+    group = tl.program_id(1)
     there, wanted = pixel < pixels, channel < K
-    column, row = pixel % out_width, (pixel // out_width) % out_height
-    image = (pixel // (out_width * out_height)).to(tl.int64)
+    column, row = pixel % OW, (pixel // OW) % OH
+    image = (pixel // (OW * OH)).to(tl.int64)
     top, left = row * SH - PH, column * SW - PW
-    depth = tl.arange(0, BK)
-    begin = data + image * (height * width * C * GROUPS) + group * C
+    depth, begin = tl.arange(0, BK), data + image * (H * W * C * GROUPS) + group * C
     rows = weight + (group * K + channel).to(tl.int64) * (KH * KW * C)
     sums = tl.zeros((BM, BN), dtype=tl.int32)
     TAPS: tl.constexpr = KH * KW
@@ -75,8 +77,8 @@ def raq_int8_conv(
             place = first + depth
             tap = place // C
             y, x = top[:, None] + (tap // KW)[None, :] * DH, left[:, None] + (tap % KW)[None, :] * DW
-            valid = there[:, None] & (place < TAPS * C)[None, :] & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            a = tl.load(begin[:, None] + (y * width + x) * (C * GROUPS) + (place % C)[None, :], mask=valid, other=0)
+            valid = there[:, None] & (place < TAPS * C)[None, :] & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+            a = tl.load(begin[:, None] + (y * W + x) * (C * GROUPS) + (place % C)[None, :], mask=valid, other=0)
             b = tl.load(rows[None, :] + place[:, None], mask=wanted[None, :] & (place < TAPS * C)[:, None], other=0)
             sums = tl.dot(a, b, acc=sums, out_dtype=tl.int32)
     else:
@@ -84,50 +86,48 @@ def raq_int8_conv(
         for step in range(0, TAPS * PARTS):
             tap, place = step // PARTS, (step % PARTS) * BK + depth
             y, x = top + (tap // KW) * DH, left + (tap % KW) * DW
-            valid = there & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            valid = there & (y >= 0) & (y < H) & (x >= 0) & (x < W)
             a = tl.load(
-                (begin + (y * width + x) * (C * GROUPS))[:, None] + place[None, :],
+                (begin + (y * W + x) * (C * GROUPS))[:, None] + place[None, :],
                 mask=valid[:, None] & (place < C)[None, :], other=0,
             )  # fmt: skip
             b = tl.load(rows[None, :] + tap * C + place[:, None], mask=wanted[None, :] & (place < C)[:, None], other=0)
             sums = tl.dot(a, b, acc=sums, out_dtype=tl.int32)
-    every = tl.where(wanted, group * K + channel, -1)
+    every = group * K + channel
     places = pixel.to(tl.int64)[:, None] * (K * GROUPS) + every[None, :]
-    _finish(
-        sums, scale, bias, addend, out, places, every, there[:, None] & wanted[None, :], addend_scale, ceiling,
-        inverse_scale, least, ADDS, RELU, CLIPS, ROUNDS,
-    )  # fmt: skip
+    stored = there[:, None] & wanted[None, :]
+    _finish(sums, scale, bias, addend, out, places, every, wanted, stored, addend_scale, ceiling, inverse_scale, least,
+            ADDS, RELU, CLIPS, ROUNDS)  # fmt: skip
 
 
 @triton.jit
 def raq_int8_depthwise(
-    data, weight, scale, bias, addend, out, pixels, height, width, out_height, out_width, addend_scale, ceiling,
-    inverse_scale, least,
+    data, weight, scale, bias, addend, out, pixels, addend_scale, ceiling, inverse_scale, least,
+    H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """BM output pixels of BN of C channels, each of which has a kernel of its own: no matrix product."""
-    pixel = tl.program_id(0) * BM + tl.arange(0, BM)
-    channel = tl.program_id(1) * BN + tl.arange(0, BN)
+    TILES: tl.constexpr = (C + BN - 1) // BN
+    pixel = (tl.program_id(0) // TILES) * BM + tl.arange(0, BM)
+    channel = (tl.program_id(0) % TILES) * BN + tl.arange(0, BN)
     there, wanted = pixel < pixels, channel < C
-    column, row = pixel % out_width, (pixel // out_width) % out_height
-    image = (pixel // (out_width * out_height)).to(tl.int64)
+    column, row = pixel % OW, (pixel // OW) % OH
+    image = (pixel // (OW * OH)).to(tl.int64)
     top, left = row * SH - PH, column * SW - PW
-    begin = data + image * (height * width * C)
+    begin = data + image * (H * W * C)
     sums = tl.zeros((BM, BN), dtype=tl.int32)
     for tap in range(0, KH * KW):
         y, x = top + (tap // KW) * DH, left + (tap % KW) * DW
-        valid = there & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        valid = there & (y >= 0) & (y < H) & (x >= 0) & (x < W)
         a = tl.load(
-            (begin + (y * width + x) * C)[:, None] + channel[None, :], mask=valid[:, None] & wanted[None, :], other=0
+            (begin + (y * W + x) * C)[:, None] + channel[None, :], mask=valid[:, None] & wanted[None, :], other=0
         )
         b = tl.load(weight + channel * (KH * KW) + tap, mask=wanted, other=0)
         sums += a.to(tl.int32) * b.to(tl.int32)[None, :]
-    every = tl.where(wanted, channel, -1)
-    places = pixel.to(tl.int64)[:, None] * C + every[None, :]
-    _finish(
-        sums, scale, bias, addend, out, places, every, there[:, None] & wanted[None, :], addend_scale, ceiling,
-        inverse_scale, least, ADDS, RELU, CLIPS, ROUNDS,
-    )  # fmt: skip
+    places = pixel.to(tl.int64)[:, None] * C + channel[None, :]
+    stored = there[:, None] & wanted[None, :]
+    _finish(sums, scale, bias, addend, out, places, channel, wanted, stored, addend_scale, ceiling, inverse_scale,
+            least, ADDS, RELU, CLIPS, ROUNDS)  # fmt: skip

@@ -67,6 +67,8 @@ def test_every_layer_becomes_an_operator_and_computes_the_same(program) -> None:
     assert (found["raq.int8_conv2d"], found["raq.int8_linear"]) == (5, 1)
     assert not [name for name in found if name in ("aten.conv2d", "aten.linear", "aten.relu")]
     assert "quantized_decomposed.dequantize_per_channel" not in found
+    first = next(node for node in fused.graph.nodes if str(node.target) == "raq.int8_conv2d.default")
+    assert first.args[0].meta["val"].shape[1] == 4, "three channels are four, a word"
     added = [match for match in matches(program.graph) if match.addend is not None]
     assert len(added) == 1, "the second sum has ReLU6 before it: no kernel adds it"
     for count in (1, 7):  # for any batch

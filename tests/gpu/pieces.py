@@ -1,0 +1,217 @@
+"""All that needs a GPU, in pieces of a few minutes; those whose record is there are left out. Started by tests/gpu/run.
+
+    tests/gpu/run --out FOLDER [--device cuda] [--piece NAME]      (cpu: a rehearsal, small)
+
+It needs torch, torchvision, and the wheels that tests/gpu/wheels names; no Ray. layer-N: an int8 layer against the
+integer reference, bit for bit, by tile, beside bfloat16. resnet18-cifar, resnet50: FP32, TF32, bfloat16, float16 and
+int8, packages one by one and as CUDA graphs, measured as raq measures, with the kernels that a profiler saw. published:
+FP32 eager, PTQ and QAT at batch 128, by the protocol of published tables too. Not run on a GPU yet.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from raq.artifact import inductor
+from raq.artifact.isolated import IsolatedProcess
+from raq.bench.latency import measure
+from raq.bench.messages import ContenderSettings
+from raq.bench.on_gpu import ways
+from raq.environment import available_cpus, environment, gpu_state
+from raq.errors import first_line
+from raq.experiment.inputs import image_input
+from raq.experiment.measurement import Bench
+from raq.experiment.ptq import Calibration
+from raq.kernels.launch import Tile, convolve, tile_of
+from raq.kernels.reference import Epilogue, Geometry, conv2d
+from raq.model.zoo import build_model
+from raq.quantize import convert, ptq, qat
+from raq.quantize.export import export_for_lowering
+from raq.quantize.half import half_program
+from raq.store.files import write_json
+
+LAYERS = {  # channels, side, outputs, kernel, stride
+    "3x3, 64": (64, 56, 64, 3, 1), "3x3, 256": (256, 14, 256, 3, 1), "3x3, 512": (512, 7, 512, 3, 1),
+    "1x1, 256 to 64": (256, 56, 64, 1, 1), "1x1, 512 to 2048": (512, 7, 2048, 1, 1), "7x7, 3": (3, 224, 64, 7, 2),
+}  # fmt: skip
+TILES = [Tile(m, n, k, warps, stages) for m in (64, 128) for n in (64, 128) for k in (32, 64, 128)
+         for warps, stages in ((4, 3), (8, 4))]  # fmt: skip
+NETWORKS = {"resnet18-cifar": ("resnet18-cifar", 10, 32), "resnet50": ("torchvision:resnet50", 1000, 224)}
+CALLS, BATCHES, BUDGET_S = 20, (1, 32, 128, 512), 240.0
+REHEARSED: dict[str, Any] = {"batch_sizes": (1,), "precision": None, "rounds": 2, "round_ms": 0.0}
+
+
+def milliseconds(call: Callable[[], Any], device: str, calls: int) -> float:
+    """Of one call, the mean of `calls` after one that is not counted, by events on a GPU."""
+    call()
+    if device == "cpu":
+        begun = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return 1000 * (time.perf_counter() - begun) / calls
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / calls
+
+
+def layer(name: str, device: str, folder: Path) -> dict[str, Any]:
+    """A layer: equal to the reference, milliseconds by tile, and those of bfloat16."""
+    channels, full, outputs, size, stride = LAYERS[name]
+    batch, side = (128, full) if device == "cuda" else (1, min(full, 14))
+    data = torch.randint(-127, 128, (batch, channels, side, side), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (outputs, size, size, channels), dtype=torch.int8)
+    scale, bias = torch.rand(outputs) * 1e-4, torch.randn(outputs)
+    where = Geometry([stride] * 2, [size // 2] * 2)
+    wanted = conv2d(data[:2], weight, Epilogue(scale, bias, relu=True, inverse_scale=8.0), where)
+    there = [one.to(device) for one in (data.contiguous(memory_format=torch.channels_last), weight, scale, bias)]
+    after = Epilogue(*there[2:], relu=True, inverse_scale=8.0)
+
+    def call(tile: Tile | None) -> Tensor:
+        if device == "cpu":
+            return conv2d(*there[:2], after, where)
+        return convolve(*there[:2], after, where, tile)
+
+    tiles: dict[str, Any] = {}
+    for tile in [None, *(TILES if device == "cuda" else [])]:
+        try:
+            equal = torch.equal(call(tile)[:2].cpu(), wanted)
+            tiles[str(tile)] = {"equal": equal, "ms": milliseconds(partial(call, tile), device, CALLS)}
+        except Exception as error:  # a tile may need more shared memory than there is
+            tiles[str(tile)] = {"error": f"{type(error).__name__}: {error}"[:200]}
+    half = nn.Conv2d(channels, outputs, size, stride, size // 2).to(device, torch.bfloat16)
+    half = half.to(memory_format=torch.channels_last).eval()
+    images = there[0].to(torch.bfloat16)
+    with torch.no_grad():
+        bf16_ms = milliseconds(lambda: torch.relu(half(images)), device, CALLS)
+    chosen = str(tile_of(channels, outputs))
+    return {"layer": name, "batch": batch, "chosen": chosen, "tiles": tiles, "bf16_ms": bf16_ms}
+
+
+def int8_program(network: nn.Module, example: Tensor, device: str, *, trained: bool = False) -> ExportedProgram:
+    """The network for int8 kernels of the device; trained: as QAT leaves it, though nothing was trained."""
+    backend = "cuda" if device == "cuda" else "x86"
+    if trained:
+        graph = qat.prepare_qat(network, example, backend, reduce_range=False)
+        qat.set_graph_mode(graph, training=False, norms=False)
+    else:
+        graph = ptq.prepare(network, example, backend, Calibration(observer="minmax"), reduce_range=False)
+    with torch.no_grad():
+        graph(torch.randn(32, *example.shape[1:]))
+    return convert.convert(graph, example)
+
+
+def contenders(name: str, kinds: tuple[str, ...], device: str, folder: Path) -> list[ContenderSettings]:
+    """FP32 in eager mode, and packages of these kinds of a network whose weights are random."""
+    model, classes, side = NETWORKS[name]
+    torch.manual_seed(0)
+    network, example = build_model(model, classes).eval(), torch.randn(4, 3, side, side)
+    weights = folder / f"{name}.pt"
+    torch.save(network.state_dict(), weights)
+    make: dict[str, Callable[[], ExportedProgram]] = {
+        "fp32": lambda: export_for_lowering(network, example),
+        "bf16": lambda: half_program(network, example, "bfloat16"),
+        "fp16": lambda: half_program(network, example, "float16"),
+        "ptq": lambda: int8_program(network, example, device),
+        "qat": lambda: int8_program(network, example, device, trained=True),
+    }
+    threads = len(available_cpus()) if device == "cpu" else 1
+    inputs = (image_input((3, side, side)),)
+
+    def settings(candidate: str, runtime: str, path: Path) -> ContenderSettings:
+        return ContenderSettings(candidate, runtime, device, str(path), inputs, threads, model, classes, None,
+                                 fp32=candidate == "fp32")  # fmt: skip
+
+    found = [settings("fp32", "eager", weights)]
+    for kind in kinds:
+        path = folder / f"{name}-{kind}.pt2"
+        if not path.is_file():
+            inductor.lower(make[kind](), folder / "new.pt2", {"kind": kind, "candidate": kind}, device)
+            (folder / "new.pt2").replace(path)
+        found.append(settings(kind, "inductor", path))
+    return found
+
+
+def timed(entrants: list[ContenderSettings], protocol: Bench) -> dict[str, Any]:
+    """What raq measures of them."""
+    found = measure(ways(entrants, protocol), protocol, available_cpus(), lambda share, text: None)
+    found.pop("samples")
+    for row in found["rows"]:
+        print(json.dumps({key: row[key] for key in ("candidate", "runtime", "batch_size", "p50_ms", "speedup")}),
+              flush=True)  # fmt: skip
+    return found
+
+
+def network(name: str, device: str, folder: Path) -> dict[str, Any]:
+    """A network in FP32, halves and int8: latencies by batch size and way of calling, and which kernels ran."""
+    on_gpu = device == "cuda"
+    kinds = ("fp32", "bf16", "fp16", "ptq") if on_gpu else ("fp32", "ptq")
+    entrants = contenders(name, kinds, device, folder)
+    kernels = {}
+    for one in entrants[1:] if on_gpu else ():
+        with IsolatedProcess(Path(one.path), device) as process:
+            kernels[one.candidate] = [kernel.model_dump() for kernel in process.launches(one.inputs)]
+    asked = {"batch_sizes": BATCHES, "budget_s": BUDGET_S, "precision": 0.01} if on_gpu else REHEARSED
+    return {"kernels": kernels, **timed(entrants, Bench.model_validate(asked))}
+
+
+def published(device: str, folder: Path) -> dict[str, Any]:
+    """FP32 in eager mode, PTQ and QAT at batch 128, in the way of published tables and in raq's."""
+    entrants = contenders("resnet18-cifar", ("fp32", "ptq", "qat"), device, folder)
+    own = {"batch_sizes": (128,), "budget_s": 90.0} if device == "cuda" else REHEARSED
+    as_published = {"protocol": "published", "batch_sizes": (128,) if device == "cuda" else (1,)}
+    return {name: timed(entrants, Bench.model_validate(asked))
+            for name, asked in (("published", as_published), ("interleaved", own))}  # fmt: skip
+
+
+PIECES: dict[str, Callable[[str, Path], dict[str, Any]]] = {
+    "resnet18-cifar": partial(network, "resnet18-cifar"),
+    "published": published,
+    **{f"layer-{number}": partial(layer, name) for number, name in enumerate(LAYERS)},
+    "resnet50": partial(network, "resnet50"),
+}
+
+
+def main() -> None:
+    """Every piece whose record is not there; one that fails is said, and the others go on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--piece", choices=tuple(PIECES))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name, piece in PIECES.items():
+        path = given.out / f"{given.device}-{name}.json"
+        if path.is_file() or given.piece not in (None, name):
+            continue
+        begun = time.perf_counter()
+        try:
+            found = piece(given.device, given.out)
+        except Exception as error:
+            traceback.print_exc()
+            failed.append(f"{name}: {first_line(error)}")
+            continue
+        record = {"environment": environment(), "torch": torch.__version__, "gpus": gpu_state(), **found,
+                  "seconds": time.perf_counter() - begun, "device": given.device}  # fmt: skip
+        write_json(path, record)
+        print(f"{name}: {record['seconds']:.0f} s, {path}", flush=True)
+    if failed:
+        sys.exit("\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()
