@@ -35,6 +35,11 @@ class Epilogue:
     ceiling: float | None = None
     inverse_scale: float | None = None
 
+    def to(self, device: str | torch.device) -> "Epilogue":
+        """The same, its tensors on a device."""
+        there = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in vars(self).items()}
+        return Epilogue(**there)
+
 
 def finish(sums: Tensor, after: Epilogue) -> Tensor:
     """What a kernel stores of int32 sums [..., channels]. Of convolutions' outputs the channels are last here, addends'

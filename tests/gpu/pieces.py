@@ -2,10 +2,10 @@
 
     tests/gpu/run --out FOLDER [--device cuda] [--piece NAME]      (cpu: a rehearsal, small)
 
-It needs torch, torchvision, and the wheels that tests/gpu/wheels names; no Ray. layer-N: an int8 layer against the
-integer reference, bit for bit, by tile, beside bfloat16. resnet18-cifar, resnet50: FP32, TF32, bfloat16, float16 and
-int8, packages one by one and as CUDA graphs, measured as raq measures, with the kernels that a profiler saw. published:
-FP32 eager, PTQ and QAT at batch 128, by the protocol of published tables too. Not run on a GPU yet.
+It needs torch, torchvision, and the wheels that tests/gpu/wheels names; no Ray. every-shape, layer-N: int8 layers
+against the integer reference, bit for bit; by tile, beside bfloat16. resnet18-cifar, resnet50: FP32, TF32, bfloat16,
+float16 and int8, packages one by one and as CUDA graphs, measured as raq measures, with the kernels that a profiler
+saw. published: FP32 eager, PTQ and QAT at batch 128, by the protocol of published tables too. Not run on a GPU yet.
 """
 
 import argparse
@@ -26,14 +26,16 @@ from raq.artifact import inductor
 from raq.artifact.isolated import IsolatedProcess
 from raq.bench.latency import measure
 from raq.bench.messages import ContenderSettings
-from raq.bench.on_gpu import ways
+from raq.bench.on_gpu import captured, ways
 from raq.environment import available_cpus, environment, gpu_state
-from raq.errors import first_line
+from raq.errors import StageError, first_line
 from raq.experiment.inputs import image_input
 from raq.experiment.measurement import Bench
 from raq.experiment.ptq import Calibration
 from raq.kernels.launch import Tile, convolve, tile_of
 from raq.kernels.reference import Epilogue, Geometry, conv2d
+from raq.model.inputs import random_inputs
+from raq.model.parity import sqnr_db
 from raq.model.zoo import build_model
 from raq.quantize import convert, ptq, qat
 from raq.quantize.export import export_for_lowering
@@ -44,61 +46,83 @@ LAYERS = {  # channels, side, outputs, kernel, stride
     "3x3, 64": (64, 56, 64, 3, 1), "3x3, 256": (256, 14, 256, 3, 1), "3x3, 512": (512, 7, 512, 3, 1),
     "1x1, 256 to 64": (256, 56, 64, 1, 1), "1x1, 512 to 2048": (512, 7, 2048, 1, 1), "7x7, 3": (3, 224, 64, 7, 2),
 }  # fmt: skip
-TILES = [Tile(m, n, k, warps, stages) for m in (64, 128) for n in (64, 128) for k in (32, 64, 128)
-         for warps, stages in ((4, 3), (8, 4))]  # fmt: skip
+TILES = [Tile(m, n, k, warps, stages) for m, n in ((64, 64), (128, 64), (128, 128), (256, 128)) for k in (64, 128)
+         for warps, stages in ((4, 3), (8, 3), (8, 4))]  # fmt: skip
 NETWORKS = {"resnet18-cifar": ("resnet18-cifar", 10, 32), "resnet50": ("torchvision:resnet50", 1000, 224)}
-CALLS, BATCHES, BUDGET_S = 20, (1, 32, 128, 512), 240.0
-REHEARSED: dict[str, Any] = {"batch_sizes": (1,), "precision": None, "rounds": 2, "round_ms": 0.0}
+CALLS, BATCHES, BUDGET_S, LEAST_DB = 20, (1, 32, 128, 512), 240.0, 10.0
+REHEARSED: dict[str, Any] = {"batch_sizes": (1,), "precision": None, "rounds": 2, "round_ms": 0.0, "budget_s": 20.0}
 
 
-def milliseconds(call: Callable[[], Any], device: str, calls: int) -> float:
-    """Of one call, the mean of `calls` after one that is not counted, by events on a GPU."""
-    call()
+def milliseconds(call: Callable[[], Any], device: str) -> float:
+    """Of one call, the mean of CALLS after one that is not counted; on a GPU as one CUDA graph, by events: starting a
+    kernel from Python may take longer than it runs."""
     if device == "cpu":
+        call()
         begun = time.perf_counter()
-        for _ in range(calls):
+        for _ in range(CALLS):
             call()
-        return 1000 * (time.perf_counter() - begun) / calls
+        return 1000 * (time.perf_counter() - begun) / CALLS
+
+    def several() -> Tensor:
+        return [call() for _ in range(CALLS)][-1]
+
+    replay = captured(several, [])
+    replay()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    for _ in range(calls):
-        call()
+    replay()
     end.record()
     torch.cuda.synchronize()
-    return float(begin.elapsed_time(end)) / calls
+    return float(begin.elapsed_time(end)) / CALLS
+
+
+def every_shape(device: str, folder: Path) -> dict[str, Any]:
+    """Odd shapes, groups and every end of a kernel against the reference, bit for bit (kernels/interpreted.py)."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+    from interpreted import compare
+
+    def compute(data: Tensor, weight: Tensor, after: Epilogue, where: Geometry, tile: Tile | None) -> Tensor:
+        if device == "cpu":
+            return conv2d(data, weight, after, where)
+        return convolve(data, weight, after, where, tile, direct=True)
+
+    return compare(compute, device)
 
 
 def layer(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """A layer: equal to the reference, milliseconds by tile, and those of bfloat16."""
+    """A layer: every value that of the reference, milliseconds by tile, the shipped one first, and those of bfloat16."""
     channels, full, outputs, size, stride = LAYERS[name]
     batch, side = (128, full) if device == "cuda" else (1, min(full, 14))
-    data = torch.randint(-127, 128, (batch, channels, side, side), dtype=torch.int8)
-    weight = torch.randint(-127, 128, (outputs, size, size, channels), dtype=torch.int8)
-    scale, bias = torch.rand(outputs) * 1e-4, torch.randn(outputs)
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    data = torch.randint(-127, 128, (batch, channels, side, side), dtype=torch.int8, device=device)
+    data = data.contiguous(memory_format=torch.channels_last)
+    weight = torch.randint(-127, 128, (outputs, size, size, channels), dtype=torch.int8, device=device)
+    scale = torch.full((outputs,), 1 / (73 * 73 * (channels * size * size) ** 0.5), device=device)
+    after = Epilogue(scale, torch.randn(outputs, device=device), relu=True, inverse_scale=40.0)
     where = Geometry([stride] * 2, [size // 2] * 2)
-    wanted = conv2d(data[:2], weight, Epilogue(scale, bias, relu=True, inverse_scale=8.0), where)
-    there = [one.to(device) for one in (data.contiguous(memory_format=torch.channels_last), weight, scale, bias)]
-    after = Epilogue(*there[2:], relu=True, inverse_scale=8.0)
+    wanted = torch.cat([conv2d(part, weight, after, where) for part in data.split(16)])
+    shipped = tile_of(channels, outputs, wanted.shape[2] * wanted.shape[3])
 
-    def call(tile: Tile | None) -> Tensor:
+    def call(tile: Tile) -> Tensor:
         if device == "cpu":
-            return conv2d(*there[:2], after, where)
-        return convolve(*there[:2], after, where, tile)
+            return conv2d(data, weight, after, where)
+        return convolve(data, weight, after, where, tile, direct=True)
 
     tiles: dict[str, Any] = {}
-    for tile in [None, *(TILES if device == "cuda" else [])]:
+    for tile in dict.fromkeys([shipped, *(TILES if device == "cuda" else [])]):
         try:
-            equal = torch.equal(call(tile)[:2].cpu(), wanted)
-            tiles[str(tile)] = {"equal": equal, "ms": milliseconds(partial(call, tile), device, CALLS)}
+            equal = torch.equal(call(tile), wanted)
+            tiles[str(tile)] = {"equal": equal, "ms": milliseconds(partial(call, tile), device)}
         except Exception as error:  # a tile may need more shared memory than there is
-            tiles[str(tile)] = {"error": f"{type(error).__name__}: {error}"[:200]}
+            tiles[str(tile)] = {"error": first_line(error)[:200]}
     half = nn.Conv2d(channels, outputs, size, stride, size // 2).to(device, torch.bfloat16)
     half = half.to(memory_format=torch.channels_last).eval()
-    images = there[0].to(torch.bfloat16)
-    with torch.no_grad():
-        bf16_ms = milliseconds(lambda: torch.relu(half(images)), device, CALLS)
-    chosen = str(tile_of(channels, outputs))
-    return {"layer": name, "batch": batch, "chosen": chosen, "tiles": tiles, "bf16_ms": bf16_ms}
+    images = data.to(torch.bfloat16)
+    with torch.no_grad():  # alone, which a compiler cannot do without; and with the ReLU that int8 has in its kernel
+        alone, both = milliseconds(lambda: half(images), device), milliseconds(lambda: half(images).relu_(), device)
+    return {"layer": name, "batch": batch, "shipped": str(shipped), "tiles": tiles,
+            "bf16_ms": alone, "bf16_and_relu_ms": both}  # fmt: skip
 
 
 def int8_program(network: nn.Module, example: Tensor, device: str, *, trained: bool = False) -> ExportedProgram:
@@ -114,11 +138,13 @@ def int8_program(network: nn.Module, example: Tensor, device: str, *, trained: b
     return convert.convert(graph, example)
 
 
-def contenders(name: str, kinds: tuple[str, ...], device: str, folder: Path) -> list[ContenderSettings]:
+def contenders(name: str, kinds: tuple[str, ...], device: str, records: Path) -> list[ContenderSettings]:
     """FP32 in eager mode, and packages of these kinds of a network whose weights are random."""
     model, classes, side = NETWORKS[name]
     torch.manual_seed(0)
     network, example = build_model(model, classes).eval(), torch.randn(4, 3, side, side)
+    folder = records / "packages"
+    folder.mkdir(exist_ok=True)
     weights = folder / f"{name}.pt"
     torch.save(network.state_dict(), weights)
     make: dict[str, Callable[[], ExportedProgram]] = {
@@ -160,12 +186,19 @@ def network(name: str, device: str, folder: Path) -> dict[str, Any]:
     on_gpu = device == "cuda"
     kinds = ("fp32", "bf16", "fp16", "ptq") if on_gpu else ("fp32", "ptq")
     entrants = contenders(name, kinds, device, folder)
-    kernels = {}
-    for one in entrants[1:] if on_gpu else ():
+    kernels, distances, right = {}, {}, {}
+    for one in entrants[1:]:
         with IsolatedProcess(Path(one.path), device) as process:
-            kernels[one.candidate] = [kernel.model_dump() for kernel in process.launches(one.inputs)]
+            for batch in (1, 7, 32):
+                images = random_inputs(one.inputs, batch)
+                wanted = right.setdefault(batch, process(*images)).numpy()  # of FP32, the first
+                distances[f"{one.candidate}, batch {batch}"] = sqnr_db(wanted, process(*images).numpy())
+            if on_gpu:
+                kernels[one.candidate] = [kernel.model_dump() for kernel in process.launches(one.inputs)]
+    if one.candidate == "ptq" and min(distances[f"ptq, batch {batch}"] or 99 for batch in right) < LEAST_DB:
+        raise StageError(f"{name}: int8 is not what FP32 is: SQNR in dB {distances}", "its times would mean nothing")
     asked = {"batch_sizes": BATCHES, "budget_s": BUDGET_S, "precision": 0.01} if on_gpu else REHEARSED
-    return {"kernels": kernels, **timed(entrants, Bench.model_validate(asked))}
+    return {"kernels": kernels, "sqnr_db": distances, **timed(entrants, Bench.model_validate(asked))}
 
 
 def published(device: str, folder: Path) -> dict[str, Any]:
@@ -180,6 +213,7 @@ def published(device: str, folder: Path) -> dict[str, Any]:
 PIECES: dict[str, Callable[[str, Path], dict[str, Any]]] = {
     "resnet18-cifar": partial(network, "resnet18-cifar"),
     "published": published,
+    "every-shape": every_shape,
     **{f"layer-{number}": partial(layer, name) for number, name in enumerate(LAYERS)},
     "resnet50": partial(network, "resnet50"),
 }

@@ -1,12 +1,16 @@
-"""Triton's kernels under its interpreter, on CPU tensors, against the integer reference: one line of JSON.
+"""Triton's kernels against the integer reference, on odd shapes: one line of JSON.
 
-Run by test_kernels.py: whether kernels are interpreted is decided when they are imported.
+Run by test_kernels.py under Triton's interpreter, on CPU tensors: whether kernels are interpreted is decided when they
+are imported. On a GPU gpu/pieces.py compares.
 """
 
 import itertools
 import json
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from raq.kernels.launch import Tile, convolve
 from raq.kernels.reference import Epilogue, Geometry, conv2d, conv2d_sums
@@ -24,10 +28,15 @@ SHAPES = {  # n, c, h, w, outputs, kernel, stride, padding, dilation, groups
 ENDS = [(False, False, None, 40.0), (True, True, None, 30.0), (False, True, 2.5, 45.0), (True, False, None, None)]
 
 
-def main() -> None:
-    """Which differ, how many values were compared, how many different ones there were, and halves that were rounded."""
+Compute = Callable[[Tensor, Tensor, Epilogue, Geometry, Tile | None], Tensor]
+
+
+def compare(compute: Compute, device: str = "cpu") -> dict[str, Any]:
+    """Which differ from the reference, how many values were compared, of int8 the fewest different ones and the
+    outermost, and halves that were rounded. compute: a convolution, on this device."""
     torch.manual_seed(0)
-    wrong, values, distinct, ends = [], 0, [], set()
+    wrong: list[str] = []
+    values, distinct, ends = 0, [], set()
     for (name, shape), (adds, relu, ceiling, inverse) in itertools.product(SHAPES.items(), ENDS):
         n, c, h, w, outputs, kernel, stride, padding, dilation, groups = shape
         data = torch.randint(-127, 128, (n, c, h, w), dtype=torch.int8).contiguous(memory_format=torch.channels_last)
@@ -39,30 +48,29 @@ def main() -> None:
         where = Geometry(list(stride), list(padding), list(dilation), groups)
         sums = conv2d_sums(data, weight, where)
         other = torch.randint(-127, 128, sums.permute(0, 3, 1, 2).shape, dtype=torch.int8) if adds else None
-        given = (data, weight, Epilogue(scale, bias, other, 0.02, relu, ceiling, inverse), where)
-        wanted = conv2d(*given)
+        after = Epilogue(scale, bias, other, 0.02, relu, ceiling, inverse)
+        wanted = conv2d(data, weight, after, where)
         for tile in (Tile(16, 16, 32), None):
-            found = convolve(*given, tile=tile)
+            found = compute(data.to(device), weight.to(device), after.to(device), where, tile).cpu()
             if not torch.equal(found, wanted) or found.dtype != wanted.dtype:
                 wrong.append(f"{name}, {adds}, {relu}, {ceiling}, {inverse}, {tile}")
             values += found.numel()
             if inverse is not None:
                 distinct.append(len(found.unique()))
                 ends |= {int(found.min()), int(found.max())}
-    print(
-        json.dumps(
-            {"wrong": wrong, "values": values, "distinct": min(distinct), "ends": sorted(ends), "halves": halves()}
-        )
-    )
+    return {
+        "wrong": wrong, "values": values, "distinct": min(distinct), "ends": sorted(ends),
+        "halves": halves(compute, device),
+    }  # fmt: skip
 
 
-def halves() -> list[float]:
+def halves(compute: Compute, device: str) -> list[float]:
     """What sums of 1, 3, 5, -1, -3 times a half become: halves go to even."""
     data = torch.tensor([1, 3, 5, -1, -3], dtype=torch.int8).reshape(5, 1, 1, 1)
     weight = torch.ones(1, 1, 1, 1, dtype=torch.int8)
-    after = Epilogue(torch.ones(1), torch.zeros(1), inverse_scale=0.5)
-    return convolve(data, weight, after, Geometry()).flatten().tolist()
+    after = Epilogue(torch.ones(1), torch.zeros(1), inverse_scale=0.5).to(device)
+    return compute(data.to(device), weight.to(device), after, Geometry(), None).flatten().tolist()
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(compare(convolve)))
