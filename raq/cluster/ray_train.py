@@ -183,34 +183,34 @@ def _usual_start_s() -> float:
     return float(os.environ.get(START_TIMEOUT, RAY_SETTINGS[START_TIMEOUT]))
 
 
+def workers_of(call: Call) -> tuple[ScalingConfig, TorchConfig]:
+    """What each worker takes, and how they exchange gradients: NCCL where they have GPUs, else Gloo."""
+    taken: dict[str, float] = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
+    count, has_gpus = call.elastic or call.workers, call.gpus > 0
+    scaling = ScalingConfig(None, count, has_gpus, taken, label_selector=dict(call.labels) or None)
+    return scaling, TorchConfig(backend="nccl" if has_gpus else "gloo")
+
+
 def _trainer(call: Call, send: EventSender, *, for_tune: bool) -> _Trainer:
     # Ray Train copies these to its controller; on a cluster that raq did not start, this process does not have them
     for name in (name for name in RAY_SETTINGS if name.startswith("RAY_TRAIN_")):
         os.environ.setdefault(name, RAY_SETTINGS[name])
     # elastic, it starts with the workers that there are once this has passed, so --wait does not extend it
     os.environ[START_TIMEOUT] = f"{_usual_start_s() if call.elastic else max(_usual_start_s(), call.wait_s):g}"
-    per_worker: dict[str, float] = {"CPU": call.cpus, **({"GPU": call.gpus} if call.gpus else {})}
+    scaling, exchange = workers_of(call)
     path, filesystem = store_of(call).training_storage(Path(call.folder))
     return _Trainer(
         _worker,
         train_loop_config=vars(_Asked(call, send)),
-        scaling_config=ScalingConfig(
-            num_workers=call.elastic or call.workers,
-            use_gpu=call.gpus > 0,
-            resources_per_worker=per_worker,
-            label_selector=dict(call.labels) or None,
-        ),
-        torch_config=TorchConfig(backend="nccl" if call.gpus else "gloo"),
+        scaling_config=scaling,
+        torch_config=exchange,
         run_config=RunConfig(
             name=call.kind,
             storage_path=path,
             storage_filesystem=filesystem,
             callbacks=[TuneReportCallback()] if for_tune else [],
-            failure_config=FailureConfig(
-                max_failures=MAX_FAILURES,
-                # a worker, or its node, may be lost while the group of them starts
-                controller_failure_limit=MAX_FAILURES,
-                max_preemption_failures=MAX_PREEMPTIONS,
+            failure_config=FailureConfig(  # the controller's: a worker may be lost while the group of them starts
+                MAX_FAILURES, controller_failure_limit=MAX_FAILURES, max_preemption_failures=MAX_PREEMPTIONS
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

@@ -1,6 +1,6 @@
 """What the int8 kernels compute, by torch on any device: exact integer sums, then float32 steps in one fixed order."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ class Epilogue:
 
     def to(self, device: str | torch.device) -> "Epilogue":
         """The same, its tensors on a device."""
-        there = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in vars(self).items()}
-        return Epilogue(**there)
+        addend = None if self.addend is None else self.addend.to(device)
+        return replace(self, scale=self.scale.to(device), bias=self.bias.to(device), addend=addend)
 
 
 def finish(sums: Tensor, after: Epilogue) -> Tensor:

@@ -9,11 +9,13 @@ import pytest
 
 from raq.cluster import resources as placement
 from raq.cluster.nodes import Node
+from raq.cluster.ray_train import workers_of
 from raq.cluster.resources import Demand, ResourcePool, demand_of, least_workers, nodes_in_time, slots_for
 from raq.errors import UserError
 from raq.experiment.execution import Resources
 from raq.experiment.load import load_experiment
 from raq.plan.stages import Stage
+from raq.stages.call import Call
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
@@ -124,3 +126,20 @@ def test_nodes_that_are_just_coming_are_waited_for(monkeypatch: pytest.MonkeyPat
 def test_without_a_wait_what_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "nodes_now", list)
     assert nodes_in_time(load_experiment(QUICKSTART, []), 0.0, io.StringIO()) == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "elastic", "taken", "backend"),
+    [(0, None, {"CPU": 3}, "gloo"), (1, None, {"CPU": 3, "GPU": 1}, "nccl"), (2, (1, 4), {"CPU": 3, "GPU": 2}, "nccl")],
+)
+def test_workers_with_gpus_exchange_gradients_by_nccl(
+    gpus: int, elastic: tuple[int, int] | None, taken: dict[str, int], backend: str
+) -> None:
+    """Each worker has its GPUs of the cluster; on one, NCCL itself has not been run."""
+    call = Call(name="train", kind="train", settings={}, inputs={}, folder="", cpus=3, gpus=gpus, workers=2,
+                elastic=elastic, labels={"role": "gpu"})  # fmt: skip
+    scaling, torch_config = workers_of(call)
+    assert (scaling.num_workers, scaling.use_gpu) == (elastic or 2, gpus > 0)
+    assert scaling.resources_per_worker == taken
+    assert scaling.label_selector == {"role": "gpu"}
+    assert torch_config.backend == backend

@@ -90,7 +90,7 @@ def every_shape(device: str, folder: Path) -> dict[str, Any]:
 
 
 def layer(name: str, device: str, folder: Path) -> dict[str, Any]:
-    """A layer: every value that of the reference, milliseconds by tile, the shipped one first, and those of bfloat16."""
+    """A layer: every value that of the reference, milliseconds by tile, the shipped one first, and of bfloat16."""
     channels, full, outputs, size, stride = LAYERS[name]
     batch, side = (128, full) if device == "cuda" else (1, min(full, 14))
     torch.backends.cudnn.benchmark = True
