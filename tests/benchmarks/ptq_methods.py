@@ -3,6 +3,7 @@
     uv run python tests/benchmarks/ptq_methods.py train NAME --root FOLDER --work W   (again to go on after an end)
     uv run python tests/benchmarks/ptq_methods.py measure NAME --root FOLDER --work W
     uv run python tests/benchmarks/ptq_methods.py nncf NAME --root FOLDER --work W      (then; uv sync --extra nncf)
+    uv run python tests/benchmarks/ptq_methods.py latency NAME --root FOLDER --work W   (then; on a quiet machine)
 
 NAME: efficientnet, mobilenet, vit (CIFAR-10, `root`), digits-efficientnet, digits-mobilenet, digits-vit, or resnet18
 with --weights FILE. Quantized graphs are simulated by torch, on all test images; nothing is compiled. Records go to
@@ -22,7 +23,11 @@ import torch
 import torchvision
 from torch import nn
 
-from raq.environment import environment
+from raq.artifact import inductor
+from raq.bench.latency import measure as bench
+from raq.bench.messages import ContenderSettings
+from raq.environment import available_cpus, environment
+from raq.experiment.measurement import Bench
 from raq.experiment.metric import Metric
 from raq.experiment.ptq import Calibration
 from raq.experiment.schema import Data
@@ -39,6 +44,7 @@ from raq.model.parity import sqnr_db
 from raq.model.training import train
 from raq.model.zoo import build_model, load_state, load_weights
 from raq.quantize.calibration import calibration_batch, calibration_sample
+from raq.quantize.convert import convert
 from raq.quantize.export import graph_of
 from raq.quantize.methods import Made, Methods, Source, quantize
 from raq.quantize.ptq import simulated
@@ -157,6 +163,32 @@ def nncf(name: str, dataset: Dataset, weights: Path) -> None:
     write_json(path, {**read_json(path), "nncf": {"version": version("nncf"), "measured_at": now(), "rows": rows}})
 
 
+def latency(name: str, weights: Path, dataset: Dataset, work: Path) -> None:
+    """What the multiplications of equalization cost: packages with and without them, into the record that is there."""
+    network = NETWORKS[name][0]()
+    load_state(network, load_weights(weights), name, str(weights))
+    source = Source(network.eval(), example_of(dataset.inputs), dataset, "x86", Calibration(), 0, reduce_range=False)
+    cpus, entrants = available_cpus(), []
+    for step in ("calibration alone", "equalization: folded", "equalization: all"):
+        made = quantize(source, ALONE[step])
+        multiplied = sum(one.into is None for one in made.equalized)
+        path = work / f"{name}-{multiplied}-{len(entrants)}.pt2"
+        inductor.lower(convert(made.prepared, source.example), path, {"candidate": step})
+        label = f"{step}, {multiplied} multiplications"
+        entrants.append(ContenderSettings(label, "inductor", "cpu", str(path), dataset.inputs, len(cpus), "", 10, None))
+    protocol = Bench(batch_sizes=(1, 32), budget_s=90.0, precision=0.01)
+    found = bench(entrants, protocol, cpus)
+    rows = [
+        {key: row[key] for key in ("candidate", "batch_size", "p50_ms", "speedup", "speedup_interval", "calm")}
+        for row in found["rows"]
+    ]
+    for row in rows:
+        print(row, flush=True)
+    path = REFERENCE / f"{label_of(name, weights)}.json"
+    kept = {"measured_at": now(), "environment": environment(), "launches": found["launches"], "rows": rows}
+    write_json(path, {**read_json(path), "latency": kept})
+
+
 def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str, Any]:
     """A row for calibration, for each method alone if they are wanted, and for the effort best."""
     network = NETWORKS[name][0]()
@@ -197,7 +229,7 @@ def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str
 def main() -> None:
     """Train or measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=("train", "measure", "nncf"))
+    parser.add_argument("verb", choices=("train", "measure", "nncf", "latency"))
     parser.add_argument("name", choices=NETWORKS)
     parser.add_argument("--root")
     parser.add_argument("--work", type=Path, default=Path())
@@ -213,6 +245,9 @@ def main() -> None:
     weights = given.weights or (given.work / given.name).with_suffix(".pt")
     if given.verb == "nncf":
         nncf(given.name, dataset, weights)
+        return
+    if given.verb == "latency":
+        latency(given.name, weights, dataset, given.work)
         return
     record = REFERENCE / f"{label_of(given.name, weights)}.json"
     write_json(record, measure(given.name, dataset, weights, not given.without_alone))
