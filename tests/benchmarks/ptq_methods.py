@@ -168,7 +168,8 @@ def latency(name: str, weights: Path, dataset: Dataset, work: Path) -> None:
     network = NETWORKS[name][0]()
     load_state(network, load_weights(weights), name, str(weights))
     source = Source(network.eval(), example_of(dataset.inputs), dataset, "x86", Calibration(), 0, reduce_range=False)
-    cpus, entrants = available_cpus(), []
+    cpus = available_cpus()
+    entrants: list[ContenderSettings] = []
     for step in ("calibration alone", "equalization: folded", "equalization: all"):
         made = quantize(source, ALONE[step])
         multiplied = sum(one.into is None for one in made.equalized)

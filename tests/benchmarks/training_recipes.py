@@ -22,7 +22,8 @@ from raq.experiment.training import Train
 from raq.model.checkpoints import LocalContext, TrainingResult, read_result
 from raq.model.dataset import Dataset, load_dataset
 from raq.model.evaluation import logits
-from raq.model.loop import seed_everything
+from raq.model.loop import Task, seed_everything
+from raq.model.losses import loss_by_sample
 from raq.model.training import train
 from raq.model.zoo import build_model
 from raq.statistics.proportions import proportion_interval
@@ -68,8 +69,9 @@ def train_with(keys: dict[str, Any], dataset: Dataset, seed: int, folder: Path) 
     """Train, from where it stands."""
     seed_everything(seed)
     settings = Train.model_validate(keys)
+    task = Task(loss_by_sample("cross_entropy", settings.label_smoothing, None), TOP1.scorer)
     context = LocalContext(folder, progress=lambda m: print(m["epoch_done"], flush=True) if "epoch_done" in m else None)
-    return train(build_model("resnet18-cifar", 10), dataset, TOP1, settings, seed, context)
+    return train(build_model("resnet18-cifar", 10), dataset, task, settings, seed, context)
 
 
 def row_of(name: str, result: TrainingResult, dataset: Dataset, threads: int) -> dict[str, Any]:
