@@ -45,8 +45,8 @@ class Bench(Section):
     cuda_graphs: bool = True
     """On GPUs, call each package as a CUDA graph too (+graph): its kernels are started at once, not one by one."""
     tf32: bool = True
-    """On GPUs, measure FP32 also in TF32 (+tf32): tensor cores, of floats rounded to 10 bits. Elsewhere raq forbids it:
-    what it calls FP32 there is FP32."""
+    """On GPUs, measure FP32 also in TF32 (+tf32): tensor cores, of floats rounded to 10 bits. torch allows that in
+    convolutions of itself; what is measured without +tf32, and the artifact that is evaluated, do without it."""
     threads: Positive | None = None
     """Intra-op threads; null: the CPUs of the bench actor."""
     streams: Positive | Literal["auto"] | None = None
