@@ -162,8 +162,7 @@ def _replace(module: Any, match: Match, name: str, known: dict[fx.Node, fx.Node]
                 torch.ops.raq.int8_linear.default, (data, *read, match.relu, match.ceiling, inverse)
             )
         else:
-            given: tuple[Any, ...] = layer.args[2:]
-            _, stride, padding, dilation, groups = (*given, *CONV_DEFAULTS[len(given) :])
+            _, stride, padding, dilation, groups = _options(layer)
             addend, step = match.addend or (None, 1.0)
             addend = known.get(addend, addend) if addend is not None else None
             places = [_pair(value) for value in (stride, padding, dilation)]
@@ -196,7 +195,7 @@ def _tensors(module: Any, match: Match) -> tuple[Tensor, Tensor, Tensor]:
     if weight.ndim == 4:
         weight = weight.permute(0, 2, 3, 1)
         channels = weight.shape[-1]
-        if 1 < channels < FEW_CHANNELS and _groups(match.layer) == 1:
+        if 1 < channels < FEW_CHANNELS and _options(match.layer)[4] == 1:
             weight = torch.nn.functional.pad(weight, (0, -channels % ALIGNED))
     weight = weight.contiguous()
     of_weights = _tensor(module, scales) if isinstance(scales, fx.Node) else torch.tensor(float(scales))
@@ -210,10 +209,10 @@ def _channels_in(module: Any, match: Match) -> int:
     return _tensor(module, match.weight[0]).shape[1]
 
 
-def _groups(layer: fx.Node) -> int:
+def _options(layer: fx.Node) -> tuple[Any, ...]:
+    """Of a convolution, as CONV_DEFAULTS has them."""
     given: tuple[Any, ...] = layer.args[2:]
-    groups: int = (*given, *CONV_DEFAULTS[len(given) :])[4]
-    return groups
+    return (*given, *CONV_DEFAULTS[len(given) :])
 
 
 def _tensor(module: Any, node: fx.Node) -> Tensor:

@@ -43,13 +43,12 @@ def tile_of(channels_in: int, channels_out: int, pixels: int) -> Tile:
     """
     depth = next((deep for deep in (128, 64, 32) if channels_in % deep == 0), 64 if channels_in > 64 else 32)
     channels = max(16, triton.next_power_of_2(channels_out))
-    tile = Tile(128, min(128, channels), depth)
-    for high, wide, warps in ((128, 128, 8), (128, 64, 4), (64, 64, 4)):
+    for high, wide, warps in ((128, 128, 8), (128, 64, 4)):
         tile = Tile(high, min(wide, channels), depth, warps if channels >= wide else 4)
         programs = triton.cdiv(LIKELY_BATCH * pixels, high) * triton.cdiv(channels_out, tile.channels)
         if programs >= 2 * MULTIPROCESSORS:
-            break
-    return tile
+            return tile
+    return Tile(64, min(64, channels), depth)
 
 
 def convolve(
