@@ -1,8 +1,6 @@
 """What this machine and installation are: versions, commit, CPU features, GPU. Neither torch nor ray is imported."""
 
 import getpass
-import importlib
-import logging
 import os
 import platform
 import re
@@ -17,8 +15,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from raq.errors import UserError, first_line
 
 NUMERIC_SETTINGS = (
     "ONEDNN_", "DNNL_", "TORCH_MKLDNN_", "ATEN_CPU_CAPABILITY",
@@ -49,11 +45,11 @@ ISA_FEATURES = (
     ("AVX512_CORE_BF16", (*VNNI, "avx512_bf16")), ("AVX512_CORE_FP16", HALF), ("AVX10_1_512", HALF),
     ("AVX512_CORE_AMX", (*HALF, "amx_int8", "amx_bf16")), ("AVX10_1_512_AMX", (*HALF, "amx_int8", "amx_bf16")),
 )  # fmt: skip
-EXECUTORCH_HINT = "install the extra: uv sync --extra executorch (or pip install 'raq[executorch]')"
 LIBRARIES = ("torch", "torchvision", "torchao", "ray", "numpy")
 EXTRAS = {
     "executorch": "the xnnpack backend", "openvino": "the runtime of that name", "nncf": "ptq.others: [nncf]",
-    "onnxruntime": "the runtime of that name", "timm": "model.name: timm:NAME", "transformers": "transformers:NAME",
+    "onnxruntime": "the runtime of that name", "tensorrt": "the runtime of that name",
+    "timm": "model.name: timm:NAME", "transformers": "transformers:NAME",
 }  # fmt: skip
 FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16",
@@ -273,28 +269,3 @@ def cache_folder() -> Path:
 def available_cpus() -> list[int]:
     """The CPUs that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def require_library(name: str, extra: str) -> None:
-    """Import a library of an extra; UserError if it is not installed, or does not work here."""
-    try:
-        importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"the library {name} cannot be used: {first_line(error)}",
-            f"install the extra: uv sync --extra {extra} (or pip install 'raq[{extra}]')",
-        ) from None
-
-
-def require_executorch() -> None:
-    """Import ExecuTorch, without the warnings of its libraries; UserError if it is not installed."""
-    talkative = logging.getLogger("torch.utils._pytree")
-    usual = talkative.level
-    try:
-        talkative.setLevel(logging.ERROR)
-        import executorch.exir
-        import executorch.runtime  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:  # or one that was built for another torch
-        raise UserError(f"a .pte needs ExecuTorch: {error}", EXECUTORCH_HINT) from None
-    finally:
-        talkative.setLevel(usual)

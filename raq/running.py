@@ -14,6 +14,7 @@ from raq.doctor import before_run
 from raq.environment import versions
 from raq.errors import RaqError, UserError
 from raq.experiment.load import Given, load_experiment
+from raq.lazy import install_hint
 from raq.plan.candidates import candidates_of
 from raq.plan.expected import expected_s
 from raq.plan.kinds import KINDS
@@ -212,7 +213,7 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
                 asked = f"lower.runtimes: {runtime.name}"
             raise UserError(
                 f"{asked} needs {' and '.join(missing)}, not installed here",
-                f"install the extra: uv sync --extra {extra} (or pip install 'raq[{extra}]')",
+                install_hint(extra),
             )
     refuse_missing(prepared.experiment.tracking)
     compiles = any(KINDS[stage.kind].needs_compiler and stage.name in stale for stage in prepared.plan)

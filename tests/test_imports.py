@@ -13,7 +13,7 @@ import raq
 ROOT = Path(raq.__file__).parent
 # Each room, or file at the top, may import those before it, and itself.
 FLOORS = (
-    "lazy", "errors", "environment", "signals", "statistics",
+    "errors", "lazy", "environment", "signals", "statistics",
     "experiment", "store", "model", "quantize", "kernels", "artifact", "sweep", "bench", "plan", "stages", "cluster",
     "submit", "doctor", "report", "page", "bundle", "tracking", "run_record", "running", "api", "cli",
     "__init__", "__main__",
@@ -21,7 +21,7 @@ FLOORS = (
 WITHOUT_RAY = [floor for floor in FLOORS if floor not in ("cluster", "submit")]
 # Rooms that must start without torch: it is imported in functions there, if at all.
 WITHOUT_TORCH = (
-    "lazy", "errors", "environment", "signals", "statistics", "experiment", "store", "sweep", "plan", "stages",
+    "errors", "lazy", "environment", "signals", "statistics", "experiment", "store", "sweep", "plan", "stages",
     "submit", "doctor", "report", "page", "bundle", "tracking", "run_record", "running", "api", "cli", "__init__",
     "__main__",
 )  # fmt: skip

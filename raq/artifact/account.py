@@ -1,8 +1,8 @@
 """What really ran, asked of whatever knows: oneDNN's reports for packages, else the runtime's own account; on a GPU
 torch's profiler, whose kernels raq knows its own of by their names.
 
-ONNX Runtime has its profile, OpenVINO the graph that it compiled: each says by its file's nodes which kernel computes
-them, and in what. A kernel computes several nodes where they are fused.
+ONNX Runtime has its profile, OpenVINO the graph that it compiled, TensorRT its engine: each says by its file's nodes
+which kernel computes them, and in what. A kernel computes several nodes where they are fused.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,12 +30,12 @@ def what_ran(
     sample.
     Raises StageError if it does not run.
     """
+    if process.runtime.reports == "itself":
+        return reported(process.account(inputs), read(process.path).calls, total_macs, layers)
     if process.device == "cuda":
         return launched(process.launches(inputs), total_macs, layers)
     if process.runtime.reports == "onednn":
         return summary(process.trace(inputs, weight_sizes(constant_shapes)), total_macs, layers)
-    if process.runtime.reports == "itself":
-        return reported(process.account(inputs), read(process.path).calls, total_macs, layers)
     return None
 
 

@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 from raq.artifact.generated_code import MAX_METADATA_BYTES, GeneratedCode
 from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.xnnpack import ProgramReader
-from raq.environment import require_executorch
 from raq.errors import StageError, first_line
+from raq.lazy import require_executorch
 from raq.model.inputs import example_of
 from raq.quantize.export import export_program
 from raq.store.files import refuse_constant

@@ -22,6 +22,7 @@ from raq.errors import StageError
 from raq.store.files import refuse_constant
 
 ZIP_MAGIC = b"PK\x03\x04"
+ENGINE = "model.engine"  # what a zip of TensorRT's holds
 # what no honest package exceeds; a reader of strangers' files must end
 MAX_METADATA_BYTES, MAX_TIMES_FILE, MAX_ENTRIES = 1_000_000, 4, 10_000
 DAMAGE = (
@@ -45,11 +46,20 @@ class GeneratedCode:
 
 
 def is_package(path: Path) -> bool:
-    """Whether a file begins as a package does, which is a zip."""
+    """Whether a file begins as a package does, which is a zip, and holds no engine of TensorRT."""
     try:
         with path.open("rb") as file:
-            return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+            return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC and not holds_engine(path)
     except OSError:
+        return False
+
+
+def holds_engine(path: Path) -> bool:
+    """Whether a file is a zip with an engine of TensorRT, by the names in it."""
+    try:
+        with zipfile.ZipFile(path) as found:
+            return ENGINE in found.namelist()
+    except (OSError, *DAMAGE):
         return False
 
 

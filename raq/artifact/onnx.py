@@ -1,4 +1,4 @@
-"""ONNX files, which ONNX Runtime and OpenVINO execute: how they are written and read.
+"""ONNX files, which ONNX Runtime and OpenVINO execute and TensorRT builds engines of: how they are written and read.
 
 They are made of the same program as a package of Inductor, so that weights, scales and zero points are the same: what
 torch calls quantize and dequantize are pairs of QuantizeLinear and DequantizeLinear here, between which a runtime may
@@ -17,9 +17,10 @@ from raq.artifact.generated_code import MAX_METADATA_BYTES, GeneratedCode
 from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.onnx_bytes import MODEL_GRAPH, MODEL_METADATA, fields, text_entry
 from raq.artifact.onnx_graph import Graph, with_shapes
-from raq.environment import require_library, versions
+from raq.environment import versions
 from raq.errors import RaqError, StageError, first_line
 from raq.experiment.inputs import image_input
+from raq.lazy import require_library
 from raq.store.files import refuse_constant
 
 OPSET = 21
@@ -87,11 +88,15 @@ def write(
 
 
 def _refuse_narrow(program: ExportedProgram) -> None:
-    """StageError if a quantization has fewer than all values of its type: QuantizeLinear knows types alone."""
+    """StageError if a quantization has fewer than all values of its type: QuantizeLinear knows types alone.
+
+    But for -127 to 127: with -128 too, what would be cut off at the lowest value is a step nearer to itself.
+    """
     for node in program.graph.nodes:
         if "quantize_per_tensor" in str(node.target) and len(node.args) > 5:
             least, most, dtype = node.args[3:6]
-            if isinstance(dtype, torch.dtype) and (least, most) != (torch.iinfo(dtype).min, torch.iinfo(dtype).max):
+            whole = isinstance(dtype, torch.dtype) and (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+            if whole and (least, most) not in (whole, (whole[0] + 1, whole[1]) if whole[0] else whole):
                 raise StageError(
                     f"activations go from {least} to {most} (reduce_range), which ONNX cannot say of {dtype}",
                     "leave this runtime out of lower.runtimes, or set ptq.reduce_range to false",

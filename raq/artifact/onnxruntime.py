@@ -10,8 +10,8 @@ from torch.export import ExportedProgram
 
 from raq.artifact import onnx
 from raq.artifact.addends import quantize_addends
-from raq.environment import require_library
 from raq.errors import StageError, first_line
+from raq.lazy import require_library
 
 NAME = "onnxruntime"
 

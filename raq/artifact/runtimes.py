@@ -38,9 +38,10 @@ class Runtime:
 
     has_7_bits: whether activations may have 7 bits (reduce_range).
 
-    is_native: artifacts are code for this kind of CPU. has_max_batch: they take batches up to a size that is fixed when
-    they are made. packs_weights: when they are made, weights get the layout that the smallest measured batch size
-    wants. reports: who says what is executed on a CPU: oneDNN, the runtime itself, or nobody.
+    is_native: artifacts are code for this kind of CPU. has_half: it executes networks of 16 bits. has_max_batch: they
+    take batches up to a size that is fixed when they are made. packs_weights: when they are made, weights get the
+    layout that the smallest measured batch size wants. reports: who says what is executed: oneDNN (on a CPU), the
+    runtime itself, or nobody.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Runtime:
     refuse: str | None = None
     has_7_bits: bool = True
     is_native: bool = False
+    has_half: bool = False
     has_max_batch: bool = False
     packs_weights: bool = False
     reports: Literal["onednn", "itself"] | None = None
@@ -85,6 +87,7 @@ RUNTIMES: dict[str, Runtime] = {
             refuse="raq.artifact.inductor:refuse_other_torch",
             deployed_with=("torch",),
             is_native=True,
+            has_half=True,
             packs_weights=True,
             reports="onednn",
         ),
@@ -104,7 +107,7 @@ RUNTIMES: dict[str, Runtime] = {
             libraries=("executorch",),
             deployed_with=("executorch", "torch"),
             name_scales="raq.artifact.scales:name_scales",
-            prepare="raq.environment:require_executorch",
+            prepare="raq.lazy:require_executorch",
             has_max_batch=True,
         ),
         Runtime(
@@ -147,6 +150,30 @@ RUNTIMES: dict[str, Runtime] = {
             name_scales="raq.artifact.scales:name_scales",
             prepare="raq.artifact.onnxruntime:prepare",
             has_7_bits=False,
+            reports="itself",
+        ),
+        Runtime(
+            "tensorrt",
+            "artifact.trt",
+            backends=("cuda",),
+            devices=("cuda",),
+            lower="raq.artifact.tensorrt:lower",
+            load="raq.artifact.tensorrt:load",
+            read="raq.artifact.tensorrt:read",
+            read_metadata="raq.artifact.tensorrt:read_metadata",
+            recognises="raq.artifact.generated_code:holds_engine",
+            alone="raq.artifact.alone_tensorrt",
+            use="engine = tensorrt.Runtime(tensorrt.Logger()).deserialize_cuda_engine("
+            "zipfile.ZipFile({path!r}).read('model.engine'))",
+            libraries=("tensorrt",),
+            deployed_with=("tensorrt", "torch"),
+            made_by=("onnx", "onnxscript"),
+            name_scales="raq.artifact.scales:name_scales",
+            prepare="raq.artifact.tensorrt:prepare",
+            refuse="raq.artifact.tensorrt:refuse",
+            has_7_bits=False,
+            has_half=True,
+            has_max_batch=True,
             reports="itself",
         ),
     )

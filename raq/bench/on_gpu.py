@@ -28,7 +28,8 @@ def ways(contenders: Iterable[ContenderSettings], protocol: Bench) -> list[Conte
     found: list[ContenderSettings] = []
     for one in contenders:
         gpu = one.device == "cuda"
-        rounded = [one, replace(one, tf32=True)] if gpu and one.fp32 and protocol.tf32 else [one]
+        both = gpu and one.fp32 and protocol.tf32 and one.runtime != "tensorrt"  # whose engines have it in them, or not
+        rounded = [one, replace(one, tf32=True)] if both else [one]
         found += rounded
         if gpu and one.runtime != "eager" and protocol.cuda_graphs:
             found += [replace(each, graph=True) for each in rounded]

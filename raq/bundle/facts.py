@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from raq.artifact.runtimes import FP32_RUNTIME, RUNTIMES, Runtime
 from raq.errors import UserError, first_problem
+from raq.plan.facts import lower_stage_name
 from raq.report.ratios import runtime_of
 from raq.report.summary import summarise
 from raq.report.types import CandidateSummary, ComparedLatency, RunSummary
@@ -103,7 +104,8 @@ def find_exported(run_folder: Path, name: str | None) -> Exported:
     if wanted not in known:
         raise UserError(f"{summary['run']} has no candidate {wanted!r}", f"it has: {', '.join(known) or 'none'}")
     evaluated = _record(run, store, f"evaluate/{wanted}")
-    lowered = _record(run, store, f"lower/{wanted}")
+    device = None if evaluated is None else evaluated["settings"].get("device")
+    lowered = _record(run, store, lower_stage_name(wanted, device or "cpu"))
     if lowered is None or evaluated is None:
         why = known[wanted]["not_lowered"] or f"the run is not complete: {run['error'] or 'records are missing'}"
         raise UserError(f"{wanted} of {summary['run']} has no evaluated file: {why}", "export another --candidate")

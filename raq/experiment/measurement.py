@@ -14,15 +14,17 @@ class Lower(Section):
     """Compilation into what is deployed."""
 
     runtimes: Annotated[
-        tuple[Literal["inductor", "openvino", "onnxruntime"], ...], Field(strict=False, min_length=1)
+        tuple[Literal["inductor", "openvino", "onnxruntime", "tensorrt"], ...], Field(strict=False, min_length=1)
     ] = ("inductor",)
-    """What executes FP32 and the x86 backend's programs; each makes contenders of its own: the first under the plain
-    names (fp32, ptq, qat), the others as ptq-openvino and so on. inductor: an AOTInductor package that runs with torch
-    alone. openvino, onnxruntime: an ONNX file with the same weights and scales (extras of the same names; CPU only).
-    ONNX Runtime computes a convolution in int8 only if its output is quantized; raq quantizes what is added to a
-    shortcut for it. Neither takes 7-bit activations (reduce_range)."""
+    """What executes FP32 and the programs of the backends x86 and cuda; each makes contenders of its own: the first
+    under the plain names (fp32, ptq, qat), the others as ptq-openvino and so on. inductor: an AOTInductor package that
+    runs with torch alone. openvino, onnxruntime: an ONNX file with the same weights and scales (extras of the same
+    names; CPU only). ONNX Runtime computes a convolution in int8 only if its output is quantized; raq quantizes what is
+    added to a shortcut for it. Neither takes 7-bit activations (reduce_range). tensorrt: an engine built of such a file
+    (the extra of that name; GPUs only; not run on one yet), of the backend cuda, FP32 and what `half` adds."""
     max_batch: BatchSize = 128
-    """xnnpack: the largest batch that the .pte takes, as its memory is planned for it; packages take any."""
+    """xnnpack, tensorrt: the largest batch that the file takes, as memory is planned for it and kernels are tuned for
+    it; packages take any."""
 
     @model_validator(mode="after")
     def _check(self) -> "Lower":

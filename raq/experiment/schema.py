@@ -161,8 +161,9 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check_runtimes(self) -> "Experiment":
-        others = [name for name in self.lower.runtimes if name != "inductor"]
+        others = [name for name in self.lower.runtimes if name not in ("inductor", "tensorrt")]
         tools = self.ptq.others if self.ptq is not None else ()
+        self._check_tensorrt()
         if self.bench.devices != "auto" and "cpu" not in self.bench.devices:
             for key, asked in (("ptq.others", ", ".join(tools)), ("bench.streams", self.bench.streams)):
                 if asked:
@@ -173,11 +174,21 @@ class Experiment(Section):
                 f"lower.runtimes has {', '.join(others)}, for CPUs alone, and bench.devices has "
                 f"{', '.join(self.bench.devices)}"
             )
-        if "inductor" not in self.lower.runtimes and self.bench.devices != "auto" and "cuda" in self.bench.devices:
+        on_gpus = {"inductor", "tensorrt"} & set(self.lower.runtimes)
+        if not on_gpus and self.bench.devices != "auto" and "cuda" in self.bench.devices:
             raise ValueError(
                 f"bench.devices has cuda, and lower.runtimes has {', '.join(others)}, for CPUs alone: add inductor"
             )
         return self
+
+    def _check_tensorrt(self) -> None:
+        if "tensorrt" not in self.lower.runtimes:
+            return
+        if self.bench.devices != "auto" and "cuda" not in self.bench.devices:
+            devices = ", ".join(self.bench.devices)
+            raise ValueError(f"lower.runtimes has tensorrt, for GPUs alone, and bench.devices has {devices}: add cuda")
+        if set(self.lower.runtimes) == {"tensorrt"} and "cpu" in self.bench.devices:
+            raise ValueError("bench.devices has cpu, and lower.runtimes has tensorrt, for GPUs alone: add inductor")
 
     @model_validator(mode="after")
     def _check_modes(self) -> "Experiment":
@@ -195,10 +206,11 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _check_batches(self) -> "Experiment":
         largest = max(self.bench.batch_sizes)
-        if any(part and part.backend == "xnnpack" for part in (self.ptq, self.qat)) and largest > self.lower.max_batch:
+        phones = any(part and part.backend == "xnnpack" for part in (self.ptq, self.qat))
+        if (phones or "tensorrt" in self.lower.runtimes) and largest > self.lower.max_batch:
             raise ValueError(
                 f"lower.max_batch is {self.lower.max_batch}, and bench.batch_sizes has {largest}: "
-                "a .pte takes no more than it was made for"
+                f"{'a .pte' if phones else 'an engine'} takes no more than it was made for"
             )
         return self
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from raq.environment import require_library
 from raq.errors import UserError, first_line
+from raq.lazy import require_library
 from raq.model.cache import Array, file_stats
 from raq.model.image_files import EncodedImages
 

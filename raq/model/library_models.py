@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raq.environment import require_library
 from raq.errors import UserError, first_line
+from raq.lazy import require_library
 
 if TYPE_CHECKING:
     from torch import nn

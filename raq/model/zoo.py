@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from raq.environment import require_library
 from raq.errors import UserError, first_line
 from raq.experiment.inputs import Inputs, names_of
+from raq.lazy import require_library
 from raq.model.adapter import adapt, outputs_of
 from raq.model.inputs import Example, as_example
 from raq.model.library_models import LIBRARIES

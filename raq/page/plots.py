@@ -20,6 +20,7 @@ COLOURS = {
 }  # fmt: skip
 SYMBOLS = {
     "inductor": "circle", "eager": "diamond", "openvino": "square", "onnxruntime": "triangle-up", "executorch": "star",
+    "tensorrt": "cross",
 }  # fmt: skip
 INT8 = ("u8", "s8", "int8")  # as oneDNN calls them
 GOOD = "rgba(46, 160, 67, 0.10)"

@@ -36,8 +36,7 @@ def candidates_of(experiment: Experiment) -> tuple[Candidate, ...]:
     """The candidates of an experiment, the baseline first; then those in the runtime asked for first, then others."""
     found = _candidates(BASELINE, "fp32", None, experiment)
     for dtype in experiment.half.dtypes if experiment.half is not None else ():
-        name = HALF_NAMES[dtype]
-        found.append(Candidate(name, "half", None, RUNTIMES[FP32_RUNTIME], name))
+        found += _candidates(HALF_NAMES[dtype], "half", None, experiment)
     if experiment.ptq is not None:
         for mode in experiment.ptq.mode:
             if mode == "static":
@@ -62,7 +61,10 @@ def _candidates(
 ) -> list[Candidate]:
     """A program in every runtime that executes it, of those asked for: the first under its own name."""
     backend = None if part is None else part.backend
+    able = runtimes_of_backend(backend, experiment.lower.runtimes)
+    if kind == "half":
+        able = [runtime for runtime in able if runtime.has_half] or [RUNTIMES[FP32_RUNTIME]]
     return [
         Candidate(f"{program}-{runtime.name}" if number else program, kind, backend, runtime, program, configuration)
-        for number, runtime in enumerate(runtimes_of_backend(backend, experiment.lower.runtimes))
+        for number, runtime in enumerate(able)
     ]

@@ -6,7 +6,15 @@ from typing import Protocol
 from raq.environment import COMPILER_SETTINGS, NUMERIC_SETTINGS, TIMING_SETTINGS, chosen_settings, has_vnni
 from raq.experiment.schema import BASELINE, Experiment
 from raq.plan.candidates import Candidate
-from raq.plan.facts import Facts, Settings, devices, lower_stage_name, pool_of_device, why_not_lowered
+from raq.plan.facts import (
+    Facts,
+    Settings,
+    devices,
+    lower_stage_name,
+    pool_of_device,
+    refuse_runtimes,
+    why_not_lowered,
+)
 from raq.plan.kinds import Pool
 
 ALONE = {"arm": ("cpu",), "cuda": ("cuda",)}  # devices of backends that have kernels for less than their runtime
@@ -38,6 +46,7 @@ class Deployment:
     def add(self) -> None:
         """The stages that lower, evaluate and measure every candidate on every device."""
         where = devices(self.plan.experiment, len(self.plan.facts.machine.gpus))
+        refuse_runtimes(self.plan.experiment, where)
         for candidate in self.plan.candidates:
             for device in self._targets(candidate, where):
                 self._add_lower(candidate, device)

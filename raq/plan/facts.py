@@ -80,6 +80,16 @@ def why_not_lowered(backend: str | None, architecture: str, gpus: int, asked: st
     return None
 
 
+def refuse_runtimes(experiment: Experiment, where: Iterable[str]) -> None:
+    """UserError if a runtime that was asked for executes nothing on any of these devices, and has one of its own."""
+    for name in experiment.lower.runtimes:
+        if "cpu" not in RUNTIMES[name].devices and not set(RUNTIMES[name].devices) & set(where):
+            raise UserError(
+                f"lower.runtimes has {name}, for GPUs alone, and none was found",
+                "leave it out, or run where there is a GPU",
+            )
+
+
 def refuse_half(dtype: str, machine: Machine, where: Iterable[str]) -> None:
     """UserError if this CPU, asked to, does not compute in this type of 16 bits (oneDNN would, slowly, by others)."""
     wanted = HALF_FEATURES[dtype]

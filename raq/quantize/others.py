@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from raq.environment import environment_kept, require_library
+from raq.environment import environment_kept
 from raq.errors import RaqError, StageError, first_line
+from raq.lazy import require_library
 from raq.quantize.calibration import CalibrationBatches
 
 

@@ -33,9 +33,9 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_output_act_qspec,
 )
 
-from raq.environment import require_executorch
 from raq.errors import RaqError, StageError, first_line
 from raq.experiment.ptq import Calibration
+from raq.lazy import require_executorch
 from raq.quantize.cuda_quantizer import CudaQuantizer
 from raq.quantize.export import is_layer, layer_name, switch_name
 

@@ -12,7 +12,8 @@ from raq.doctor import Finding
 from raq.report.terminal import clean, printable, say
 from raq.store.evaluation_results import ParityRow
 
-ALONE = {"inductor": "torch", "executorch": "ExecuTorch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+ALONE = {"inductor": "torch", "executorch": "ExecuTorch", "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime",
+         "tensorrt": "TensorRT"}  # fmt: skip
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "bad": ("BAD", "bold red")}
 
 

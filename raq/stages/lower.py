@@ -135,7 +135,7 @@ def _audited(settings: LowerSettings, given: Program, path: Path, runtime: Runti
     if settings.quantizer is not None:  # there is no program of ours to hold it against
         weights = {"weight_bytes": as_in_torch(code), "float_weight_share": float_weights_of_code(code)}
         return results | weights | {"int8_mac_share": share_of_code(code, Metadata(code.metadata))}
-    if settings.device == "cpu":
+    if settings.device == "cpu" or runtime.reports == "itself":  # then the file says what is to be int8
         found: Audit | None = audit(given.program, code, given.macs)
     else:
         from raq.artifact.on_gpu import audit_on_gpu  # needs Triton

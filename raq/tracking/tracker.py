@@ -8,10 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from raq.environment import require_library
 from raq.errors import first_line
 from raq.experiment.schema import Experiment
-from raq.lazy import resolve
+from raq.lazy import require_library, resolve
 from raq.report.changes import flat
 from raq.report.summary import summarise
 from raq.report.types import RunSummary

@@ -275,6 +275,31 @@ def test_7_bits_and_gpus_are_not_for_every_runtime() -> None:
         planned(gpu, lower={"runtimes": ["openvino"]}, bench={"devices": ["cpu", "cuda"]})
 
 
+def test_tensorrt_is_for_gpus() -> None:
+    """Of the backend cuda, FP32 and 16 bits; each device has what runs there; without a GPU it is refused."""
+    asked = {"lower": {"runtimes": ["inductor", "tensorrt"]}, "ptq": {"backend": "cuda"}, "qat": None}
+    gpu = Facts(DATA, replace(MACHINE, gpus=["H200"], features=[*MACHINE.features, "avx512_bf16"]))
+    found = planned(gpu, **asked, half={"dtypes": ["bfloat16"]})
+    assert list(found["bench/cuda"].settings["runtimes"].items()) == [
+        ("fp32", "inductor"), ("bf16", "inductor"), ("ptq", "inductor"), ("fp32-tensorrt", "tensorrt"),
+        ("bf16-tensorrt", "tensorrt"), ("ptq-tensorrt", "tensorrt"),
+    ]  # fmt: skip
+    assert set(found["bench/cpu"].settings["runtimes"].values()) == {"inductor"}
+    assert found["lower/ptq-tensorrt/cuda"].settings["max_batch"] == 128
+    assert found["evaluate/ptq-tensorrt"].inputs == {"artifact": "lower/ptq-tensorrt/cuda"}
+    with pytest.raises(UserError, match="tensorrt, for GPUs alone, and none was found"):
+        planned(**asked)
+    with pytest.raises(ValueError, match="add cuda"):
+        planned(gpu, **asked, bench={"devices": ["cpu"]})
+    with pytest.raises(ValueError, match="add inductor"):
+        planned(gpu, lower={"runtimes": ["tensorrt"]}, bench={"devices": ["cpu", "cuda"]})
+    with pytest.raises(ValueError, match="an engine takes no more"):
+        planned(gpu, **asked, bench={"batch_sizes": [256]})
+    assert "lower/ptq-tensorrt/cuda" not in planned(gpu, lower=asked["lower"], qat=None), (
+        "x86's programs are not for it"
+    )
+
+
 def test_weights_are_packed_for_the_smallest_batch_that_is_measured() -> None:
     eight, sixteen = planned(bench={"batch_sizes": [32, 8]}), planned(bench={"batch_sizes": [16, 32]})
     assert eight["lower/ptq"].settings["min_batch"] == 8
