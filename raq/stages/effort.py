@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 LEARNING_STEPS = 200
 JUDGED_BY = 2048  # samples at most
 LEAST_GAIN_DB = 0.1  # of the outputs' SQNR, for a method to be kept
-BETTER: tuple[dict[str, Any], ...] = ({"equalization": "folded"}, {"equalization": "all"}, {"bias_correction": True})
+LEAST_GAIN_PAID_DB = 0.5  # for one that takes time at every call
+FREE: tuple[dict[str, Any], ...] = ({"equalization": "folded"}, {"bias_correction": True})
+PAID: tuple[dict[str, Any], ...] = ({"equalization": "all"},)
 LADDER: dict[Effort, tuple[dict[str, Any], ...]] = {
-    "fast": (), "better": BETTER, "best": (*BETTER, {"learned_rounding": LEARNING_STEPS}),
+    "fast": (), "better": (*FREE, *PAID), "best": (*FREE, {"learned_rounding": LEARNING_STEPS}, *PAID),
 }  # fmt: skip
 AS_ASKED, EXTENTS = "as asked", get_args(Extent)
 
@@ -39,11 +41,11 @@ class Judged:
         """Whether nothing is lost, or the drop's interval ends at `enough` or below."""
         return self.sqnr_db is None or (self.drop_interval is not None and self.drop_interval[1] <= enough)
 
-    def is_nearer(self, than: "Judged") -> bool:
-        """Whether its outputs are nearer to those in float, by LEAST_GAIN_DB."""
+    def is_nearer(self, than: "Judged", by_db: float = LEAST_GAIN_DB) -> bool:
+        """Whether its outputs are nearer to those in float, by so much."""
         if self.sqnr_db is None or than.sqnr_db is None:
             return than.sqnr_db is not None
-        return self.sqnr_db >= than.sqnr_db + LEAST_GAIN_DB
+        return self.sqnr_db >= than.sqnr_db + by_db
 
 
 class Judge:
@@ -99,7 +101,8 @@ def quantize_by_effort(
     """The graph by the methods that are asked for, or by those that the ladder ends with; and how it was climbed.
 
     A method of the ladder is kept if it brings the outputs LEAST_GAIN_DB nearer to those in float: the drop of so few
-    samples could not tell. It ends where the drop's interval ends at `enough` or below. None for `fast`.
+    samples could not tell. What takes time at every call comes last, and has to bring LEAST_GAIN_PAID_DB. It ends where
+    the drop's interval ends at `enough` or below. None for `fast`.
     """
     from raq.quantize.methods import quantize
 
@@ -119,7 +122,7 @@ def quantize_by_effort(
         progress(step, None)
         made = quantize(source, wanted, progress)
         found = judge.judge(made)
-        kept = found.is_nearer(reached)
+        kept = found.is_nearer(reached, LEAST_GAIN_PAID_DB if change in PAID else LEAST_GAIN_DB)
         rows.append(_row(step, made, found, kept=kept))
         if kept:
             best, reached = made, found

@@ -57,19 +57,20 @@ def test_fast_does_what_is_asked_and_judges_nothing(digits: Any) -> None:
 
 
 def test_what_is_kept_is_nearer_than_what_was_before(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effort, "LADDER", {"best": (*effort.BETTER, {"learned_rounding": 12})})
+    monkeypatch.setattr(effort, "LADDER", {"best": (*effort.FREE, {"learned_rounding": 12}, *effort.PAID)})
     given = source(digits)
     made, climbed, said = climb(given, "best")
     rows = climbed["rows"]
     assert [row["step"] for row in rows] == [
-        "as asked", "equalization: folded", "equalization: all", "bias_correction: true", "learned_rounding: 12",
+        "as asked", "equalization: folded", "bias_correction: true", "learned_rounding: 12", "equalization: all",
     ]  # fmt: skip
     kept = [row["sqnr_db"] for row in rows if row["kept"]]
     assert kept == sorted(kept)
     left = [row["sqnr_db"] for row in rows if not row["kept"]]
     assert all(distance < max(kept) + effort.LEAST_GAIN_DB for distance in left)
-    assert rows[2]["kept"]
-    assert rows[2]["sqnr_db"] > rows[0]["sqnr_db"] + 3, "this network is made for it"
+    assert rows[4]["kept"]
+    assert rows[4]["sqnr_db"] > rows[0]["sqnr_db"] + 3, "this network is made for it"
+    assert made.methods.learned_rounding == 12 * rows[3]["kept"], "what was kept before is done with it too"
     assert made.methods.equalization == "all"
     assert any("step 12 of 12" in one for one in said)
     judged = Judge(given, TOP1.scorer).judge(made)
@@ -113,6 +114,18 @@ def test_enough_is_the_intervals_upper_end() -> None:
     assert Judged(None, None, None).is_enough(0.3)
     assert Judged(20.2, None, None).is_nearer(Judged(20.0, None, None))
     assert not Judged(20.05, None, None).is_nearer(Judged(20.0, None, None))
+
+
+def test_what_takes_time_at_every_call_has_to_bring_more(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are 0.3 dB apart are kept where they are free, and not where they are not."""
+    reached = iter(Judged(20.0 + 0.3 * step, None, None) for step in range(9))
+    monkeypatch.setattr(Judge, "judge", lambda self, made: next(reached))
+    made, climbed, _ = climb(source(digits), "better")
+    assert [(row["step"], row["kept"]) for row in climbed["rows"]] == [
+        ("as asked", True), ("equalization: folded", True), ("bias_correction: true", True),
+        ("equalization: all", False),
+    ]  # fmt: skip
+    assert made.methods == Methods("folded", bias_correction=True)
 
 
 def test_weights_of_one_scale_a_tensor_are_refused() -> None:
