@@ -35,6 +35,7 @@ RAY_SETTINGS = {
 }
 CONNECT_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
+START_ATTEMPTS, TOO_LATE = 3, "timed out during startup"  # Ray waits 30 s for a node, which is little on a busy machine
 LONGEST_TEMPORARY_FOLDER = 30
 MAX_LOOKS, CLEAN_LOOKS = 25, 4
 OWN_CLUSTER = "RAQ_OWN_CLUSTER"  # in the environment of all processes of a cluster that raq started: its folder
@@ -111,23 +112,43 @@ def _refuse_silence(address: str) -> None:
         raise UserError(f"--address {address}: Ray cannot join it: {last}", hint) from None
 
 
+def _start_here(ray: Any, scratch: Path | None, quiet: dict[str, Any]) -> None:
+    """A cluster of this machine alone. RuntimeError if its node is not there in time, in any of START_ATTEMPTS."""
+    node = local_node()
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=node.cpus,
+                num_gpus=node.gpus,
+                resources={BENCH_RESOURCE: 1, OWN_CLUSTER_RESOURCE: 1},
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",  # nobody else reaches its ports
+                _temp_dir=str(scratch),
+                **quiet,
+            )
+        except Exception as error:
+            if TOO_LATE not in str(error):  # of no class of its own
+                raise
+            if not left:
+                raise RuntimeError(
+                    f"its node was not there within 30 s, {START_ATTEMPTS} times: what else runs?"
+                ) from error
+            ray.shutdown()
+            if scratch is not None:
+                end_stragglers(scratch)
+                os.environ[OWN_CLUSTER] = str(scratch)
+        else:
+            return
+
+
 def _start(ray: Any, address: str | None, scratch: Path | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is not None:
             ray.init(address=address, **quiet)
             return
-        node = local_node()
-        ray.init(
-            address="local",
-            num_cpus=node.cpus,
-            num_gpus=node.gpus,
-            resources={BENCH_RESOURCE: 1, OWN_CLUSTER_RESOURCE: 1},
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",  # nobody else reaches its ports
-            _temp_dir=str(scratch),
-            **quiet,
-        )
+        _start_here(ray, scratch, quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = first_line(error)
         if address is not None:
