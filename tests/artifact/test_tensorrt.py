@@ -13,6 +13,8 @@ import torch
 from networks import EXAMPLE
 from torch import nn
 
+pytest.importorskip("onnxruntime")  # and onnx
+
 from raq.artifact import onnx, runtimes, scales, tensorrt
 from raq.artifact.account import reported
 from raq.artifact.alone_tensorrt import kernels
