@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -202,7 +203,9 @@ def _refuse_what_cannot_be(prepared: Prepared, stale: Mapping[str, str], store: 
         runtime = candidate.runtime
         other = () if candidate.quantizer is None else (candidate.quantizer,)
         missing = [
-            library for library, found in versions((*runtime.libraries, *runtime.made_by, *other)).items() if not found
+            library
+            for library, found in versions((*runtime.libraries, *runtime.made_by, *other)).items()
+            if not found and find_spec(library) is None  # a distribution may have another name
         ]
         if missing:
             extra = candidate.quantizer or runtime.name

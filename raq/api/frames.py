@@ -88,7 +88,7 @@ def layers(stages: Mapping[str, Record]) -> "pd.DataFrame":
         if not name.startswith("lower/"):
             continue
         audit = cast("Lowering", record["results"]).get("audit")
-        candidate = name.removeprefix("lower/")
+        candidate = name.split("/")[1]
         evaluated = stages.get(f"evaluate/{candidate}")
         seen: Sequence[Any] = (evaluated["results"].get("executed_layers") or []) if evaluated is not None else []
         ran = {layer["name"]: layer for layer in seen}

@@ -63,16 +63,18 @@ def reported(
     """What ran, from a runtime's account: a call that no int8 kernel is known to compute counts as float.
 
     calls: of the file; a layer's is the first unused one with as many multiply-accumulates. A call of unknown size
-    counts as float too if the network's total is known, else the share is not.
+    counts as float too if the network's total is known, else the share is not; nor is it if a runtime cannot tell of a
+    kernel.
     """
     by_name: dict[str, list[ReportedKernel]] = {}
     for each in kernels:
-        for name in each.nodes:
+        for name in each.nodes or ("",):
             by_name.setdefault(name, []).append(each)
     ran = [(call.macs, _kernel_of(call, by_name)) for call in calls]
     integer = sum(macs or 0 for macs, kernel in ran if kernel is not None and kernel.int8)
+    blind = any(kernel.int8 is None for names in by_name.values() for kernel in names)
     total = max(total_macs or 0, sum(macs or 0 for macs, _ in ran))
-    unknown = total_macs is None and any(macs is None for macs, _ in ran)
+    unknown = blind or (total_macs is None and any(macs is None for macs, _ in ran))
     found, left = [], list(ran)
     for layer in layers:
         own = next((one for one in left if one[0] == layer.macs), None)
@@ -81,7 +83,10 @@ def reported(
         kernel = own[1] if own is not None else None
         found.append(
             ExecutedLayer(
-                layer.name, layer.macs, None if kernel is None else kernel.kernel, kernel is not None and kernel.int8
+                layer.name,
+                layer.macs,
+                None if kernel is None else kernel.kernel,
+                kernel is not None and bool(kernel.int8),
             )
         )
     return Executed(integer / total if total and not unknown else None, {}, found)
@@ -92,5 +97,5 @@ def _kernel_of(call: KernelCall, by_name: dict[str, list[ReportedKernel]]) -> Re
     for name in call.names:
         found = by_name.get(name)
         if found:
-            return min(found, key=lambda kernel: kernel.int8)
+            return min(found, key=lambda kernel: bool(kernel.int8))
     return None

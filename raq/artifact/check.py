@@ -24,7 +24,7 @@ from raq.artifact.judgement import (
     why_not_int8_weights,
 )
 from raq.artifact.metadata import Metadata
-from raq.artifact.runtimes import read, runtime_of_file
+from raq.artifact.runtimes import RUNTIMES, read, runtime_of_file
 from raq.artifact.sizes import FLOATS, ledger
 from raq.artifact.trial import try_batches
 from raq.artifact.wrapper_code import FLOAT, WEIGHT_ONLY_KERNEL
@@ -77,7 +77,7 @@ def check(path: Path, results: Path, *, run: bool, require: float, max_float_wei
     largest share of its weights that may be floats. Raises UserError if there is no such file.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2, .pte or .onnx)")
+        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2, .pte, .onnx or .trt)")
     problem = _not_an_artifact(path)
     if problem:
         return Checked(str(path), None, path.stat().st_size, problems=[f"{path}: {problem}"]).as_record()
@@ -190,14 +190,16 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
     """Add what is wrong with it, by the same judgement as the gate of a run."""
     if found.ledger is None or found.metadata is None:
         return
-    if found.metadata.device != "cpu":
-        found.notes.append("made for a GPU: there its arithmetic is float, whatever its weights are")
+    runtime = RUNTIMES.get(found.metadata.runtime or "")
+    if found.metadata.device != "cpu" and (runtime is None or runtime.reports != "itself"):
+        found.notes.append("made for a GPU: its generated code does not say what is int8 there")
     elif found.metadata.is_fp32:
         found.notes.append("marked as fp32: nothing is to be int8")
     elif found.metadata.is_half:
         found.notes.append("marked as half precision: nothing is to be int8")
         half = found.executed.executed_half_mac_share
-        if found.ran and not found.vouched and (half is None or half < MIN_HALF_SHARE):  # else its run has judged it
+        says = runtime is None or runtime.reports == "onednn"
+        if says and found.ran and not found.vouched and (half is None or half < MIN_HALF_SHARE):  # else its run has
             known = "an unknown share" if half is None else f"{half:.3f}"
             found.problems.insert(0, f"not in half precision: {known} of its MACs ran in kernels of 16 bits")
     elif found.metadata.is_weight_only:

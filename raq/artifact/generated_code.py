@@ -22,7 +22,8 @@ from raq.errors import StageError
 from raq.store.files import refuse_constant
 
 ZIP_MAGIC = b"PK\x03\x04"
-ENGINE = "model.engine"  # what a zip of TensorRT's holds
+ENGINE = "model.engine"  # what a zip of TensorRT's begins with
+MAX_HEADER_BYTES = 30 + 256
 # what no honest package exceeds; a reader of strangers' files must end
 MAX_METADATA_BYTES, MAX_TIMES_FILE, MAX_ENTRIES = 1_000_000, 4, 10_000
 DAMAGE = (
@@ -46,21 +47,26 @@ class GeneratedCode:
 
 
 def is_package(path: Path) -> bool:
-    """Whether a file begins as a package does, which is a zip, and holds no engine of TensorRT."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC and not holds_engine(path)
-    except OSError:
-        return False
+    """Whether a file begins as a package does, which is a zip, and not with an engine of TensorRT."""
+    return _first_member(path) not in (None, ENGINE)
 
 
 def holds_engine(path: Path) -> bool:
-    """Whether a file is a zip with an engine of TensorRT, by the names in it."""
+    """Whether a file is a zip that begins with an engine of TensorRT."""
+    return _first_member(path) == ENGINE
+
+
+def _first_member(path: Path) -> str | None:
+    """The name of the first file in a zip, by its local header; None if it does not begin as a zip."""
     try:
-        with zipfile.ZipFile(path) as found:
-            return ENGINE in found.namelist()
-    except (OSError, *DAMAGE):
-        return False
+        with path.open("rb") as file:
+            start = file.read(MAX_HEADER_BYTES)
+    except OSError:
+        return None
+    if not start.startswith(ZIP_MAGIC):
+        return None
+    length = int.from_bytes(start[26:28], "little")
+    return start[30 : 30 + length].decode(errors="replace")
 
 
 def read_package(path: Path) -> GeneratedCode:
@@ -71,7 +77,7 @@ def read_package(path: Path) -> GeneratedCode:
     deadline = Deadline()
     try:
         with zipfile.ZipFile(path) as package:
-            entries = _entries(package, path)
+            entries = package_entries(package, path)
             metadata = _metadata(package, entries)
             sources = {
                 name.removesuffix(".cpp"): entry for name, entry in entries.items() if name.endswith(".wrapper.cpp")
@@ -103,7 +109,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """A package's metadata alone; StageError if it is no package."""
     try:
         with zipfile.ZipFile(path) as package:
-            return _metadata(package, _entries(package, path))
+            return _metadata(package, package_entries(package, path))
     except DAMAGE as error:
         raise _unreadable(path, error) from None
 
@@ -113,7 +119,7 @@ def _unreadable(path: Path, error: BaseException) -> StageError:
     return StageError(f"{path}: not a readable package: {text}", "lower it again")
 
 
-def _entries(package: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+def package_entries(package: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     """The package's files by name."""
     entries = package.infolist()
     if len(entries) > MAX_ENTRIES:

@@ -41,11 +41,12 @@ CHILD = "raq.artifact.alone"
 
 
 class ReportedKernel(View):
-    """What a runtime says that it executes. nodes: of the file, that it computes; int8: whether in integers."""
+    """What a runtime says that it executes. nodes: of the file, that it computes; int8: whether in integers, None if
+    that cannot be told."""
 
     nodes: list[str]
     kernel: str
-    int8: bool
+    int8: bool | None
 
 
 class LaunchedKernel(View):

@@ -31,7 +31,7 @@ def load_artifact(path: "str | os.PathLike[str]", threads: int | None = None) ->
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{file}: there is no such file", "give the path of an artifact (.pt2, .pte or .onnx)")
+        raise UserError(f"{file}: there is no such file", "give the path of an artifact (.pt2, .pte, .onnx or .trt)")
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}", "give a whole number from 1, or leave it out")
     runtime, metadata = runtime_of_file(file), read_metadata(file)

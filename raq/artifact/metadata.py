@@ -28,7 +28,8 @@ class Metadata:
     @property
     def device(self) -> str:
         """What it was compiled for: cpu, cuda."""
-        return str(self.values.get("AOTI_DEVICE_KEY", "cpu"))
+        own = self.ours.get("device")
+        return str(self.values.get("AOTI_DEVICE_KEY", own if own in ("cpu", "cuda") else "cpu"))
 
     @property
     def architecture(self) -> str | None:

@@ -52,6 +52,7 @@ def write(
     runtime: str,
     metadata: dict[str, Any],
     change: Callable[[Any], Any] = lambda model: None,
+    opset: int = OPSET,
 ) -> None:
     """Write a program as ONNX for a runtime, for any batch size; `metadata` (plain values) travels in the file.
 
@@ -66,7 +67,7 @@ def write(
     try:
         with torch.no_grad():
             found = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, verbose=False, output_names=[OUTPUT],
+                program, dynamo=True, opset_version=opset, verbose=False, output_names=[OUTPUT],
                 input_names=[one.name for one in Metadata({METADATA_KEY: metadata}).inputs or (image_input(()),)],
             )  # fmt: skip
         assert found is not None

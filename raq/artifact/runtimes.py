@@ -39,9 +39,9 @@ class Runtime:
     has_7_bits: whether activations may have 7 bits (reduce_range).
 
     is_native: artifacts are code for this kind of CPU. has_half: it executes networks of 16 bits. has_max_batch: they
-    take batches up to a size that is fixed when they are made. packs_weights: when they are made, weights get the
-    layout that the smallest measured batch size wants. reports: who says what is executed: oneDNN (on a CPU), the
-    runtime itself, or nobody.
+    take batches up to a size that is fixed when they are made. is_tuned: kernels are chosen then for the batch sizes
+    that are measured. packs_weights: when they are made, weights get the layout that the smallest measured batch size
+    wants. reports: who says what is executed: oneDNN (on a CPU), the runtime itself, or nobody.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Runtime:
     is_native: bool = False
     has_half: bool = False
     has_max_batch: bool = False
+    is_tuned: bool = False
     packs_weights: bool = False
     reports: Literal["onednn", "itself"] | None = None
 
@@ -163,8 +164,8 @@ RUNTIMES: dict[str, Runtime] = {
             read_metadata="raq.artifact.tensorrt:read_metadata",
             recognises="raq.artifact.generated_code:holds_engine",
             alone="raq.artifact.alone_tensorrt",
-            use="engine = tensorrt.Runtime(tensorrt.Logger()).deserialize_cuda_engine("
-            "zipfile.ZipFile({path!r}).read('model.engine'))",
+            use="engine = tensorrt.Runtime(tensorrt.Logger()).deserialize_cuda_engine(zipfile.ZipFile({path!r}).read("
+            "'model.engine'))  # run by an execution context",
             libraries=("tensorrt",),
             deployed_with=("tensorrt", "torch"),
             made_by=("onnx", "onnxscript"),
@@ -174,6 +175,7 @@ RUNTIMES: dict[str, Runtime] = {
             has_7_bits=False,
             has_half=True,
             has_max_batch=True,
+            is_tuned=True,
             reports="itself",
         ),
     )

@@ -1,30 +1,37 @@
 """TensorRT: an engine that it builds for one kind of GPU, and the ONNX file that it was built of, in one zip.
 
-Needs `tensorrt`. Not run on a GPU yet. The network is strongly typed: TensorRT computes in int8 where the file has
-pairs of quantize and dequantize, and in the file's own types elsewhere; FP32 is FP32, not TF32. An engine is
-instructions and kernels for TensorRT: load only what you trust.
+Needs TensorRT. Not run on a GPU yet. The network is strongly typed: TensorRT computes in int8 where the file has pairs
+of quantize and dequantize, and in the file's own types elsewhere; FP32 is FP32, not TF32. An engine is instructions and
+kernels for TensorRT: load only what you trust.
 """
 
+import json
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact import onnx
-from raq.artifact.alone_tensorrt import Engine
-from raq.artifact.generated_code import ENGINE, GeneratedCode
+from raq.artifact.alone_tensorrt import ABOUT, ENGINE, Engine
+from raq.artifact.generated_code import DAMAGE, MAX_METADATA_BYTES, GeneratedCode, package_entries
 from raq.artifact.metadata import METADATA_KEY, Metadata
-from raq.environment import versions
-from raq.errors import StageError, first_line
+from raq.environment import torch_version
+from raq.errors import RaqError, StageError, first_line
+from raq.experiment.inputs import Inputs
 from raq.lazy import require_library
+from raq.store.files import refuse_constant
 
 NAME, GRAPH = "tensorrt", "model.onnx"
 MAX_GRAPH_BYTES = 2_000_000_000
+TYPES = ("float32", "int64", "int32", "bool")  # of inputs
+HALF_OPSET = 22  # the first in which convolutions take bfloat16
 
 
 def prepare() -> None:
@@ -40,61 +47,83 @@ def lower(
     max_batch: int | None = None,
     min_batch: int = 1,
 ) -> None:
-    """Write a program as ONNX and build its engine, tuned for single samples and for batches of `max_batch`.
+    """Write a program as ONNX and build its engine, tuned for the metadata's `batch_sizes`, for up to `max_batch`.
 
     Raises as `onnx.write` does; StageError if TensorRT does not take the file or builds no engine.
     """
     assert device == "cuda", "there is no other"
-    assert max_batch is not None, "an engine is tuned for sizes that are known"
+    assert max_batch is not None, "memory is planned for the largest batch"
     prepare()
     given = Metadata({METADATA_KEY: metadata}).inputs or ()
-    if any(one.axes for one in given):
-        raise StageError(
-            "an engine is tuned for samples of one size, and those of these inputs vary",
-            "leave tensorrt out of lower.runtimes",
-        )
+    _refuse_inputs(given)
+    sizes = sorted({*metadata.get("batch_sizes", ()), max_batch})
+    about = {
+        **metadata, "batch_sizes": sizes, "max_batch": max_batch, "device": device, "runtime": NAME,
+        "torch": torch_version(), NAME: _version(), "gpu": _gpu(),
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="raq-tensorrt-") as folder:
         graph = Path(folder) / GRAPH
-        onnx.write(program, graph, NAME, {**metadata, "max_batch": max_batch})
+        onnx.write(program, graph, NAME, about, opset=HALF_OPSET if metadata.get("kind") == "half" else onnx.OPSET)
         content = graph.read_bytes()
-        pack(content, build(content, {one.name: one.shape for one in given}, max_batch), path)
+    pack(content, build(content, {one.name: one.shape for one in given}, sizes), about, path)
 
 
-def build(graph: bytes, shapes: dict[str, tuple[int, ...]], max_batch: int) -> bytes:
+def _refuse_inputs(given: Inputs) -> None:
+    """StageError for inputs that an engine does not take as they are."""
+    for one in given:
+        if one.axes or one.dtype not in TYPES:
+            why = "vary in size" if one.axes else f"are {one.dtype}"
+            raise StageError(
+                f"an engine takes samples of one size, of {', '.join(TYPES)}, and those of {one.name} {why}",
+                "leave tensorrt out of lower.runtimes",
+            )
+
+
+def build(graph: bytes, shapes: dict[str, tuple[int, ...]], sizes: Collection[int]) -> bytes:
     """The engine of an ONNX file, serialized. shapes: of each input of one sample. StageError if there is none."""
-    import tensorrt
+    try:
+        return _built(graph, shapes, sizes)
+    except RaqError:
+        raise
+    except Exception as error:
+        raise StageError(f"TensorRT cannot build the engine: {first_line(error)}", "--debug shows all of it") from error
 
+
+def _built(graph: bytes, shapes: dict[str, tuple[int, ...]], sizes: Collection[int]) -> bytes:
+    tensorrt = import_module(NAME)
     logger = tensorrt.Logger(tensorrt.Logger.ERROR)
     builder = tensorrt.Builder(logger)
     network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(graph):
-        first = parser.get_error(0) if parser.num_errors else "it does not say why"
+        first = str(parser.get_error(0)).splitlines()[0] if parser.num_errors else "it does not say why"
         raise StageError(f"TensorRT does not take the file: {first}", "leave tensorrt out of lower.runtimes")
     settings = builder.create_builder_config()
     settings.clear_flag(tensorrt.BuilderFlag.TF32)
     settings.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # else it does not say what it executes
-    for sizes in tuned_sizes(max_batch):
+    for batches in tuned_ranges(sizes):
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():
-            profile.set_shape(name, *((size, *shape) for size in sizes))
-        settings.add_optimization_profile(profile)
+            profile.set_shape(name, *((size, *shape) for size in batches))
+        if settings.add_optimization_profile(profile) < 0:
+            raise StageError(f"TensorRT takes no batches of {batches[0]} to {batches[2]}", "change lower.max_batch")
     engine = builder.build_serialized_network(network, settings)
     if engine is None:
         raise StageError("TensorRT has built no engine", "--debug shows what it printed; is there enough memory?")
     return bytes(engine)
 
 
-def tuned_sizes(max_batch: int) -> list[tuple[int, int, int]]:
-    """The least, the best and the largest batch of each set of kernels: one for single samples, one for more."""
-    single = (1, 1, 1)
-    return [single] if max_batch == 1 else [single, (2, max_batch, max_batch)]
+def tuned_ranges(sizes: Collection[int]) -> list[tuple[int, int, int]]:
+    """For each size the least, the best and the largest batch of its kernels: sizes between go with the next larger."""
+    rising = sorted(set(sizes))
+    return [(before + 1, size, size) for before, size in zip([0, *rising], rising, strict=False)]
 
 
-def pack(graph: bytes, engine: bytes, path: Path) -> None:
-    """Write both into one file, uncompressed."""
+def pack(graph: bytes, engine: bytes, about: dict[str, Any], path: Path) -> None:
+    """Write all into one file, uncompressed, the engine first."""
+    written = json.dumps(about, sort_keys=True).encode()
     with zipfile.ZipFile(path, "w") as package:
-        for name, content in ((GRAPH, graph), (ENGINE, engine)):
+        for name, content in ((ENGINE, engine), (ABOUT, written), (GRAPH, graph)):
             package.writestr(zipfile.ZipInfo(name), content)
 
 
@@ -109,36 +138,67 @@ def load(path: Path, threads: int) -> Callable[..., Tensor]:
 
 
 def refuse(path: Path) -> None:
-    """StageError if another version of TensorRT built the engine, which this one does not take."""
-    made_by = Metadata(read_metadata(path)).ours.get(NAME)
-    if made_by not in (None, found := versions((NAME,))[NAME]):
-        raise StageError(
-            f"{path}: built by TensorRT {str(made_by)[:50]}, this is {found}", "lower it again, or install the other"
-        )
+    """StageError if the engine was built by another version of TensorRT, or for another kind of GPU than is here."""
+    made = Metadata(read_metadata(path)).ours
+    for key, found in ((NAME, _version()), ("gpu", _gpu())):
+        if made.get(key) is not None and found is not None and made[key] != found:
+            what = "TensorRT" if key == NAME else "GPU"
+            raise StageError(
+                f"{path}: its engine is for {what} {str(made[key])[:80]}, this is {found}", "lower it again here"
+            )
+
+
+def _version() -> str | None:
+    """TensorRT's version; None if it is not here. Its distributions have several names."""
+    try:
+        return str(import_module(NAME).__version__)
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
+def _gpu() -> str | None:
+    """The kind of GPU, with its compute capability; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, {major}.{minor}"
 
 
 def read(path: Path) -> GeneratedCode:
-    """What the engine was built of, and its size; nothing is executed. Raises as `onnx.read` does."""
+    """What the engine was built of, and its size; all is read, nothing executed. Raises as `onnx.read` does."""
     with tempfile.TemporaryDirectory(prefix="raq-tensorrt-") as folder:
-        graph = _graph(path, Path(folder))
-        with zipfile.ZipFile(path) as package:
-            native = package.getinfo(ENGINE).file_size
-        return replace(onnx.read(graph), native_bytes=native, file_bytes=path.stat().st_size)
+        graph = Path(folder) / GRAPH
+        try:
+            with zipfile.ZipFile(path) as package:
+                entries = package_entries(package, path)
+                if entries[GRAPH].file_size > MAX_GRAPH_BYTES:
+                    raise ValueError("its graph is larger than ONNX files are")
+                graph.write_bytes(package.read(GRAPH))
+                for name in entries:
+                    with package.open(name) as member:  # to its end, which checks its checksum
+                        while member.read(1 << 20):
+                            pass
+                native = entries[ENGINE].file_size
+        except DAMAGE as error:
+            raise _unreadable(path, error) from None
+        code = onnx.read(graph)
+        return replace(code, metadata=read_metadata(path), native_bytes=native, file_bytes=path.stat().st_size)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `lower` wrote. Raises as `onnx.read_metadata` does."""
-    with tempfile.TemporaryDirectory(prefix="raq-tensorrt-") as folder:
-        return onnx.read_metadata(_graph(path, Path(folder)))
-
-
-def _graph(path: Path, folder: Path) -> Path:
-    """The ONNX file, by itself; StageError if the package is damaged."""
+    """What `lower` wrote; StageError if the package is damaged."""
     try:
         with zipfile.ZipFile(path) as package:
-            if package.getinfo(GRAPH).file_size > MAX_GRAPH_BYTES:
-                raise ValueError("its graph is larger than ONNX files are")
-            (folder / GRAPH).write_bytes(package.read(GRAPH))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise StageError(f"{path}: not a readable package: {first_line(error)}", "lower it again") from None
-    return folder / GRAPH
+            entry = package_entries(package, path)[ABOUT]
+            if entry.file_size > MAX_METADATA_BYTES:
+                raise ValueError("its metadata is too large")
+            found = json.loads(package.read(entry), parse_constant=refuse_constant)
+            if not isinstance(found, dict):
+                raise ValueError("its metadata is no mapping")
+    except DAMAGE as error:
+        raise _unreadable(path, error) from None
+    return {METADATA_KEY: found}
+
+
+def _unreadable(path: Path, error: BaseException) -> StageError:
+    return StageError(f"{path}: not a readable package: {first_line(error)}", "lower it again")

@@ -104,7 +104,7 @@ def bench_artifacts(
 
 def _metadata(path: Path) -> Metadata:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2, .pte or .onnx)")
+        raise UserError(f"{path}: there is no such file", "give the path of an artifact (.pt2, .pte, .onnx or .trt)")
     return read_metadata(path)
 
 

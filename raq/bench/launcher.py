@@ -147,7 +147,9 @@ def fork_server(runtimes: Collection[str] = ()) -> Iterator[ForkServer]:
     """
     used = [RUNTIMES[name] for name in sorted(set(runtimes) & set(RUNTIMES))]
     functions = [runtime.load for runtime in used]
-    functions += [f"{runtime.prepare}()" for runtime in used if runtime.prepare is not None]
+    functions += [
+        f"{runtime.prepare}()" for runtime in used if runtime.prepare is not None and "cpu" in runtime.devices
+    ]
     ours, theirs = socket.socketpair()
     # torch unpacks packages there, and a process that is killed does not tidy up
     with ours, tempfile.TemporaryDirectory(prefix="raq-bench-", ignore_cleanup_errors=True) as scratch:

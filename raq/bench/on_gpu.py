@@ -28,7 +28,7 @@ def ways(contenders: Iterable[ContenderSettings], protocol: Bench) -> list[Conte
     found: list[ContenderSettings] = []
     for one in contenders:
         gpu = one.device == "cuda"
-        both = gpu and one.fp32 and protocol.tf32 and one.runtime != "tensorrt"  # whose engines have it in them, or not
+        both = gpu and one.fp32 and protocol.tf32 and one.runtime != "tensorrt"  # its engines are built without it
         rounded = [one, replace(one, tf32=True)] if both else [one]
         found += rounded
         if gpu and one.runtime != "eager" and protocol.cuda_graphs:

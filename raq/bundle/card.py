@@ -188,6 +188,11 @@ def _limits(found: Exported, about: Mapping[str, Any]) -> list[str]:
             f"The file is native code, made on {escaped(about['made_on'])}: it runs on CPUs that have its instruction "
             "sets. Load it only if you trust whoever gave it to you."
         )
+    if found.asked.device == "cuda":
+        said.append(
+            "The file is for one kind of GPU, and for one version of the libraries in `requirements.txt`. It holds "
+            "native code: load it only if you trust whoever gave it to you."
+        )
     if not found.summary["complete"]:
         said.append("The run was not complete when this was exported.")
     return ["## Limits", "", *(f"- {line}" for line in said)]

@@ -9,7 +9,9 @@ from raq.cli.options import DEFAULT_RESULTS, ResultsFolder, ResultsPlace, new_co
 
 
 def check(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), .pte or .onnx.")],
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), .pte, .onnx or .trt.")
+    ],
     run: Annotated[bool, typer.Option("--run", help="Load it, in a process of its own, whoever made it.")] = False,
     require: Annotated[
         float,
@@ -39,7 +41,9 @@ def check(
 
 
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), .pte or .onnx.")],
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Packages (.pt2), .pte, .onnx or .trt.")
+    ],
     batch_sizes: Annotated[
         list[int] | None,
         typer.Option("--batch-size", min=1, max=65_536, metavar="N", help="Images a call; repeatable."),

@@ -99,7 +99,8 @@ class Model(Section):
 
 
 class Half(Section):
-    """FP32's weights and activations rounded to 16 bits: what int8 has to beat. Compiled by Inductor alone."""
+    """FP32's weights and activations rounded to 16 bits: what int8 has to beat. By Inductor, and by TensorRT where
+    lower.runtimes has it."""
 
     dtypes: Annotated[tuple[HalfType, ...], Field(strict=False, min_length=1)] = ("bfloat16",)
     """Each is a candidate, bf16 or fp16. A CPU must compute in it: bfloat16 by AVX512_BF16, AMX_BF16 or Arm's bf16,
@@ -187,8 +188,10 @@ class Experiment(Section):
         if self.bench.devices != "auto" and "cuda" not in self.bench.devices:
             devices = ", ".join(self.bench.devices)
             raise ValueError(f"lower.runtimes has tensorrt, for GPUs alone, and bench.devices has {devices}: add cuda")
-        if set(self.lower.runtimes) == {"tensorrt"} and "cpu" in self.bench.devices:
-            raise ValueError("bench.devices has cpu, and lower.runtimes has tensorrt, for GPUs alone: add inductor")
+        if set(self.lower.runtimes) == {"tensorrt"} and self.bench.devices != ("cuda",):
+            raise ValueError(
+                "lower.runtimes has tensorrt, for GPUs alone: add inductor, for CPUs, or set bench.devices to [cuda]"
+            )
 
     @model_validator(mode="after")
     def _check_modes(self) -> "Experiment":

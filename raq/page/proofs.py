@@ -20,7 +20,7 @@ def layers(run: RunRecords) -> Section | None:
         lowered = cast("Lowering", record["results"])
         audit = lowered.get("audit")
         audited = audit["layers"] if audit is not None else []
-        candidate = name.removeprefix("lower/")
+        candidate = name.split("/")[1]
         evaluated = run.stages.get(f"evaluate/{candidate}")
         seen = evaluated["results"].get("executed_layers") or [] if evaluated is not None else []
         ran: dict[str, str] = {layer["name"]: str(layer["kernel"] or "") for layer in seen}

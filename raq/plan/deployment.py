@@ -110,6 +110,7 @@ class Deployment:
             "device": device,
             **self._runtime(candidate),
             **({"min_batch": min(bench.batch_sizes)} if candidate.runtime.packs_weights else {}),
+            **({"batch_sizes": sorted(bench.batch_sizes)} if candidate.runtime.is_tuned else {}),
             **({"threads": threads} if candidate.runtime.is_native and device == "cpu" else {}),
             "machine": {**machine, "gpus": self.plan.facts.machine.gpus if device == "cuda" else []},
             "compiler": {"version": self.plan.facts.machine.compiler, **compiled_by},

@@ -143,7 +143,7 @@ def _candidate(
 
 def _parity(name: str, stages: dict[str, Record | None]) -> list[ParityRow]:
     """The chain of a candidate, in order."""
-    own = (program_of(name), f"lower/{name}", f"evaluate/{name}")
+    own = (program_of(name), f"lower/{name}", f"lower/{name}/cuda", f"evaluate/{name}")
     found = [record for stage, record in stages.items() if record is not None and stage in own]
     return [row for record in found for row in record["results"].get("parity", [])]
 

@@ -104,6 +104,7 @@ def _metadata(settings: LowerSettings, given: Program) -> dict[str, Any]:
         "macs": given.macs.total,
         "float_by_choice": given.float_by_choice,
         **({"quantizer": settings.quantizer} if settings.quantizer is not None else {}),
+        **({"batch_sizes": settings.batch_sizes} if settings.batch_sizes else {}),
         **({"threads": settings.threads} if settings.threads is not None else {}),
     }
 

@@ -202,15 +202,17 @@ class ArtifactSettings(MetricSettings):
 class LowerSettings(ArtifactSettings):
     """Of `lower`.
 
-    min_batch: the smallest batch size that is measured, whose layouts weights get; threads: those that it is compiled
-    for, None: one for each CPU there is; quantizer: the other tool that quantizes it first, None: it is quantized, or
-    is not to be; calibration: with which images; reduce_range: by another tool, for a CPU whose int8 sums may saturate.
+    min_batch: the smallest batch size that is measured, whose layouts weights get; batch_sizes: all of them, where
+    kernels are chosen for them; threads: those that it is compiled for, None: one for each CPU there is; quantizer: the
+    other tool that quantizes it first, None: it is quantized, or is not to be; calibration: with which images;
+    reduce_range: by another tool, for a CPU whose int8 sums may saturate.
     """
 
     model: str
     seed: int
     runtime: str
     min_batch: int = 1
+    batch_sizes: list[int] = Field(default_factory=list)
     threads: int | None = None
     quantizer: OtherTool | None = None
     calibration: Calibration | None = None

@@ -5,7 +5,7 @@
 It needs torch, torchvision, and the wheels that tests/gpu/wheels names; no Ray. every-shape, layer-N: int8 layers
 against the integer reference, bit for bit; by tile, beside bfloat16. resnet18-cifar, resnet50: FP32, TF32, bfloat16,
 float16 and int8, packages one by one and as CUDA graphs, measured as raq measures, with the kernels that a profiler
-saw. published: FP32 eager, PTQ and QAT at batch 128, by the protocol of published tables too. Not run on a GPU yet.
+saw, and TensorRT's float16 and int8 where it is installed. published: FP32 eager, PTQ and QAT at batch 128, by the protocol of published tables too. Not run on a GPU yet.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from raq.artifact import inductor
 from raq.artifact.isolated import IsolatedProcess
+from raq.artifact.runtimes import RUNTIMES
 from raq.bench.latency import measure
 from raq.bench.messages import ContenderSettings
 from raq.bench.on_gpu import captured, ways
@@ -34,6 +35,7 @@ from raq.experiment.measurement import Bench
 from raq.experiment.ptq import Calibration
 from raq.kernels.launch import Tile, convolve, tile_of
 from raq.kernels.reference import Epilogue, Geometry, conv2d
+from raq.lazy import resolve
 from raq.model.inputs import random_inputs
 from raq.model.parity import sqnr_db
 from raq.model.zoo import build_model
@@ -163,11 +165,16 @@ def contenders(name: str, kinds: tuple[str, ...], device: str, records: Path) ->
 
     found = [settings("fp32", "eager", weights)]
     for kind in kinds:
-        path = folder / f"{name}-{kind}.pt2"
+        program, _, other = kind.partition("-")
+        runtime = RUNTIMES[other or "inductor"]
+        path = folder / f"{name}-{kind}{Path(runtime.file_name).suffix}"
         if not path.is_file():
-            inductor.lower(make[kind](), folder / "new.pt2", {"kind": kind, "candidate": kind}, device)
-            (folder / "new.pt2").replace(path)
-        found.append(settings(kind, "inductor", path))
+            about = {"kind": "half" if program in ("bf16", "fp16") else program, "candidate": kind,
+                     "inputs": [one.plain() for one in inputs], "batch_sizes": list(BATCHES)}  # fmt: skip
+            new = path.with_name(f"new{path.suffix}")
+            resolve(runtime.lower)(make[program](), new, about, device, max(BATCHES))
+            new.replace(path)
+        found.append(settings(kind, runtime.name, path))
     return found
 
 
@@ -184,7 +191,9 @@ def timed(entrants: list[ContenderSettings], protocol: Bench) -> dict[str, Any]:
 def network(name: str, device: str, folder: Path) -> dict[str, Any]:
     """A network in FP32, halves and int8: latencies by batch size and way of calling, and which kernels ran."""
     on_gpu = device == "cuda"
-    kinds = ("fp32", "bf16", "fp16", "ptq") if on_gpu else ("fp32", "ptq")
+    kinds: tuple[str, ...] = ("fp32", "bf16", "fp16", "ptq") if on_gpu else ("fp32", "ptq")
+    if on_gpu and find_spec("tensorrt") is not None:  # its wheels are too large to be carried
+        kinds += ("fp16-tensorrt", "ptq-tensorrt")
     entrants = contenders(name, kinds, device, folder)
     kernels, distances, right = {}, {}, {}
     for one in entrants[1:]:
@@ -194,7 +203,8 @@ def network(name: str, device: str, folder: Path) -> dict[str, Any]:
                 wanted = right.setdefault(batch, process(*images)).numpy()  # of FP32, the first
                 distances[f"{one.candidate}, batch {batch}"] = sqnr_db(wanted, process(*images).numpy())
             if on_gpu:
-                kernels[one.candidate] = [kernel.model_dump() for kernel in process.launches(one.inputs)]
+                asks = process.account if process.runtime.reports == "itself" else process.launches
+                kernels[one.candidate] = [kernel.model_dump() for kernel in asks(one.inputs)]
     if any(db is not None and db < LEAST_DB for which, db in distances.items() if which.startswith("ptq")):
         raise StageError(f"{name}: int8 is not what FP32 is: SQNR in dB {distances}", "its times would mean nothing")
     asked = {"batch_sizes": BATCHES, "budget_s": BUDGET_S, "precision": 0.01} if on_gpu else REHEARSED

@@ -286,13 +286,16 @@ def test_tensorrt_is_for_gpus() -> None:
     ]  # fmt: skip
     assert set(found["bench/cpu"].settings["runtimes"].values()) == {"inductor"}
     assert found["lower/ptq-tensorrt/cuda"].settings["max_batch"] == 128
+    assert found["lower/ptq-tensorrt/cuda"].settings["batch_sizes"] == [1, 128]
+    assert "batch_sizes" not in found["lower/ptq/cuda"].settings
     assert found["evaluate/ptq-tensorrt"].inputs == {"artifact": "lower/ptq-tensorrt/cuda"}
     with pytest.raises(UserError, match="tensorrt, for GPUs alone, and none was found"):
         planned(**asked)
     with pytest.raises(ValueError, match="add cuda"):
         planned(gpu, **asked, bench={"devices": ["cpu"]})
-    with pytest.raises(ValueError, match="add inductor"):
-        planned(gpu, lower={"runtimes": ["tensorrt"]}, bench={"devices": ["cpu", "cuda"]})
+    for devices in (["cpu", "cuda"], "auto"):
+        with pytest.raises(ValueError, match="add inductor"):
+            planned(gpu, lower={"runtimes": ["tensorrt"]}, bench={"devices": devices})
     with pytest.raises(ValueError, match="an engine takes no more"):
         planned(gpu, **asked, bench={"batch_sizes": [256]})
     assert "lower/ptq-tensorrt/cuda" not in planned(gpu, lower=asked["lower"], qat=None), (
