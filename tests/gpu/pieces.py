@@ -5,7 +5,8 @@
 It needs torch, torchvision, and the wheels that tests/gpu/wheels names; no Ray. every-shape, layer-N: int8 layers
 against the integer reference, bit for bit; by tile, beside bfloat16. resnet18-cifar, resnet50: FP32, TF32, bfloat16,
 float16 and int8, packages one by one and as CUDA graphs, measured as raq measures, with the kernels that a profiler
-saw, and TensorRT's float16 and int8 where it is installed. published: FP32 eager, PTQ and QAT at batch 128, by the protocol of published tables too. Not run on a GPU yet.
+saw, and TensorRT's float16 and int8 where it is installed. published: FP32 eager, PTQ and QAT at batch 128, by the
+protocol of published tables too. Not run on a GPU yet.
 """
 
 import argparse
