@@ -31,6 +31,8 @@ NO_RECORDS = {
     "model/hub_data.py": "rows of data sets",
     "plan/stages.py": "settings and inputs that are being made",
     "submit/working_dir.py": "the YAML, before it is checked",
+    "artifact/alone_tensorrt.py": "what TensorRT says, and metadata where there is no raq",
+    "artifact/tensorrt.py": "metadata that are being made",
 }
 
 
