@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import SATURATES
 from torch import Tensor, nn
 
 import raq
@@ -69,7 +70,8 @@ def test_every_batch_and_length_is_computed_as_the_program_does(runtime: Any, pr
             given = of_length(count, length)
             expected, found = module(*given), process(*given)
             distance = sqnr_db(expected.numpy(), found.numpy())
-            assert distance is None or distance > 40, (count, length)
+            # ONNX cannot say that activations have 7 bits, with which nothing saturates
+            assert distance is None or distance > (25 if SATURATES else 40), (count, length)
     network = raq.load_artifact(path, threads=1)
     tokens, mask = of_length(2, 5)
     assert network({"mask": mask, "tokens": tokens}) == pytest.approx(network(tokens.numpy(), mask.numpy()))
@@ -110,7 +112,7 @@ def test_convolutions_of_one_channel_compute_what_their_graph_does(tmp_path: Pat
         nn.Conv2d(16, 8, 1),
     ).eval()  # fmt: skip
     images = torch.randn(3, 1, 16, 16)
-    prepared = ptq.prepare(network, images[:2], "x86", Calibration(observer="minmax"), reduce_range=False)
+    prepared = ptq.prepare(network, images[:2], "x86", Calibration(observer="minmax"), reduce_range=SATURATES)
     prepared(images)
     programs = {"int8": convert.convert(prepared, images[:2]), "fp32": export_for_lowering(network, images[:2])}
     for name, program in programs.items():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import SATURATES
 from torch import nn
 
 from raq.artifact import inductor, pooling
@@ -24,7 +25,7 @@ def program_of(images: torch.Tensor, pool: nn.Module):
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(16, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(32, 10),
     ).eval()  # fmt: skip
-    prepared = prepare(network, images[:2], "x86", Calibration(), reduce_range=False)
+    prepared = prepare(network, images[:2], "x86", Calibration(), reduce_range=SATURATES)
     with torch.no_grad():
         prepared(images)
     return convert(prepared, images[:2])
