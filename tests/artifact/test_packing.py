@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import SATURATES
 from torch import nn
 
 from raq.artifact import inductor
@@ -42,7 +43,7 @@ def reorders(program, path: Path) -> dict[str, int]:
 def test_no_call_packs_weights_anew(tmp_path: Path, quantized: bool) -> None:
     program = export_network(network(), IMAGES[:2])
     if quantized:
-        prepared = ptq.prepare(network(), IMAGES[:2], "x86", Calibration(observer="minmax"), reduce_range=False)
+        prepared = ptq.prepare(network(), IMAGES[:2], "x86", Calibration(observer="minmax"), reduce_range=SATURATES)
         prepared(IMAGES)
         program = convert(prepared, IMAGES[:2])
     inductor.lower(program, tmp_path / "a.pt2", {"input": [3, 32, 32]})

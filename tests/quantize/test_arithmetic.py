@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import small
+from networks import SATURATES, small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,7 +56,7 @@ class Recurrent(nn.Module):
 
 def quantized(network: nn.Module):
     network.eval()
-    prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(observer="minmax"), reduce_range=False)
+    prepared = ptq.prepare(network, EXAMPLE, "x86", Calibration(observer="minmax"), reduce_range=SATURATES)
     with torch.no_grad():
         prepared(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     return convert.convert(prepared, EXAMPLE)

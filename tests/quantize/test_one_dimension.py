@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import SATURATES
 from torch import nn
 
 from raq.artifact import inductor
@@ -36,10 +37,10 @@ def program(kind: str):
     """The converted program, and what FP32 gives."""
     own = network()
     if kind == "ptq":
-        prepared = ptq.prepare(own.eval(), SERIES[:2], "x86", Calibration(observer="minmax"), reduce_range=False)
+        prepared = ptq.prepare(own.eval(), SERIES[:2], "x86", Calibration(observer="minmax"), reduce_range=SATURATES)
         prepared(SERIES)
     else:
-        prepared = prepare_qat(own, SERIES[:2], "x86", reduce_range=False)
+        prepared = prepare_qat(own, SERIES[:2], "x86", reduce_range=SATURATES)
         prepared(SERIES)
         own.train()(SERIES)  # the same batch for its batch norms
         set_graph_mode(prepared, training=False, norms=False)

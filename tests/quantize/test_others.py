@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import SATURATES
 from torch import Tensor, nn
 
 from raq.artifact import onnx
@@ -52,7 +53,7 @@ def test_it_runs_in_int8_and_computes_the_same(tool: str, runtime: str, tmp_path
     program = export_program(folded_graph(network, EXAMPLE), EXAMPLE)
     batches: Any = Batches([(images[:8],), (images[8:],)])
     onnx.write(
-        program, path, runtime, {"kind": "ptq"}, lambda model: quantize_by(tool, model, batches, reduce_range=False)
+        program, path, runtime, {"kind": "ptq"}, lambda model: quantize_by(tool, model, batches, reduce_range=SATURATES)
     )
     code = read(path)
     assert share_of_code(code, Metadata(code.metadata)) == 1.0
