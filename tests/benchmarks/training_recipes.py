@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 SMALL_IMAGES = 10_000
 NETWORK, SMALL_NETWORK = "resnet18-cifar", "resnet20-cifar"
-OTHERWISE: dict[str, dict[str, Any]] = {
+OTHERWISE: dict[str, dict[str, Any]] = {  # channels_last and precision concern speed, which a training measures itself
     "fast": {},
     "augment: false": {"augment": False},
     "average: 0.05": {"average": 0.05},
@@ -53,8 +53,6 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "schedule: cosine": {"schedule": "cosine"},
     "label_smoothing: 0": {"label_smoothing": 0.0},
     "weight_decay: 0": {"weight_decay": 0.0},
-    "channels_last: false": {"channels_last": False},
-    "precision: bfloat16": {"precision": "bfloat16"},
     "nesterov: false": {"nesterov": False},
 }
 
