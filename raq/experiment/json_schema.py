@@ -71,7 +71,7 @@ def _keys(part: Schema, definitions: dict[str, Schema], prefix: str) -> Iterator
         elif not name.startswith("calibration") or prefix != "sweep.ptq.":  # else it is there with dots
             if any(option.get("type") == "null" for option in entry.get("anyOf", ())):
                 null = entry.get("default") is None
-                words = _meaning(entry) or section.get("description", "")
+                words = _meaning(entry) or " ".join(section.get("description", "").split())
                 yield Key(path, "a section, null", "null" if null else "as below", words)
             yield from _keys(section, definitions, f"{path}.")
 

@@ -99,8 +99,8 @@ class Model(Section):
 
 
 class Half(Section):
-    """FP32's weights and activations rounded to 16 bits: what int8 has to beat. By Inductor, and by TensorRT where
-    lower.runtimes has it."""
+    """FP32's weights and activations rounded to 16 bits: what int8 has to beat. Compiled by
+    Inductor, and by TensorRT if lower.runtimes has it."""
 
     dtypes: Annotated[tuple[HalfType, ...], Field(strict=False, min_length=1)] = ("bfloat16",)
     """Each is a candidate, bf16 or fp16. A CPU must compute in it: bfloat16 by AVX512_BF16, AMX_BF16 or Arm's bf16,
