@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from raq.artifact.runtimes import FP32_RUNTIME
+from raq.plan.facts import lowered_candidate
 from raq.report.types import RunSummary
 from raq.store.files import Record
 from raq.store.results import Lowering
@@ -85,10 +86,10 @@ def layers(stages: Mapping[str, Record]) -> "pd.DataFrame":
     """A row a layer of a quantized file: multiply-accumulates of a sample, int8 or why not, the kernel seen running."""
     rows = []
     for name, record in stages.items():
-        if not name.startswith("lower/"):
+        candidate = lowered_candidate(name)
+        if candidate is None:
             continue
         audit = cast("Lowering", record["results"]).get("audit")
-        candidate = name.split("/")[1]
         evaluated = stages.get(f"evaluate/{candidate}")
         seen: Sequence[Any] = (evaluated["results"].get("executed_layers") or []) if evaluated is not None else []
         ran = {layer["name"]: layer for layer in seen}

@@ -6,6 +6,7 @@ from raq.artifact.runtimes import FP32_RUNTIME
 from raq.page import plots
 from raq.page.parts import Cell, Section, Table, number, shown
 from raq.page.records import RunRecords
+from raq.plan.facts import lowered_candidate
 from raq.report.losses import why
 from raq.report.methods import how_made
 from raq.store.results import ArtifactProfile, Lowering
@@ -15,12 +16,12 @@ def layers(run: RunRecords) -> Section | None:
     """Which layer runs in which kernel, and why not in int8."""
     tables = []
     for name, record in run.stages.items():
-        if not name.startswith("lower/"):
+        candidate = lowered_candidate(name)
+        if candidate is None:
             continue
         lowered = cast("Lowering", record["results"])
         audit = lowered.get("audit")
         audited = audit["layers"] if audit is not None else []
-        candidate = name.split("/")[1]
         evaluated = run.stages.get(f"evaluate/{candidate}")
         seen = evaluated["results"].get("executed_layers") or [] if evaluated is not None else []
         ran: dict[str, str] = {layer["name"]: str(layer["kernel"] or "") for layer in seen}

@@ -129,6 +129,12 @@ def lower_stage_name(candidate: str, device: str) -> str:
     return f"lower/{candidate}" + ("" if device == "cpu" else f"/{device}")
 
 
+def lowered_candidate(stage_name: str) -> str | None:
+    """The candidate that a stage of this name lowers, for whatever device; None for a stage of another kind."""
+    kind, _, rest = stage_name.partition("/")
+    return rest.partition("/")[0] if kind == "lower" else None
+
+
 def pool_of_device(device: str) -> Pool:
     """Which resources a stage takes that works on this device."""
     return "quantize" if device == "cpu" else "bench"

@@ -9,7 +9,7 @@ from raq.bench.ratio_statistics import launch_agreement, paired_ratio
 from raq.errors import UserError
 from raq.experiment.fields import HALF_NAMES, MODE_OF, OTHER_TOOLS
 from raq.experiment.schema import BASELINE
-from raq.plan.facts import why_not_lowered
+from raq.plan.facts import lower_stage_name, why_not_lowered
 from raq.report.answers import read_answers_of_run
 from raq.report.changed_answers import ChangedAnswers, changed_answers
 from raq.report.claims import Drops, Measured, Rules
@@ -143,7 +143,9 @@ def _candidate(
 
 def _parity(name: str, stages: dict[str, Record | None]) -> list[ParityRow]:
     """The chain of a candidate, in order."""
-    own = (program_of(name), f"lower/{name}", f"lower/{name}/cuda", f"evaluate/{name}")
+    evaluated = stages.get(f"evaluate/{name}")
+    device = None if evaluated is None else evaluated["settings"].get("device")
+    own = (program_of(name), lower_stage_name(name, device or "cpu"), f"evaluate/{name}")
     found = [record for stage, record in stages.items() if record is not None and stage in own]
     return [row for record in found for row in record["results"].get("parity", [])]
 
