@@ -66,13 +66,14 @@ def reported(
     counts as float too if the network's total is known, else the share is not; nor is it if a runtime cannot tell of a
     kernel.
     """
+    blind = False
     by_name: dict[str, list[ReportedKernel]] = {}
     for each in kernels:
-        for name in each.nodes or ("",):
+        blind |= each.int8 is None
+        for name in each.nodes:
             by_name.setdefault(name, []).append(each)
     ran = [(call.macs, _kernel_of(call, by_name)) for call in calls]
     integer = sum(macs or 0 for macs, kernel in ran if kernel is not None and kernel.int8)
-    blind = any(kernel.int8 is None for names in by_name.values() for kernel in names)
     total = max(total_macs or 0, sum(macs or 0 for macs, _ in ran))
     unknown = blind or (total_macs is None and any(macs is None for macs, _ in ran))
     found, left = [], list(ran)
