@@ -29,6 +29,8 @@ TIMING_SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREA
 """Those that decide how fast it is: with bench's fingerprint. Numbers of threads are set by raq itself, so they do not
 count."""
 SET_BY_RAQ = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+SET_BY_LIBRARIES = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
+"""scikit-learn sets them when it is imported, before or after this is read; neither changes how fast a kernel is."""
 TELL_ONLY = (
     "TORCHINDUCTOR_CACHE_DIR",
     "ONEDNN_VERBOSE",
@@ -167,7 +169,7 @@ def chosen_settings(settings: Mapping[str, str], *kinds: tuple[str, ...]) -> dic
 
 def _is_one_of(name: str, wanted: tuple[str, ...]) -> bool:
     named = name in wanted or any(name.startswith(beginning) for beginning in wanted if beginning.endswith("_"))
-    return named and name not in (*SET_BY_RAQ, *TELL_ONLY)
+    return named and name not in (*SET_BY_RAQ, *SET_BY_LIBRARIES, *TELL_ONLY)
 
 
 @cache

@@ -512,6 +512,7 @@ def test_what_has_changed_is_named(tmp_path: Path) -> None:
         ({"TORCHINDUCTOR_FREEZING": "0"}, LOWERED),
         ({"HOME": "/elsewhere"}, set()),
         ({"OMP_NUM_THREADS": "1"}, set()),
+        ({"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}, set()),  # as importing scikit-learn leaves them
     ],
 )
 def test_variables_that_change_an_outcome(settings: dict[str, str], expected: set[str]) -> None:
