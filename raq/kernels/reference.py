@@ -74,9 +74,9 @@ def conv2d_sums(data: Tensor, weight: Tensor, where: Geometry) -> Tensor:
     sums = torch.nn.functional.conv2d(
         data.double(), kernel, None, where.stride, where.padding, where.dilation, where.groups
     )
-    return sums.permute(0, 2, 3, 1).to(torch.int32)
+    return sums.permute(0, 2, 3, 1).round().to(torch.int32)  # an algorithm by transforms is not exact
 
 
 def linear_sums(data: Tensor, weight: Tensor) -> Tensor:
     """The int32 sums [..., k] of int8 data [..., c] and weights [k, c]."""
-    return (data.double() @ weight.double().t()).to(torch.int32)
+    return (data.double() @ weight.double().t()).round().to(torch.int32)

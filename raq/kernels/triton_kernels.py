@@ -30,7 +30,12 @@ def _finish(
     sums, scale, bias, addend, out, places, channels, inside, mask, addend_scale, ceiling, inverse_scale, least,
     ADDS: tl.constexpr, RELU: tl.constexpr, CLIPS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """Store what sums [pixels, channels] come to (reference.finish). inside: which of the channels there are."""
+    """Store what sums [pixels, channels] come to (reference.finish). inside: which of the channels there are.
+
+    Packages hand Python's floats over in 64 bits, in which everything after them would be computed.
+    """
+    least, ceiling = tl.cast(least, tl.float32), tl.cast(ceiling, tl.float32)
+    addend_scale, inverse_scale = tl.cast(addend_scale, tl.float32), tl.cast(inverse_scale, tl.float32)
     by = tl.load(scale + channels, mask=inside, other=0.0)
     plus = tl.load(bias + channels, mask=inside, other=0.0)
     value = _apart(sums.to(tl.float32) * by[None, :], least) + plus[None, :]

@@ -63,14 +63,16 @@ def constants_of(layer: tuple[int, ...], **ends: bool) -> tuple[dict[str, object
     }, tile.meta()  # fmt: skip
 
 
-def compiled(kernel, constants: dict[str, object], options: dict[str, int], architecture: int) -> str:
-    """The PTX of a kernel for a GPU that need not be there."""
+def compiled(
+    kernel, constants: dict[str, object], options: dict[str, int], architecture: int, numbers: str = "fp64"
+) -> str:
+    """The PTX of a kernel for a GPU that need not be there. numbers: the type of Python's floats, fp64 in packages."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kinds = {"data": "*i8", "weight": "*i8", "scale": "*fp32", "bias": "*fp32", "addend": "*i8",
-             "out": "*i8" if constants["ROUNDS"] else "*fp32", "addend_scale": "fp32", "ceiling": "fp32",
-             "inverse_scale": "fp32", "least": "fp32"}  # fmt: skip
+             "out": "*i8" if constants["ROUNDS"] else "*fp32", "addend_scale": numbers, "ceiling": numbers,
+             "inverse_scale": numbers, "least": numbers}  # fmt: skip
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in names}
     aligned = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(names) if kinds.get(name, "")[:1] == "*"}
@@ -127,13 +129,16 @@ def test_layers_are_compiled_to_int8_tensor_cores(
     architecture: int, instruction: str, layer: str, tmp_path: Path
 ) -> None:
     """With the tiles that are shipped: the instructions of Ampere and of Hopper; no register is spilled; int8 is stored
-    by words; no product is fused with a sum, though it may be."""
+    by words; no product is fused with a sum, though it may be; numbers that a package hands over in 64 bits are used
+    in 32, else nothing would be rounded to integers."""
     from raq.kernels.triton_kernels import raq_int8_conv
 
     constants, options = constants_of(LAYERS[layer])
     text = compiled(raq_int8_conv, constants, options, architecture)
     assert re.search(instruction, text)
     assert not re.search(r"\bfma\.", text)
+    assert re.findall(r"\b[a-z.]+\S*\.f64\b", text)
+    assert set(re.findall(r"(\w+)\.\S*f64\b", text)) <= {"ld", "mov", "cvt"}, "handed over, and not computed with"
     assert not re.search(r"(mma\.sync|wgmma\.mma_async)\S*\.(f16|bf16|tf32)", text)
     assert spilled_bytes(text, architecture, tmp_path) == 0
     if LAYERS[layer][1] % 64 == 0:
