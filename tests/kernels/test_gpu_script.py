@@ -10,6 +10,15 @@ import pytest
 
 pytest.importorskip("triton")
 SCRIPT = str(Path(__file__).parents[1] / "gpu" / "run")
+WRONG = f"""
+import sys
+sys.path.insert(0, {str(Path(SCRIPT).parent)!r})
+import pieces
+right = pieces.conv2d
+tries = iter(range(99))
+pieces.conv2d = lambda *given: right(*given) + (next(tries) > 0)  # the reference comes first
+pieces.main()
+"""
 
 
 def rehearse(piece: str, folder: Path) -> dict[str, object]:
@@ -25,6 +34,16 @@ def test_a_layer_is_rehearsed_and_not_done_twice(tmp_path: Path) -> None:
     assert [tile["equal"] for tile in found["tiles"].values()] == [True]
     assert found["gpus"] is None
     assert rehearse("layer-0", tmp_path) == found, "its record was there"
+    (tmp_path / "cpu-layer-0.json").write_text(json.dumps(found | {"problem": "a tile is wrong"}))
+    assert rehearse("layer-0", tmp_path)["problem"] == "", "done again"
+
+
+def test_a_piece_that_finds_something_wrong_fails(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRONG, "--device", "cpu", "--piece", "layer-1", "--out", str(tmp_path)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500)
+    assert ran.returncode == 1
+    assert "layer-1: tiles that do not compute what the reference does" in ran.stderr
+    assert json.loads((tmp_path / "cpu-layer-1.json").read_text())["problem"]
 
 
 @pytest.mark.slow
