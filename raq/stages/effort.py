@@ -38,8 +38,13 @@ class Judged:
     drop_interval: list[float] | None
 
     def is_enough(self, enough: float) -> bool:
-        """Whether nothing is lost, or the drop's interval ends at `enough` or below."""
-        return self.sqnr_db is None or (self.drop_interval is not None and self.drop_interval[1] <= enough)
+        """Whether nothing is lost, or the drop's interval ends at `enough` or below.
+
+        Rounding gains nothing: a drop below 0 is chance, and counts as 0 with an interval as wide.
+        """
+        if self.drop is None or self.drop_interval is None:
+            return self.sqnr_db is None
+        return self.sqnr_db is None or self.drop_interval[1] - min(self.drop, 0.0) <= enough
 
     def is_nearer(self, than: "Judged", by_db: float = LEAST_GAIN_DB) -> bool:
         """Whether its outputs are nearer to those in float, by so much."""
@@ -102,7 +107,7 @@ def quantize_by_effort(
 
     A method of the ladder is kept if it brings the outputs LEAST_GAIN_DB nearer to those in float: the drop of so few
     samples could not tell. What takes time at every call comes last, and has to bring LEAST_GAIN_PAID_DB. It ends where
-    the drop's interval ends at `enough` or below. None for `fast`.
+    the drop `is_enough`. None for `fast`.
     """
     from raq.quantize.methods import quantize
 

@@ -110,6 +110,8 @@ def test_without_validation_samples_outputs_alone_are_compared() -> None:
 def test_enough_is_the_intervals_upper_end() -> None:
     assert Judged(20.0, 0.1, [-0.5, 0.3]).is_enough(0.3)
     assert not Judged(20.0, 0.0, [-0.5, 0.4]).is_enough(0.3)
+    assert not Judged(20.0, -0.8, [-1.7, 0.2]).is_enough(0.3), "a gain by chance"
+    assert Judged(20.0, -0.1, [-0.3, 0.1]).is_enough(0.3)
     assert not Judged(20.0, None, None).is_enough(0.3)
     assert Judged(None, None, None).is_enough(0.3)
     assert Judged(20.2, None, None).is_nearer(Judged(20.0, None, None))
