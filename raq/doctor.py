@@ -110,11 +110,14 @@ def _cpu() -> list[Finding]:
     return findings
 
 
+FOR_GPUS = "ptq.backend: cuda has int8 kernels for it, not run on a GPU yet; graphs of x86 compute in floats there"
+
+
 def _graphics() -> list[Finding]:
     found = gpus()
     if not found:
         return [Finding("GPU", "note", "none that nvidia-smi shows: no rows for cuda")]
-    return [Finding("GPU", "note", name, "int8 graphs compute in float there; rows say so") for name in found]
+    return [Finding("GPU", "note", name, FOR_GPUS) for name in found]
 
 
 def _space(results: Path) -> list[Finding]:

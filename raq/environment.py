@@ -196,8 +196,10 @@ def gpu_state() -> list[dict[str, Any]] | None:
     hexadecimal), and how many processes compute on it. None without a driver, or if it does not answer."""
     if not gpus():
         return None
-    asked = "index,uuid,clocks.sm,temperature.gpu,clocks_throttle_reasons.active"
-    listed = _output("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits")
+    asked = "--query-gpu=index,uuid,clocks.sm,temperature.gpu,clocks_{}_reasons.active"
+    listed = None
+    for name in ("event", "throttle"):  # of newer drivers, and of older ones
+        listed = listed or _output("nvidia-smi", asked.format(name), "--format=csv,noheader,nounits")
     computing = _output("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
     return None if listed is None else read_gpu_state(listed, computing)
 

@@ -1,5 +1,5 @@
 """What really ran, asked of whatever knows: oneDNN's reports for packages, else the runtime's own account; on a GPU
-torch's profiler, whose kernels raq knows its own of by their names.
+torch's profiler, by the names of raq's own kernels.
 
 ONNX Runtime has its profile, OpenVINO the graph that it compiled, TensorRT its engine: each says by its file's nodes
 which kernel computes them, and in what. A kernel computes several nodes where they are fused.
@@ -39,17 +39,24 @@ def what_ran(
     return None
 
 
+def int8_launches(kernels: Iterable[LaunchedKernel]) -> int:
+    """How many of these launches are of raq's int8 kernels."""
+    return sum(kernel.count for kernel in kernels if kernel.name.startswith(INT8_KERNELS))
+
+
 def launched(
     kernels: Sequence[LaunchedKernel], total_macs: int | None, layers: Sequence[KnownLayer]
 ) -> Executed | None:
-    """What a GPU ran: each layer that is to be int8 is one launch of a kernel of raq's. None if no kernel was seen, or
-    no layer is to be int8.
+    """What a GPU ran: each layer that is to be int8 is one launch of a kernel of raq's. None if no layer is to be int8;
+    no share is known if no kernel was seen.
 
     Which launch was which layer's is not known: where some are missing, the largest layers count as those.
     """
-    if not kernels or not any(layer.int8 for layer in layers):
+    if not any(layer.int8 for layer in layers):
         return None
-    seen = sum(kernel.count for kernel in kernels if kernel.name.startswith(INT8_KERNELS))
+    if not kernels:
+        return Executed(None)
+    seen = int8_launches(kernels)
     meant = sorted((layer for layer in layers if layer.int8), key=lambda layer: layer.macs)
     ran = {id(layer) for layer in meant[:seen]}
     integer = sum(layer.macs for layer in layers if id(layer) in ran)

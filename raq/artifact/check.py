@@ -122,7 +122,8 @@ def _check(path: Path, own: Path, record: dict[str, Any] | None, found: Checked,
     known = made.float_weight_share
     found.float_weight_share = known if known is not None else float_weights_of_code(code)
     if made.audit is None or record is None:
-        found.layers, found.int8_mac_share = layers_of_code(code), share_of_code(code, found.metadata)
+        found.layers = layers_of_code(code)
+        found.int8_mac_share = None if _only_shows_when_run(found.metadata) else share_of_code(code, found.metadata)
     else:
         audit = view(_Shown, record, str(path.parent / "record.json")).audit
         found.layers = [CheckedLayer(**layer.model_dump()) for layer in audit.layers]
@@ -191,20 +192,20 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
     if found.ledger is None or found.metadata is None:
         return
     runtime = RUNTIMES.get(found.metadata.runtime or "")
-    if found.metadata.device != "cpu" and (runtime is None or runtime.reports != "itself"):
-        found.notes.append("made for a GPU: its generated code does not say what is int8 there")
-    elif found.metadata.is_fp32:
+    if found.metadata.is_fp32:
         found.notes.append("marked as fp32: nothing is to be int8")
     elif found.metadata.is_half:
         found.notes.append("marked as half precision: nothing is to be int8")
         half = found.executed.executed_half_mac_share
-        says = runtime is None or runtime.reports == "onednn"
+        says = found.metadata.device == "cpu" and (runtime is None or runtime.reports == "onednn")
         if says and found.ran and not found.vouched and (half is None or half < MIN_HALF_SHARE):  # else its run has
             known = "an unknown share" if half is None else f"{half:.3f}"
             found.problems.insert(0, f"not in half precision: {known} of its MACs ran in kernels of 16 bits")
     elif found.metadata.is_weight_only:
         found.notes.append("marked as weight-only: its arithmetic is in floats")
         _judge_weights(found, require, max_float_weights)
+    elif _only_shows_when_run(found.metadata):
+        _judge_on_gpu(found, require, max_float_weights)
     else:
         _judge_int8(found, require, max_float_weights, found.metadata.candidate)
     if not found.vouched and found.metadata.float_by_choice:
@@ -222,6 +223,27 @@ def _judge(found: Checked, require: float, max_float_weights: float, *, native: 
         found.notes.append(f"weights are packed anew at every call, which is time lost: {counts}")
     if found.ledger.duplicates:
         found.problems.append(f"float copies of int8 weights are kept: {', '.join(found.ledger.duplicates[:5])}")
+
+
+def _only_shows_when_run(metadata: Metadata) -> bool:
+    """Whether neither code nor runtime say what is int8: of packages for GPUs."""
+    runtime = RUNTIMES.get(metadata.runtime or "")
+    return metadata.device != "cpu" and (runtime is None or runtime.reports != "itself")
+
+
+def _judge_on_gpu(found: Checked, require: float, max_float_weights: float) -> None:
+    """Add that a package for GPUs is not int8, or not shown to be: by the kernels that a profiler saw."""
+    seen = found.int8_launches
+    if found.executed.executed_int8_mac_share is not None:
+        found.int8_mac_share = found.executed.executed_int8_mac_share
+        candidate = None if found.metadata is None else found.metadata.candidate
+        _judge_int8(found, require, max_float_weights, candidate)
+    elif seen == 0:
+        found.problems.insert(0, "not quantized: offered as int8, and no int8 kernel of raq's was seen running")
+    elif seen is None:
+        found.notes.append("made for a GPU: only running it there shows what is int8")
+    else:
+        found.notes.append(f"{seen} launches of raq's int8 kernels were seen: of which layers only its record tells")
 
 
 def _judge_weights(found: Checked, require: float, max_float_weights: float) -> None:

@@ -41,7 +41,8 @@ class Checked:
     """What is known of an artifact, as it grows; None is what is not known.
 
     vouched: whether it is the file of its record, None without one; by_choice_share: of the MACs, of layers that the
-    user or a search left in float; total_macs: of the FP32 network; problems: what is wrong with it.
+    user or a search left in float; total_macs: of the FP32 network; int8_launches: of raq's kernels for GPUs, for one
+    sample, None if none could have been seen; problems: what is wrong with it.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Checked:
     layers: list[CheckedLayer] = field(default_factory=list)
     others: list[OtherOperation] = field(default_factory=list)
     executed: Executed = field(default_factory=lambda: Executed(None))
+    int8_launches: int | None = None
     ledger: Ledger | None = None
     ran: Trial | None = None
     problems: list[str] = field(default_factory=list)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact.generated_code import read_metadata
+from raq.artifact.gpu_kind import gpu_kind, refuse_other_gpu
 from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.artifact.packing import weights_packed_once
 from raq.artifact.pooling import with_ceil_pools
@@ -46,7 +47,8 @@ def lower(
         program = move_to_device_pass(with_int8_operators(program), device)
     else:
         program = with_ceil_pools(program)
-    written = json.dumps({**metadata, "torch": torch_version()}, sort_keys=True)
+    here = {"torch": torch_version()} | ({} if device == "cpu" else {"gpu": gpu_kind()})
+    written = json.dumps(metadata | here, sort_keys=True)
     configuration = {
         "freezing": True,
         "cpp.dynamic_threads": True,  # else the loops have, for ever, the number of threads of this process
@@ -71,7 +73,7 @@ def load(path: Path, threads: int | None = None) -> Callable[..., Tensor]:
     Raises StageError if it is damaged or was made by another torch: its native code calls into torch's libraries,
     whose interface is not promised from one release to the next.
     """
-    refuse_other_torch(path)
+    refuse(path)
     # on a GPU its own synchronization, of calls from several threads, cannot be captured in a CUDA graph
     alone = Metadata(read_metadata(path)).device == "cuda"
     try:
@@ -81,11 +83,14 @@ def load(path: Path, threads: int | None = None) -> Callable[..., Tensor]:
     return network
 
 
-def refuse_other_torch(path: Path) -> None:
-    """StageError if the package says that another torch made it; one that says nothing is not refused."""
-    made_by = Metadata(read_metadata(path)).torch
+def refuse(path: Path) -> None:
+    """StageError if the package says that it was made by another torch, or for another kind of GPU than is here; one
+    that says nothing is not refused."""
+    made = Metadata(read_metadata(path))
+    made_by = made.torch
     if made_by is not None and made_by != torch_version():
         raise StageError(
             f"{path}: made by torch {made_by}, this is torch {torch_version()}: its native code is for the other",
             "lower it again with this torch, or install the other",
         )
+    refuse_other_gpu(path, made)

@@ -69,6 +69,11 @@ class Runtime:
     packs_weights: bool = False
     reports: Literal["onednn", "itself"] | None = None
 
+    def how_to_load(self, path: str, threads: int | None, device: str) -> str:
+        """The line of Python that loads a file as it was evaluated; empty if there is none."""
+        before = "" if device == "cpu" or not self.use else "torch.backends.cudnn.allow_tf32 = False; "
+        return before + self.use.format(path=path, threads=threads)
+
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
@@ -85,7 +90,7 @@ RUNTIMES: dict[str, Runtime] = {
             recognises="raq.artifact.generated_code:is_package",
             alone="raq.artifact.alone_inductor",
             use="torch.set_num_threads({threads}); network = torch._inductor.aoti_load_package({path!r})",
-            refuse="raq.artifact.inductor:refuse_other_torch",
+            refuse="raq.artifact.inductor:refuse",
             deployed_with=("torch",),
             is_native=True,
             has_half=True,

@@ -14,13 +14,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from raq.artifact import onnx
 from raq.artifact.alone_tensorrt import ABOUT, ENGINE, Engine
 from raq.artifact.generated_code import DAMAGE, MAX_METADATA_BYTES, GeneratedCode, package_entries
+from raq.artifact.gpu_kind import gpu_kind, refuse_other_gpu
 from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.environment import torch_version
 from raq.errors import RaqError, StageError, first_line
@@ -59,7 +59,7 @@ def lower(
     sizes = sorted({*metadata.get("batch_sizes", ()), max_batch})
     about = {
         **metadata, "batch_sizes": sizes, "max_batch": max_batch, "device": device, "runtime": NAME,
-        "torch": torch_version(), NAME: _version(), "gpu": _gpu(),
+        "torch": torch_version(), NAME: _version(), "gpu": gpu_kind(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="raq-tensorrt-") as folder:
         graph = Path(folder) / GRAPH
@@ -139,13 +139,11 @@ def load(path: Path, threads: int) -> Callable[..., Tensor]:
 
 def refuse(path: Path) -> None:
     """StageError if the engine was built by another version of TensorRT, or for another kind of GPU than is here."""
-    made = Metadata(read_metadata(path)).ours
-    for key, found in ((NAME, _version()), ("gpu", _gpu())):
-        if made.get(key) is not None and found is not None and made[key] != found:
-            what = "TensorRT" if key == NAME else "GPU"
-            raise StageError(
-                f"{path}: its engine is for {what} {str(made[key])[:80]}, this is {found}", "lower it again here"
-            )
+    made, here = Metadata(read_metadata(path)), _version()
+    meant = made.ours.get(NAME)
+    if meant is not None and here is not None and meant != here:
+        raise StageError(f"{path}: made for TensorRT {str(meant)[:80]}, this is {here}", "lower it again here")
+    refuse_other_gpu(path, made)
 
 
 def _version() -> str | None:
@@ -154,14 +152,6 @@ def _version() -> str | None:
         return str(import_module(NAME).__version__)
     except (ImportError, OSError, AttributeError):
         return None
-
-
-def _gpu() -> str | None:
-    """The kind of GPU, with its compute capability; None where there is none."""
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"{torch.cuda.get_device_name()}, {major}.{minor}"
 
 
 def read(path: Path) -> GeneratedCode:

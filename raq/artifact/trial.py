@@ -37,8 +37,7 @@ def try_batches(own: Path, path: Path, found: Checked, metadata: Metadata, sizes
             three = network(*given)
             single = torch.cat([network(*(value[n : n + 1] for value in given)) for n in range(3)])
             again = network(*given)
-            if metadata.device == "cpu" or process.runtime.reports == "itself":
-                _ask_what_ran(process, inputs, found, sizes)
+            _ask_what_ran(process, inputs, found, sizes)
     except StageError as error:
         found.problems.append(error.message.replace(str(own), str(path)))
         return
@@ -55,12 +54,17 @@ def try_batches(own: Path, path: Path, found: Checked, metadata: Metadata, sizes
 
 def _ask_what_ran(process: "IsolatedProcess", inputs: Inputs, found: Checked, sizes: Ledger) -> None:
     """Add which kernels it executes, where that can be known; StageError if it ends meanwhile."""
-    from raq.artifact.account import what_ran
+    from raq.artifact.account import int8_launches, launched, what_ran
 
-    counted = [KnownLayer(layer.name, layer.macs) for layer in found.layers if layer.macs is not None]
+    counted = [KnownLayer(layer.name, layer.macs, layer.int8) for layer in found.layers if layer.macs is not None]
     total = found.total_macs
     if total is None and len(counted) == len(found.layers):
         total = sum(layer.macs for layer in counted)  # of a stranger's: all that its code calls
+    if process.device == "cuda" and process.runtime.reports != "itself":
+        kernels = process.launches(inputs)
+        found.int8_launches = int8_launches(kernels) if kernels else None
+        found.executed = launched(kernels, total, counted) or found.executed
+        return
     executed = what_ran(process, inputs, [entry.shape for entry in sizes.constants], total, counted)
     if executed is not None:
         found.executed = executed

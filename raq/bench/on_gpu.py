@@ -19,7 +19,7 @@ from raq.environment import gpu_state
 from raq.experiment.measurement import Bench
 
 WARM_UP_CALLS = 3  # before a graph is captured, as torch's documentation does
-# of nvidia-smi's clocks_throttle_reasons: hardware slowdown, software and hardware thermal slowdown, power brake
+# of nvidia-smi's clocks_event_reasons: hardware slowdown, software and hardware thermal slowdown, power brake
 SLOWED = {0x8: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
 
 
@@ -91,7 +91,7 @@ def disturbance(before: Sequence[dict[str, Any]] | None, after: Sequence[dict[st
 
 def judge(rounds: Iterable[Round], before: Sequence[dict[str, Any]] | None, own: int) -> None:
     """Mark the samples of rounds that are just over as disturbed, where the GPUs were; before: their state then."""
-    why = disturbance(before, gpu_state(), own)
+    why = disturbance(before, gpu_state(), own + torch.cuda.is_initialized())  # this process may hold a context too
     for one in rounds if why else ():
         for name, tries in one.attempts.items():
             one.attempts[name] = [*tries[:-1], replace(tries[-1], disturbed=True, gpu=why)]

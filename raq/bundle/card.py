@@ -29,6 +29,7 @@ def card(found: Exported, about: Mapping[str, Any]) -> str:
 def _top(found: Exported, about: Mapping[str, Any]) -> list[str]:
     candidate, summary = found.candidate, found.summary
     results, executed = found.lowering, found.evaluation.get("executed_int8_mac_share")
+    note = results.get("note")
     settings = found.run["settings"]
     rows = [
         ["model", escaped((settings.get("model") or {}).get("name", "unknown"))],
@@ -36,6 +37,7 @@ def _top(found: Exported, about: Mapping[str, Any]) -> list[str]:
         ["runtime", f"{escaped(about['runtime'])} on {escaped(about['device'])}"],
         ["weights, file", f"{results['weight_bytes'] / 1e6:.2f} MB, {results['size_bytes'] / 1e6:.2f} MB"],
         ["seen in int8 kernels", "not known" if executed is None else f"{100 * executed:.1f}% of multiply-accumulates"],
+        *([["arithmetic", escaped(note)]] if note else []),
         ["data", escaped((settings.get("data") or {}).get("name", "unknown"))],
         ["SHA-256", code(about["sha256"])],
         ["run", escaped(summary["run"])],

@@ -9,6 +9,7 @@ def load(path: str, threads: int, device: str) -> Callable[..., Any]:
     import torch
 
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # as it was evaluated: on a GPU torch would round floats in convolutions
     network: Any = torch._inductor.aoti_load_package(path)
 
     def run(*inputs: Any) -> Any:

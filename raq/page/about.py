@@ -66,5 +66,5 @@ def _deployed(candidate: CandidateSummary) -> Sequence[str]:
         lines.append(f"{candidate['name']}, {artifact['target']}: {artifact['path']}, SHA-256 {artifact.get('sha256')}")
         if runtime is not None and runtime.use and len(threads) == 1:
             local = artifact["path"].rpartition("/")[2] if "://" in artifact["path"] else artifact["path"]
-            lines.append(runtime.use.format(path=local, threads=threads.pop()))
+            lines.append(runtime.how_to_load(local, threads.pop(), artifact["target"]))
     return lines

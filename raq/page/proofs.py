@@ -42,6 +42,7 @@ def layers(run: RunRecords) -> Section | None:
     how = (
         "int8: the compiled code calls an integer kernel for the layer, matched with the layers of the graph.",
         "The kernel is the one that reported itself while the artifact ran; ms are of the profile, where there is one.",
+        "Of artifacts for a GPU, int8 is what the program gives to an int8 kernel; kernels seen are matched by number.",
     )
     return Section("layers", "Layer by layer", how, tables, is_open=False) if tables else None
 

@@ -141,7 +141,8 @@ def _print_chosen_file(console: Console, summary: RunSummary) -> None:
                 runtime = RUNTIMES.get(artifact.get("runtime") or FP32_RUNTIME)
                 threads = {row.get("threads") for row in candidate["latency"] if row["device"] == artifact["target"]}
                 if runtime is not None and runtime.use and len(threads) == 1 and None not in threads:
-                    say(console, runtime.use.format(path=artifact["path"], threads=threads.pop()), "dim", whole=True)
+                    line = runtime.how_to_load(artifact["path"], threads.pop(), artifact["target"])
+                    say(console, line, "dim", whole=True)
             if variables := summary["environment"]["machine"].get("settings"):
                 said = ", ".join(f"{name}={value}" for name, value in sorted(variables.items()))
                 say(console, f"measured with these environment variables set: {said}", "dim")
@@ -195,12 +196,14 @@ def _say_what_is_special(console: Console, candidates: Sequence[CandidateSummary
     _say_what_ran(console, candidates)
     notes = {a["note"] for c in candidates for a in c["artifacts"] if a["note"]}
     for note in sorted(notes):
-        console.print(f"cuda: {note}: a gain there is the compiler's, not int8's.", markup=False)
+        say(console, f"cuda: {note}: a gain there is the compiler's, not int8's.", "yellow")
 
 
 def _say_what_ran(console: Console, candidates: Sequence[CandidateSummary]) -> None:
     """The share of int8 that was seen running, and weights that are packed anew at every call."""
-    reported = "(reported by oneDNN, or the runtime itself), of all MACs"
+    on_gpu = any(a["target"] != "cpu" for candidate in candidates for a in candidate["artifacts"])
+    known_by = "by oneDNN, by the runtime itself, or on a GPU by torch's profiler"
+    reported = f"(reported {known_by if on_gpu else 'by oneDNN, or the runtime itself'}), of all MACs"
     others = [candidate for candidate in candidates if candidate["kind"] != BASELINE]
     int8 = [
         (c["name"], a.get("executed_int8_mac_share"))

@@ -255,10 +255,12 @@ def set_against_best_fp32(candidates: list[CandidateSummary]) -> None:
 
 
 def _executed(lowered: Record, evaluation: Record | None) -> Record:
-    """What was seen running of an artifact: the share of int8, and by batch size weights packed anew at a call."""
+    """Whether an artifact was evaluated, or another device's; what was seen running: the share of int8, and by batch
+    size weights packed anew at a call."""
     same = evaluation is not None and (evaluation.get("settings") or {}).get("device") == lowered["results"]["target"]
     found = evaluation["results"] if same and evaluation is not None else {}
     return {
+        "is_evaluated": same,
         "executed_int8_mac_share": found.get("executed_int8_mac_share"),
         "executed_half_mac_share": found.get("executed_half_mac_share"),
         "reorders_per_call": found.get("reorders_per_call"),

@@ -31,6 +31,7 @@ class Artifact(TypedDict):
     weight_bytes: int
     int8_mac_share: float | None
     int8_weight_mac_share: NotRequired[float | None]
+    is_evaluated: NotRequired[bool]
     executed_int8_mac_share: float | None
     executed_half_mac_share: NotRequired[float | None]
     reorders_per_call: dict[str, int] | None

@@ -80,6 +80,18 @@ class Sentences:
         within = f"within {speed}{self.rules.short(self.rules.accuracy_margin)}"
         return f"; equivalent to {names} {within}, and {option.name} {why}"
 
+    def there(self, choices: Mapping[Place, str | None]) -> list[str]:
+        """What is not so, on a device, of what is to be shipped there: its arithmetic, or where it was evaluated."""
+        lines = []
+        for device, name in dict.fromkeys((place[0], choice) for place, choice in choices.items() if choice):
+            made = next((c for c in self.candidates if c["name"] == name), None)
+            here = [a for a in (made["artifacts"] if made else ()) if a.get("target") == device]
+            if any(a.get("note") for a in here):
+                lines.append(f"On {device} {name} computes in floats: what it gains is the compiler's, not int8's.")
+            if any(a.get("is_evaluated") is False for a in here):
+                lines.append(f"The accuracy of {name} was not measured on {device}.")
+        return lines
+
     def not_chosen(self, choice: str | None) -> list[str]:
         """Candidates that lose too much or may, and those that were not measured."""
         lines = []

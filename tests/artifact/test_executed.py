@@ -122,6 +122,14 @@ def test_what_ran_in_16_bits_is_half_and_not_int8() -> None:
     check_results(replace(others, settings={**others.settings, "quantizer": "nncf"}), results, Require())
 
 
+def test_what_is_not_known_to_have_run_in_int8_is_refused() -> None:
+    """Of a runtime that says what it runs; where nothing can say it, the code or the file has been judged."""
+    with pytest.raises(StageError, match="it is not known how much of it ran in int8 kernels"):
+        check_results(evaluation("ptq"), executed.Executed(None).as_record(), Require())
+    check_results(evaluation("ptq"), {}, Require())
+    check_results(evaluation("fp32"), executed.Executed(None).as_record(), Require())
+
+
 def test_only_weights_packed_anew_in_the_last_call_count() -> None:
     """A weight's shape is the same at both batch sizes, be its first side one of them; activations' differ.
 
@@ -177,5 +185,5 @@ def test_on_a_gpu_launches_of_our_kernels_are_the_int8_layers() -> None:
     assert share(*ours, other) == 400 / 410
     assert share(ours[0], other) == 100 / 410, "the largest counts as the one that did not run"
     assert share(other) == 0
-    assert share() is None, "the profiler saw nothing"
+    assert launched([], 410, layers) == executed.Executed(None), "the profiler saw nothing, so no share is known"
     assert launched(ours, 410, [KnownLayer("first", 100, int8=False)]) is None

@@ -19,9 +19,12 @@ from networks import EXAMPLE, quantized, small
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
 from raq.artifact import audit, check, inductor, sizes
+from raq.artifact.checked import Checked
 from raq.artifact.cpp import Deadline
 from raq.artifact.elf import imported_symbols
+from raq.artifact.executed import Executed
 from raq.artifact.generated_code import read_metadata, read_package
+from raq.artifact.metadata import METADATA_KEY, Metadata
 from raq.errors import StageError
 from raq.experiment.execution import Resources
 from raq.experiment.measurement import Require
@@ -99,6 +102,21 @@ def test_an_fp32_program_offered_as_int8(network, float_package: Path) -> None:
     results = {"audit": audit.audit(program, read_package(float_package)).as_record()}
     with pytest.raises(StageError, match=r"not quantized: 0\.000 of its MACs .* 3 \(weights are float"):
         check_results(stage("lower"), results, Require())
+
+
+@pytest.mark.parametrize(
+    ("launches", "share", "problem"),
+    [(None, None, ""), (0, None, "no int8 kernel"), (3, None, ""), (3, 0.5, "0.500 of its MACs"), (3, 1.0, "")],
+)
+def test_a_package_for_a_gpu_is_judged_by_what_ran(launches: int | None, share: float | None, problem: str) -> None:
+    """Its code says nothing: unknown is said, and none is refused."""
+    metadata = Metadata({METADATA_KEY: {"device": "cuda", "kind": "ptq", "candidate": "ptq", "runtime": "inductor"}})
+    found = Checked("a.pt2", None, 1, metadata=metadata, int8_launches=launches, float_weight_share=0.0)
+    found.ledger, found.executed = sizes.Ledger(1, 0, 0, 0, 0, 0, 0, {}, [], []), Executed(share)
+    check._judge(found, 0.95, 0.5, native=True)
+    assert [problem in text for text in found.problems] == ([True] if problem else [])
+    assert share is not None or found.int8_mac_share is None
+    assert bool(problem or share) or "seen" in " ".join(found.notes) or "only running it there" in " ".join(found.notes)
 
 
 def test_freezing_off(program, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 pytest.importorskip("onnxruntime")  # and onnx
 
-from raq.artifact import alone_tensorrt, onnx, runtimes, scales, tensorrt
+from raq.artifact import alone_tensorrt, gpu_kind, onnx, runtimes, scales, tensorrt
 from raq.artifact.account import reported
 from raq.artifact.alone_tensorrt import Engine, kernels
 from raq.artifact.audit import audit
@@ -142,12 +142,12 @@ def test_a_damaged_package_is_refused(package: Path, tmp_path: Path) -> None:
 
 def test_an_engine_for_another_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "_version", lambda: "10.9")
-    monkeypatch.setattr(tensorrt, "_gpu", lambda: "H200, 9.0")
+    monkeypatch.setattr(gpu_kind, "gpu_kind", lambda: "H200, 9.0")
     tensorrt.refuse(packed(b"", tmp_path / "same.trt", tensorrt="10.9", gpu="H200, 9.0"))
     tensorrt.refuse(packed(b"", tmp_path / "silent.trt"))
     with pytest.raises(StageError, match=r"for TensorRT 11\.4, this is 10\.9"):
         tensorrt.refuse(packed(b"", tmp_path / "a.trt", tensorrt="11.4", gpu="H200, 9.0"))
-    with pytest.raises(StageError, match=r"for GPU A100, 8\.0, this is H200"):
+    with pytest.raises(StageError, match=r"for the GPU A100, 8\.0, this is H200"):
         tensorrt.refuse(packed(b"", tmp_path / "b.trt", tensorrt="10.9", gpu="A100, 8.0"))
 
 

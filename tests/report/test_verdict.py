@@ -414,3 +414,20 @@ def test_no_ratio_is_told_as_zero() -> None:
     assert times(0.00215, (0.0021, 0.0022)) == "0.0022 times (0.0021 to 0.0022)"
     assert times(0.5, (0.4, 0.6)) == "0.50 times (0.40 to 0.60)"
     assert plain_ratio(2.0) == "2.00"
+
+
+def test_what_is_not_int8_on_a_gpu_or_was_not_evaluated_there_is_said() -> None:
+    """The graph of a backend for CPUs, lowered for a GPU too: faster there, but not by int8."""
+    devices = [("cpu", {}), ("cuda", {"note": "arithmetic is float", "is_evaluated": False})]
+    found = [
+        candidate("fp32", row(1000.0), row(100.0, device="cuda")),
+        candidate("ptq", row(300.0), row(50.0, device="cuda")),
+    ]
+    for one in found:
+        made = one["artifacts"][0]
+        one["artifacts"] = [made | {"target": device, "is_evaluated": True} | more for device, more in devices]
+    known = verdict(found, RULES, drops_of({"fp32": right(0), "ptq": right(10)}))
+    assert [choice["choice"] for choice in known["choices"]] == ["ptq", "ptq"]
+    said = "On cuda ptq computes in floats: what it gains is the compiler's, not int8's. The accuracy of ptq was not"
+    assert f"{said} measured on cuda." in known["why"]
+    assert "On cpu" not in known["why"]
