@@ -104,7 +104,7 @@ class Require(Section):
     """Share of a quantized candidate's weights that may be stored as floats; above it, lowering fails."""
     half_mac_share: Share = 0.9
     """Share of all multiply-accumulates that kernels of 16 bits must have done, of the candidates of `half`; below it,
-    evaluating them fails."""
+    evaluating them on a CPU fails. On a GPU nothing tells it."""
     max_drop: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     """Points of top-1 (or of the metric; in its own unit if that is none of top1, top5, mean_iou, and then without a
     default) that a candidate may lose and still be chosen: the upper end of the drop's 95% interval, of all candidates

@@ -90,8 +90,8 @@ class Optimisation(Section):
     """Image sides, as shares of the full side, through which the epochs go in order; []: full size; null: 0.5, 0.75, 1
     from 10,000 training images on."""
     precision: Precision | None
-    """Of the arithmetic of a training step; weights and evaluation are float32. null: whichever is faster, in a few
-    steps before the first epoch, from 10,000 training samples on; else float32."""
+    """Of the arithmetic of a training step; weights and evaluation are float32. null: whichever is faster by a tenth,
+    in a few steps before the first epoch, from 10,000 training samples on; else float32."""
     channels_last: bool | None
     """Whether images lie in memory with their channels last; null: as `precision`, else false."""
     average: Annotated[float, Field(ge=0, le=1)] | None

@@ -160,7 +160,8 @@ def nncf(name: str, dataset: Dataset, weights: Path) -> None:
                      "drop_interval": list(interval)})  # fmt: skip
         print(rows[-1], flush=True)
     path = REFERENCE / f"{name}.json"
-    write_json(path, {**read_json(path), "nncf": {"version": version("nncf"), "measured_at": now(), "rows": rows}})
+    kept = {"version": version("nncf"), "measured_at": now(), "environment": environment(), "rows": rows}
+    write_json(path, {**read_json(path), "nncf": kept})
 
 
 def latency(name: str, weights: Path, dataset: Dataset, work: Path) -> None:
