@@ -224,7 +224,7 @@ def _check_executed(stage: Stage, results: _Results, require: Require) -> None:
             return
         raise StageError(
             f"{stage.name}: not shown to be quantized: it is not known how much of it ran in int8 kernels",
-            "on a GPU, is torch's profiler allowed to see kernels? Of a runtime's account, --debug shows all",
+            "on a GPU: is torch's profiler allowed to see kernels? Else leave this runtime out of lower.runtimes",
         )
     evidence = Evidence(share, share, results.float_by_choice_share, None)
     if not why_not_int8(evidence, require.int8_mac_share, require.float_weight_share):
