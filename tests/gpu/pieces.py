@@ -191,7 +191,7 @@ def contenders(name: str, kinds: tuple[str, ...], device: str, records: Path) ->
             new = path.with_name(f"new{path.suffix}")
             made = make[program]()
             resolve(runtime.lower)(made, new, about, device, max(BATCHES))
-            torch.save(made.module()(*random_inputs(inputs, TRIED_BATCHES[1])), outputs_of(path))
+            torch.save(made.module()(*random_inputs(inputs, TRIED_BATCHES[1])).detach(), outputs_of(path))
             new.replace(path)
         found.append(settings(kind, runtime.name, path))
     return found
