@@ -34,7 +34,8 @@ class Runtime:
     prepare: () -> None, imports its libraries; UserError if they are not installed. refuse: path -> None, StageError if
     this installation cannot execute the file. alone: the module that loads an artifact in a process without raq.
 
-    use: the line of Python that loads a file without raq, with {path} and {threads} to fill in.
+    use: the line of Python that loads a file without raq, with {path} and {threads} to fill in; use_on_gpu: what
+    comes before it there.
 
     has_7_bits: whether activations may have 7 bits (reduce_range).
 
@@ -55,6 +56,7 @@ class Runtime:
     recognises: str
     alone: str
     use: str = ""
+    use_on_gpu: str = ""
     libraries: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
     deployed_with: tuple[str, ...] = ()
@@ -71,8 +73,7 @@ class Runtime:
 
     def how_to_load(self, path: str, threads: int | None, device: str) -> str:
         """The line of Python that loads a file as it was evaluated; empty if there is none."""
-        before = "" if device == "cpu" or not self.use else "torch.backends.cudnn.allow_tf32 = False; "
-        return before + self.use.format(path=path, threads=threads)
+        return ("" if device == "cpu" else self.use_on_gpu) + self.use.format(path=path, threads=threads)
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -90,6 +91,7 @@ RUNTIMES: dict[str, Runtime] = {
             recognises="raq.artifact.generated_code:is_package",
             alone="raq.artifact.alone_inductor",
             use="torch.set_num_threads({threads}); network = torch._inductor.aoti_load_package({path!r})",
+            use_on_gpu="torch.backends.cudnn.allow_tf32 = False; ",
             refuse="raq.artifact.inductor:refuse",
             deployed_with=("torch",),
             is_native=True,
