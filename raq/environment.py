@@ -191,15 +191,21 @@ def gpus() -> list[str]:
     return [line.strip() for line in (listed or "").splitlines() if line.strip()]
 
 
+@cache
+def _slowdown_field() -> str:
+    """What nvidia-smi calls the reasons for lower clocks: newer drivers have another name for them."""
+    newer = "clocks_event_reasons.active"
+    known = _output("nvidia-smi", f"--query-gpu={newer}", "--format=csv,noheader")
+    return "clocks_throttle_reasons.active" if known is None else newer
+
+
 def gpu_state() -> list[dict[str, Any]] | None:
     """Each GPU now: its index, clock in MHz, temperature in degrees Celsius, throttle reasons (a bit mask in
     hexadecimal), and how many processes compute on it. None without a driver, or if it does not answer."""
     if not gpus():
         return None
-    asked = "--query-gpu=index,uuid,clocks.sm,temperature.gpu,clocks_{}_reasons.active"
-    listed = None
-    for name in ("event", "throttle"):  # of newer drivers, and of older ones
-        listed = listed or _output("nvidia-smi", asked.format(name), "--format=csv,noheader,nounits")
+    asked = f"index,uuid,clocks.sm,temperature.gpu,{_slowdown_field()}"
+    listed = _output("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits")
     computing = _output("nvidia-smi", "--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
     return None if listed is None else read_gpu_state(listed, computing)
 
