@@ -30,7 +30,7 @@ MIN_SQNR_DB = {
     ("ptq", "reloaded"): 60.0,
     ("qat", "reloaded"): 60.0,
 }
-MIN_ON_GPU_DB = 40.0  # other kernels than the CPU's, in other orders
+MIN_ON_GPU_DB = 40.0  # other kernels than the CPU's; where it is lowered, torch may round products to 10 bits (TF32)
 SIGMAS = 3.0  # standard deviations of chance accuracy within which a top-1 counts as chance
 
 

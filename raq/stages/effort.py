@@ -42,9 +42,11 @@ class Judged:
 
         Rounding gains nothing: a drop below 0 is chance, and counts as 0 with an interval as wide.
         """
+        if self.sqnr_db is None:
+            return True
         if self.drop is None or self.drop_interval is None:
-            return self.sqnr_db is None
-        return self.sqnr_db is None or self.drop_interval[1] - min(self.drop, 0.0) <= enough
+            return False
+        return self.drop_interval[1] - min(self.drop, 0.0) <= enough
 
     def is_nearer(self, than: "Judged", by_db: float = LEAST_GAIN_DB) -> bool:
         """Whether its outputs are nearer to those in float, by so much."""
