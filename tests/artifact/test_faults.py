@@ -105,18 +105,27 @@ def test_an_fp32_program_offered_as_int8(network, float_package: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("launches", "share", "problem"),
-    [(None, None, ""), (0, None, "no int8 kernel"), (3, None, ""), (3, 0.5, "0.500 of its MACs"), (3, 1.0, "")],
+    ("launches", "share", "problems", "notes"),
+    [
+        (None, None, [], "only running it there shows"),
+        (0, None, ["no int8 kernel of raq's was seen running"], ""),
+        (3, None, [], "3 launches of raq's int8 kernels were seen"),
+        (3, 0.5, ["0.500 of its MACs ran in int8 kernels"], ""),
+        (3, 1.0, [], ""),
+    ],
 )
-def test_a_package_for_a_gpu_is_judged_by_what_ran(launches: int | None, share: float | None, problem: str) -> None:
-    """Its code says nothing: unknown is said, and none is refused."""
+def test_a_package_for_a_gpu_is_judged_by_what_ran(
+    launches: int | None, share: float | None, problems: list[str], notes: str
+) -> None:
+    """Its code says nothing: what is unknown is said, and a package without an int8 kernel is refused."""
     metadata = Metadata({METADATA_KEY: {"device": "cuda", "kind": "ptq", "candidate": "ptq", "runtime": "inductor"}})
     found = Checked("a.pt2", None, 1, metadata=metadata, int8_launches=launches, float_weight_share=0.0)
     found.ledger, found.executed = sizes.Ledger(1, 0, 0, 0, 0, 0, 0, {}, [], []), Executed(share)
     check._judge(found, 0.95, 0.5, native=True)
-    assert [problem in text for text in found.problems] == ([True] if problem else [])
-    assert share is not None or found.int8_mac_share is None
-    assert bool(problem or share) or "seen" in " ".join(found.notes) or "only running it there" in " ".join(found.notes)
+    assert len(found.problems) == len(problems)
+    assert all(said in text for said, text in zip(problems, found.problems, strict=True))
+    assert notes in " ".join(found.notes)
+    assert found.int8_mac_share == share
 
 
 def test_freezing_off(program, tmp_path: Path) -> None:

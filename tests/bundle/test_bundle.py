@@ -114,6 +114,9 @@ def test_numbers_of_the_card_are_the_records() -> None:
             assert f"| {row['batch_size']} | {row['p50_ms']:.3f} |" in text
     for row in ptq["parity"]:
         assert f"| {row['step']} |" in text
+    assert "| arithmetic |" not in text
+    found.lowering["note"] = "arithmetic between quantize and dequantize is float"  # of a graph for CPUs, on a GPU
+    assert "| arithmetic | arithmetic between quantize and dequantize is float |" in card(found, metadata(found))
 
 
 def _exported(summary: Any, records: Any, name: str = "ptq") -> Exported:
