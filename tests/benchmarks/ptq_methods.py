@@ -123,8 +123,8 @@ def train_it(name: str, dataset: Dataset, folder: Path, more: int | None) -> Non
 
 
 def label_of(name: str, weights: Path) -> str:
-    """What a record calls a network: NAME, or NAME-more with the weights that `--more` left."""
-    return f"{name}-more" if weights.stem == f"{name}-more" else name
+    """What a record calls a network: as its weights' file, where that begins with NAME (NAME-more), else NAME."""
+    return weights.stem if weights.stem.startswith(f"{name}-") else name
 
 
 def by_nncf(source: Source, *, smooth_quant: bool, fast_bias_correction: bool) -> Any:
