@@ -81,7 +81,7 @@ class _Judge:
                 sentences.append(self._said(decision, found))
             elif decision.choice != deciding.choice:
                 sentences.append(f"{at(place).capitalize()}, ship {decision.choice}.")
-        sentences += self.words.there({place: decision.choice for place, decision in found.items()})
+        sentences += self.words.limits_by_device({place: decision.choice for place, decision in found.items()})
         why = " ".join(dict.fromkeys([*sentences, *self.slower, *self.words.not_chosen(deciding.choice)]))
         choices: list[PlaceChoice] = [
             {"device": d, "batch_size": b, "choice": one.choice} for (d, b), one in found.items()

@@ -80,7 +80,7 @@ class Sentences:
         within = f"within {speed}{self.rules.short(self.rules.accuracy_margin)}"
         return f"; equivalent to {names} {within}, and {option.name} {why}"
 
-    def there(self, choices: Mapping[Place, str | None]) -> list[str]:
+    def limits_by_device(self, choices: Mapping[Place, str | None]) -> list[str]:
         """What is not so, on a device, of what is to be shipped there: its arithmetic, or where it was evaluated."""
         lines = []
         for device, name in dict.fromkeys((place[0], choice) for place, choice in choices.items() if choice):
