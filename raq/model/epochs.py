@@ -13,11 +13,13 @@ from raq.model.checkpoints import LOWER_LR, Metrics, TrainingContext
 from raq.model.compute import Compute, choose
 from raq.model.dataset import Dataset, calibration_indices
 from raq.model.initialisation import rescale_on
+from raq.model.losses import Loss
 
 
 def begin(
     model: nn.Module,
     dataset: Dataset,
+    loss: Loss,
     settings: Optimisation,
     seed: int,
     context: TrainingContext,
@@ -29,7 +31,7 @@ def begin(
     """
     found: Metrics = {}
     if isinstance(settings, Train) and settings.initialisation == "rescaled":
-        found["rescaled_layers"] = rescale_on(model, dataset, settings.samples_per_step, seed, context.device)
+        found["rescaled_layers"] = rescale_on(model, dataset, loss, settings.samples_per_step, seed, context.device)
     set_mode(True)
     count = dataset.size("train")
 

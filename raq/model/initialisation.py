@@ -1,6 +1,6 @@
-"""Layers rescaled before training where an untrained network's signal has died out. Must not import ray."""
+"""Layers rescaled before training where an untrained network is too quiet, or too loud. Must not import ray."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 from raq.model.dataset import Dataset, calibration_indices
+from raq.model.losses import Loss
 
 DIED_OUT = 0.1  # a standard deviation of the last layer's input, over samples
 LEAST, MOST = 0.25, 4.0  # those that a layer's output may have
 ROUNDS = 3
+WORSE = 1.25  # times the loss of outputs that are all 0: what is above that is worse than knowing nothing
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
@@ -46,11 +48,40 @@ def rescale_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     return rescaled
 
 
-def rescale_on(network: nn.Module, dataset: Dataset, samples: int, seed: int, device: torch.device) -> list[str]:
-    """`rescale_layers` on so many training samples, at once, the same on every rank."""
+def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Callable[[Tensor], Tensor]) -> list[str]:
+    """Scale the last layer's weights in place where its outputs are worse than none; its name, if that was done.
+
+    `loss` is that of outputs [n, ...], by sample [n]. Above WORSE times the loss of outputs that are all 0, as where
+    torchvision's EfficientNets draw the layer for ten classes four times as wide as torch's own initialisation does,
+    outputs are scaled to a standard deviation of LEAST. What is trained, or drawn for its number of classes, answers no
+    worse than that, and is left as it is; so is a network whose loss that would not lower.
+    """
+    with _in_training(network), torch.no_grad():
+        order, _ = _executed(network, inputs)
+        outputs = network(*inputs)
+        chance, before = float(loss(torch.zeros_like(outputs)).mean()), float(loss(outputs).mean())
+        if not order or not before > WORSE * chance > 0:
+            return []
+        layer = network.get_submodule(order[-1])
+        parameters = [one for one in (layer.weight, layer.bias) if isinstance(one, Tensor)]
+        kept = [one.clone() for one in parameters]
+        for one in parameters:
+            one.mul_(LEAST / float(outputs.std()))
+        if float(loss(network(*inputs)).mean()) < before:
+            return [order[-1]]
+        for one, was in zip(parameters, kept, strict=True):
+            one.copy_(was)
+    return []
+
+
+def rescale_on(
+    network: nn.Module, dataset: Dataset, loss: Loss, samples: int, seed: int, device: torch.device
+) -> list[str]:
+    """`rescale_layers` and `quieten_last_layer` on so many training samples, at once, the same on every rank."""
     chosen = calibration_indices(dataset.size("train"), samples, seed)
-    (inputs, _), *_ = dataset.batches("train", [chosen], device)
-    return rescale_layers(network, inputs)
+    (inputs, targets), *_ = dataset.batches("train", [chosen], device)
+    hidden = rescale_layers(network, inputs)
+    return hidden + quieten_last_layer(network, inputs, lambda outputs: loss(outputs, targets))
 
 
 @contextmanager

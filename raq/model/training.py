@@ -65,7 +65,7 @@ def train(
     if history:
         compute, begun = Compute.of_row(history[-1]), {}
     else:
-        compute, begun = begin(model, dataset, settings, seed, context, set_mode)
+        compute, begun = begin(model, dataset, task.loss, settings, seed, context, set_mode)
         if hooks.counts_start:
             best = _best_of(None, START, _validate(model, dataset, task.scorer, context, START), model, sign)
     compute.lay_out(model)

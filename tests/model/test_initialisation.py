@@ -1,6 +1,7 @@
 """Networks whose signal dies out are rescaled; running statistics are those of the samples; settings fit the data."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from raq.experiment.training import Qat, Train
 from raq.model.batch_norm import estimate_anew
 from raq.model.checkpoints import LocalContext
-from raq.model.initialisation import rescale_layers
+from raq.model.initialisation import quieten_last_layer, rescale_layers
 from raq.model.training import train
 from tests.networks import TOP1, small
 
@@ -53,6 +54,51 @@ def test_a_signal_that_dies_out_reaches_the_last_layer() -> None:
     assert all(torch.equal(net.head.state_dict()[name], tensor) for name, tensor in head.items())
     assert spread_before_the_head(net, images) > 0.1
     assert rescale_layers(small(), (images,)) == [], "batch norm keeps its signal"
+
+
+class Doubtful(nn.Module):
+    """A network whose answers do not depend on its last layer's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 20 * nn.functional.normalize(self.head(x.flatten(1)[:, :12]))
+
+
+def test_a_last_layer_that_answers_worse_than_chance_is_made_quiet() -> None:
+    images, targets = torch.randn(64, 3, 16, 16), torch.randint(10, (64,))
+
+    def loss(outputs: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def loss_of(network: nn.Module) -> float:
+        return float(loss(network.train()(images)).mean().detach())
+
+    loud = Odd()
+    rescale_layers(loud, (images,))
+    assert quieten_last_layer(loud, (images,), loss) == [], "as torch draws it"
+    with torch.no_grad():
+        loud.head.weight.mul_(30)
+        loud.head.bias.mul_(30)
+    others = {name: one.detach().clone() for name, one in loud.named_parameters() if "head" not in name}
+    direction = loud.head.weight / loud.head.weight.norm()
+    assert loss_of(loud) > 1.25 * math.log(10)
+    assert quieten_last_layer(loud, (images,), loss) == ["head"]
+    assert loss_of(loud) < 1.1 * math.log(10)
+    assert torch.allclose(loud.head.weight / loud.head.weight.norm(), direction, atol=1e-6)
+    assert all(torch.equal(loud.get_parameter(name), one) for name, one in others.items())
+    with torch.no_grad():  # as sure of itself, and right
+        targets = loud.train()(images).argmax(1)
+        loud.head.weight.mul_(300)
+    assert quieten_last_layer(loud, (images,), loss) == []
+
+    doubtful = Doubtful()
+    was = copy.deepcopy(doubtful.state_dict())
+    assert loss_of(doubtful) > 1.25 * math.log(10)
+    assert quieten_last_layer(doubtful, (images,), loss) == [], "nothing is won"
+    assert all(torch.equal(doubtful.state_dict()[name], one) for name, one in was.items())
 
 
 def test_running_statistics_are_those_of_the_batches() -> None:
