@@ -54,20 +54,20 @@ def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Cal
     `loss` is that of outputs [n, ...], by sample [n]. Above WORSE times the loss of outputs that are all 0, as where
     torchvision's EfficientNets draw the layer for ten classes four times as wide as torch's own initialisation does,
     outputs are scaled to a standard deviation of LEAST. What is trained, or drawn for its number of classes, answers no
-    worse than that, and is left as it is; so is a network whose loss that would not lower.
+    worse than that, and is left as it is; so is a network whose loss that does not bring below.
     """
     with _in_training(network), torch.no_grad():
         order, _ = _executed(network, inputs)
         outputs = network(*inputs)
-        chance, before = float(loss(torch.zeros_like(outputs)).mean()), float(loss(outputs).mean())
-        if not order or not before > WORSE * chance > 0:
+        chance = float(loss(torch.zeros_like(outputs)).mean())
+        if not order or not float(loss(outputs).mean()) > WORSE * chance > 0:
             return []
         layer = network.get_submodule(order[-1])
         parameters = [one for one in (layer.weight, layer.bias) if isinstance(one, Tensor)]
         kept = [one.clone() for one in parameters]
         for one in parameters:
             one.mul_(LEAST / float(outputs.std()))
-        if float(loss(network(*inputs)).mean()) < before:
+        if float(loss(network(*inputs)).mean()) < WORSE * chance:
             return [order[-1]]
         for one, was in zip(parameters, kept, strict=True):
             one.copy_(was)
