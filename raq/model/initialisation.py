@@ -52,7 +52,7 @@ def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Cal
     """Scale the last layer's weights in place where its outputs are worse than none; its name, if that was done.
 
     `loss` is that of outputs [n, ...], by sample [n]. Above WORSE times the loss of outputs that are all 0, as where
-    torchvision's EfficientNets draw the layer for ten classes four times as wide as torch's own initialisation does,
+    torchvision's EfficientNets draw the layer for ten classes eleven times as wide as torch itself would,
     outputs are scaled to a standard deviation of LEAST. What is trained, or drawn for its number of classes, answers no
     worse than that, and is left as it is; so is a network whose loss that does not bring below.
     """
