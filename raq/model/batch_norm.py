@@ -44,9 +44,11 @@ def estimate_anew(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> No
     """Give a model's batch norms the running statistics of these batches alone, each counting as much as another.
 
     batches: the network's inputs, tensors [n, ...]. Wu and Johnson 2021, Rethinking "Batch" in BatchNorm, section 3,
-    with means of variances by batch. All else is in evaluation mode, in which the model is left.
+    with means of variances by batch. All else is in evaluation mode, in which the model is left; so are norms that
+    `model.train()` keeps in it, which a backbone that is held fast may have.
     """
-    norms = batch_norms(model)
+    model.train()
+    norms = [norm for norm in batch_norms(model) if norm.training]
     rates = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -127,17 +129,18 @@ class _SynchronisedNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
         dims = [0, *range(2, x.dim())]
         count = x.numel() / x.shape[1]
-        variance, mean = torch.var_mean(x, dim=dims, correction=0)
+        kept = torch.promote_types(x.dtype, torch.float32)  # of half precision, statistics are float32
+        variance, mean = torch.var_mean(x.to(kept), dim=dims, correction=0)
         mean64, variance64 = mean.double(), variance.double()
         sums = torch.cat([mean64 * count, (variance64 + mean64**2) * count, mean64.new_tensor([count])])  # [2C + 1]
         dist.all_reduce(sums)
         total = sums[-1]
         mean64, squares = (sums[:-1] / total).chunk(2)
-        mean, variance = mean64.to(x.dtype), (squares - mean64**2).clamp_min_(0).to(x.dtype)
+        mean, variance = mean64.to(kept), (squares - mean64**2).clamp_min_(0).to(kept)
         output = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
         inverse_std = torch.rsqrt(variance + eps)
         ctx.save_for_backward(x, weight, mean, inverse_std, total)
-        count_of_all = total.to(x.dtype)
+        count_of_all = total.to(kept)
         ctx.mark_non_differentiable(mean, variance, count_of_all)
         return output, mean, variance, count_of_all
 
@@ -147,11 +150,13 @@ class _SynchronisedNorm(torch.autograd.Function):
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         normalised = (x - mean.view(shape)) * inverse_std.view(shape)
+        dy = dy.to(mean.dtype)
         bias_gradient = dy.sum(dim=dims)
         weight_gradient = (dy * normalised).sum(dim=dims)
         sums = torch.cat([bias_gradient, weight_gradient]).double()
         dist.all_reduce(sums)
-        mean_dy, mean_dy_normalised = (sums / total).to(x.dtype).chunk(2)
+        mean_dy, mean_dy_normalised = (sums / total).to(mean.dtype).chunk(2)
         scale = inverse_std if weight is None else inverse_std * weight
         dx = (dy - mean_dy.view(shape) - normalised * mean_dy_normalised.view(shape)) * scale.view(shape)
+        dx = dx.to(x.dtype)
         return dx, None if weight is None else weight_gradient, None if weight is None else bias_gradient, None

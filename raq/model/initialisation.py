@@ -1,11 +1,11 @@
 """Layers rescaled before training where an untrained network is too quiet, or too loud. Must not import ray."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 from raq.model.dataset import Dataset, calibration_indices
@@ -15,6 +15,8 @@ DIED_OUT = 0.1  # a standard deviation of the last layer's input, over samples
 LEAST, MOST = 0.25, 4.0  # those that a layer's output may have
 ROUNDS = 3
 WORSE = 1.25  # times the loss of outputs that are all 0: what is above that is worse than knowing nothing
+INFORMED = 0.9  # times that loss: what some share of the outputs has below that, they know something
+SHARES = tuple(2.0**-n for n in range(1, 13))
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
@@ -25,24 +27,22 @@ def rescale_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     execution, to outputs of a standard deviation of 1 on the batch `inputs` [n, ...]. Nothing is done where the last
     layer's input varies from sample to sample by a standard deviation above DIED_OUT, as it does behind most
     normalisations and in trained networks; of the layers, those whose output is between LEAST and MOST are left as they
-    are, and so is the last one.
+    are, and so are the last one and those that do not learn, share a weight with another, or compute theirs anew.
     """
     with _in_training(network), torch.no_grad():
-        order, last_input = _executed(network, inputs)
-        if len(order) < 2 or last_input is None or _spread(last_input) > DIED_OUT:
+        executed, last_input = _executed(network, inputs)
+        if len(executed) < 2 or last_input is None or _spread(last_input) > DIED_OUT:
             return []
-        rescaled = []
-        for name in order[:-1]:
+        able, rescaled = _scalable(network), []
+        for name in (one for one in executed[:-1] if one in able):
             layer = network.get_submodule(name)
             for round_number in range(ROUNDS):
                 output = _output_of(layer, network, inputs)
                 deviation = 0.0 if output is None else float(output.std())
                 if deviation == 0 or (round_number == 0 and LEAST <= deviation <= MOST):
                     break
-                assert isinstance(layer.weight, Tensor)
-                layer.weight.div_(deviation)
-                if isinstance(layer.bias, Tensor):
-                    layer.bias.div_(deviation)
+                for one in _weights(layer):
+                    one.div_(deviation)
                 if name not in rescaled:
                     rescaled.append(name)
     return rescaled
@@ -52,24 +52,28 @@ def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Cal
     """Scale the last layer's weights in place where its outputs are worse than none; its name, if that was done.
 
     `loss` is that of outputs [n, ...], by sample [n]. Above WORSE times the loss of outputs that are all 0, as where
-    torchvision's EfficientNets draw the layer for ten classes eleven times as wide as torch itself would,
-    outputs are scaled to a standard deviation of LEAST. What is trained, or drawn for its number of classes, answers no
-    worse than that, and is left as it is; so is a network whose loss that does not bring below.
+    torchvision's EfficientNets draw the layer for ten classes eleven times as wide as torch itself would, outputs are
+    scaled to a standard deviation of LEAST. Left as they are: outputs that say something of the targets, though too
+    loudly (some share of them has less than INFORMED times that loss: what is trained, and too sure of itself); a layer
+    that does not learn, shares its weight or computes it anew; and a network whose loss that does not bring below.
     """
     with _in_training(network), torch.no_grad():
-        order, _ = _executed(network, inputs)
+        executed, _ = _executed(network, inputs)
         outputs = network(*inputs)
-        chance = float(loss(torch.zeros_like(outputs)).mean())
-        if not order or not float(loss(outputs).mean()) > WORSE * chance > 0:
+        if not executed or executed[-1] not in _scalable(network) or not isinstance(outputs, Tensor):
             return []
-        layer = network.get_submodule(order[-1])
-        parameters = [one for one in (layer.weight, layer.bias) if isinstance(one, Tensor)]
-        kept = [one.clone() for one in parameters]
-        for one in parameters:
-            one.mul_(LEAST / float(outputs.std()))
+        chance, deviation = float(loss(torch.zeros_like(outputs)).mean()), float(outputs.std(correction=0))
+        if not deviation > 0 or not float(loss(outputs).mean()) > WORSE * chance > 0:
+            return []
+        if min(float(loss(outputs * share).mean()) for share in SHARES) < INFORMED * chance:
+            return []
+        layer = network.get_submodule(executed[-1])
+        kept = [one.clone() for one in _weights(layer)]
+        for one in _weights(layer):
+            one.mul_(LEAST / deviation)
         if float(loss(network(*inputs)).mean()) < WORSE * chance:
-            return [order[-1]]
-        for one, was in zip(parameters, kept, strict=True):
+            return [executed[-1]]
+        for one, was in zip(_weights(layer), kept, strict=True):
             one.copy_(was)
     return []
 
@@ -100,25 +104,45 @@ def _in_training(network: nn.Module) -> Iterator[None]:
 
 
 def _executed(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], Tensor | None]:
-    """The layers in the order in which they first run, and what the last one reads."""
-    order: dict[str, None] = {}
+    """The layers in the order in which they first run, but at the end the one that runs last, and what that reads."""
+    runs: list[str] = []
     read: list[Tensor | None] = [None]
 
     def note(name: str, given: tuple[Any, ...]) -> None:
-        order.setdefault(name)
+        runs.append(name)
         read[0] = given[0] if given else None
 
     hooks = [
         module.register_forward_pre_hook(lambda _, given, name=name: note(name, given))
         for name, module in network.named_modules()
-        if isinstance(module, LAYERS) and not torch.nn.utils.parametrize.is_parametrized(module)
+        if isinstance(module, LAYERS)
     ]
     try:
         network(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return list(order), read[0]
+    last = runs[-1:]
+    return [name for name in dict.fromkeys(runs) if name not in last] + last, read[0]
+
+
+def _scalable(network: nn.Module) -> set[str]:
+    """The layers whose weight and bias are their own, learn, and are what the layer computes with."""
+    owners = Counter(id(one) for _, one in network.named_parameters(remove_duplicate=False))
+    found = set()
+    for name, module in network.named_modules():
+        own = module._parameters
+        used = [own.get(key) for key in ("weight", "bias") if getattr(module, key, None) is not None]
+        # of parametrizations and of torch.nn.utils.weight_norm, `weight` is computed anew from others
+        able = all(one is not None and one.requires_grad and owners[id(one)] == 1 for one in used)
+        if isinstance(module, LAYERS) and able:
+            found.add(name)
+    return found
+
+
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
+    """Its weight, and its bias if it has one."""
+    return [one for key in ("weight", "bias") if (one := layer._parameters.get(key)) is not None]
 
 
 def _spread(values: Tensor) -> float:

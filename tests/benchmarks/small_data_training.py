@@ -23,8 +23,7 @@ from raq.model.evaluation import logits
 from raq.model.loop import seed_everything
 from raq.model.training import train
 from raq.store.files import now, write_json
-from tests.model.test_initialisation import Odd
-from tests.networks import TOP1
+from tests.networks import TOP1, Odd
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 OTHERWISE: dict[str, dict[str, Any]] = {

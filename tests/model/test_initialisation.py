@@ -14,25 +14,7 @@ from raq.model.batch_norm import estimate_anew
 from raq.model.checkpoints import LocalContext
 from raq.model.initialisation import quieten_last_layer, rescale_layers
 from raq.model.training import train
-from tests.networks import TOP1, small
-
-
-class Odd(nn.Module):
-    """Five convolutions of odd widths with torch's own initialisation, one batch norm, a depthwise layer, a
-    concatenation: what reaches the last layer is a hundredth of what went in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 13, 3, padding=1), nn.BatchNorm2d(13)
-        self.depthwise = nn.Conv2d(13, 13, 3, padding=1, groups=13)
-        self.wide, self.joined = nn.Conv2d(13, 27, 3, 2, 1), nn.Conv2d(40, 37, 3, 2, 1)
-        self.last, self.head = nn.Conv2d(37, 53, 3, 2, 1), nn.Linear(53, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.depthwise(torch.relu(self.norm(self.first(x)))))
-        x = torch.cat([torch.relu(self.wide(x)), nn.functional.avg_pool2d(x, 2)], 1)
-        found: Tensor = self.head(torch.relu(self.last(torch.relu(self.joined(x)))).mean((2, 3)))
-        return found
+from tests.networks import TOP1, Odd, small
 
 
 def spread_before_the_head(net: Odd, images: Tensor) -> float:
@@ -89,16 +71,80 @@ def test_a_last_layer_that_answers_worse_than_chance_is_made_quiet() -> None:
     assert loss_of(loud) < 1.1 * math.log(10)
     assert torch.allclose(loud.head.weight / loud.head.weight.norm(), direction, atol=1e-6)
     assert all(torch.equal(loud.get_parameter(name), one) for name, one in others.items())
-    with torch.no_grad():  # as sure of itself, and right
+    with torch.no_grad():  # as sure of itself, and mostly right
         targets = loud.train()(images).argmax(1)
-        loud.head.weight.mul_(300)
-    assert quieten_last_layer(loud, (images,), loss) == []
+        targets[:20] = (targets[:20] + 1) % 10
+        loud.head.weight.mul_(3000)
+    assert loss_of(loud) > 1.25 * math.log(10)
+    assert quieten_last_layer(loud, (images,), loss) == [], "it knows something"
 
     doubtful = Doubtful()
     was = copy.deepcopy(doubtful.state_dict())
     assert loss_of(doubtful) > 1.25 * math.log(10)
     assert quieten_last_layer(doubtful, (images,), loss) == [], "nothing is won"
     assert all(torch.equal(doubtful.state_dict()[name], one) for name, one in was.items())
+
+
+def tied(net: Odd) -> None:
+    net.extra = nn.Linear(53, 10)
+    net.extra.weight = net.head.weight
+
+
+def without_a_spread(net: Odd) -> None:
+    nn.init.zeros_(net.head.weight)
+    nn.init.constant_(net.head.bias, -4.6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        tied,
+        without_a_spread,
+        lambda net: net.head.requires_grad_(False),
+        lambda net: nn.utils.parametrizations.weight_norm(net.head),
+        lambda net: nn.utils.weight_norm(net.head),
+    ],
+)
+def test_a_last_layer_whose_weight_is_not_its_own_to_change_is_left(change: Any) -> None:
+    net, images = Odd(), torch.randn(64, 3, 16, 16)
+    with torch.no_grad():
+        net.head.weight.mul_(3000)
+    change(net)
+    was = {name: one.detach().clone() for name, one in net.named_parameters()}
+    assert quieten_last_layer(net, (images,), lambda outputs: (outputs - 1e-3).square().mean(1)) == []
+    assert all(torch.equal(net.get_parameter(name), one) for name, one in was.items())
+    assert "last" in rescale_layers(net, (images,))
+    heads = {name: one for name, one in was.items() if "head" in name}
+    assert all(torch.equal(net.get_parameter(name), one) for name, one in heads.items())
+
+
+def test_hidden_layers_that_do_not_learn_or_compute_their_weights_anew_are_left() -> None:
+    net, images = Odd(), torch.randn(64, 3, 16, 16)
+    nn.utils.weight_norm(net.joined)
+    net.last.requires_grad_(False)
+    net.wide = nn.utils.parametrizations.weight_norm(net.wide)
+    was = {name: one.detach().clone() for name, one in net.named_parameters()}
+    assert not {"joined", "last", "wide"} & set(rescale_layers(net, (images,)))
+    for name, one in was.items():
+        if name.startswith(("joined", "last", "wide")):
+            assert torch.equal(net.get_parameter(name), one), name
+
+
+class Held(nn.Sequential):
+    """A network whose first batch norm is never in training."""
+
+    def train(self, mode: bool = True) -> "Held":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def test_running_statistics_that_are_held_stay() -> None:
+    net = Held(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    was = copy.deepcopy(net.state_dict())
+    estimate_anew(net, [(torch.randn(8, 3, 8, 8),)])
+    assert torch.equal(net[1].running_mean, was["1.running_mean"])  # type: ignore[arg-type]
+    assert not torch.equal(net[3].running_mean, was["3.running_mean"])  # type: ignore[arg-type]
 
 
 def test_running_statistics_are_those_of_the_batches() -> None:

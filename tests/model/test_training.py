@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from networks import TOP1
+from networks import TOP1, Odd
 from torch import nn
 
 from raq.errors import StageError
@@ -255,7 +255,7 @@ class _EndsOrGoesOn(_Rank):
 
 
 def _resume_worker(rank: int, world: int) -> None:
-    """With averages, rescaled weights, statistics taken anew and the steps of QAT: nothing tells that it was ended."""
+    """Nothing tells that it was ended: with averages, rescaled weights, statistics taken anew and bfloat16; and QAT."""
     for kind in (_train_small, _learn_scales):
         with tempfile.TemporaryDirectory() as own:
             folders = [Path(own), *([None] * (world - 1))]
@@ -275,8 +275,16 @@ def _resume_worker(rank: int, world: int) -> None:
 def _train_small(context: LocalContext) -> TrainingResult:
     data = load_dataset(Data(name="digits", train_limit=256, validation_fraction=0.2))
     seed_everything(0)
-    asked = settings(epochs=3, batch_size=32, average=0.2, initialisation="rescaled", batch_norm_samples=128)
-    return train(network(), data, TOP1, asked, 0, context)
+    asked = settings(
+        epochs=3, batch_size=32, average=0.2, initialisation="rescaled", batch_norm_samples=128, precision="bfloat16",
+        channels_last=True,
+    )  # fmt: skip
+    net = Odd()
+    with torch.no_grad():
+        net.head.weight.mul_(300)
+    found = train(net, data, TOP1, asked, 0, context)
+    assert {"last", "head"} <= set(found.history[0]["rescaled_layers"]), "too quiet, and too loud"
+    return found
 
 
 def test_two_workers_that_were_ended_go_on_as_if_they_had_not_been(tmp_path: Path) -> None:
