@@ -97,23 +97,32 @@ def in_float(graph: fx.GraphModule) -> Iterator[fx.GraphModule]:
             learned.off = False
 
 
-def let_learn(graph: fx.GraphModule, frozen: Collection[str] = ()) -> None:
+def let_learn(graph: fx.GraphModule, frozen: Collection[str] = (), own: Collection[str] | None = None) -> None:
     """Let the parameters that the graph reads learn, and the scales; frozen: names of those that do not.
 
-    Weights and biases of layers that the graph's rewriting has stored as buffers become parameters; the network's own
-    buffers, fixed filters say, belong into `frozen`.
+    own: names of all tensors of the network, if they are known; a bias that is none of them, but was folded or
+    corrected, learns as the weight of its layer does. Weights and biases of layers that the graph's rewriting has
+    stored as buffers become parameters; the network's own buffers, fixed filters say, belong into `frozen`.
     """
+    held = set(frozen)
     for node in graph.graph.nodes:
-        for argument in node.args[1:3] if is_layer(node) else ():
-            source = argument
-            while isinstance(source, fx.Node) and source.op == "call_module":
-                source = source.args[0]
-            if isinstance(source, fx.Node) and source.op == "get_attr" and str(source.target) not in frozen:
-                _as_parameter(graph, str(source.target))
-    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"} - set(frozen)
+        sources = [_source(argument) for argument in node.args[1:3]] if is_layer(node) else []
+        if own is not None and sources and sources[0] in held:
+            held |= {bias for bias in sources[1:] if bias is not None and bias not in own}
+        for name in sources:
+            if name is not None and name not in held:
+                _as_parameter(graph, name)
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"} - held
     read |= {f"{name}.log_change" for name, _ in learned_scales(graph)}
     for name, parameter in graph.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(name in read and parameter.is_floating_point())
+
+
+def _source(argument: Any) -> str | None:
+    """The tensor of the graph that an argument is, through what rounds it; None if it is computed."""
+    while isinstance(argument, fx.Node) and argument.op == "call_module":
+        argument = argument.args[0]
+    return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
 
 
 def _as_parameter(graph: fx.GraphModule, name: str) -> None:

@@ -26,6 +26,7 @@ from raq.report.options import Option, options_at
 from raq.report.ratios import Place, best_fp32, fastest, row_ratios
 from raq.report.types import CandidateSummary, ComparedLatency, PlaceChoice, Verdict
 from raq.report.verdict_words import Sentences, at, times
+from raq.report.worth import is_worse, ptq_of
 from raq.statistics.proportions import together
 
 
@@ -137,6 +138,8 @@ class _Judge:
         options = [option for c in self.candidates for option in options_at(c, place)]
         slower = self._compare_with_fp32(options, plain, place)
         candidates = [o for o in options if self._admissible(o) is not False and o.name not in slower]
+        names = {option.name for option in candidates}
+        candidates = [o for o in candidates if not (names & {ptq_of(o.name)} and is_worse(self.drops, o.name))]
         able = [option for option in candidates if self._admissible(option)]
         if self.rules.then == "size":
             return self._smallest(candidates, able, place)

@@ -157,6 +157,10 @@ def test_all_that_is_read_learns_but_what_the_network_has_frozen(digits, tmp_pat
     assert {"0.weight", "3.weight", "7.bias"} <= learning
     assert all(learned.log_change.requires_grad for _, learned in learned_scales(found.prepared))
     assert all(one.grad is not None for one in found.prepared.parameters() if one.requires_grad)
+    let_learn(found.prepared, {"0.weight", "3.weight"}, own=net.state_dict().keys())
+    learning = {name for name, one in found.prepared.named_parameters() if one.requires_grad}
+    added = {name for name in learning if not name.endswith("log_change")} - {"7.weight", "7.bias"}
+    assert not added, "biases that were folded or corrected are held with their weights"
 
 
 def test_a_training_that_makes_it_worse_ends_with_its_start(digits, tmp_path: Path) -> None:

@@ -154,6 +154,18 @@ def test_of_two_as_fast_the_one_shown_to_be_more_accurate_is_shipped() -> None:
     assert "as fast as ptq, and not less accurate" in found["why"]
 
 
+@pytest.mark.parametrize("suffix", ["", "-openvino"])
+def test_qat_that_is_shown_to_be_worse_than_ptq_is_not_shipped_however_fast(suffix: str) -> None:
+    ptq, qat = candidate(f"ptq{suffix}", row(170)), candidate(f"qat{suffix}", row(150), drop=0.7)
+    lost = {f"ptq{suffix.replace('-', '_')}": 5, f"qat{suffix.replace('-', '_')}": 70}
+    assert classify([fp32(), ptq, qat], **lost)["choice"] == f"ptq{suffix}"
+    lost[f"qat{suffix.replace('-', '_')}"] = 7
+    assert classify([fp32(), ptq, qat], **lost)["choice"] == f"qat{suffix}", "that is no difference"
+    slow = candidate(f"ptq{suffix}", row(900))
+    lost[f"qat{suffix.replace('-', '_')}"] = 70
+    assert classify([fp32(), slow, qat], **lost)["choice"] == f"qat{suffix}", "ptq is slower than FP32"
+
+
 def test_of_two_as_fast_whose_accuracy_is_not_known_none_is() -> None:
     found = classify(
         [fp32(), candidate("ptq", row(200)), candidate("qat", row(200.2))], ptq=(8, 8, 2000), qat=(0, 0, 2000)

@@ -37,6 +37,8 @@ def test_worth_goes_by_the_interval(qat: int, ptq: int, said: str) -> None:
 
 
 def test_seconds_are_those_of_making_it_and_of_its_sweep() -> None:
+    resumed = {"duration_s": 5.0, "results": {"history": [{"duration_s": 30.0}, {"duration_s": 31.0}]}}
+    assert seconds_of({"qat": resumed}, "qat") == 61.0, "the epochs before it was ended count"
     records = {"qat": {"duration_s": 5.0}, "sweep/qat": {"duration_s": 20.0}, "evaluate/qat": {"duration_s": 7.0}}
     assert seconds_of(records, "qat") == 25.0
     assert seconds_of({**records, "sweep/qat": None}, "qat") is None
