@@ -466,6 +466,19 @@ def small_data_training() -> str:
     )
 
 
+def small_data_quantized() -> str:
+    """What PTQ and QAT lose of the network that the recipe trains, a row a seed."""
+    found = json.loads((REFERENCE / "small_data_training.json").read_text())
+    lines = ["| seed | FP32 | candidate | drop, points (95%) | p, same accuracy |", "|---|---|---|---|---|"]
+    for row in found["quantized"]:
+        low, high = row["drop_interval"]
+        lines.append(
+            f"| {row['seed']} | {100 * row['fp32_top1']:.2f}% | {row['step']} | {row['drop']:.2f} ({low:.2f} to "
+            f"{high:.2f}) | {_p(row['same_accuracy_p'])} |"
+        )
+    return "\n".join(lines)
+
+
 def nncf() -> str:
     """What NNCF's quantize_pt2e loses on the networks that it was tried on."""
     lines = ["| network | NNCF's quantize_pt2e | drop, points (95%) | s |", "|---|---|---|---|"]
@@ -553,6 +566,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "executed": executed,
     "peers": peers,
     "ptq_methods": ptq_methods,
+    "small_data_quantized": small_data_quantized,
     "nncf": nncf,
     "qat_methods": qat_methods,
     "training_curves": training_curves,

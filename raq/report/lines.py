@@ -20,12 +20,17 @@ def epoch(row: Results) -> str:
 
 
 def training(results: Results) -> str:
-    """A training: how long, how it ended, how fast."""
+    """A training: how long, how it ended, how fast, and what was done to its weights before it."""
     if not results.get("history"):
         return weights(results)
     last = results["history"][-1]
     kept = "; none was as good as its start, which is kept" if results.get("best_epoch") == -1 else ""
-    return f"{len(results['history'])} epochs, loss {last['loss']:.3f}, {last['images_per_s']:.0f} images/s{kept}"
+    names = results["history"][0].get("rescaled_layers") or ()
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    scaled = f"; rescaled before it: {names[-1]}{others}" if names else ""
+    return (
+        f"{len(results['history'])} epochs, loss {last['loss']:.3f}, {last['images_per_s']:.0f} images/s{kept}{scaled}"
+    )
 
 
 def weights(results: Results) -> str:
