@@ -131,11 +131,11 @@ def _scalable(network: nn.Module) -> set[str]:
     owners = Counter(id(one) for _, one in network.named_parameters(remove_duplicate=False))
     found = set()
     for name, module in network.named_modules():
-        own = module._parameters
-        used = [own.get(key) for key in ("weight", "bias") if getattr(module, key, None) is not None]
+        if not isinstance(module, LAYERS):
+            continue
         # of parametrizations and of torch.nn.utils.weight_norm, `weight` is computed anew from others
-        able = all(one is not None and one.requires_grad and owners[id(one)] == 1 for one in used)
-        if isinstance(module, LAYERS) and able:
+        used = [module._parameters.get(key) for key in ("weight", "bias") if getattr(module, key, None) is not None]
+        if all(one is not None and one.requires_grad and owners[id(one)] == 1 for one in used):
             found.add(name)
     return found
 
