@@ -113,8 +113,9 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.add_(1)
             rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             with torch.no_grad():
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(variance * (count / (count - 1)), rate)
+                unbiased = variance * (count / (count - 1))
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
         return cast(Tensor, output)
 
 
@@ -137,7 +138,8 @@ class _SynchronisedNorm(torch.autograd.Function):
         total = sums[-1]
         mean64, squares = (sums[:-1] / total).chunk(2)
         mean, variance = mean64.to(kept), (squares - mean64**2).clamp_min_(0).to(kept)
-        output = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
+        taken = x.dtype if weight is None else weight.dtype
+        output = torch.batch_norm(x, weight, bias, mean.to(taken), variance.to(taken), False, 0.0, eps, False)
         inverse_std = torch.rsqrt(variance + eps)
         ctx.save_for_backward(x, weight, mean, inverse_std, total)
         count_of_all = total.to(kept)
@@ -158,5 +160,6 @@ class _SynchronisedNorm(torch.autograd.Function):
         mean_dy, mean_dy_normalised = (sums / total).to(mean.dtype).chunk(2)
         scale = inverse_std if weight is None else inverse_std * weight
         dx = (dy - mean_dy.view(shape) - normalised * mean_dy_normalised.view(shape)) * scale.view(shape)
-        dx = dx.to(x.dtype)
-        return dx, None if weight is None else weight_gradient, None if weight is None else bias_gradient, None
+        if weight is None:
+            return dx.to(x.dtype), None, None, None
+        return dx.to(x.dtype), weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype), None

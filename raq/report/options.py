@@ -24,6 +24,11 @@ class Option:
         return str(self.candidate["name"])
 
     @property
+    def program(self) -> str:
+        """What the candidate is lowered from, by name."""
+        return str(self.candidate.get("program", self.name))
+
+    @property
     def fp32(self) -> bool:
         """Whether it is FP32."""
         return self.candidate["kind"] == BASELINE

@@ -26,7 +26,7 @@ from raq.report.options import Option, options_at
 from raq.report.ratios import Place, best_fp32, fastest, row_ratios
 from raq.report.types import CandidateSummary, ComparedLatency, PlaceChoice, Verdict
 from raq.report.verdict_words import Sentences, at, times
-from raq.report.worth import is_worse, ptq_of
+from raq.report.worth import worse_than_ptq
 from raq.statistics.proportions import together
 
 
@@ -59,6 +59,7 @@ class _Judge:
         self.rules = rules
         self.drops = drops
         self.claims: list[Claim] = []
+        self.below_ptq: dict[tuple[str, str], Claim] = {}  # of (qat, ptq): that it is not worse
         self.accurate = self._judge_accuracy()
         self.words = Sentences(candidates, rules, measured, self.accurate)
         self.slower: list[str] = []  # sentences: who is slower than FP32, and where
@@ -138,8 +139,20 @@ class _Judge:
         options = [option for c in self.candidates for option in options_at(c, place)]
         slower = self._compare_with_fp32(options, plain, place)
         candidates = [o for o in options if self._admissible(o) is not False and o.name not in slower]
-        names = {option.name for option in candidates}
-        candidates = [o for o in candidates if not (names & {ptq_of(o.name)} and is_worse(self.drops, o.name))]
+        before = list(self.claims)
+        first, kept = self._decide(candidates, place), self.claims
+        worse = worse_than_ptq([o for o in candidates if self._admissible(o)], self.drops, self.below_ptq)
+        if first.choice in {None, *worse}:
+            self.claims = before
+            again = self._decide([o for o in candidates if o.name not in worse], place)
+            claims = [claim for name, (ptq, claim) in worse.items() if ptq == again.choice]
+            if claims:  # not where PTQ is no alternative
+                self.claims += [claim for claim in claims if claim not in self.claims]
+                return Decision(again.choice, self.words.left_aside(again.why, worse), again.claims)
+            self.claims = kept
+        return first
+
+    def _decide(self, candidates: Sequence[Option], place: Place) -> Decision:
         able = [option for option in candidates if self._admissible(option)]
         if self.rules.then == "size":
             return self._smallest(candidates, able, place)

@@ -110,6 +110,12 @@ class Sentences:
             lines.append(f"{', '.join(unmeasured)}: not lowered here, so not measured.")
         return lines
 
+    def left_aside(self, why: str, worse: Mapping[str, tuple[str, Claim]]) -> str:
+        """Why PTQ is shipped, and that QAT, which is worse, is not."""
+        said = [f"{name} is worse than {ptq} ({claim.found(self.rules.unit)}), so it is left aside."
+                for name, (ptq, claim) in worse.items()]  # fmt: skip
+        return " ".join([why, *said])
+
     def may_be_faster(
         self, best: Option, unsure: Sequence[Option], not_faster: Mapping[str, Claim], place: Place
     ) -> str:

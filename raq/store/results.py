@@ -63,9 +63,18 @@ class Lowering(TypedDict):
 
 
 @strict
+class Epoch(TypedDict):
+    """Of a row of a training's history, what reports read."""
+
+    duration_s: NotRequired[Number]
+    rescaled_layers: NotRequired[list[Text]]
+
+
+@strict
 class Quantizing(TypedDict):
     """What a half, ptq or qat stage found."""
 
+    history: NotRequired[list[Epoch]]
     weight_bytes: NotRequired[Count]
     calibration: NotRequired[Values]
     config: NotRequired[Values]
@@ -235,7 +244,7 @@ class Measurement(TypedDict):
 class Training(TypedDict):
     """What a train or weights stage found."""
 
-    history: NotRequired[list[Values]]
+    history: NotRequired[list[Epoch]]
     weight_bytes: NotRequired[Count]
     parity: NotRequired[list[ParityRow]]
 

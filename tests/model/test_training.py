@@ -166,7 +166,30 @@ def two_workers(work: Callable[[int, int], None], tmp_path: Path) -> None:
     mp.start_processes(_as_worker, (work, str(tmp_path / "meeting")), nprocs=2, start_method="spawn")
 
 
+def _half_batch_norm_worker(rank: int, world: int) -> None:
+    """Of bfloat16, with norms in float32 and in bfloat16: as in float64, but for its rounding."""
+    torch.manual_seed(0)
+    images, weights = torch.randn(64, 5, 4, 4) * 2 + 1, torch.randn(64, 5, 4, 4)
+    whole, expected = nn.BatchNorm2d(5).double(), images.double().requires_grad_()
+    (whole(expected) * weights).sum().backward()
+    for dtype, affine in ((torch.float32, True), (torch.bfloat16, True), (torch.bfloat16, False)):
+        mine = nn.Sequential(nn.BatchNorm2d(5, affine=affine).to(dtype))
+        synchronise_batch_norm(mine, torch.device("cpu"))
+        given = images[rank::world].bfloat16().requires_grad_()
+        output = mine(given)
+        assert output.dtype == torch.bfloat16
+        (output * weights[rank::world]).sum().backward()
+        torch.testing.assert_close(given.grad.double(), expected.grad[rank::world], atol=0.02, rtol=0.02)
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(mine[0].get_buffer(name).double(), whole.get_buffer(name), atol=0.01, rtol=0.01)
+        if affine:
+            gradient = mine[0].weight.grad.float()
+            dist.all_reduce(gradient)
+            torch.testing.assert_close(gradient.double(), whole.weight.grad, atol=0.3, rtol=0.02)
+
+
 def _batch_norm_worker(rank: int, world: int) -> None:
+    _half_batch_norm_worker(rank, world)
     torch.manual_seed(0)
     images, weights = torch.randn(7, 5, 4, 4).double() * 2 + 1, torch.randn(7, 5, 4, 4).double()
     whole, mine = nn.BatchNorm2d(5).double(), nn.Sequential(nn.BatchNorm2d(5).double())

@@ -53,8 +53,8 @@ def candidate(name: str, *rows: dict[str, Any], weight_mb: float = 11.2, drop: f
     kind = program if program in ("fp32", "qat") else "ptq"
     artifact = {"runtime": "inductor", "weight_bytes": 1e6 * weight_mb, "size_bytes": 1e6 * weight_mb}
     return {
-        "name": name, "kind": kind, "drop_points": drop, "test_images": IMAGES, "artifacts": [artifact],
-        "latency": list(rows),
+        "name": name, "kind": kind, "program": program, "backend": "x86", "drop_points": drop, "test_images": IMAGES,
+        "artifacts": [artifact], "latency": list(rows),
     }  # fmt: skip
 
 
@@ -155,15 +155,24 @@ def test_of_two_as_fast_the_one_shown_to_be_more_accurate_is_shipped() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "-openvino"])
-def test_qat_that_is_shown_to_be_worse_than_ptq_is_not_shipped_however_fast(suffix: str) -> None:
-    ptq, qat = candidate(f"ptq{suffix}", row(170)), candidate(f"qat{suffix}", row(150), drop=0.7)
-    lost = {f"ptq{suffix.replace('-', '_')}": 5, f"qat{suffix.replace('-', '_')}": 70}
-    assert classify([fp32(), ptq, qat], **lost)["choice"] == f"ptq{suffix}"
-    lost[f"qat{suffix.replace('-', '_')}"] = 7
-    assert classify([fp32(), ptq, qat], **lost)["choice"] == f"qat{suffix}", "that is no difference"
-    slow = candidate(f"ptq{suffix}", row(900))
-    lost[f"qat{suffix.replace('-', '_')}"] = 70
-    assert classify([fp32(), slow, qat], **lost)["choice"] == f"qat{suffix}", "ptq is slower than FP32"
+def test_qat_that_is_shown_to_be_worse_than_ptq_is_left_aside_however_fast(suffix: str) -> None:
+    ptq, qat, key = f"ptq{suffix}", f"qat{suffix}", suffix.replace("-", "_")
+
+    def decided(lost: int, ms: float = 170, backend: str = "x86", of_ptq: int = 5) -> dict[str, Any]:
+        other = {**candidate(qat, row(150), drop=0.7), "backend": backend}
+        return classify([fp32(), candidate(ptq, row(ms)), other], **{f"ptq{key}": of_ptq, f"qat{key}": lost})
+
+    found = decided(70)
+    assert found["choice"] == ptq
+    assert found["why"].startswith(f"Ship {ptq}")
+    assert f"{qat} is worse than {ptq} (0.65 points, 0.51 to 0.83), so it is left aside." in found["why"]
+    assert claim(found, f"{qat} is not worse than {ptq}")["holds"] is False
+    assert len({one["claim"] for one in found["claims"]}) == len(found["claims"])
+    # no difference; ptq slower than FP32; FP32 in place of ptq if there were no qat; another backend
+    for given in ((7,), (70, 900), (70, 801, "x86", 40), (70, 170, "cuda")):
+        found = decided(*given)  # type: ignore[arg-type]
+        assert found["choice"] == qat
+        assert "left aside" not in found["why"]
 
 
 def test_of_two_as_fast_whose_accuracy_is_not_known_none_is() -> None:

@@ -41,6 +41,7 @@ def test_seconds_are_those_of_making_it_and_of_its_sweep() -> None:
     assert seconds_of({"qat": resumed}, "qat") == 61.0, "the epochs before it was ended count"
     records = {"qat": {"duration_s": 5.0}, "sweep/qat": {"duration_s": 20.0}, "evaluate/qat": {"duration_s": 7.0}}
     assert seconds_of(records, "qat") == 25.0
+    assert seconds_of({**records, "qat": resumed}, "qat") == 25.0, "the sweep's time holds that of the chosen trial"
     assert seconds_of({**records, "sweep/qat": None}, "qat") is None
     assert seconds_of(records, "ptq") is None
 
