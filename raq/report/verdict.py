@@ -142,15 +142,15 @@ class _Judge:
         before = list(self.claims)
         first, kept = self._decide(candidates, place), self.claims
         worse = worse_than_ptq([o for o in candidates if self._admissible(o)], self.drops, self.below_ptq)
-        if first.choice in {None, *worse}:
-            self.claims = before
-            again = self._decide([o for o in candidates if o.name not in worse], place)
-            claims = [claim for name, (ptq, claim) in worse.items() if ptq == again.choice]
-            if claims:  # not where PTQ is no alternative
-                self.claims += [claim for claim in claims if claim not in self.claims]
-                return Decision(again.choice, self.words.left_aside(again.why, worse), again.claims)
+        if not worse or first.choice not in {None, *worse}:
+            return first
+        self.claims = before
+        again = self._decide([o for o in candidates if o.name not in worse], place)
+        if again.choice not in {ptq for ptq, _ in worse.values()}:  # PTQ is no alternative
             self.claims = kept
-        return first
+            return first
+        self.claims += [claim for _, claim in worse.values() if claim not in self.claims]
+        return Decision(again.choice, self.words.left_aside(again.why, worse), again.claims)
 
     def _decide(self, candidates: Sequence[Option], place: Place) -> Decision:
         able = [option for option in candidates if self._admissible(option)]

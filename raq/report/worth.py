@@ -1,4 +1,4 @@
-"""Whether quantization-aware training was worth what it took, against PTQ. Neither torch nor ray."""
+"""QAT against PTQ: whether it is worse, and whether it was worth what it took. Neither torch nor ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

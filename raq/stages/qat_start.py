@@ -41,7 +41,7 @@ def graph_to_train(call: Call) -> "fx.GraphModule":
     network = read_trained_network(call)
     frozen = {name for name, one in network.named_parameters() if not one.requires_grad}
     frozen |= {name for name, _ in network.named_buffers()}
-    let_learn(calibrated.prepared, frozen, own=dict(network.state_dict()).keys())
+    let_learn(calibrated.prepared, frozen, own=network.state_dict().keys())
     return calibrated.prepared
 
 

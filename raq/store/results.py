@@ -66,6 +66,8 @@ class Lowering(TypedDict):
 class Epoch(TypedDict):
     """Of a row of a training's history, what reports read."""
 
+    loss: NotRequired[Number]
+    images_per_s: NotRequired[Number]
     duration_s: NotRequired[Number]
     rescaled_layers: NotRequired[list[Text]]
 
