@@ -1,4 +1,4 @@
-"""A small network and its quantized program, for the tests here."""
+"""Small networks and a quantized program, for the tests here."""
 
 from typing import Any
 

@@ -189,7 +189,6 @@ def _half_batch_norm_worker(rank: int, world: int) -> None:
 
 
 def _batch_norm_worker(rank: int, world: int) -> None:
-    _half_batch_norm_worker(rank, world)
     torch.manual_seed(0)
     images, weights = torch.randn(7, 5, 4, 4).double() * 2 + 1, torch.randn(7, 5, 4, 4).double()
     whole, mine = nn.BatchNorm2d(5).double(), nn.Sequential(nn.BatchNorm2d(5).double())
@@ -210,6 +209,10 @@ def _batch_norm_worker(rank: int, world: int) -> None:
 
 def test_batch_norm_over_workers_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     two_workers(_batch_norm_worker, tmp_path)
+
+
+def test_batch_norm_over_workers_takes_bfloat16(tmp_path: Path) -> None:
+    two_workers(_half_batch_norm_worker, tmp_path)
 
 
 def _observing() -> tuple[nn.Module, Hooks]:

@@ -168,9 +168,8 @@ def test_qat_that_is_shown_to_be_worse_than_ptq_is_left_aside_however_fast(suffi
     assert f"{qat} is worse than {ptq} (0.65 points, 0.51 to 0.83), so it is left aside." in found["why"]
     assert claim(found, f"{qat} is not worse than {ptq}")["holds"] is False
     assert len({one["claim"] for one in found["claims"]}) == len(found["claims"])
-    # no difference; ptq slower than FP32; FP32 in place of ptq if there were no qat; another backend
-    for given in ((7,), (70, 900), (70, 801, "x86", 40), (70, 170, "cuda")):
-        found = decided(*given)  # type: ignore[arg-type]
+    alike, slower, no_alternative = decided(7), decided(70, ms=900), decided(70, ms=801, of_ptq=40)
+    for found in (alike, slower, no_alternative, decided(70, backend="cuda")):
         assert found["choice"] == qat
         assert "left aside" not in found["why"]
 
