@@ -159,7 +159,7 @@ class Train(Optimisation):
     initialisation: Literal["given", "rescaled"]
     """given: as the network is made; rescaled: where next to nothing of its signal reaches the last layer, layers are
     scaled to give a standard deviation of 1 on a first batch (Mishkin and Matas 2016, without the orthogonal start);
-    where its answers to that batch are worse than all zeros, the last layer is scaled down."""
+    where the loss of that batch is far above (1.25 times) that of outputs of zeros, the last layer is scaled down."""
     batch_norm_samples: Annotated[int, Field(ge=0)]
     """Batch norm's running statistics are taken anew before each evaluation, on so many training samples of full size
     (Wu and Johnson 2021); 0: as training left them, averages that after few steps still hold where they began."""
