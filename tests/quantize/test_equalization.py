@@ -213,3 +213,44 @@ def test_a_silent_channel_is_left_as_it_is(images: Tensor) -> None:
     assert found
     assert torch.allclose(graph(images), wanted, rtol=1e-4, atol=1e-4)
     assert all(torch.isfinite(tensor).all() for tensor in graph.state_dict().values())
+
+
+class Ignored(Gated):
+    """Gated, its outputs weighted: those of large channels, or all of a second branch's, may count for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.last = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.first(x))
+        return self.last(torch.cat([self.depthwise(x), self.other(2 * x)], 1)).mean((2, 3))
+
+
+def ignored(images: Tensor) -> Ignored:
+    """Both depthwise layers read channels that are a thousandfold apart, and multiply them back."""
+    net = spread(Ignored(), images)
+    assert isinstance(net, Ignored)
+    with torch.no_grad():
+        net.other.weight.div_(SPREAD.view(-1, 1, 1, 1))
+    return net
+
+
+def test_channels_count_by_what_the_outputs_make_of_them(images: Tensor) -> None:
+    """Where only the largest channel is read, more integers for the others are worth nothing."""
+    net = ignored(images)
+    _, found = equalized(net, images, "all")
+    assert {one.names for one in found} == {("depthwise",), ("other",)}
+    with torch.no_grad():
+        net.last.weight[:, :7] = 0
+        net.last.weight[:, 8:15] = 0
+    assert equalized(net, images, "all")[1] == []
+
+
+def test_a_multiplication_has_to_take_away_a_share_of_all_noise(images: Tensor) -> None:
+    """However much a layer alone would gain, where another is what the outputs lose by."""
+    net = ignored(images)
+    with torch.no_grad():
+        net.last.weight[:, 8:] *= 0.01  # a ten-thousandth of the noise
+    assert "depthwise" in (names := [name for one in equalized(net, images, "all")[1] for name in one.names])
+    assert "other" not in names

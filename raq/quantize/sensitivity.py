@@ -1,0 +1,72 @@
+"""How much a network's outputs change by noise in its layers' channels.
+
+The outputs' error by small errors e of a layer's outputs is J e, whose square is on average the sum of e^2 times the
+diagonal of J^T J, if the errors are independent of one another. The diagonal's mean is that of (J^T v)^2 for v of a
+standard normal distribution: a pass backwards (Hutchinson's estimator; Li et al. 2021, BRECQ, weight by the squares of
+gradients too, there of the loss).
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from raq.quantize.side_by_side import channel_of
+
+BATCH = 8  # samples at once: activations of all layers are held
+
+
+class _Listening(fx.Interpreter):
+    """Runs a graph, and adds up the squares of what comes back to the outputs of some layers, by channel."""
+
+    def __init__(self, graph: fx.GraphModule, layers: Collection[fx.Node]) -> None:
+        super().__init__(graph)
+        self.layers, self.found = layers, {layer: torch.zeros(0) for layer in layers}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of a node; of a layer, one that is told its gradient."""
+        value = super().run_node(n)
+        if n not in self.layers:
+            return value
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        heard = value.clone()  # not a leaf: what comes next may write into it
+        axes = [at for at in range(heard.ndim) if at != channel_of(n, heard)]
+        self.found[n] = torch.zeros(heard.shape[channel_of(n, heard)], dtype=torch.float64)
+
+        def add(gradient: Tensor) -> None:
+            self.found[n] += gradient.double().square().sum(dim=axes)
+
+        heard.register_hook(add)
+        return heard
+
+
+def sensitivities(
+    graph: fx.GraphModule, inputs: tuple[Tensor, ...], layers: Collection[fx.Node], seed: int = 0
+) -> dict[fx.Node, Tensor]:
+    """By layer, a float64 tensor [channels]: by how much noise of variance 1 in all numbers of this channel changes the
+    outputs, as the square of the change of a sample's outputs, summed over them, on average.
+
+    inputs: samples [n, ...]; layers: convolutions and linear layers of the graph. Channels that reach no output have 0.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    frozen = [parameter for parameter in graph.parameters() if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    total: dict[fx.Node, Tensor] = {}
+    count = len(inputs[0])
+    for at in range(0, count, BATCH):
+        part = tuple(one[at : at + BATCH] for one in inputs)
+        listening = _Listening(graph, layers)
+        with torch.enable_grad():
+            outputs = [
+                one for one in pytree.tree_leaves(listening.run(*part)) if isinstance(one, Tensor) and one.requires_grad
+            ]
+            if outputs:
+                torch.autograd.backward(outputs, [torch.randn(one.shape, generator=draws) for one in outputs])
+        for layer, found in listening.found.items():
+            total[layer] = total.get(layer, 0) + found / count
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    return total
