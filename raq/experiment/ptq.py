@@ -49,8 +49,9 @@ class Ptq(Section):
     equalization: Extent = "none"
     """Of the backend x86: give the channels of layers' inputs ranges alike, their weights the factors (cross-layer
     equalization, Nagel et al. 2019; SmoothQuant, Xiao et al. 2023). folded: where that costs nothing at run time;
-    all: also by a multiplication before a layer that alone is below 40 dB of SQNR and gains 3. A sweep's trials do
-    without this and the next two, the candidate made of its choice does not."""
+    all: also by a multiplication before a layer, where its own noise, as the outputs see it, falls by 3 dB and by
+    0.2% of that of all layers. A sweep's trials do without this and the next two, the candidate made of its choice does
+    not."""
     bias_correction: bool = False
     """Take from each layer's bias what rounding shifts its channels by on average, on 128 calibration samples (Nagel et
     al. 2019, empirical)."""

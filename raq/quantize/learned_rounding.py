@@ -19,6 +19,7 @@ from raq.errors import StageError
 from raq.quantize.export import is_layer
 from raq.quantize.ptq import FixedFakeQuantize, put_module
 from raq.quantize.rewriting import put_tensor, tensor_of
+from raq.quantize.sensitivity import gradient_errors
 from raq.quantize.side_by_side import ORIGINALS
 
 EDGE_LR = 1e-2  # of the logarithm of a range's edges
@@ -113,7 +114,7 @@ def learn_rounding(
 
     simulated: the graph within `ptq.simulated`; in_float: the network that its outputs shall be those of; batches: the
     inputs of a step each, tensors [n, ...], at least `steps` of them. The network that was exported keeps its weights.
-    Raises StageError if the outputs are not finite.
+    Raises StageError if the outputs are not finite, or there is an operator that has no gradient.
     """
     for parameter in simulated.parameters():
         parameter.requires_grad_(False)
@@ -130,7 +131,8 @@ def learn_rounding(
             power = float(wanted.var(correction=0)) or 1.0
         error = (simulated(*inputs) - wanted).square().mean() / power
         optimizer.zero_grad()
-        error.backward()
+        with gradient_errors():
+            error.backward()
         optimizer.step()
         schedule.step()
         _move(moves, (1 - step / steps) / steps)

@@ -6,13 +6,15 @@ standard normal distribution: a pass backwards (Hutchinson's estimator; Li et al
 gradients too, there of the loss).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from raq.errors import StageError, first_line
 from raq.quantize.side_by_side import channel_of
 
 BATCH = 8  # samples at once: activations of all layers are held
@@ -48,25 +50,46 @@ def sensitivities(
     """By layer, a float64 tensor [channels]: by how much noise of variance 1 in all numbers of this channel changes the
     outputs, as the square of the change of a sample's outputs, summed over them, on average.
 
-    inputs: samples [n, ...]; layers: convolutions and linear layers of the graph. Channels that reach no output have 0.
+    inputs: samples [n, ...], left as they are; layers: convolutions and linear layers of the graph. Channels that reach
+    no output have 0. Raises StageError if there is an operator that has no gradient.
     """
     draws = torch.Generator().manual_seed(seed)
-    frozen = [parameter for parameter in graph.parameters() if parameter.requires_grad]
-    for parameter in frozen:
+    learning = [parameter for parameter in graph.parameters() if parameter.requires_grad]
+    for parameter in learning:
         parameter.requires_grad_(False)
-    total: dict[fx.Node, Tensor] = {}
+    total = dict.fromkeys(layers, torch.zeros(()))
     count = len(inputs[0])
-    for at in range(0, count, BATCH):
-        part = tuple(one[at : at + BATCH] for one in inputs)
-        listening = _Listening(graph, layers)
-        with torch.enable_grad():
-            outputs = [
-                one for one in pytree.tree_leaves(listening.run(*part)) if isinstance(one, Tensor) and one.requires_grad
-            ]
-            if outputs:
-                torch.autograd.backward(outputs, [torch.randn(one.shape, generator=draws) for one in outputs])
-        for layer, found in listening.found.items():
-            total[layer] = total.get(layer, 0) + found / count
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    try:
+        for at in range(0, count, BATCH):
+            listening = _Listening(graph, layers)
+            _listen(listening, tuple(one[at : at + BATCH].clone() for one in inputs), draws)
+            for layer, found in listening.found.items():
+                total[layer] = total[layer] + found / count
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
     return total
+
+
+def _listen(listening: _Listening, inputs: tuple[Tensor, ...], draws: torch.Generator) -> None:
+    """Send random vectors back from the outputs."""
+    with torch.enable_grad():
+        outputs = [
+            one for one in pytree.tree_leaves(listening.run(*inputs)) if isinstance(one, Tensor) and one.requires_grad
+        ]
+        vectors = [torch.randn(one.shape, generator=draws).to(one.dtype) for one in outputs]
+        if outputs:
+            with gradient_errors():
+                torch.autograd.backward(outputs, vectors)
+
+
+@contextmanager
+def gradient_errors() -> Iterator[None]:
+    """Raise torch's error in a pass backwards as StageError."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise StageError(
+            f"there is no gradient of the network's outputs: {first_line(error)}",
+            "set ptq.effort to fast, ptq.equalization to none and ptq.learned_rounding to 0, which need one",
+        ) from error

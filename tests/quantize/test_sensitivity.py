@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raq.errors import StageError
 from raq.quantize.export import is_layer
 from raq.quantize.folding import folded_graph
 from raq.quantize.sensitivity import sensitivities
@@ -75,3 +76,41 @@ def test_parameters_learn_as_they_did(images: Tensor) -> None:
     sensitivities(graph, (images[:8],), {node for node in graph.graph.nodes if is_layer(node)})
     assert {name: one.requires_grad for name, one in graph.named_parameters()} == before
     assert all(one.grad is None for one in graph.parameters())
+
+
+@torch.library.custom_op("raq_tests::without_gradient", mutates_args=())
+def without_gradient(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@without_gradient.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Custom(Branching):
+    """One whose convolutions are behind an operator of the user's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + without_gradient(self.first(x)).mean()  # type: ignore[no-any-return]
+
+
+def test_an_operator_without_a_gradient_is_named(images: Tensor) -> None:
+    graph = folded_graph(Custom().eval(), images[:2])
+    with pytest.raises(StageError, match=r"no gradient .*without_gradient") as raised:
+        sensitivities(graph, (images[:8],), {node for node in graph.graph.nodes if is_layer(node)})
+    assert "ptq.effort" in raised.value.hint
+
+
+class WritesIntoItsInput(Branching):
+    """One that changes what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.add_(1))
+
+
+def test_samples_stay_what_they_are(images: Tensor) -> None:
+    samples = images[:8].clone()
+    graph = folded_graph(WritesIntoItsInput().eval(), samples[:2].clone())
+    sensitivities(graph, (samples,), {node for node in graph.graph.nodes if is_layer(node)})
+    assert torch.equal(samples, images[:8])
