@@ -6,6 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from raq.experiment.fields import Backend, Effort, Extent, Mode, Observer, OtherTool, Positive, Section
 
+Steps = Annotated[int, Field(ge=0, le=100_000)]
+
 
 class Calibration(Section):
     """How activation ranges are found."""
@@ -50,12 +52,12 @@ class Ptq(Section):
     """Of the backend x86: give the channels of layers' inputs ranges alike, their weights the factors (cross-layer
     equalization, Nagel et al. 2019; SmoothQuant, Xiao et al. 2023). folded: where that costs nothing at run time;
     all: also by a multiplication before a layer, where its own noise, as the outputs see it, falls by 3 dB and by
-    0.2% of that of all layers. A sweep's trials do without this and the next two, the candidate made of its choice does
-    not."""
+    0.2% of that of all layers. Trials of a sweep.ptq that names neither this nor one of the next two calibrate alone;
+    the candidate made of its choice does what these say."""
     bias_correction: bool = False
     """Take from each layer's bias what rounding shifts its channels by on average, on 128 calibration samples (Nagel et
     al. 2019, empirical)."""
-    learned_rounding: Annotated[int, Field(ge=0, le=100_000)] = 0
+    learned_rounding: Steps = 0
     """Steps, of 32 samples each, in which it is learned whether each weight is rounded up or down, and which ranges
     activations have, from FP32's outputs on up to 1,024 calibration samples (after Nagel et al. 2020; Cheng et al.
     2023; Bhalgat et al. 2020); 0: to the nearest. `effort: best` tries 200."""

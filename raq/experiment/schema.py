@@ -18,7 +18,7 @@ from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.metric import LOSSES, Metric
 from raq.experiment.ptq import Ptq
-from raq.experiment.sweep import Sweep
+from raq.experiment.sweep import BESIDE, PtqSweep, Sweep
 from raq.experiment.training import OF_PTQ, TO_FP32, Qat, Train
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -235,14 +235,25 @@ class Experiment(Section):
         if self.data.validation_fraction == 0:
             raise ValueError("data.validation_fraction is 0, and sweep compares its trials on validation images")
         if sweep.ptq is not None and self.ptq is not None:
-            if self.ptq.equalizes and False in (sweep.ptq.per_channel or ()):
-                raise ValueError("sweep.ptq.per_channel tries false, which ptq.effort and ptq.equalization cannot take")
+            _check_ptq_sweep(self.ptq, sweep.ptq)
             observers = sweep.ptq.observers or (self.ptq.calibration.observer,)
             if sweep.ptq.percentiles and "percentile" not in observers:
                 raise ValueError("sweep.ptq.calibration.percentile is of the percentile observer, which is not tried")
         if sweep.qat is not None and self.qat is not None:
             _check_qat_sweep(self.qat, sweep.qat.space)
         return self
+
+
+def _check_ptq_sweep(ptq: Ptq, sweep: PtqSweep) -> None:
+    """ValueError if trials of this sweep could not be done."""
+    equalizes = ptq.effort != "fast" or {"folded", "all"} & {*(sweep.equalization or [ptq.equalization])}
+    if equalizes and False in (sweep.per_channel or ()):
+        raise ValueError(
+            "sweep.ptq.per_channel tries false, which effort and equalization of ptq and sweep.ptq cannot take"
+        )
+    for key in BESIDE:
+        for value in getattr(sweep, key):
+            _refuse_value("ptq", ptq, key, value)
 
 
 def _check_qat_sweep(qat: Qat, space: dict[str, Any]) -> None:
@@ -257,14 +268,14 @@ def _check_qat_sweep(qat: Qat, space: dict[str, Any]) -> None:
         )
     for key, tried in space.items():
         for value in tried if isinstance(tried, list) else next(iter(tried.values())):
-            _refuse_value(qat, key, value)
+            _refuse_value("qat", qat, key, value)
 
 
-def _refuse_value(qat: Qat, key: str, value: Any) -> None:
-    """ValueError if `qat` would not take this value of a key."""
+def _refuse_value(name: str, part: Ptq | Qat, key: str, value: Any) -> None:
+    """ValueError if `ptq` or `qat` would not take this value of a key."""
     try:
-        Qat.model_validate({**qat.model_dump(exclude_unset=True), key: value})
+        type(part).model_validate({**part.model_dump(exclude_unset=True), key: value})
     except ValidationError as error:
         said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         said = said.replace("Input should be", "it should be")
-        raise ValueError(f"sweep.qat.{key} has {value!r}; {said}") from None
+        raise ValueError(f"sweep.{name}.{key} has {value!r}; {said}") from None

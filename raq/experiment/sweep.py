@@ -5,12 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raq.experiment.fields import Natural, Observer, Positive, Section
+from raq.experiment.fields import Extent, Natural, Observer, Positive, Section
+from raq.experiment.ptq import Steps
 
 DEFAULT_TRIALS = 16
 SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
 PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
-METHOD = (OBSERVER, PERCENTILE, PER_CHANNEL, REDUCE_RANGE)  # what sizes are compared within
+EQUALIZATION, BIAS_CORRECTION, LEARNED_ROUNDING = "equalization", "bias_correction", "learned_rounding"
+BESIDE = (EQUALIZATION, BIAS_CORRECTION, LEARNED_ROUNDING)  # calibration; in a trial where one of them is swept
+METHOD = (OBSERVER, PERCENTILE, PER_CHANNEL, REDUCE_RANGE, *BESIDE)  # what sizes are compared within
 Config = dict[str, Any]  # a trial: the keys that it tries, and their values
 
 
@@ -29,6 +32,14 @@ class PtqSweep(Section):
     """Values of ptq.per_channel; a program is compiled for each combination with reduce_range."""
     reduce_range: Annotated[tuple[bool, ...], Field(strict=False)] = ()
     """Values of ptq.reduce_range."""
+    equalization: Annotated[tuple[Extent, ...], Field(strict=False)] = ()
+    """Values of ptq.equalization. Where this or one of the next two is here, trials do all three, those that are not
+    here as `ptq` says; else they calibrate alone, and the candidate made of their choice does what `ptq` says. Each of
+    these trials quantizes anew, and is computed by torch, uncompiled: it takes longer."""
+    bias_correction: Annotated[tuple[bool, ...], Field(strict=False)] = ()
+    """Values of ptq.bias_correction."""
+    learned_rounding: Annotated[tuple[Steps, ...], Field(strict=False)] = ()
+    """Values of ptq.learned_rounding."""
     seeds: Annotated[tuple[Natural, ...], Field(strict=False, alias="seed", min_length=1)] = (0, 1, 2)
     """Seeds of the calibration's sample: what one size gives by chance."""
 

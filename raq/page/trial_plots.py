@@ -6,8 +6,10 @@ from typing import Any, Literal
 import numpy as np
 
 from raq.experiment.metric import Metric
+from raq.experiment.sweep import METHOD
 from raq.page.parts import Figure
 from raq.page.plots import colour, plain
+from raq.report.sweep import calibration_in_words
 from raq.store.sweep_results import LayerSweepResults, PtqSweepResults, QatSweepResults
 
 MAX_LINES, BINS = 500, 8
@@ -43,11 +45,9 @@ def training(name: str, history: Sequence[Mapping[str, Any]], metric: Metric) ->
 def calibrations(found: PtqSweepResults, metric: Metric) -> Figure:
     """The metric by calibration size, a line an observer, with the spread over seeds."""
     groups: dict[str, list[Any]] = {}
+    several = [key for key in METHOD if len({row.get(key) for row in found["curve"]}) > 1]
     for row in found["curve"]:
-        percentile = "" if row["percentile"] is None else f" {row['percentile']:g}"
-        rest = "" if row.get("per_channel", True) else ", per tensor"
-        rest += ", 7 bits" if row.get("reduce_range") else ""
-        groups.setdefault(f"{row['observer']}{percentile}{rest}", []).append(row)
+        groups.setdefault(calibration_in_words(row, several), []).append(row)
     data = []
     for number, (name, of_name) in enumerate(groups.items()):
         rows = sorted(of_name, key=lambda row: row["size"])

@@ -1,6 +1,6 @@
 """The terminal, for sweeps: the curve over calibration sizes, and what was chosen. Neither torch nor ray."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from rich import box
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.experiment.metric import Metric, amount, difference, shown
-from raq.experiment.sweep import METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
+from raq.experiment.sweep import BESIDE, METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
 from raq.store.sweep_results import (
     CurveRow,
     LayerSweepResults,
@@ -40,19 +40,13 @@ def print_sweep(console: Console, results: Values) -> None:
     table.add_column("observer", no_wrap=True)
     for name in ("images", metric.heading, "± seeds", "drop", "against the largest"):
         table.add_column(name, justify="right", no_wrap=True)
-    several = {key: len({row.get(key) for row in found["curve"]}) > 1 for key in (PER_CHANNEL, REDUCE_RANGE)}
-
-    def said(row: CurveRow) -> str:
-        channels = f", per {'channel' if row.get(PER_CHANNEL) else 'tensor'}" if several[PER_CHANNEL] else ""
-        return channels + (f", {7 if row.get(REDUCE_RANGE) else 8} bits" if several[REDUCE_RANGE] else "")
-
+    several = [key for key in (PER_CHANNEL, REDUCE_RANGE, *BESIDE) if len({row.get(key) for row in found["curve"]}) > 1]
     for row in found["curve"]:
-        percentile = "" if row["percentile"] is None else f" {row['percentile']:g}"
-        method = (row["observer"], row["percentile"], row.get(PER_CHANNEL), row.get(REDUCE_RANGE))
+        method = (row["observer"], row["percentile"], *(row.get(key) for key in METHOD[2:]))
         chosen = (*method, row["size"]) == wanted
         table.add_row(
             "▸" if chosen and console.encoding.startswith("utf") else "*" if chosen else "",
-            Text(f"{row['observer']}{percentile}{said(row)}"),
+            Text(calibration_in_words(row, several)),
             str(row["size"]),
             _value(metric, row["mean_value"]),
             "" if row["std_value"] is None else _value(metric, row["std_value"]),
@@ -70,6 +64,18 @@ def print_sweep(console: Console, results: Values) -> None:
         named = ", ".join(f"{key} {value}" for key, value in trial["config"].items() if value is not None)
         console.print(f"FAILED: {named}: {trial['error']}", style="bold red", markup=False, highlight=False)
     console.print(f"chosen: {found['choice']['why']}", markup=False, highlight=False)
+
+
+def calibration_in_words(row: CurveRow, keys: Collection[str]) -> str:
+    """A calibration's observer, and its values of these keys."""
+    percentile = "" if row["percentile"] is None else f" {row['percentile']:g}"
+    said = [f"{row['observer']}{percentile}"]
+    if PER_CHANNEL in keys:
+        said.append(f"per {'channel' if row.get(PER_CHANNEL) else 'tensor'}")
+    if REDUCE_RANGE in keys:
+        said.append(f"{7 if row.get(REDUCE_RANGE) else 8} bits")
+    said += [f"{key.replace('_', ' ')} {str(row.get(key)).lower()}" for key in BESIDE if key in keys]
+    return ", ".join(said)
 
 
 def _lost(metric: Metric, lost: float | None, interval: Sequence[float] | None) -> str:

@@ -6,7 +6,8 @@ stage's own folder: a sweep that is extended, or was interrupted, finds those th
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,11 @@ from raq.store.files import atomic_write, exclusive_lock, short_digest, write_js
 from raq.store.settings import PtqSettings, PtqSweepSettings
 from raq.store.sweep_results import as_written
 from raq.store.views import view_file
-from raq.sweep.ptq import choose, curve, grid
+from raq.sweep.ptq import choose, curve, grid, only_calibrates
 
 if TYPE_CHECKING:
     from raq.model.dataset import Dataset
+    from raq.model.evaluation import Network
     from raq.quantize.ranges import Ranges
 
 NETWORK = "network.pt2"
@@ -106,8 +108,9 @@ def prepare_ptq_sweep(call: Call, progress: Progress) -> None:
         progress({"text": "exporting the network"})
         with atomic_write(folder / NETWORK) as scratch:
             save_program(export_network(network, example_input(call)), scratch)
-    graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in all_configs(call)}.values())
-    progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) > 1)} for all calibrations"})
+    plain = [config for config in all_configs(call) if only_calibrates(config)]
+    graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in plain}.values())
+    progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) != 1)} for all calibrations"})
     for config in graphs:
         _compiled(call, config)
     evaluate_baseline(call, network, progress)
@@ -148,21 +151,40 @@ def run_ptq_trial(call: Call, config: Config) -> Results:
         return reported(view_file(_TrialRecord, record), metric_of(call), "evaluation_s")
     import torch
 
-    from raq.artifact.parametric import with_ranges
     from raq.model.evaluation import score
 
     torch.set_num_threads(call.cpus)
-    loaded = _loaded(_Program(_compiled(call, config), call))
-    dataset = loaded.dataset
-    network = with_ranges(loaded.program, _ranges(call, config, dataset))
-    started = time.perf_counter()
-    samples = dataset.size("validation")
-    scores = score(network, dataset, scorer(call), np.arange(samples), split="validation")
-    took_s = round(time.perf_counter() - started, 3)
+    with _quantized(call, config) as (network, dataset):
+        started = time.perf_counter()
+        samples = dataset.size("validation")
+        scores = score(network, dataset, scorer(call), np.arange(samples), split="validation")
+        took_s = round(time.perf_counter() - started, 3)
     judged = keep_answers(call, record, scores, samples)
     found = _TrialRecord(config=config, evaluation_s=took_s, **judged)
     write_json(record, found.model_dump())
     return reported(found, metric_of(call), "evaluation_s")
+
+
+@contextmanager
+def _quantized(call: Call, config: Config) -> "Iterator[tuple[Network, Dataset]]":
+    """The network as this trial quantizes it, and the data: the compiled program with the calibration's ranges; where
+    methods beside calibration are tried, a graph of its own that torch simulates."""
+    if only_calibrates(config):
+        from raq.artifact.parametric import with_ranges
+
+        loaded = _loaded(_Program(_compiled(call, config), call))
+        yield with_ranges(loaded.program, _ranges(call, config, loaded.dataset)), loaded.dataset
+        return
+    from raq.quantize.methods import Methods, Source, quantize
+    from raq.quantize.ptq import simulated
+
+    dataset, ptq = read_dataset(call), with_config(call.read(PtqSettings).ptq, config)
+    source = Source(
+        read_trained_network(call), example_input(call), dataset, ptq.backend, ptq.calibration, config[SEED],
+        config[REDUCE_RANGE], ptq.per_channel,
+    )  # fmt: skip
+    with simulated(quantize(source, Methods.asked(ptq)).prepared) as as_integers:
+        yield as_integers, dataset
 
 
 def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
@@ -176,7 +198,7 @@ def _ranges(call: Call, config: Config, dataset: Any) -> "Ranges":
     folder = trials_folder(call)
     configs = all_configs(call)
     pass_folder = _pass_folder(folder, config)
-    sizes = sorted({c[SIZE] for c in configs if _pass_folder(folder, c) == pass_folder})
+    sizes = sorted({c[SIZE] for c in configs if only_calibrates(c) and _pass_folder(folder, c) == pass_folder})
     wanted = pass_folder / f"{config[SIZE]}.npz"
     pass_folder.mkdir(exist_ok=True)
     with exclusive_lock(pass_folder / "lock"):
@@ -227,7 +249,8 @@ def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str,
     samples, asked = next(iter(answers.values())).samples, call.read(PtqSweepSettings)
     baseline = read_baseline(call, samples)
     rows = curve({name: trial.config for name, trial in done.items()}, answers, baseline)
-    passes = {_pass_folder(folder, c) for c in configs}
+    passes = {_pass_folder(folder, c) for c in configs if only_calibrates(c)}
+    more = [c[SIZE] for c in configs if short_digest(c) in done and not only_calibrates(c)]  # each calibrates anew
     counts = [count for passed in passes for count in passed.glob("images-*")]
     images = [int(line) for count in counts for line in count.read_text().split()]
     not_done = [{"config": c, "error": failed[short_digest(c)]} for c in configs if short_digest(c) in failed]
@@ -239,8 +262,8 @@ def finish_ptq_sweep(call: Call, configs: Sequence[Config], failed: Mapping[str,
         "curve": [asdict(row) for row in rows],
         "choice": choose(rows, asked.seed, asked.margin, max(c[SIZE] for c in configs), asked.metric),
         "evaluation_s": round(sum(trial.evaluation_s for trial in done.values()), 3),
-        "calibration_images": sum(images),
-        "calibration_passes": len(passes),
+        "calibration_images": sum(images) + sum(more),
+        "calibration_passes": len(passes) + len(more),
     }
     write_table(Path(call.folder), [*trials, *not_done], (*columns_of(asked.metric), "error"))
     return as_written(results, asked.metric)

@@ -91,6 +91,9 @@ class CurveRow(TypedDict):
     percentile: Number | None
     per_channel: NotRequired[bool]
     reduce_range: NotRequired[bool]
+    equalization: NotRequired[Name | None]
+    bias_correction: NotRequired[bool | None]
+    learned_rounding: NotRequired[Count | None]
     seeds: list[Count]
     mean_value: Number
     std_value: Number | None

@@ -1,7 +1,8 @@
 """What the trials of a sweep come to: their names, the curve over calibration sizes, the choice. Neither torch nor ray.
 
 A trial is a calibration and what it is for: {"calibration.size", "calibration.observer", "calibration.percentile",
-"per_channel", "reduce_range", "seed"}. All trials are compared on the same validation images; the test split is read by
+"per_channel", "reduce_range", "seed"}, and where methods are swept {"equalization", "bias_correction",
+"learned_rounding"}. All trials are compared on the same validation images; the test split is read by
 the chosen candidate alone.
 """
 
@@ -14,7 +15,19 @@ import numpy as np
 
 from raq.experiment.metric import TOP1, Metric, amount, difference
 from raq.experiment.ptq import Ptq
-from raq.experiment.sweep import METHOD, OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config, PtqSweep
+from raq.experiment.sweep import (
+    BESIDE,
+    EQUALIZATION,
+    METHOD,
+    OBSERVER,
+    PER_CHANNEL,
+    PERCENTILE,
+    REDUCE_RANGE,
+    SEED,
+    SIZE,
+    Config,
+    PtqSweep,
+)  # fmt: skip
 from raq.statistics.proportions import Interval, together
 from raq.store.settings import PtqSweepSettings
 from raq.sweep.answers import Answers, mean_worse
@@ -43,15 +56,26 @@ class CurveRow:
     against_largest: float | None
     against_largest_interval: Interval | None
     loses_at_most: float | None
+    equalization: str | None = None
+    bias_correction: bool | None = None
+    learned_rounding: int | None = None
 
     @property
     def method(self) -> tuple[Any, ...]:
         """What it has in common with the rows of its other sizes."""
-        return self.observer, self.percentile, self.per_channel, self.reduce_range
+        calibration = (self.observer, self.percentile, self.per_channel, self.reduce_range)
+        return *calibration, self.equalization, self.bias_correction, self.learned_rounding
+
+    @property
+    def beside(self) -> Config:
+        """The methods beside calibration, where they were swept."""
+        found = (self.equalization, self.bias_correction, self.learned_rounding)
+        return {key: value for key, value in zip(BESIDE, found, strict=True) if value is not None}
 
 
 def grid(ptq: Ptq, sweep: PtqSweep, *, reduce_range: bool) -> list[Config]:
-    """Every combination, seeds varying fastest: what the sweep does not name is as in `ptq`.
+    """Every combination, seeds varying fastest: what the sweep does not name is as in `ptq`, but that methods beside
+    calibration are left out where none of them is swept.
 
     reduce_range: as it is on this machine. The percentile counts for its own observer alone, so that other observers
     are not tried once for each of its values.
@@ -60,6 +84,15 @@ def grid(ptq: Ptq, sweep: PtqSweep, *, reduce_range: bool) -> list[Config]:
     sizes = sorted(sweep.sizes or [calibration.size], reverse=True)
     observers = sweep.observers or [calibration.observer]
     percentiles = sweep.percentiles or [calibration.percentile]
+    swept = {key: getattr(sweep, key) for key in BESIDE}
+    beside = (
+        [{}]
+        if not any(swept.values())
+        else [
+            dict(zip(BESIDE, values, strict=True))
+            for values in itertools.product(*(swept[key] or [getattr(ptq, key)] for key in BESIDE))
+        ]
+    )
     return [
         {
             SIZE: size,
@@ -67,14 +100,21 @@ def grid(ptq: Ptq, sweep: PtqSweep, *, reduce_range: bool) -> list[Config]:
             PERCENTILE: percentile,
             PER_CHANNEL: per_channel,
             REDUCE_RANGE: reduced,
+            **methods,
             SEED: seed,
         }
+        for methods in beside
         for observer in observers
         for percentile in (percentiles if observer == "percentile" else [None])
         for per_channel in sweep.per_channel or [ptq.per_channel]
         for reduced in sweep.reduce_range or [reduce_range]
         for size, seed in itertools.product(sizes, sweep.seeds)
     ]
+
+
+def only_calibrates(config: Config) -> bool:
+    """Whether a trial does nothing beside calibration."""
+    return config.get(EQUALIZATION, "none") == "none" and not any(config.get(key) for key in BESIDE[1:])
 
 
 def trial_count(settings: Mapping[str, Any]) -> int:
@@ -90,10 +130,10 @@ def curve(trials: Mapping[str, Config], answers: Mapping[str, Answers], baseline
     """
     groups: dict[tuple[Any, ...], dict[int, dict[int, Answers]]] = {}
     for name, config in trials.items():
-        by_size = groups.setdefault(tuple(config[key] for key in METHOD), {})
+        by_size = groups.setdefault(tuple(config.get(key) for key in METHOD), {})
         by_size.setdefault(config[SIZE], {})[config[SEED]] = answers[name]
     rows: list[CurveRow] = []
-    for (observer, percentile, per_channel, reduce_range), by_size in groups.items():
+    for (observer, percentile, per_channel, reduce_range, *beside), by_size in groups.items():
         largest = by_size[max(by_size)]
         for size, by_seed in sorted(by_size.items()):
             shared = sorted(set(by_seed) & set(largest))
@@ -119,6 +159,7 @@ def curve(trials: Mapping[str, Config], answers: Mapping[str, Answers], baseline
                     against_largest=lost,
                     against_largest_interval=interval,
                     loses_at_most=most,
+                    **dict(zip(BESIDE, beside, strict=True)),
                 )
             )
     return rows
@@ -159,6 +200,8 @@ def choose(
         PERCENTILE: chosen.percentile,
         PER_CHANNEL: chosen.per_channel,
         REDUCE_RANGE: chosen.reduce_range,
+        **chosen.beside,
         SEED: seed if seed in chosen.seeds else chosen.seeds[0],
     }
-    return {"config": config, "why": f"{chosen.observer}, {chosen.size} images: {why}"}
+    said = "".join(f", {key}: {str(value).lower()}" for key, value in chosen.beside.items())
+    return {"config": config, "why": f"{chosen.observer}, {chosen.size} images{said}: {why}"}
