@@ -27,6 +27,27 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True)
+class Reach:
+    """The least and the greatest number of each channel, [C]."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, axis: int) -> "Reach":
+        """Of these values, with channels on this axis."""
+        others = [at for at in range(values.ndim) if at != axis]
+        return cls(values.amin(dim=others), values.amax(dim=others))
+
+    def __or__(self, other: "Reach") -> "Reach":
+        return Reach(torch.minimum(self.low, other.low), torch.maximum(self.high, other.high))
+
+    def divided_by(self, factors: Tensor) -> tuple[float, float]:
+        """The least and the greatest of all channels, each divided by its factor."""
+        return float((self.low / factors).min()), float((self.high / factors).max())
+
+
+@dataclass(frozen=True)
 class Choice:
     """Factors [C], and what they change: powers of signal, and of noise before and after, as the outputs see them."""
 
@@ -56,21 +77,24 @@ def choose(
     readers: Sequence[fx.Node],
     axis: int,
     values: Tensor,
+    reach: Reach,
     levels: int,
     sensitivity: dict[fx.Node, Tensor],
 ) -> Choice:
     """The factors by which the outputs lose least by the rounding of these layers and of what they read; ones, with
     alpha 0, if none lose less.
 
-    readers: layers that read `values`, whose channels are on `axis`; sensitivity: of the channels of their outputs.
+    readers: layers that read `values`, whose channels are on `axis`; reach: of these channels, over more samples than
+    values has, since a channel that a few samples leave silent gets a factor that others exceed; sensitivity: of the
+    channels of their outputs.
     """
-    largest = values.abs().amax(dim=[at for at in range(values.ndim) if at != axis])  # [C]
+    largest = torch.maximum(reach.low.abs(), reach.high.abs())  # [C]
     of_weights = torch.stack([_by_input(graph, node).abs().amax(dim=(0, 2)).flatten() for node in readers])
     depthwise = all(_groups(node) == len(largest) for node in readers)  # its weights lose nothing by factors
     wanted = [_output(node, values, tensor_of(graph, weight_of(node))) for node in readers]
 
     def noise(factors: Tensor) -> float:
-        given = _rounded_activation(values / on_axis(factors, values.ndim, axis), levels)
+        given = _rounded_activation(values / on_axis(factors, values.ndim, axis), reach.divided_by(factors), levels)
         return math.fsum(
             _power(_output(node, given, _rounded_weight(times(graph, node, factors))) - right, node, sensitivity)
             for node, right in zip(readers, wanted, strict=True)
@@ -111,9 +135,9 @@ def on_axis(factors: Tensor, ndim: int, axis: int) -> Tensor:
     return factors.view([-1 if at == axis else 1 for at in range(ndim)])
 
 
-def _rounded_activation(values: Tensor, levels: int) -> Tensor:
-    """Rounded to `levels` steps between the least and the greatest value, 0 among them."""
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+def _rounded_activation(values: Tensor, edges: tuple[float, float], levels: int) -> Tensor:
+    """Rounded to `levels` steps between these edges, 0 among them."""
+    low, high = min(0.0, edges[0]), max(0.0, edges[1])
     scale = max((high - low) / levels, 1e-12)
     return torch.fake_quantize_per_tensor_affine(values, scale, round(-low / scale), 0, levels)
 

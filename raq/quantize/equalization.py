@@ -8,8 +8,9 @@ equalization (Nagel et al. 2019, Data-Free Quantization, section 4.1) and Smooth
 factors come (channel_factors.py). Elsewhere it is a multiplication in front of the layer.
 """
 
+import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, fx
 
 from raq.experiment.fields import Extent
 from raq.quantize.bias import BIAS
-from raq.quantize.channel_factors import CONVOLUTIONS, WEIGHT, Choice, choose, on_axis, times, weight_of
+from raq.quantize.channel_factors import CONVOLUTIONS, WEIGHT, Choice, Reach, choose, on_axis, times, weight_of
 from raq.quantize.export import layer_name, switch_name
 from raq.quantize.rewriting import put_tensor, tensor_of
 from raq.quantize.sensitivity import sensitivities
@@ -72,19 +73,25 @@ def equalize(
     extent: Extent,
     levels: int = 255,
     floats: Collection[str] = (),
+    more: Iterable[tuple[Tensor, ...]] = (),
 ) -> list[Equalized]:
     """Equalize an exported graph in place, batch norms folded before; what was done, in order of execution.
 
-    inputs: calibration samples [n, ...]. extent: folded, only where it costs nothing; all: by multiplications too, as
-    `_worth_it` says. levels: the integers of an activation, less one. floats: names of what stays in float. Weights are
-    taken to have a scale for each output channel.
+    inputs: calibration samples [n, ...]; more: batches of others, of which the ranges alone count. extent: folded, only
+    where it costs nothing; all: by multiplications too, as `_is_worth_it` says. levels: the integers of an activation,
+    less one. floats: names of what stays in float. Weights are taken to have a scale for each output channel.
     """
     wanted = {
         readers.data: readers for readers in _readers(graph, floats) if extent == "all" or readers.into is not None
     }
     sensitivity = sensitivities(graph, inputs, {node for readers in wanted.values() for node in readers.nodes})
+    reaches: dict[fx.Node, Reach] = {}
+    for batch in itertools.chain([inputs], more):
+        for readers, values in _run(graph, batch, wanted):
+            own = Reach.of(values, readers.axis)
+            reaches[readers.data] = own | reaches.get(readers.data, own)
     found = [
-        (readers, choose(graph, readers.nodes, readers.axis, values, levels, sensitivity))
+        (readers, choose(graph, readers.nodes, readers.axis, values, reaches[readers.data], levels, sensitivity))
         for readers, values in _run(graph, inputs, wanted)
     ]
     everything = math.fsum(choice.before for _, choice in found)
@@ -167,7 +174,7 @@ def _run(
 ) -> Iterator[tuple[_Readers, Tensor]]:
     """The activations that are wanted, as the graph computes them, each once."""
     interpreter = fx.Interpreter(graph)
-    interpreter.args_iter = iter(inputs)
+    interpreter.args_iter = iter([one.clone() for one in inputs])  # which the graph may write into
     with torch.no_grad():
         for node in graph.graph.nodes:
             interpreter.env[node] = interpreter.run_node(node)

@@ -22,7 +22,7 @@ from raq.quantize.folding import fold_batch_norms
 from raq.quantize.learned_rounding import LearnedRounding, learn_rounding
 from raq.quantize.ptq import calibrate, prepare_graph, simulated
 
-MEANS_OF, EQUALIZED_BY = 128, 64  # calibration samples: whose means correct biases; that choose factors
+MEANS_OF, EQUALIZED_BY = 128, 64  # calibration samples: whose means correct biases; whose noise chooses factors
 LEARNED_FROM, LEARNING_BATCH = 1024, 32  # samples, and samples a step
 
 FOLDED = "raq_folded"  # in a graph's meta: its tensors as they were when its batch norms had been folded
@@ -93,7 +93,9 @@ def quantize(source: Source, methods: Methods, progress: Progress = lambda said,
         fold_batch_norms(graph)
         graph.meta[FOLDED] = {name: one.detach() for name, one in (*graph.named_parameters(), *graph.named_buffers())}
         levels, batch = 127 if source.reduce_range else 255, calibration_batch(dataset, chosen[:EQUALIZED_BY])
-        equalized = equalize(graph, batch, methods.equalization, levels, source.floats)
+        parts = in_batches(chosen[EQUALIZED_BY:], source.calibration.batch_size)
+        more = (calibration_batch(dataset, part) for part in parts)
+        equalized = equalize(graph, batch, methods.equalization, levels, source.floats, more)
     prepared = prepare_graph(
         graph, source.backend, source.calibration, source.floats,
         reduce_range=source.reduce_range, per_channel=source.per_channel,
