@@ -80,7 +80,7 @@ def test_what_is_kept_is_nearer_than_what_was_before(digits: Any, monkeypatch: p
     words = climbed_in_words(climbed, "points")
     assert "equalization: all" in words
     assert "drop" in words
-    assert "multiplications before 1" in (methods_in_words(made.as_record()) or "")  # type: ignore[arg-type]
+    assert "multiplications before 2" in (methods_in_words(made.as_record()) or "")  # type: ignore[arg-type]
 
 
 def test_it_ends_where_the_drop_is_small_enough(digits: Any) -> None:
