@@ -1,5 +1,6 @@
 """Sweeps on a cluster, by Ray Tune: as many trials at a time as there is room for, each actor doing many of them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raq.store.object_storage import StorageError
 from raq.store.sweep_results import written_name
 
 EXPERIMENT = "tune"
+OWN_ERROR = re.compile(r"^raq\.errors\.\w+: (.+)$", re.MULTILINE)
 MAX_PASSES = 3
 
 
@@ -124,8 +126,9 @@ def refuse_lost_storage(call: Call, error: Any) -> None:
 
 
 def reason(error: Any) -> str:
-    """The last line of a trial's error that says something."""
-    return last_line(error)
+    """What a trial's error says: raq's own message without its hint, else the last line that says something."""
+    own = OWN_ERROR.findall(str(error))
+    return own[-1] if own else last_line(error)
 
 
 class Progress(tune.Callback):

@@ -52,8 +52,8 @@ class Ptq(Section):
     """Of the backend x86: give the channels of layers' inputs ranges alike, their weights the factors (cross-layer
     equalization, Nagel et al. 2019; SmoothQuant, Xiao et al. 2023). folded: where that costs nothing at run time;
     all: also by a multiplication before a layer, where its own noise, as the outputs see it, falls by 3 dB and by
-    0.2% of that of all layers. Trials of a sweep.ptq that names neither this nor one of the next two calibrate alone;
-    the candidate made of its choice does what these say."""
+    0.2% of that of all that could be equalized. Trials of sweep.layers calibrate alone, and so do those of a sweep.ptq
+    that names neither this nor one of the next two; the candidates made of their choice do what these say."""
     bias_correction: bool = False
     """Take from each layer's bias what rounding shifts its channels by on average, on 128 calibration samples (Nagel et
     al. 2019, empirical)."""

@@ -249,11 +249,12 @@ def _check_ptq_sweep(ptq: Ptq, sweep: PtqSweep) -> None:
     equalizes = ptq.effort != "fast" or {"folded", "all"} & {*(sweep.equalization or [ptq.equalization])}
     if equalizes and False in (sweep.per_channel or ()):
         raise ValueError(
-            "sweep.ptq.per_channel tries false, which effort and equalization of ptq and sweep.ptq cannot take"
+            "sweep.ptq.per_channel tries false, which ptq.effort and equalization, in ptq or sweep.ptq, cannot take"
         )
+    as_swept = ptq.model_copy(update={"per_channel": sweep.per_channel[0]}) if sweep.per_channel else ptq
     for key in BESIDE:
         for value in getattr(sweep, key):
-            _refuse_value("ptq", ptq, key, value)
+            _refuse_value("ptq", as_swept, key, value)
 
 
 def _check_qat_sweep(qat: Qat, space: dict[str, Any]) -> None:

@@ -34,8 +34,10 @@ class PtqSweep(Section):
     """Values of ptq.reduce_range."""
     equalization: Annotated[tuple[Extent, ...], Field(strict=False)] = ()
     """Values of ptq.equalization. Where this or one of the next two is here, trials do all three, those that are not
-    here as `ptq` says; else they calibrate alone, and the candidate made of their choice does what `ptq` says. Each of
-    these trials quantizes anew, and is computed by torch, uncompiled: it takes longer."""
+    here as `ptq` says; else they calibrate alone, and the candidate made of their choice does what `ptq` says. A trial
+    that does one of them quantizes anew, and is computed by torch, uncompiled: it takes longer. Of what loses at most
+    select.margin.accuracy more than the best, the least is chosen: no equalization before folded before all, then
+    without bias correction, then fewer steps. The candidate made of it climbs `ptq.effort` from there."""
     bias_correction: Annotated[tuple[bool, ...], Field(strict=False)] = ()
     """Values of ptq.bias_correction."""
     learned_rounding: Annotated[tuple[Steps, ...], Field(strict=False)] = ()

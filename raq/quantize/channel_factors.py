@@ -113,10 +113,12 @@ def choose(
 
 
 def _power(values: Tensor, layer: fx.Node, sensitivity: dict[fx.Node, Tensor]) -> float:
-    """The power of these values in a layer's output, each channel's by how much the outputs change by it."""
+    """The power of these values in a layer's output, each channel's by how much the outputs change by it; where no
+    gradient came back to the layer, all channels alike."""
     channel = channel_of(layer, values)
     of_channels = values.double().square().mean(dim=[at for at in range(values.ndim) if at != channel])
-    return float((of_channels * sensitivity[layer]).sum())
+    weights = sensitivity[layer]
+    return float((of_channels * (weights if bool(weights.any()) else 1.0)).sum())
 
 
 def _factors(values: Tensor, weights: Tensor, alpha: float) -> Tensor:

@@ -30,7 +30,7 @@ POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_poo
 KEEPS_FACTORS = (aten.relu.default, aten.relu_.default, aten.contiguous.default, aten.dropout.default, *POOLS)
 NORMS = {aten.layer_norm.default: (2, 3), aten.batch_norm.default: (1, 2)}  # where their weight and bias stand
 FOLDED_DB, MULTIPLIED_DB = 0.5, 3.0  # by which the noise must fall: for nothing, and for a multiplication
-LEAST_SHARE = 0.002  # of all noise, that a multiplication must take away
+LEAST_SHARE = 0.002  # of the noise that folding leaves, that a multiplication must take away
 MULTIPLIED = "raq_multiplied"  # in a graph's meta: every `Multiplied` of it
 
 
@@ -77,13 +77,16 @@ def equalize(
 ) -> list[Equalized]:
     """Equalize an exported graph in place, batch norms folded before; what was done, in order of execution.
 
-    inputs: calibration samples [n, ...]; more: batches of others, of which the ranges alone count. extent: folded, only
-    where it costs nothing; all: by multiplications too, as `_is_worth_it` says. levels: the integers of an activation,
-    less one. floats: names of what stays in float. Weights are taken to have a scale for each output channel.
+    inputs: calibration samples [n, ...]; more: batches of others, whose ranges alone count. extent: folded, only where
+    it costs nothing; all: by multiplications too, as `_is_multiplied` says. levels: the integers of an activation, less
+    one. floats: names of what stays in float. Weights are taken to have a scale for each output channel. Noise counts
+    by how much the outputs change by it; where no gradient tells, that of all channels alike.
     """
     wanted = {
         readers.data: readers for readers in _readers(graph, floats) if extent == "all" or readers.into is not None
     }
+    if not wanted:
+        return []
     sensitivity = sensitivities(graph, inputs, {node for readers in wanted.values() for node in readers.nodes})
     reaches: dict[fx.Node, Reach] = {}
     for batch in itertools.chain([inputs], more):
@@ -94,20 +97,33 @@ def equalize(
         (readers, choose(graph, readers.nodes, readers.axis, values, reaches[readers.data], levels, sensitivity))
         for readers, values in _run(graph, inputs, wanted)
     ]
-    everything = math.fsum(choice.before for _, choice in found)
-    kept = [(readers, choice) for readers, choice in found if _is_worth_it(readers, choice, everything)]
+    known = {
+        readers.data for readers in wanted.values() if any(bool(sensitivity[node].any()) for node in readers.nodes)
+    }
+    left = math.fsum(
+        choice.after if _is_folded(readers, choice) else choice.before
+        for readers, choice in found if readers.data in known
+    )  # fmt: skip
+    kept = [
+        (readers, choice) for readers, choice in found
+        if _is_folded(readers, choice) or _is_multiplied(readers, choice, left if readers.data in known else 0.0)
+    ]  # fmt: skip
     for readers, choice in kept:
         _apply(graph, readers, choice.factors)
     graph.recompile()
     return [_record(readers, choice) for readers, choice in kept]
 
 
-def _is_worth_it(readers: _Readers, choice: Choice, everything: float) -> bool:
-    """Whether the noise falls by FOLDED_DB, for nothing; or by MULTIPLIED_DB and LEAST_SHARE of all the noise there is,
-    for a multiplication."""
-    if readers.into is not None:
-        return choice.gain_db >= FOLDED_DB
-    return choice.gain_db >= MULTIPLIED_DB and choice.before - choice.after >= LEAST_SHARE * everything
+def _is_folded(readers: _Readers, choice: Choice) -> bool:
+    """Whether it costs nothing, and gains something."""
+    return readers.into is not None and choice.gain_db >= FOLDED_DB
+
+
+def _is_multiplied(readers: _Readers, choice: Choice, left: float) -> bool:
+    """Whether it is worth a multiplication. left: the noise of all activations that could be equalized, after folding;
+    0 where no gradient tells what a layer's noise counts."""
+    gains = choice.gain_db >= MULTIPLIED_DB and choice.before - choice.after >= LEAST_SHARE * left
+    return readers.into is None and gains
 
 
 def _record(readers: _Readers, choice: Choice) -> Equalized:

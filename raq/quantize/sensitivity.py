@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from raq.errors import StageError, first_line
@@ -26,6 +26,14 @@ class _Listening(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, layers: Collection[fx.Node]) -> None:
         super().__init__(graph)
         self.layers, self.found = layers, {layer: torch.zeros(0) for layer in layers}
+        self.buffers: dict[str, Any] = {}
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A parameter; a copy of a buffer, which the graph may write into."""
+        found = super().get_attr(target, args, kwargs)
+        if isinstance(found, nn.Parameter) or not isinstance(found, Tensor):
+            return found
+        return self.buffers.setdefault(target, found.clone())
 
     def run_node(self, n: fx.Node) -> Any:
         """The value of a node; of a layer, one that is told its gradient."""
@@ -38,7 +46,8 @@ class _Listening(fx.Interpreter):
         self.found[n] = torch.zeros(heard.shape[channel_of(n, heard)], dtype=torch.float64)
 
         def add(gradient: Tensor) -> None:
-            self.found[n] += gradient.double().square().sum(dim=axes)
+            squares = gradient.double().square()  # not finite where the square root of 0 is, say
+            self.found[n] += torch.where(squares.isfinite(), squares, 0.0).sum(dim=axes)
 
         heard.register_hook(add)
         return heard
@@ -50,8 +59,9 @@ def sensitivities(
     """By layer, a float64 tensor [channels]: by how much noise of variance 1 in all numbers of this channel changes the
     outputs, as the square of the change of a sample's outputs, summed over them, on average.
 
-    inputs: samples [n, ...], left as they are; layers: convolutions and linear layers of the graph. Channels that reach
-    no output have 0. Raises StageError if there is an operator that has no gradient.
+    inputs: samples [n, ...], left as they are; layers: convolutions and linear layers of the graph. Channels that no
+    gradient comes back to have 0: those that reach no output, and those before what has none (rounding, detach).
+    Numbers whose gradient is not finite are left out. Raises StageError if torch cannot compute the gradient.
     """
     draws = torch.Generator().manual_seed(seed)
     learning = [parameter for parameter in graph.parameters() if parameter.requires_grad]
@@ -73,23 +83,22 @@ def sensitivities(
 
 def _listen(listening: _Listening, inputs: tuple[Tensor, ...], draws: torch.Generator) -> None:
     """Send random vectors back from the outputs."""
-    with torch.enable_grad():
+    with torch.enable_grad(), gradient_errors():
         outputs = [
             one for one in pytree.tree_leaves(listening.run(*inputs)) if isinstance(one, Tensor) and one.requires_grad
         ]
         vectors = [torch.randn(one.shape, generator=draws).to(one.dtype) for one in outputs]
         if outputs:
-            with gradient_errors():
-                torch.autograd.backward(outputs, vectors)
+            torch.autograd.backward(outputs, vectors)
 
 
 @contextmanager
 def gradient_errors() -> Iterator[None]:
-    """Raise torch's error in a pass backwards as StageError."""
+    """Raise torch's error in a pass with gradients as StageError."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
         raise StageError(
-            f"there is no gradient of the network's outputs: {first_line(error)}",
-            "set ptq.effort to fast, ptq.equalization to none and ptq.learned_rounding to 0, which need one",
+            f"the gradient of the network's outputs cannot be computed: {first_line(error)}",
+            "do without equalization and learned_rounding, which need it, in ptq and in sweep.ptq",
         ) from error

@@ -54,6 +54,8 @@ def climbed_in_words(climbed: Climbed, unit: str) -> str:
 
 
 def _step_in_words(row: ClimbedStep, unit: str) -> str:
+    if "error" in row:
+        return f"{row['step']} could not be done ({row['error']})"
     distance = "equal outputs" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
     drop, interval = row["drop"], row["drop_interval"]
     lost = "" if drop is None or interval is None else (

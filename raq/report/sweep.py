@@ -9,7 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from raq.experiment.metric import Metric, amount, difference, shown
-from raq.experiment.sweep import BESIDE, METHOD, PER_CHANNEL, REDUCE_RANGE, SIZE
+from raq.experiment.sweep import (
+    BESIDE,
+    BIAS_CORRECTION,
+    EQUALIZATION,
+    LEARNED_ROUNDING,
+    METHOD,
+    PER_CHANNEL,
+    REDUCE_RANGE,
+    SIZE,
+)  # fmt: skip
 from raq.store.sweep_results import (
     CurveRow,
     LayerSweepResults,
@@ -37,10 +46,10 @@ def print_sweep(console: Console, results: Values) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    table.add_column("observer", no_wrap=True)
+    several = [key for key in (PER_CHANNEL, REDUCE_RANGE, *BESIDE) if len({row.get(key) for row in found["curve"]}) > 1]
+    table.add_column("observer", no_wrap=not {*several} & {*BESIDE}, min_width=10)
     for name in ("images", metric.heading, "± seeds", "drop", "against the largest"):
         table.add_column(name, justify="right", no_wrap=True)
-    several = [key for key in (PER_CHANNEL, REDUCE_RANGE, *BESIDE) if len({row.get(key) for row in found["curve"]}) > 1]
     for row in found["curve"]:
         method = (row["observer"], row["percentile"], *(row.get(key) for key in METHOD[2:]))
         chosen = (*method, row["size"]) == wanted
@@ -74,7 +83,12 @@ def calibration_in_words(row: CurveRow, keys: Collection[str]) -> str:
         said.append(f"per {'channel' if row.get(PER_CHANNEL) else 'tensor'}")
     if REDUCE_RANGE in keys:
         said.append(f"{7 if row.get(REDUCE_RANGE) else 8} bits")
-    said += [f"{key.replace('_', ' ')} {str(row.get(key)).lower()}" for key in BESIDE if key in keys]
+    if EQUALIZATION in keys:
+        said.append(f"{'not' if (extent := row.get(EQUALIZATION)) == 'none' else extent} equalized")
+    if BIAS_CORRECTION in keys:
+        said.append(f"biases {'' if row.get(BIAS_CORRECTION) else 'not '}corrected")
+    if LEARNED_ROUNDING in keys:
+        said.append(f"{row.get(LEARNED_ROUNDING)} steps learned")
     return ", ".join(said)
 
 

@@ -3,10 +3,12 @@
 Plain torch, never ray; torch is imported inside the functions.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
+from raq.errors import StageError
 from raq.experiment.fields import Effort, Extent
 from raq.sweep.answers import Answers
 
@@ -53,6 +55,9 @@ class Judged:
         if self.sqnr_db is None or than.sqnr_db is None:
             return than.sqnr_db is not None
         return self.sqnr_db >= than.sqnr_db + by_db
+
+
+NOTHING = Judged(None, None, None)
 
 
 class Judge:
@@ -109,7 +114,8 @@ def quantize_by_effort(
 
     A method of the ladder is kept if it brings the outputs LEAST_GAIN_DB nearer to those in float: the drop of so few
     samples could not tell. What takes time at every call comes last, and has to bring LEAST_GAIN_PAID_DB. It ends where
-    the drop `is_enough`. None for `fast`.
+    the drop `is_enough`. The row of a method that cannot be done, of a network without gradients say, tells why. None
+    for `fast`.
     """
     from raq.quantize.methods import quantize
 
@@ -127,7 +133,13 @@ def quantize_by_effort(
             break
         step = ", ".join(f"{key}: {str(value).lower()}" for key, value in change.items())
         progress(step, None)
-        made = quantize(source, wanted, progress)
+        started = time.perf_counter()
+        try:
+            made = quantize(source, wanted, progress)
+        except StageError as error:  # of this method: what there is stays
+            seconds = round(time.perf_counter() - started, 3)
+            rows.append({"step": step, "kept": False, "seconds": seconds, **asdict(NOTHING), "error": error.message})
+            continue
         found = judge.judge(made)
         kept = found.is_nearer(reached, LEAST_GAIN_PAID_DB if change in PAID else LEAST_GAIN_DB)
         rows.append(_row(step, made, found, kept=kept))

@@ -110,7 +110,8 @@ def prepare_ptq_sweep(call: Call, progress: Progress) -> None:
             save_program(export_network(network, example_input(call)), scratch)
     plain = [config for config in all_configs(call) if only_calibrates(config)]
     graphs = list({(c[PER_CHANNEL], c[REDUCE_RANGE]): c for c in plain}.values())
-    progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) != 1)} for all calibrations"})
+    if graphs:
+        progress({"text": f"compiling {len(graphs)} program{'s' * (len(graphs) > 1)} for all calibrations"})
     for config in graphs:
         _compiled(call, config)
     evaluate_baseline(call, network, progress)

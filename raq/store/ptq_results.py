@@ -1,6 +1,6 @@
 """What a stage ptq found: what each layer loses, by which methods it was made. Neither torch nor ray."""
 
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -57,7 +57,8 @@ class PtqMethods(TypedDict):
 
 @strict
 class ClimbedStep(TypedDict):
-    """A step of the ladder of `ptq.effort`. drop: in points or in the metric's unit, None without targets."""
+    """A step of the ladder of `ptq.effort`. drop: in points or in the metric's unit, None without targets. error: why
+    the step could not be done, sqnr_db and drop being None then."""
 
     step: Text
     kept: bool
@@ -65,6 +66,7 @@ class ClimbedStep(TypedDict):
     sqnr_db: Number | None
     drop: Number | None
     drop_interval: Annotated[list[Number], Field(min_length=2, max_length=2)] | None
+    error: NotRequired[Text]
 
 
 @strict

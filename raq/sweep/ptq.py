@@ -9,10 +9,11 @@ the chosen candidate alone.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from raq.experiment.fields import Extent
 from raq.experiment.metric import TOP1, Metric, amount, difference
 from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import (
@@ -31,6 +32,9 @@ from raq.experiment.sweep import (
 from raq.statistics.proportions import Interval, together
 from raq.store.settings import PtqSweepSettings
 from raq.sweep.answers import Answers, mean_worse
+
+EXTENTS: tuple[str, ...] = get_args(Extent)
+MOST = (len(EXTENTS), True, 0)  # more than any method does
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,12 @@ class CurveRow:
         """What it has in common with the rows of its other sizes."""
         calibration = (self.observer, self.percentile, self.per_channel, self.reduce_range)
         return *calibration, self.equalization, self.bias_correction, self.learned_rounding
+
+    @property
+    def does(self) -> tuple[int, bool, int]:
+        """How much is done beside calibration: what costs time at every call first."""
+        extent = 0 if self.equalization is None else EXTENTS.index(self.equalization)
+        return extent, bool(self.bias_correction), self.learned_rounding or 0
 
     @property
     def beside(self) -> Config:
@@ -170,15 +180,17 @@ def choose(
 ) -> dict[str, Any]:
     """The smallest calibration shown to lose no more than `margin` against the largest of the best observer.
 
-    Without one, the largest. The best observer is the one whose largest size loses least on average. margin: points, or
-    in the metric's unit. seed: taken if
-    it was tried. asked: the largest size that was to be tried; that it did not finish is said. `why`: in words.
+    Without one, the largest. The best observer is the one whose largest size loses least on average; of methods beside
+    calibration, those that lose at most `margin` more are alike by the estimate, and the one that does least is best.
+    margin: points, or in the metric's unit. seed: taken if it was tried. asked: the largest size that was to be tried;
+    that it did not finish is said. `why`: in words.
     """
     largest: dict[tuple[Any, ...], CurveRow] = {}
     for row in rows:
         if row.method not in largest or row.size > largest[row.method].size:
             largest[row.method] = row
-    best = min(largest.values(), key=lambda row: row.drop)
+    least = min(row.drop for row in largest.values())
+    best = min(largest.values(), key=lambda row: (row.does if row.drop <= least + margin else MOST, row.drop))
     compared = {r.size: (r, r.loses_at_most) for r in rows if r.method == best.method and r.size != best.size}
     bounds = {size: (row, bound) for size, (row, bound) in compared.items() if bound is not None}
     able = [size for size, (_, bound) in bounds.items() if bound <= margin]

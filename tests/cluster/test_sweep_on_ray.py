@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import traceback
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +15,11 @@ from workplace import Workplace, make_workplace, own_stage_processes
 import raq
 from raq.cluster.driver import Driver
 from raq.cluster.nodes import Node
-from raq.cluster.ray_tune import tune_all
+from raq.cluster.ray_tune import reason, tune_all
 from raq.cluster.ray_tune_qat import tune_search
 from raq.cluster.resources import demand_of
 from raq.cluster.session import cluster
-from raq.errors import UserError
+from raq.errors import StageError, UserError
 from raq.experiment.schema import Experiment
 from raq.experiment.training import Qat
 from raq.plan.prepare import prepare
@@ -203,6 +204,17 @@ def test_trials_share_the_cpus_that_there_are(sweeper: Sweeper) -> None:
     demand = demand_of(stage, [Node(3, 0, True), Node(2, 0, False)])
     assert (demand.cpus, demand.workers, demand.is_coordinator) == (1, 4, True), "four trials, five CPUs"
     assert demand_of(stage, [Node(1, 0, True)]).workers == 1
+
+
+def test_a_failed_trial_says_what_went_wrong_and_not_its_hint_alone() -> None:
+    """As the text of an error in an actor ends: the message, and below it the hint."""
+    try:
+        raise StageError("the gradient cannot be computed", "do without it")
+    except StageError:
+        text = f"ray::ImplicitFunc.train()\n{traceback.format_exc()}"
+    assert text.strip().endswith("do without it")
+    assert reason(text) == "the gradient cannot be computed"
+    assert reason("Traceback:\nValueError: something else\n") == "ValueError: something else"
 
 
 def test_a_run_without_a_sweep_has_no_trials(tmp_path: Path) -> None:

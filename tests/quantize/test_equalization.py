@@ -264,6 +264,18 @@ def test_what_few_samples_leave_silent_is_no_silent_channel(images: Tensor) -> N
     assert distance(graph, others, wanted, last=7) > distance(of_few, others, wanted, last=7) + 20, found
 
 
+class Detached(Gated):
+    """What is before its detach has no gradient, and counts all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach() * 2
+
+
+def test_where_no_gradient_tells_all_channels_count_alike(images: Tensor) -> None:
+    net = spread(Detached(), images)
+    assert [one.names for one in equalized(net, images, "all")[1]] == [("depthwise",)]
+
+
 def test_a_multiplication_has_to_take_away_a_share_of_all_noise(images: Tensor) -> None:
     """However much a layer alone would gain, where another is what the outputs lose by."""
     net = ignored(images)

@@ -97,9 +97,33 @@ class Custom(Branching):
 
 def test_an_operator_without_a_gradient_is_named(images: Tensor) -> None:
     graph = folded_graph(Custom().eval(), images[:2])
-    with pytest.raises(StageError, match=r"no gradient .*without_gradient") as raised:
+    with pytest.raises(StageError, match=r"gradient .* cannot be computed: .*without_gradient") as raised:
         sensitivities(graph, (images[:8],), {node for node in graph.graph.nodes if is_layer(node)})
-    assert "ptq.effort" in raised.value.hint
+    assert "equalization" in raised.value.hint
+
+
+class Counting(Branching):
+    """One that writes what it computes into a buffer, and has a square root of 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last_seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.first(x)
+        self.last_seen.copy_(found.mean())
+        return super().forward(x) + (found * (x[:, :1] > 9)).square().sum((1, 2, 3))[:, None].sqrt()
+
+
+def test_buffers_stay_and_gradients_that_are_not_finite_are_left_out(images: Tensor) -> None:
+    net = Counting().eval()
+    graph = folded_graph(net, images[:2])
+    layers = {node for node in graph.graph.nodes if is_layer(node)}
+    before = {name: one.clone() for name, one in graph.named_buffers()}
+    found = sensitivities(graph, (images[:16],), layers)
+    assert all(one.isfinite().all() for one in found.values())
+    assert sum(float(one.sum()) > 0 for one in found.values()) >= 2
+    assert all(torch.equal(one, before[name]) for name, one in graph.named_buffers())
 
 
 class WritesIntoItsInput(Branching):

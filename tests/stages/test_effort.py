@@ -56,6 +56,25 @@ def test_fast_does_what_is_asked_and_judges_nothing(digits: Any) -> None:
     assert made.corrected
 
 
+class WithoutGradient(Gated):
+    """One that changes in place what its gradient needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).exp()
+        x.add_(1)
+        return self.head(torch.relu(self.depthwise(x)).mean((2, 3)))
+
+
+def test_a_method_that_cannot_be_done_ends_no_ladder(digits: Any) -> None:
+    given = replace(source(digits), network=WithoutGradient().eval())
+    made, climbed, _ = climb(given, "better")
+    rows = {row["step"]: row for row in climbed["rows"]}
+    assert made.methods.equalization == "none"
+    assert "gradient of the network's outputs cannot be computed" in rows["equalization: all"]["error"]
+    assert "sqnr_db" in rows["bias_correction: true"]
+    assert "equalization: all could not be done (the gradient" in climbed_in_words(climbed, "points")
+
+
 def test_what_is_kept_is_nearer_than_what_was_before(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effort, "LADDER", {"best": (*effort.FREE, {"learned_rounding": 12}, *effort.PAID)})
     given = source(digits)

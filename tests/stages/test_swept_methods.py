@@ -72,9 +72,15 @@ def test_what_is_shown_tells_the_methods_apart(machine: Machine) -> None:
     print_sweep(console, found)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for equalization, _, steps in TRIALS:
-        assert f"histogram, equalization {equalization}, learned rounding {steps}" in text
-    assert "bias correction" not in text.partition("chosen")[0], "all trials do without"
+        said = "not" if equalization == "none" else equalization
+        assert f"histogram, {said} equalized, {steps} steps learned" in text
+    assert "biases" not in text, "all trials do without"
     assert text.count("▸") + text.count("*") == 1
+    narrow = Console(width=80, file=io.StringIO())
+    print_sweep(narrow, found)
+    shown = narrow.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown, "the methods wrap, and every figure is there"
+    assert shown.count("▸") + shown.count("*") == 1
     lines = calibrations(as_read(found), TOP1).data  # type: ignore[arg-type]
     assert len({line["name"] for line in lines}) == 4
 
@@ -97,11 +103,15 @@ def test_a_sweep_of_calibrations_alone_has_no_keys_more(machine: Machine) -> Non
     [
         (["sweep.ptq.equalization=[most]"], "sweep.ptq.equalization"),
         (["sweep.ptq.learned_rounding=[-1]"], "sweep.ptq.learned_rounding"),
-        (["sweep.ptq.per_channel=[true, false]"], "sweep.ptq.per_channel tries false, which effort and equalization"),
+        (
+            ["sweep.ptq.per_channel=[true, false]"],
+            "sweep.ptq.per_channel tries false, which ptq.effort and equalization",
+        ),
         (
             ["ptq.backend=xnnpack"],
             "sweep.ptq.equalization has 'folded'; effort and equalization are of the backend x86",
         ),
+        (["ptq.backend=arm"], "sweep.ptq.equalization has 'folded'"),
         (["ptq.mode=dynamic", "sweep.ptq.equalization=[]"], "sweep.ptq and sweep.layers are of the mode static"),
     ],
 )
@@ -114,3 +124,5 @@ def test_what_cannot_be_tried(machine: Machine, overrides: list[str], said: str)
 def test_methods_may_be_tried_for_any_backend_that_has_them() -> None:
     given = {"name": "x", "ptq": {"backend": "arm"}, "sweep": {"ptq": {"bias_correction": [True, False]}}}
     assert Experiment.model_validate(given).sweep is not None
+    as_swept = {"ptq": {"per_channel": False}, "sweep": {"ptq": {"per_channel": [True], "equalization": ["all"]}}}
+    assert Experiment.model_validate({"name": "x", **as_swept}).sweep is not None
