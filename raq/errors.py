@@ -3,10 +3,13 @@
 Imports nothing of raq, torch or ray, so that any part may raise these and any process may unpickle them.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+OWN_ERROR = re.compile(r"^raq\.errors\.\w+: (.+)$", re.MULTILINE)  # in a trace, above the error's hint
 
 
 class RaqError(Exception):
@@ -47,8 +50,12 @@ def first_line(error: object) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def last_line(error: object) -> str:
-    """The last line of what an error or a log says, after any trace; its type's name if it says nothing."""
+def last_message(error: object) -> str:
+    """What an error from another process says last, after any trace: raq's own message, without the hint below it; else
+    the last line, or the error's type if it says nothing."""
+    own = OWN_ERROR.findall(str(error))
+    if own:
+        return str(own[-1])
     return next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
 
 

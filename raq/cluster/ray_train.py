@@ -28,7 +28,7 @@ from ray.util.placement_group import (
 from raq.cluster.answers import ErrorAnswer
 from raq.cluster.events import EventSender
 from raq.cluster.session import OWN_CLUSTER_RESOURCE, RAY_SETTINGS
-from raq.errors import LostError, RaqError, StageError, UserError, last_line
+from raq.errors import LostError, RaqError, StageError, UserError, last_message
 from raq.lazy import resolve
 from raq.model.checkpoints import CHECKPOINT, Metrics, TrainingResult, read_result
 from raq.plan.kinds import KINDS
@@ -293,7 +293,7 @@ def was_lost(error: Any) -> bool:
 def _reason(error: Exception) -> str:
     """What a worker died of, out of Ray Train's error."""
     first = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    return last_line(first)
+    return last_message(first)
 
 
 def _cause(error: Exception) -> StageError:

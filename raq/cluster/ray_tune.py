@@ -1,6 +1,5 @@
 """Sweeps on a cluster, by Ray Tune: as many trials at a time as there is room for, each actor doing many of them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raq.cluster.events import EventSender
 from raq.cluster.ray_train import was_lost
-from raq.errors import StageError, last_line
+from raq.errors import StageError, last_message
 from raq.stages.call import Call
 from raq.stages.transfer import fetch_trials
 from raq.stages.trials import metric_of
@@ -20,7 +19,6 @@ from raq.store.object_storage import StorageError
 from raq.store.sweep_results import written_name
 
 EXPERIMENT = "tune"
-OWN_ERROR = re.compile(r"^raq\.errors\.\w+: (.+)$", re.MULTILINE)
 MAX_PASSES = 3
 
 
@@ -126,9 +124,8 @@ def refuse_lost_storage(call: Call, error: Any) -> None:
 
 
 def reason(error: Any) -> str:
-    """What a trial's error says: raq's own message without its hint, else the last line that says something."""
-    own = OWN_ERROR.findall(str(error))
-    return own[-1] if own else last_line(error)
+    """What a trial's error says."""
+    return last_message(error)
 
 
 class Progress(tune.Callback):

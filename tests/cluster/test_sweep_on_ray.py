@@ -15,11 +15,11 @@ from workplace import Workplace, make_workplace, own_stage_processes
 import raq
 from raq.cluster.driver import Driver
 from raq.cluster.nodes import Node
-from raq.cluster.ray_tune import reason, tune_all
+from raq.cluster.ray_tune import tune_all
 from raq.cluster.ray_tune_qat import tune_search
 from raq.cluster.resources import demand_of
 from raq.cluster.session import cluster
-from raq.errors import StageError, UserError
+from raq.errors import StageError, UserError, last_message
 from raq.experiment.schema import Experiment
 from raq.experiment.training import Qat
 from raq.plan.prepare import prepare
@@ -213,8 +213,8 @@ def test_a_failed_trial_says_what_went_wrong_and_not_its_hint_alone() -> None:
     except StageError:
         text = f"ray::ImplicitFunc.train()\n{traceback.format_exc()}"
     assert text.strip().endswith("do without it")
-    assert reason(text) == "the gradient cannot be computed"
-    assert reason("Traceback:\nValueError: something else\n") == "ValueError: something else"
+    assert last_message(text) == "the gradient cannot be computed"
+    assert last_message("Traceback:\nValueError: something else\n") == "ValueError: something else"
 
 
 def test_a_run_without_a_sweep_has_no_trials(tmp_path: Path) -> None:
