@@ -50,7 +50,8 @@ def methods_in_words(found: PtqMethods) -> str | None:
 def climbed_in_words(climbed: Climbed, unit: str) -> str:
     """Each step of the ladder: what it came to, what it took, whether it was kept."""
     steps = "; ".join(_step_in_words(row, unit) for row in climbed["rows"])
-    return f"effort {climbed['effort']}, on {climbed['samples']} {climbed['split']} samples: {steps}"
+    compared = climbed.get("compared", "outputs")
+    return f"effort {climbed['effort']}, {compared} of {climbed['samples']} {climbed['split']} samples: {steps}"
 
 
 def _step_in_words(row: ClimbedStep, unit: str) -> str:

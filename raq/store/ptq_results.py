@@ -71,10 +71,12 @@ class ClimbedStep(TypedDict):
 
 @strict
 class Climbed(TypedDict):
-    """How the ladder was climbed. enough: the drop that ends it; samples, split: that judge."""
+    """How the ladder was climbed. enough: the drop that ends it; samples, split: that judge; compared: what sqnr_db is
+    of, probabilities or outputs; records without it are of outputs."""
 
     effort: Text
     enough: Number
     samples: Count
     split: Text
+    compared: NotRequired[Text]
     rows: Annotated[list[ClimbedStep], Field(min_length=1)]

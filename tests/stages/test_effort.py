@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raq.experiment.metric import Metric
 from raq.experiment.ptq import Calibration, Ptq
 from raq.experiment.schema import Data, Experiment
 from raq.model.dataset import load_dataset
 from raq.model.inputs import example_of
+from raq.model.metrics import scorer_of
 from raq.quantize.methods import Methods, Source, quantize
 from raq.quantize.ranges import is_weight_observer, observer_nodes
 from raq.report.methods import climbed_in_words, methods_in_words
@@ -56,6 +58,22 @@ def test_fast_does_what_is_asked_and_judges_nothing(digits: Any) -> None:
     assert made.corrected
 
 
+def test_classes_are_compared_by_their_probabilities_and_others_by_the_outputs(digits: Any) -> None:
+    """What is added to all logits of a sample changes no answer, and no judgement."""
+    given = source(digits)
+    judge = Judge(given, TOP1.scorer)
+    (images,) = next(iter(digits.batches("validation", [judge.chosen], torch.device("cpu")))).inputs
+    with torch.no_grad():
+        logits = given.network(images)
+    assert torch.allclose(torch.from_numpy(judge.outputs), logits.softmax(1), atol=1e-5)
+    without = replace(given, dataset=load_dataset(Data(name="digits", train_limit=99, validation_fraction=0)))
+    assert Judge(without, TOP1.scorer).compared == "probabilities"
+    other = Judge(without, scorer_of(Metric.model_validate("mse"), 10, None))
+    (images,) = next(iter(without.dataset.batches("calibration", [other.chosen], torch.device("cpu")))).inputs
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(other.outputs), given.network(images), rtol=1e-4, atol=1e-4)
+
+
 class WithoutGradient(Gated):
     """One that changes in place what its gradient needs."""
 
@@ -96,6 +114,7 @@ def test_what_is_kept_is_nearer_than_what_was_before(digits: Any, monkeypatch: p
     assert judged.sqnr_db == pytest.approx(max(kept)), "the graph that is given is the one that was judged best"
     assert climbed["split"] == "validation"
     assert climbed["samples"] == digits.size("validation")
+    assert climbed["compared"] == "probabilities"
     words = climbed_in_words(climbed, "points")
     assert "equalization: all" in words
     assert "drop" in words
