@@ -49,13 +49,18 @@ class Reach:
 
 @dataclass(frozen=True)
 class Choice:
-    """Factors [C], and what they change: powers of signal, and of noise before and after, as the outputs see them."""
+    """Factors [C], and what they change: powers of signal, and of noise before and after.
+
+    is_counted: whether powers are as the network's outputs see them, and can be compared between layers; else they are
+    those of the layers' own outputs.
+    """
 
     factors: Tensor
     alpha: float
     signal: float
     before: float
     after: float
+    is_counted: bool
 
     @property
     def sqnr_db(self) -> tuple[float, float]:
@@ -79,14 +84,14 @@ def choose(
     values: Tensor,
     reach: Reach,
     levels: int,
-    sensitivity: dict[fx.Node, Tensor],
+    sensitivity: dict[fx.Node, Tensor] | None,
 ) -> Choice:
     """The factors by which the outputs lose least by the rounding of these layers and of what they read; ones, with
     alpha 0, if none lose less.
 
     readers: layers that read `values`, whose channels are on `axis`; reach: of these channels, over more samples than
     values has, since a channel that a few samples leave silent gets a factor that others exceed; sensitivity: of the
-    channels of their outputs.
+    channels of their outputs; None: all count alike.
     """
     largest = torch.maximum(reach.low.abs(), reach.high.abs())  # [C]
     of_weights = torch.stack([_by_input(graph, node).abs().amax(dim=(0, 2)).flatten() for node in readers])
@@ -103,22 +108,20 @@ def choose(
     ones = torch.ones_like(largest)
     signal = math.fsum(_power(right, node, sensitivity) for node, right in zip(readers, wanted, strict=True))
     before = noise(ones)
-    best = Choice(ones, 0.0, signal, before, before)
+    best = Choice(ones, 0.0, signal, before, before, sensitivity is not None)
     for alpha in (1.0,) if depthwise else ALPHAS:
         factors = _factors(largest, of_weights.amax(0), alpha)
         after = noise(factors)
         if after < best.after:
-            best = Choice(factors, alpha, signal, before, after)
+            best = Choice(factors, alpha, signal, before, after, sensitivity is not None)
     return best
 
 
-def _power(values: Tensor, layer: fx.Node, sensitivity: dict[fx.Node, Tensor]) -> float:
-    """The power of these values in a layer's output, each channel's by how much the outputs change by it; where no
-    gradient came back to the layer, all channels alike."""
+def _power(values: Tensor, layer: fx.Node, sensitivity: dict[fx.Node, Tensor] | None) -> float:
+    """The power of these values in a layer's output, each channel's by how much the outputs change by it."""
     channel = channel_of(layer, values)
     of_channels = values.double().square().mean(dim=[at for at in range(values.ndim) if at != channel])
-    weights = sensitivity[layer]
-    return float((of_channels * (weights if bool(weights.any()) else 1.0)).sum())
+    return float(of_channels.sum() if sensitivity is None else (of_channels * sensitivity[layer]).sum())
 
 
 def _factors(values: Tensor, weights: Tensor, alpha: float) -> Tensor:

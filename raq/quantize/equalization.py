@@ -8,7 +8,6 @@ equalization (Nagel et al. 2019, Data-Free Quantization, section 4.1) and Smooth
 factors come (channel_factors.py). Elsewhere it is a multiplication in front of the layer.
 """
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -89,24 +88,24 @@ def equalize(
         return []
     sensitivity = sensitivities(graph, inputs, {node for readers in wanted.values() for node in readers.nodes})
     reaches: dict[fx.Node, Reach] = {}
-    for batch in itertools.chain([inputs], more):
+    for batch in more:
         for readers, values in _run(graph, batch, wanted):
             own = Reach.of(values, readers.axis)
             reaches[readers.data] = own | reaches.get(readers.data, own)
-    found = [
-        (readers, choose(graph, readers.nodes, readers.axis, values, reaches[readers.data], levels, sensitivity))
-        for readers, values in _run(graph, inputs, wanted)
-    ]
-    known = {
-        readers.data for readers in wanted.values() if any(bool(sensitivity[node].any()) for node in readers.nodes)
-    }
+    found: list[tuple[_Readers, Choice]] = []
+    for readers, values in _run(graph, inputs, wanted):
+        own = Reach.of(values, readers.axis)
+        reach = own | reaches.get(readers.data, own)
+        heard = {node: sensitivity[node] for node in readers.nodes}
+        counted = heard if any(bool(one.any()) for one in heard.values()) else None
+        found.append((readers, choose(graph, readers.nodes, readers.axis, values, reach, levels, counted)))
     left = math.fsum(
         choice.after if _is_folded(readers, choice) else choice.before
-        for readers, choice in found if readers.data in known
+        for readers, choice in found if choice.is_counted
     )  # fmt: skip
     kept = [
         (readers, choice) for readers, choice in found
-        if _is_folded(readers, choice) or _is_multiplied(readers, choice, left if readers.data in known else 0.0)
+        if _is_folded(readers, choice) or _is_multiplied(readers, choice, left)
     ]  # fmt: skip
     for readers, choice in kept:
         _apply(graph, readers, choice.factors)
@@ -121,9 +120,9 @@ def _is_folded(readers: _Readers, choice: Choice) -> bool:
 
 def _is_multiplied(readers: _Readers, choice: Choice, left: float) -> bool:
     """Whether it is worth a multiplication. left: the noise of all activations that could be equalized, after folding;
-    0 where no gradient tells what a layer's noise counts."""
-    gains = choice.gain_db >= MULTIPLIED_DB and choice.before - choice.after >= LEAST_SHARE * left
-    return readers.into is None and gains
+    it is compared where gradients told what noise counts."""
+    matters = not choice.is_counted or choice.before - choice.after >= LEAST_SHARE * left
+    return readers.into is None and choice.gain_db >= MULTIPLIED_DB and matters
 
 
 def _record(readers: _Readers, choice: Choice) -> Equalized:
