@@ -67,7 +67,7 @@ def _tune_once(
     for result in tuner.fit():
         refuse_lost_storage(call, result.error)
         if result.error is not None and result.config is not None:
-            failed[numbers[digest({key: result.config[key] for key in configs[0]})]] = reason(result.error)
+            failed[numbers[digest({key: result.config[key] for key in configs[0]})]] = last_message(result.error)
             lost += was_lost(result.error)
     return failed, lost
 
@@ -120,12 +120,7 @@ def refuse_lost_storage(call: Call, error: Any) -> None:
     """StageError if a trial failed because the storage did not answer: that is no result of the trial's."""
     words = (StorageError.__name__, "AWS Error") if call.address else ()
     if error is not None and any(word in str(error) for word in words):
-        raise StageError(f"a trial failed: {reason(error)}", "finished trials are kept; run again")
-
-
-def reason(error: Any) -> str:
-    """What a trial's error says."""
-    return last_message(error)
+        raise StageError(f"a trial failed: {last_message(error)}", "finished trials are kept; run again")
 
 
 class Progress(tune.Callback):

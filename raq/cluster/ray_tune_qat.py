@@ -19,14 +19,13 @@ from raq.cluster.ray_train import PLACEMENT_GROUP, remove_group, train_on_worker
 from raq.cluster.ray_tune import (
     MAX_PASSES,
     Progress,
-    reason,
     refuse_lost_storage,
     resources_of,
     run_config,
     told_again,
     tune_config,
 )
-from raq.errors import RaqError
+from raq.errors import RaqError, last_message
 from raq.experiment.metric import Metric
 from raq.experiment.sweep import Config
 from raq.stages.call import Call, Results, trials_folder
@@ -119,7 +118,7 @@ def tune_search(
         number = suggestions.number_of(result.config)
         refuse_lost_storage(call, result.error)
         if result.error is not None and number is not None:
-            search.fail(number, reason(result.error))
+            search.fail(number, last_message(result.error))
             lost += was_lost(result.error)
     return lost
 
