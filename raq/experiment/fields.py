@@ -21,6 +21,7 @@ MODE_OF = {name: mode for mode, name in MODE_NAMES.items()}
 MODE_KINDS: dict[str, ModeKind] = {"ptq": "ptq", "dynamic": "dynamic", "weight-only": "weight_only"}  # by candidate
 INCLUDED = "included"  # model.weights: the function returns a trained network
 Extent = Literal["none", "folded", "all"]
+RoundingSteps = Annotated[int, Field(ge=0, le=100_000)]
 Effort = Literal["fast", "better", "best"]
 Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
 

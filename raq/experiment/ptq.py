@@ -4,9 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raq.experiment.fields import Backend, Effort, Extent, Mode, Observer, OtherTool, Positive, Section
-
-Steps = Annotated[int, Field(ge=0, le=100_000)]
+from raq.experiment.fields import Backend, Effort, Extent, Mode, Observer, OtherTool, Positive, RoundingSteps, Section
 
 
 class Calibration(Section):
@@ -57,7 +55,7 @@ class Ptq(Section):
     bias_correction: bool = False
     """Take from each layer's bias what rounding shifts its channels by on average, on 128 calibration samples (Nagel et
     al. 2019, empirical)."""
-    learned_rounding: Steps = 0
+    learned_rounding: RoundingSteps = 0
     """Steps, of 32 samples each, in which it is learned whether each weight is rounded up or down, and which ranges
     activations have, from FP32's outputs on up to 1,024 calibration samples (after Nagel et al. 2020; Cheng et al.
     2023; Bhalgat et al. 2020); 0: to the nearest. `effort: best` tries 200."""

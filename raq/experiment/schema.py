@@ -18,7 +18,7 @@ from raq.experiment.fields import Half as HalfType
 from raq.experiment.measurement import Bench, Lower, Parity, Require, Select
 from raq.experiment.metric import LOSSES, Metric
 from raq.experiment.ptq import Ptq
-from raq.experiment.sweep import BESIDE, PtqSweep, Sweep
+from raq.experiment.sweep import PTQ_METHODS, PtqSweep, Sweep
 from raq.experiment.training import OF_PTQ, TO_FP32, Qat, Train
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -246,13 +246,14 @@ class Experiment(Section):
 
 def _check_ptq_sweep(ptq: Ptq, sweep: PtqSweep) -> None:
     """ValueError if trials of this sweep could not be done."""
-    equalizes = ptq.effort != "fast" or {"folded", "all"} & {*(sweep.equalization or [ptq.equalization])}
-    if equalizes and False in (sweep.per_channel or ()):
+    equalizes = ptq.effort != "fast" or {*(sweep.equalization or [ptq.equalization])} != {"none"}
+    if equalizes and False in sweep.per_channel:
         raise ValueError(
-            "sweep.ptq.per_channel tries false, which ptq.effort and equalization, in ptq or sweep.ptq, cannot take"
+            "sweep.ptq.per_channel tries false, and equalization takes weights with a scale for each channel: leave "
+            "false out, or set ptq.effort to fast and equalization, in ptq and sweep.ptq, to none"
         )
     as_swept = ptq.model_copy(update={"per_channel": sweep.per_channel[0]}) if sweep.per_channel else ptq
-    for key in BESIDE:
+    for key in PTQ_METHODS:
         for value in getattr(sweep, key):
             _refuse_value("ptq", as_swept, key, value)
 

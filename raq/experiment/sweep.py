@@ -5,15 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from raq.experiment.fields import Extent, Natural, Observer, Positive, Section
-from raq.experiment.ptq import Steps
+from raq.experiment.fields import Extent, Natural, Observer, Positive, RoundingSteps, Section
 
 DEFAULT_TRIALS = 16
 SIZE, OBSERVER, PERCENTILE, SEED = "calibration.size", "calibration.observer", "calibration.percentile", "seed"
 PER_CHANNEL, REDUCE_RANGE = "per_channel", "reduce_range"
 EQUALIZATION, BIAS_CORRECTION, LEARNED_ROUNDING = "equalization", "bias_correction", "learned_rounding"
-BESIDE = (EQUALIZATION, BIAS_CORRECTION, LEARNED_ROUNDING)  # calibration; in a trial where one of them is swept
-METHOD = (OBSERVER, PERCENTILE, PER_CHANNEL, REDUCE_RANGE, *BESIDE)  # what sizes are compared within
+PTQ_METHODS = (EQUALIZATION, BIAS_CORRECTION, LEARNED_ROUNDING)  # beside calibration
+METHOD = (OBSERVER, PERCENTILE, PER_CHANNEL, REDUCE_RANGE, *PTQ_METHODS)  # what sizes are compared within
 Config = dict[str, Any]  # a trial: the keys that it tries, and their values
 
 
@@ -40,7 +39,7 @@ class PtqSweep(Section):
     without bias correction, then fewer steps. The candidate made of it climbs `ptq.effort` from there."""
     bias_correction: Annotated[tuple[bool, ...], Field(strict=False)] = ()
     """Values of ptq.bias_correction."""
-    learned_rounding: Annotated[tuple[Steps, ...], Field(strict=False)] = ()
+    learned_rounding: Annotated[tuple[RoundingSteps, ...], Field(strict=False)] = ()
     """Values of ptq.learned_rounding."""
     seeds: Annotated[tuple[Natural, ...], Field(strict=False, alias="seed", min_length=1)] = (0, 1, 2)
     """Seeds of the calibration's sample: what one size gives by chance."""

@@ -10,12 +10,12 @@ from rich.text import Text
 
 from raq.experiment.metric import Metric, amount, difference, shown
 from raq.experiment.sweep import (
-    BESIDE,
     BIAS_CORRECTION,
     EQUALIZATION,
     LEARNED_ROUNDING,
     METHOD,
     PER_CHANNEL,
+    PTQ_METHODS,
     REDUCE_RANGE,
     SIZE,
 )  # fmt: skip
@@ -46,8 +46,8 @@ def print_sweep(console: Console, results: Values) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    several = [key for key in (PER_CHANNEL, REDUCE_RANGE, *BESIDE) if len({row.get(key) for row in found["curve"]}) > 1]
-    table.add_column("observer", no_wrap=not {*several} & {*BESIDE}, min_width=10)
+    several = [key for key in METHOD[2:] if len({row.get(key) for row in found["curve"]}) > 1]
+    table.add_column("observer", no_wrap=not {*several} & {*PTQ_METHODS}, min_width=10)
     for name in ("images", metric.heading, "± seeds", "drop", "against the largest"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found["curve"]:

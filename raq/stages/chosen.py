@@ -1,7 +1,7 @@
 """What the sweep before a stage has chosen: a calibration, the layers that stay in float, a training."""
 
 from raq.experiment.ptq import Ptq
-from raq.experiment.sweep import BESIDE, OBSERVER, PER_CHANNEL, PERCENTILE, REDUCE_RANGE, SEED, SIZE, Config
+from raq.experiment.sweep import OBSERVER, PER_CHANNEL, PERCENTILE, PTQ_METHODS, REDUCE_RANGE, SEED, SIZE, Config
 from raq.experiment.training import Qat
 from raq.stages.call import Call
 from raq.store.settings import PtqSettings, QatSettings
@@ -54,8 +54,8 @@ def with_config(settings: Ptq, config: Config) -> Ptq:
     if config[PERCENTILE] is not None:
         changed["percentile"] = config[PERCENTILE]
     calibration = settings.calibration.model_copy(update=changed)
-    beside = {key: config[key] for key in BESIDE if key in config}
-    return settings.model_copy(update={"calibration": calibration, "per_channel": config[PER_CHANNEL], **beside})
+    methods = {key: config[key] for key in PTQ_METHODS if key in config}
+    return settings.model_copy(update={"calibration": calibration, "per_channel": config[PER_CHANNEL], **methods})
 
 
 def chosen_settings(call: Call) -> Qat:

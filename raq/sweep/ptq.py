@@ -2,8 +2,8 @@
 
 A trial is a calibration and what it is for: {"calibration.size", "calibration.observer", "calibration.percentile",
 "per_channel", "reduce_range", "seed"}, and where methods are swept {"equalization", "bias_correction",
-"learned_rounding"}. All trials are compared on the same validation images; the test split is read by
-the chosen candidate alone.
+"learned_rounding"}. All trials are compared on the same validation images; the test split is read by the chosen
+candidate alone.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from raq.experiment.fields import Extent
 from raq.experiment.metric import TOP1, Metric, amount, difference
 from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import (
-    BESIDE,
     EQUALIZATION,
     METHOD,
     OBSERVER,
     PER_CHANNEL,
     PERCENTILE,
+    PTQ_METHODS,
     REDUCE_RANGE,
     SEED,
     SIZE,
@@ -34,7 +34,6 @@ from raq.store.settings import PtqSweepSettings
 from raq.sweep.answers import Answers, mean_worse
 
 EXTENTS: tuple[str, ...] = get_args(Extent)
-MOST = (len(EXTENTS), True, 0)  # more than any method does
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,16 @@ class CurveRow:
         return *calibration, self.equalization, self.bias_correction, self.learned_rounding
 
     @property
-    def does(self) -> tuple[int, bool, int]:
-        """How much is done beside calibration: what costs time at every call first."""
+    def cost(self) -> tuple[int, bool, int]:
+        """By which methods are ordered: first by what they cost at every call, then by what is done once."""
         extent = 0 if self.equalization is None else EXTENTS.index(self.equalization)
         return extent, bool(self.bias_correction), self.learned_rounding or 0
 
     @property
-    def beside(self) -> Config:
-        """The methods beside calibration, where they were swept."""
+    def swept_methods(self) -> Config:
+        """The methods beside calibration, by key; empty where none of them was swept."""
         found = (self.equalization, self.bias_correction, self.learned_rounding)
-        return {key: value for key, value in zip(BESIDE, found, strict=True) if value is not None}
+        return {key: value for key, value in zip(PTQ_METHODS, found, strict=True) if value is not None}
 
 
 def grid(ptq: Ptq, sweep: PtqSweep, *, reduce_range: bool) -> list[Config]:
@@ -94,15 +93,6 @@ def grid(ptq: Ptq, sweep: PtqSweep, *, reduce_range: bool) -> list[Config]:
     sizes = sorted(sweep.sizes or [calibration.size], reverse=True)
     observers = sweep.observers or [calibration.observer]
     percentiles = sweep.percentiles or [calibration.percentile]
-    swept = {key: getattr(sweep, key) for key in BESIDE}
-    beside = (
-        [{}]
-        if not any(swept.values())
-        else [
-            dict(zip(BESIDE, values, strict=True))
-            for values in itertools.product(*(swept[key] or [getattr(ptq, key)] for key in BESIDE))
-        ]
-    )
     return [
         {
             SIZE: size,
@@ -113,7 +103,7 @@ def grid(ptq: Ptq, sweep: PtqSweep, *, reduce_range: bool) -> list[Config]:
             **methods,
             SEED: seed,
         }
-        for methods in beside
+        for methods in _combined_methods(ptq, sweep)
         for observer in observers
         for percentile in (percentiles if observer == "percentile" else [None])
         for per_channel in sweep.per_channel or [ptq.per_channel]
@@ -122,9 +112,17 @@ def grid(ptq: Ptq, sweep: PtqSweep, *, reduce_range: bool) -> list[Config]:
     ]
 
 
+def _combined_methods(ptq: Ptq, sweep: PtqSweep) -> list[Config]:
+    """Every combination of the methods beside calibration; one that names none of them where none is swept."""
+    if not any(getattr(sweep, key) for key in PTQ_METHODS):
+        return [{}]
+    tried = (getattr(sweep, key) or [getattr(ptq, key)] for key in PTQ_METHODS)
+    return [dict(zip(PTQ_METHODS, values, strict=True)) for values in itertools.product(*tried)]
+
+
 def only_calibrates(config: Config) -> bool:
     """Whether a trial does nothing beside calibration."""
-    return config.get(EQUALIZATION, "none") == "none" and not any(config.get(key) for key in BESIDE[1:])
+    return config.get(EQUALIZATION, "none") == "none" and not any(config.get(key) for key in PTQ_METHODS[1:])
 
 
 def trial_count(settings: Mapping[str, Any]) -> int:
@@ -143,7 +141,7 @@ def curve(trials: Mapping[str, Config], answers: Mapping[str, Answers], baseline
         by_size = groups.setdefault(tuple(config.get(key) for key in METHOD), {})
         by_size.setdefault(config[SIZE], {})[config[SEED]] = answers[name]
     rows: list[CurveRow] = []
-    for (observer, percentile, per_channel, reduce_range, *beside), by_size in groups.items():
+    for (observer, percentile, per_channel, reduce_range, *methods), by_size in groups.items():
         largest = by_size[max(by_size)]
         for size, by_seed in sorted(by_size.items()):
             shared = sorted(set(by_seed) & set(largest))
@@ -169,7 +167,7 @@ def curve(trials: Mapping[str, Config], answers: Mapping[str, Answers], baseline
                     against_largest=lost,
                     against_largest_interval=interval,
                     loses_at_most=most,
-                    **dict(zip(BESIDE, beside, strict=True)),
+                    **dict(zip(PTQ_METHODS, methods, strict=True)),
                 )
             )
     return rows
@@ -190,7 +188,7 @@ def choose(
         if row.method not in largest or row.size > largest[row.method].size:
             largest[row.method] = row
     least = min(row.drop for row in largest.values())
-    best = min(largest.values(), key=lambda row: (row.does if row.drop <= least + margin else MOST, row.drop))
+    best = min((row for row in largest.values() if row.drop <= least + margin), key=lambda row: (row.cost, row.drop))
     compared = {r.size: (r, r.loses_at_most) for r in rows if r.method == best.method and r.size != best.size}
     bounds = {size: (row, bound) for size, (row, bound) in compared.items() if bound is not None}
     able = [size for size, (_, bound) in bounds.items() if bound <= margin]
@@ -212,8 +210,10 @@ def choose(
         PERCENTILE: chosen.percentile,
         PER_CHANNEL: chosen.per_channel,
         REDUCE_RANGE: chosen.reduce_range,
-        **chosen.beside,
+        **chosen.swept_methods,
         SEED: seed if seed in chosen.seeds else chosen.seeds[0],
     }
-    said = "".join(f", {key}: {str(value).lower()}" for key, value in chosen.beside.items())
+    said = "".join(f", {key}: {str(value).lower()}" for key, value in chosen.swept_methods.items())
+    if best.drop > least:
+        why += f"; a dearer method loses {difference(metric, best.drop - least)} less, which is within the margin"
     return {"config": config, "why": f"{chosen.observer}, {chosen.size} images{said}: {why}"}

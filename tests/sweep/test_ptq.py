@@ -124,6 +124,7 @@ def test_what_does_least_is_chosen_where_methods_are_alike() -> None:
     chosen = choose(rows, 0, margin=0.3)
     assert (chosen["config"][EQUALIZATION], chosen["config"][LEARNED_ROUNDING]) == ("folded", 0)
     assert "equalization: folded, bias_correction: false, learned_rounding: 0" in chosen["why"]
+    assert "a dearer method loses 0.02" in chosen["why"]
     assert choose(rows, 0, margin=0.0)["config"][EQUALIZATION] == "all"
     assert choose(rows, 0, margin=5.0)["config"][EQUALIZATION] == "none"
 
