@@ -1,7 +1,11 @@
 """An experiment's stages done one by one in this process, without Ray."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from workplace import Workplace
 
 from raq.environment import environment
@@ -11,6 +15,13 @@ from raq.stages.call import Call
 from raq.stages.dispatch import run_stage
 from raq.store.files import Record, now
 from raq.store.local import Store
+
+
+def shown(printer: Callable[[Console, Any], None], results: Record, width: int) -> str:
+    """What a printer of the terminal makes of a stage's results, at so many columns."""
+    file = io.StringIO()
+    printer(Console(width=width, file=file), results)
+    return file.getvalue()
 
 
 class Machine:

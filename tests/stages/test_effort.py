@@ -118,6 +118,7 @@ def test_what_is_kept_is_nearer_than_what_was_before(digits: Any, monkeypatch: p
     words = climbed_in_words(climbed, "points")
     assert "equalization: all" in words
     assert "drop" in words
+    # the depthwise layer, and the head: its noise falls by 3 dB too, and is a share of all that is left
     assert "multiplications before 2" in (methods_in_words(made.as_record()) or "")  # type: ignore[arg-type]
 
 

@@ -1,6 +1,5 @@
 """The sweeps of the tiny experiment on this machine alone, without Ray: their trials, tables and choices."""
 
-import io
 import json
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from one_machine import Machine
-from rich.console import Console
+from one_machine import Machine, shown
 from workplace import make_workplace
 
 from raq.cluster.resources import trials_of
@@ -24,7 +22,6 @@ from raq.stages.call import trials_folder
 from raq.stages.inputs import read_dataset
 from raq.stages.qat import trained_graph
 from raq.stages.qat_sweep import call_of, record_of
-from raq.store.files import Record
 
 SWEEP = """
 sweep:
@@ -43,12 +40,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory, own_cache: Path):
         found = Machine(place, "data.validation_fraction=0.2", "train.epochs=2", "qat.epochs=2")
         found.do("train")
         yield found
-
-
-def shown(printer, results: Record) -> str:
-    console = Console(width=100, file=io.StringIO())
-    printer(console, results)
-    return console.file.getvalue()
 
 
 @pytest.mark.slow  # test_sweep_on_ray.py does such a search through Tune
@@ -78,7 +69,7 @@ def test_a_search_for_a_training(machine: Machine) -> None:
     assert [t["config"] for t in more["trials"]][:3] == configs
     after = {path: path.stat().st_mtime_ns for path in trials_folder(call).glob("*.npy")}
     assert {path: time for path, time in after.items() if path in before} == before, "nothing is trained twice"
-    text = shown(print_search, found)
+    text = shown(print_search, found, 100)
     assert "3 trainings on 102 validation images (random search" in text
     assert "what mattered" in text
 
@@ -116,7 +107,7 @@ def test_layers_left_in_float(machine: Machine) -> None:
     check_results(plan[f"lower/{name}"], lowered, required.experiment.require)
     simulated = next(row for row in converted["parity"] if row["step"] == "simulated")
     assert simulated["top1"] == pytest.approx(mixture["top1"], abs=0.05)
-    text = shown(print_layers, found)
+    text = shown(print_layers, found, 100)
     assert "mixed-2: drop" in text
 
 

@@ -1,20 +1,17 @@
 """Sweeps by another metric than top-1, on this machine alone, without Ray: an error, and a metric of the whole set."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from one_machine import Machine
-from rich.console import Console
+from one_machine import Machine, shown
 from workplace import Workplace
 
 from raq.errors import UserError
 from raq.plan.stages import Stage
 from raq.report.sweep import print_layers, print_search, print_sweep
 from raq.stages.call import trials_folder
-from raq.store.files import Record
 
 MODULE = """
 import numpy as np
@@ -79,12 +76,6 @@ def workplace(folder: Path, cache: Path, metric: str) -> Workplace:
     return Workplace(folder, cache)
 
 
-def shown(printer, results: Record) -> str:
-    console = Console(width=110, file=io.StringIO())
-    printer(console, results)
-    return console.file.getvalue()
-
-
 @pytest.fixture(
     scope="module",
     params=["mse", pytest.param(RANK, marks=pytest.mark.slow)],
@@ -124,7 +115,7 @@ def test_calibrations(machine: Machine) -> None:
     else:
         assert baseline[0] == found["baseline_value"]
         assert len(baseline) == 1001
-    text = shown(print_sweep, found)
+    text = shown(print_sweep, found, 110)
     assert ("mse" if is_error(machine) else "rank") in text
     assert "top-1" not in text
 
@@ -140,7 +131,7 @@ def test_trainings(machine: Machine) -> None:
         assert trial["value_interval"][0] <= trial["value"] <= trial["value_interval"][1]
     front = [trial["number"] for trial in found["trials"] if trial["front"]]
     assert found["choice"]["number"] in front
-    text = shown(print_search, found)
+    text = shown(print_search, found, 110)
     assert "top-1" not in text
 
 
@@ -155,7 +146,7 @@ def test_layers(machine: Machine) -> None:
     for trial in found["trials"]:
         assert trial["drop"] == pytest.approx(sign * (found["baseline_value"] - trial["value"]))
     assert machine.plan()["sweep/layers"].settings["max_drop"] == 0.025, "half of require.max_drop"
-    text = shown(print_layers, found)
+    text = shown(print_layers, found, 110)
     assert "top-1" not in text
     assert "points" not in text
 

@@ -1,11 +1,12 @@
 """A sweep of what PTQ does beside calibration: its trials, its choice, and the candidate that is made of it."""
 
-import io
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
-from one_machine import Machine
-from rich.console import Console
+import torch
+from one_machine import Machine, shown
 from workplace import make_workplace
 
 from raq.errors import UserError
@@ -19,10 +20,11 @@ from raq.report.sweep import print_sweep
 from raq.stages.call import trials_folder
 from raq.stages.chosen import with_config
 from raq.stages.inputs import example_input, read_dataset, read_trained_network
+from raq.stages.ptq_sweep import all_configs
 from raq.stages.trials import read_answers
 from raq.store.files import short_digest
 from raq.store.settings import PtqSettings
-from raq.store.sweep_results import as_read
+from raq.store.sweep_results import PtqSweepResults, as_read
 
 SWEEP = """
 sweep: {ptq: {calibration.size: [32], equalization: [none, folded], learned_rounding: [0, 6], seed: [0]}}
@@ -55,7 +57,7 @@ def test_every_method_is_tried_and_the_candidate_is_the_chosen_one(machine: Mach
     )
     kept = read_answers(call, trials_folder(call) / f"{short_digest(config)}.json")
     assert kept is not None
-    batches = dataset.batches("validation", [range(dataset.size("validation"))], "cpu")  # type: ignore[arg-type,list-item]
+    batches = dataset.batches("validation", [np.arange(dataset.size("validation"))], torch.device("cpu"))
     images = next(iter(batches)).inputs
     with simulated(quantize(source, Methods("folded", False, 6)).prepared) as graph:
         right = graph(*images).argmax(1).numpy() == dataset.validation_labels
@@ -68,20 +70,16 @@ def test_every_method_is_tried_and_the_candidate_is_the_chosen_one(machine: Mach
 
 def test_what_is_shown_tells_the_methods_apart(machine: Machine) -> None:
     found = machine.do("sweep/ptq")
-    console = Console(width=120, file=io.StringIO())
-    print_sweep(console, found)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = shown(print_sweep, found, 120)
     for equalization, _, steps in TRIALS:
         said = "not" if equalization == "none" else equalization
         assert f"histogram, {said} equalized, {steps} steps learned" in text
     assert "biases" not in text, "all trials do without"
     assert text.count("▸") + text.count("*") == 1
-    narrow = Console(width=80, file=io.StringIO())
-    print_sweep(narrow, found)
-    shown = narrow.file.getvalue()  # type: ignore[attr-defined]
-    assert "…" not in shown, "the methods wrap, and every figure is there"
-    assert shown.count("▸") + shown.count("*") == 1
-    lines = calibrations(as_read(found), TOP1).data  # type: ignore[arg-type]
+    narrow = shown(print_sweep, found, 80)
+    assert "…" not in narrow, "the methods wrap, and every figure is there"
+    assert narrow.count("▸") + narrow.count("*") == 1
+    lines = calibrations(cast("PtqSweepResults", as_read(found)), TOP1).data
     assert len({line["name"] for line in lines}) == 4
 
 
@@ -89,8 +87,6 @@ def test_a_sweep_of_calibrations_alone_has_no_keys_more(machine: Machine) -> Non
     """So that its trials, which are named by their keys, are those of before."""
     plan = machine.plan("sweep.ptq.equalization=[]", "sweep.ptq.learned_rounding=[]", "ptq.equalization=all")
     call = machine.call(plan, "sweep/ptq")
-    from raq.stages.ptq_sweep import all_configs
-
     (config,) = all_configs(call)
     assert set(config) == {
         "calibration.size", "calibration.observer", "calibration.percentile", "per_channel", "reduce_range", "seed"
@@ -105,7 +101,7 @@ def test_a_sweep_of_calibrations_alone_has_no_keys_more(machine: Machine) -> Non
         (["sweep.ptq.learned_rounding=[-1]"], "sweep.ptq.learned_rounding"),
         (
             ["sweep.ptq.per_channel=[true, false]"],
-            "sweep.ptq.per_channel tries false, which ptq.effort and equalization",
+            "sweep.ptq.per_channel tries false, and equalization takes weights with a scale for each channel: leave",
         ),
         (
             ["ptq.backend=xnnpack"],
