@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raq.model.dataset import Dataset, calibration_indices
+from raq.model.inputs import copies
 from raq.model.losses import Loss
 
 DIED_OUT = 0.1  # a standard deviation of the last layer's input, over samples
@@ -59,7 +60,7 @@ def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Cal
     """
     with _in_training(network), torch.no_grad():
         executed, _ = _executed(network, inputs)
-        outputs = network(*inputs)
+        outputs = network(*copies(inputs))
         if not executed or executed[-1] not in _scalable(network) or not isinstance(outputs, Tensor):
             return []
         chance, deviation = float(loss(torch.zeros_like(outputs)).mean()), float(outputs.std(correction=0))
@@ -71,7 +72,7 @@ def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Cal
         kept = [one.clone() for one in _weights(layer)]
         for one in _weights(layer):
             one.mul_(LEAST / deviation)
-        if float(loss(network(*inputs)).mean()) < WORSE * chance:
+        if float(loss(network(*copies(inputs))).mean()) < WORSE * chance:
             return [executed[-1]]
         for one, was in zip(_weights(layer), kept, strict=True):
             one.copy_(was)
@@ -118,7 +119,7 @@ def _executed(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str]
         if isinstance(module, LAYERS)
     ]
     try:
-        network(*inputs)
+        network(*copies(inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -155,7 +156,7 @@ def _output_of(layer: nn.Module, network: nn.Module, inputs: tuple[Tensor, ...])
     found: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _, given, output: found.append(output))
     try:
-        network(*inputs)
+        network(*copies(inputs))
     finally:
         hook.remove()
     return found[0] if found else None

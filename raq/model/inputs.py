@@ -1,6 +1,6 @@
 """Tensors that fit what a network is called with: examples for export, random ones for measurements."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,11 @@ def random_inputs(inputs: Sequence[InputSpec], count: int, seed: int = 0) -> tup
     """So many random samples [count, ...], the same for the same seed: images normal, others uniform in their range."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(one, count, generator) for one in inputs)
+
+
+def copies(inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """For a network that is called once of several times with these: it may write into what it is given."""
+    return tuple(one.clone() for one in inputs)
 
 
 def _dtype(one: InputSpec) -> torch.dtype:

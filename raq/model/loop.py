@@ -27,6 +27,7 @@ from raq.model.compute import Compute
 from raq.model.dataset import Dataset
 from raq.model.image_batches import normalisation_tensors, take_batch
 from raq.model.images import ImageDataset
+from raq.model.inputs import copies
 from raq.model.losses import Loss
 from raq.model.metrics import Scorer
 from raq.model.schedules import image_side
@@ -122,8 +123,9 @@ class Loop:
             self.hooks.before_step(epoch + step / self.steps)
             mine, (inputs, targets) = chosen[context.rank :: context.world_size], next(batches)
             inputs = self.compute.inputs(inputs)
+            given = inputs if self.hooks.loss is None else copies(inputs)  # the loss reads them too
             with self.compute.arithmetic(context.device):
-                outputs = self.replica(*inputs)
+                outputs = self.replica(*given)
             outputs = outputs.float() if self.compute.precision != "float32" else outputs
             by_sample = self.task.loss(outputs, targets)
             loss = (by_sample if self.hooks.loss is None else self.hooks.loss(inputs, outputs, by_sample)).sum()

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from raq.errors import first_line
-from raq.model.inputs import Example, as_example
+from raq.model.inputs import Example, as_example, copies
 from raq.quantize.export import is_layer, switch_name
 
 aten = torch.ops.aten
@@ -217,7 +217,7 @@ def network_macs(network: nn.Module, example: Tensor | Example) -> NetworkMacs:
     counter, given = MacCounter(), as_example(example).first(2)
     try:
         with torch.no_grad(), counter:
-            network(*given.inputs)
+            network(*copies(given.inputs))
     except (RuntimeError, NotImplementedError) as error:  # control flow, nested tensors: what cannot be looked into
         return NetworkMacs(None, [_unknown(error)])
     total = counter.macs // len(given)

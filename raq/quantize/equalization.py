@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from raq.experiment.fields import Extent
+from raq.model.inputs import copies
 from raq.quantize.bias import BIAS
 from raq.quantize.channel_factors import CONVOLUTIONS, WEIGHT, Choice, Reach, choose, on_axis, times, weight_of
 from raq.quantize.export import layer_name, switch_name
@@ -189,7 +190,7 @@ def _run(
 ) -> Iterator[tuple[_Readers, Tensor]]:
     """The activations that are wanted, as the graph computes them, each once."""
     interpreter = fx.Interpreter(graph)
-    interpreter.args_iter = iter([one.clone() for one in inputs])  # which the graph may write into
+    interpreter.args_iter = iter(copies(inputs))
     with torch.no_grad():
         for node in graph.graph.nodes:
             interpreter.env[node] = interpreter.run_node(node)

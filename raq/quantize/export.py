@@ -185,12 +185,11 @@ def layers(graph: fx.Graph) -> list[tuple[fx.Node, Layer]]:
     for node in graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
         if packet is WEIGHT_ONLY:
-            found.append((node, Layer(layer_name(node), "linear", _macs(node, weight_argument=1))))
+            found.append((node, Layer(layer_name(node), "linear", _macs(node))))
         elif packet in (*CONVOLUTIONS, *TRANSPOSED):
-            found.append((node, Layer(layer_name(node), "conv", _macs(node, weight_argument=1))))
+            found.append((node, Layer(layer_name(node), "conv", _macs(node))))
         elif packet in LINEARS:
-            weight = {torch.ops.aten.linear: 1, torch.ops.aten.addmm: 2, torch.ops.aten.mm: 1}[packet]
-            found.append((node, Layer(layer_name(node), "linear", _macs(node, weight))))
+            found.append((node, Layer(layer_name(node), "linear", _macs(node))))
     return found
 
 
@@ -199,9 +198,14 @@ def is_layer(node: fx.Node) -> bool:
     return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *TRANSPOSED, *LINEARS, WEIGHT_ONLY)
 
 
-def _macs(node: fx.Node, weight_argument: int) -> int:
+def read_at(node: fx.Node) -> tuple[int, int]:
+    """Which arguments of a layer are its data and its weight."""
+    return (1, 2) if getattr(node.target, "overloadpacket", None) is torch.ops.aten.addmm else (0, 1)
+
+
+def _macs(node: fx.Node) -> int:
     """Multiply-accumulates an image: all outputs for a batch of one, times the inputs of each."""
-    weight_node, data_node = node.args[weight_argument], node.args[0]
+    data_node, weight_node = (node.args[at] for at in read_at(node))
     assert isinstance(weight_node, fx.Node)
     weight = _shape(weight_node)
     packet = getattr(node.target, "overloadpacket", None)

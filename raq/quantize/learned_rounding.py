@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from raq.errors import StageError
-from raq.quantize.export import is_layer
+from raq.model.inputs import copies
+from raq.quantize.export import is_layer, read_at
 from raq.quantize.ptq import FixedFakeQuantize, put_module
 from raq.quantize.rewriting import put_tensor, tensor_of
 from raq.quantize.sensitivity import gradient_errors
@@ -126,10 +127,10 @@ def learn_rounding(
     power: float | None = None  # variance of the outputs of the first step
     for step, inputs in zip(range(steps), batches, strict=False):
         with torch.no_grad():
-            wanted = in_float(*inputs)
+            wanted = in_float(*copies(inputs))
         if power is None:
             power = float(wanted.var(correction=0)) or 1.0
-        error = (simulated(*inputs) - wanted).square().mean() / power
+        error = (simulated(*copies(inputs)) - wanted).square().mean() / power
         optimizer.zero_grad()
         with gradient_errors():
             error.backward()
@@ -173,7 +174,7 @@ def _fake_quantizers(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, FixedFake
 
 def _put_learners(graph: fx.GraphModule) -> tuple[Weights, list[_LearnedRange], Replaced]:
     """Replace fake quantizers by what learns: of weights, by the node that reads the weight; of activations; and which
-    were replaced, by name."""
+    were replaced, by name. A weight with scales by channel that is computed, not stored, is rounded to the nearest."""
     weights: Weights = []
     ranges: dict[int, _LearnedRange] = {}
     known: dict[str, _LearnedWeight] = {}
@@ -182,11 +183,13 @@ def _put_learners(graph: fx.GraphModule) -> tuple[Weights, list[_LearnedRange], 
         data = node.args[0]
         assert isinstance(data, fx.Node)
         learner: nn.Module
-        if data.op == "get_attr" and all(is_layer(user) and user.args[1] is node for user in node.users):
+        if data.op == "get_attr" and all(is_layer(user) and user.args[read_at(user)[1]] is node for user in node.users):
             if str(data.target) not in known:  # layers that share a weight round it alike
                 known[str(data.target)] = _LearnedWeight(quantizer, tensor_of(graph, data))
                 weights.append((data, known[str(data.target)]))
             learner = known[str(data.target)]
+        elif quantizer.axis >= 0:
+            continue
         else:
             learner = ranges.setdefault(id(quantizer), _LearnedRange(quantizer))
         replaced.append((str(node.target), quantizer))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from raq.model.parity import sqnr_db
-from raq.quantize.export import layer_name
+from raq.quantize.export import layer_name, read_at
 from raq.quantize.ptq import FixedFakeQuantize
 from raq.quantize.side_by_side import Lane, channel_means, channel_of, side_by_side
 
@@ -61,7 +61,9 @@ def _loss(exact: Lane, rounded: Lane, node: fx.Node) -> LayerLoss:
         lambda one: _alone(one, quantizers, exact, rounded),
     )
     alone = node.target(*args, **kwargs)  # type: ignore[operator]
-    data, weight = node.all_input_nodes[:2]
+    data, weight = (node.args[at] for at in read_at(node))
+    assert isinstance(data, fx.Node)
+    assert isinstance(weight, fx.Node)
     low = high = saturated = reach = None
     if data in quantizers:
         values, quantizer = exact.env[data], quantizers[data]

@@ -16,7 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
 from raq.errors import StageError, UserError, first_line
 from raq.experiment.training import Qat
-from raq.model.inputs import Example, as_example
+from raq.model.inputs import Example, as_example, copies
 from raq.model.loop import Hooks, LossOf
 from raq.model.parity import sqnr_db
 from raq.quantize.export import graph_of, is_layer, layer_name
@@ -149,9 +149,9 @@ def prepared_distance_db(network: nn.Module, prepared: fx.GraphModule, example: 
     set_graph_mode(prepared, training=False, norms=False)
     prepared.apply(disable_observer)
     with without_fake_quantizers(prepared), torch.no_grad():
-        expected = network(*inputs)
+        expected = network(*copies(inputs))
         try:
-            found = prepared(*inputs)
+            found = prepared(*copies(inputs))
         except (RuntimeError, ValueError, TypeError) as error:
             first = first_line(error)
             raise StageError(
@@ -186,7 +186,7 @@ def _first_difference(network: nn.Module, prepared: fx.GraphModule, inputs: tupl
         if name and not any(True for _ in module.children())
     ]
     try:
-        network(*inputs)
+        network(*copies(inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -201,7 +201,7 @@ def _first_difference(network: nn.Module, prepared: fx.GraphModule, inputs: tupl
                 found[name] = result
             return result
 
-    Recorder(prepared).run(*inputs)
+    Recorder(prepared).run(*copies(inputs))
     for name, values in expected.items():
         given = found.get(name)
         if given is None or not isinstance(values, Tensor) or given.shape != values.shape:

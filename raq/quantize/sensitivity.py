@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from raq.errors import StageError, first_line
+from raq.model.inputs import copies
 from raq.quantize.side_by_side import channel_of
 
 BATCH = 8  # samples at once: activations of all layers are held
@@ -72,7 +73,7 @@ def sensitivities(
     try:
         for at in range(0, count, BATCH):
             listening = _Listening(graph, layers)
-            _listen(listening, tuple(one[at : at + BATCH].clone() for one in inputs), draws)
+            _listen(listening, copies(one[at : at + BATCH] for one in inputs), draws)
             for layer, found in listening.found.items():
                 total[layer] = total[layer] + found / count
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from raq.model.inputs import copies
 from raq.quantize.export import is_layer
 from raq.quantize.ptq import FixedFakeQuantize
 
@@ -45,7 +46,7 @@ def side_by_side(simulated: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Itera
     """
     exact, rounded = FloatLane(simulated), Lane(simulated)
     for lane in (exact, rounded):
-        lane.args_iter = iter(inputs)
+        lane.args_iter = iter(copies(inputs))
     with torch.no_grad():
         for node in list(simulated.graph.nodes):
             for lane in (exact, rounded):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from raq.model.inputs import Example, as_example
+from raq.model.inputs import Example, as_example, copies
 
 
 def unshare(network: nn.Module, example: Tensor | Example) -> nn.Module:
@@ -37,7 +37,7 @@ def unshare(network: nn.Module, example: Tensor | Example) -> nn.Module:
     trial = _separated(copy.deepcopy(own).eval(), parents)  # a trace holds the mode that it was made in
     try:
         with torch.no_grad():
-            after = trial(*inputs)
+            after = trial(*copies(inputs))
     except Exception as error:  # say, an attribute that another module reads and the trace has not
         return _as_it_is(own, f"{type(error).__name__}: {error}")
     same = isinstance(before, Tensor) and isinstance(after, Tensor) and torch.equal(before, after)
@@ -91,7 +91,7 @@ def _count_calls(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, C
     ]
     try:
         with torch.no_grad():
-            output = network.eval()(*inputs)
+            output = network.eval()(*copies(inputs))
     finally:
         for handle in handles:
             handle.remove()

@@ -24,16 +24,18 @@ def keep_examples(call: Call, dataset: "Dataset", network: "Network") -> Results
     """
     import torch
 
+    from raq.model.inputs import copies
+
     if any(not hasattr(np, one.dtype) for one in dataset.inputs):
         return {"examples": None}
     places = np.arange(min(MAX_EXAMPLES, dataset.size("test")))
     (inputs, _), *_ = dataset.batches("test", [places], torch.device("cpu"))
     with torch.inference_mode():
-        first = network(*(value[:1] for value in inputs))
+        first = network(*copies(value[:1] for value in inputs))
         each = sum(value[:1].nbytes for value in (*inputs, first))
         count = max(1, min(len(places), MAX_BYTES // each))
         given = [value[:count].contiguous() for value in inputs]
-        output = network(*given)
+        output = network(*copies(given))
     named = {f"input_{number}": value.numpy() for number, value in enumerate(given)}
     np.savez(Path(call.folder) / EXAMPLES, allow_pickle=False, output=output.float().numpy(), **named)
     return {"examples": {"count": count, "threads": call.cpus}}
