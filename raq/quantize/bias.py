@@ -19,11 +19,12 @@ def correct_biases(simulated: fx.GraphModule, inputs: tuple[Tensor, ...]) -> lis
     """Correct the biases of the layers that are quantized, in place; the names of the nodes that were corrected.
 
     simulated: the graph within `ptq.simulated`; inputs: calibration samples [n, ...]. A layer without a bias gets one.
-    A bias that something else reads too is left as it is. The network that was exported keeps its own.
+    A bias that something else reads too is left as it is, and so are matrix products, which take none. The network that
+    was exported keeps its own.
     """
     corrected: list[str] = []
     for exact, rounded, node in side_by_side(simulated, inputs):
-        if not any(rounded.quantizer(one) for one in node.all_input_nodes):
+        if not _takes_bias(node) or not any(rounded.quantizer(one) for one in node.all_input_nodes):
             continue
         wanted, given = exact.env[node], rounded.env[node]
         channel = channel_of(node, wanted)
@@ -33,6 +34,13 @@ def correct_biases(simulated: fx.GraphModule, inputs: tuple[Tensor, ...]) -> lis
             corrected.append(node.name)
     simulated.recompile()
     return corrected
+
+
+def _takes_bias(node: fx.Node) -> bool:
+    """Whether a layer's operator has a bias: a convolution or a linear layer, not aten.mm nor aten.addmm."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    arguments = node.target._schema.arguments
+    return len(arguments) > BIAS and arguments[BIAS].name == "bias"
 
 
 def add_bias(graph: fx.GraphModule, node: fx.Node, name: str, bias: Tensor) -> None:

@@ -108,3 +108,34 @@ def test_layers_in_float_are_left(images: Tensor) -> None:
         graph(images)
     with simulated(graph) as as_integers:
         assert len(correct_biases(as_integers, (images,))) == 3
+
+
+class Product(nn.Module):
+    """A matrix product beside a linear layer, of the same pooled channels."""
+
+    def __init__(self, *, adds: bool) -> None:
+        super().__init__()
+        self.adds = adds
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+        self.matrix, self.added = nn.Parameter(torch.randn(8, 5)), nn.Parameter(torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(self.second(torch.relu(self.first(x))), 6).flatten(1)
+        other = torch.addmm(self.added, x, self.matrix) if self.adds else torch.mm(x, self.matrix)
+        return self.head(x) + other
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_matrix_product_has_no_bias_to_correct(adds: bool, images: Tensor) -> None:
+    graph = prepared(Product(adds=adds).eval(), images, per_channel=True)
+    with simulated(graph) as as_integers, torch.no_grad():
+        before = as_integers(images)
+        corrected = correct_biases(as_integers, (images,))
+        after = as_integers(images)
+        lost = losses(as_integers, (images,))
+    assert len(corrected) == 3
+    assert not any("mm" in name for name in corrected)
+    assert after.shape == before.shape
+    assert len(lost) == 4
+    weights = [loss.weight_sqnr_db for loss in lost]
+    assert [weight is None for weight in weights] == [False, False, True, False], "the product stays in float"

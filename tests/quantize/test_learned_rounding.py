@@ -156,3 +156,21 @@ def test_symmetric_ranges_stay_symmetric() -> None:
     with simulated(prepared) as as_integers:
         learn_rounding(as_integers, net, repeat((images * 1.5,)), 30)
         assert set(zero_points(as_integers)) == {0}
+
+
+def test_a_weight_that_is_computed_is_rounded_to_the_nearest() -> None:
+    """Of weight norm, the integers are of a product; all else learns."""
+    net = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)
+    ).eval()
+    images = torch.randn(32, 3, 8, 8)
+    prepared = calibrated(net, images)
+    with simulated(prepared) as as_integers:
+        computed = [one for one in as_integers.modules() if isinstance(one, FixedFakeQuantize) and one.axis >= 0]
+        scales = [one.scale.clone() for one in computed]
+        found = learn_rounding(as_integers, net, repeat((images,)), 20)
+        after = as_integers(images)
+    assert len(computed) == 2
+    assert all(torch.equal(one.scale, was) for one, was in zip(computed, scales, strict=True))
+    assert found.moved_share > 0
+    assert torch.allclose(convert(prepared, images[:2]).module()(images), after, atol=1e-3)
