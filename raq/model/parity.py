@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raq.model.evaluation import Network
     from raq.model.metrics import Scorer
 
+SUMMED = 2**22  # numbers at once
 Logits = NDArray[np.float32]
 
 
@@ -30,12 +31,16 @@ def sqnr_db(reference: Logits, given: Logits) -> float | None:
     Widrow and Kollar, Quantization Noise (2008), chapter 1. Logits that are not finite give minus infinity's stand-in,
     -300 dB, so that no comparison lets them through.
     """
-    if not (np.isfinite(reference).all() and np.isfinite(given).all()):
-        return -300.0
-    noise = float(np.square(reference.astype(np.float64) - given).sum())
+    signal = noise = 0.0
+    step = max(1, SUMMED // max(1, reference[:1].size))  # rows: float64 copies of all would take several times as much
+    for at in range(0, len(reference), step):
+        wanted, found = reference[at : at + step], given[at : at + step]
+        if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
+            return -300.0
+        noise += float(np.square(wanted.astype(np.float64) - found).sum())
+        signal += float(np.square(wanted.astype(np.float64)).sum())
     if noise == 0:
         return None
-    signal = float(np.square(reference.astype(np.float64)).sum())
     return 10 * math.log10(signal / noise) if signal else -300.0
 
 

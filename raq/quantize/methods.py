@@ -23,7 +23,7 @@ from raq.quantize.learned_rounding import LearnedRounding, learn_rounding
 from raq.quantize.ptq import calibrate, prepare_graph, simulated
 
 MEANS_OF, EQUALIZED_BY = 128, 64  # calibration samples: whose means correct biases; whose noise chooses factors
-LEARNED_FROM, LEARNING_BATCH = 1024, 32  # samples, and samples a step
+MAX_LEARNED_FROM, LEARNING_BATCH = 1024, 32  # samples, and samples a step
 
 FOLDED = "raq_folded"  # in a graph's meta: its tensors as they were when its batch norms had been folded
 Progress = Callable[[str, float | None], None]
@@ -46,7 +46,8 @@ class Methods:
 
 @dataclass(frozen=True)
 class Source:
-    """What is quantized, and how it is calibrated. example: two samples; floats: names of what stays in float."""
+    """What is quantized, and how it is calibrated. example: two samples; floats: names of what stays in float; judging:
+    calibration samples that judge what is made, by number, so that nothing is learned from them."""
 
     network: nn.Module
     example: Example
@@ -57,24 +58,27 @@ class Source:
     reduce_range: bool
     per_channel: bool = True
     floats: Collection[str] = ()
+    judging: Collection[int] = ()
 
 
 @dataclass
 class Made:
-    """A calibrated graph, and what the methods did to it. seconds: that it took."""
+    """A calibrated graph, and what the methods did to it. learned_from: samples; seconds: that it took."""
 
     prepared: fx.GraphModule
     methods: Methods
     equalized: list[Equalized] = field(default_factory=list)
     corrected: list[str] = field(default_factory=list)
     learned: LearnedRounding | None = None
+    learned_from: int = 0
     seconds: float = 0.0
 
     def as_record(self) -> dict[str, Any]:
         """What was done, as plain values."""
+        learned = None if self.learned is None else {**asdict(self.learned), "samples": self.learned_from}
         return {
             **asdict(self.methods), "equalized": [asdict(one) for one in self.equalized],
-            "corrected": self.corrected, "learned": None if self.learned is None else asdict(self.learned),
+            "corrected": self.corrected, "learned": learned,
         }  # fmt: skip
 
 
@@ -119,16 +123,23 @@ def _correct(made: Made, as_integers: fx.GraphModule, source: Source, chosen: Ar
         made.corrected = correct_biases(as_integers, calibration_batch(source.dataset, chosen[:MEANS_OF]))
     steps = made.methods.learned_rounding
     if steps:
+        samples = learning_sample(source)
+        made.learned_from = len(samples)
         made.learned = learn_rounding(
-            as_integers, source.network, _batches(source.dataset, steps, source.seed), steps,
+            as_integers, source.network, _batches(source.dataset, samples, steps, source.seed), steps,
             lambda done: progress(f"learning how to round, step {done} of {steps}", done / steps),
         )  # fmt: skip
 
 
-def _batches(dataset: Dataset, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """The inputs of so many steps: LEARNED_FROM calibration samples, in another order each time through."""
-    available = dataset.size("calibration")
-    chosen = calibration_indices(available, min(LEARNED_FROM, available), seed)
+def learning_sample(source: Source) -> Array:
+    """The calibration samples that rounding is learned from: MAX_LEARNED_FROM at most, none that judge."""
+    available = source.dataset.size("calibration")
+    every = calibration_indices(available, available, source.seed)
+    return every[~np.isin(every, list(source.judging))][:MAX_LEARNED_FROM]
+
+
+def _batches(dataset: Dataset, chosen: Array, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of so many steps: these calibration samples, in another order each time through."""
     draws = np.random.default_rng(seed)
     size = min(LEARNING_BATCH, len(chosen))
     while steps > 0:

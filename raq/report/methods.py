@@ -40,8 +40,9 @@ def methods_in_words(found: PtqMethods) -> str | None:
         said.append(f"biases of {len(found['corrected'])} layers corrected")
     learned = found["learned"]
     if learned is not None:
+        of = f" of {learned['samples']} samples" if "samples" in learned else ""
         said.append(
-            f"rounding learned in {learned['steps']} steps (error of the outputs {learned['error_before']:.2g} to "
+            f"rounding learned in {learned['steps']} steps{of} (error of the outputs {learned['error_before']:.2g} to "
             f"{learned['error_after']:.2g} of their variance, {100 * learned['moved_share']:.2g}% of weights otherwise)"
         )
     return ", ".join(said) or None
@@ -51,7 +52,8 @@ def climbed_in_words(climbed: Climbed, unit: str) -> str:
     """Each step of the ladder: what it came to, what it took, whether it was kept."""
     steps = "; ".join(_step_in_words(row, unit) for row in climbed["rows"])
     compared = climbed.get("compared", "outputs")
-    return f"effort {climbed['effort']}, {compared} of {climbed['samples']} {climbed['split']} samples: {steps}"
+    twice = f" ({count} of them calibrated too)" if (count := climbed.get("calibrating")) else ""
+    return f"effort {climbed['effort']}, {compared} of {climbed['samples']} {climbed['split']} samples{twice}: {steps}"
 
 
 def _step_in_words(row: ClimbedStep, unit: str) -> str:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from raq.quantize.methods import Made, Methods, Source
 
 LEARNING_STEPS = 200
-JUDGED_BY = 2048  # samples at most
+MAX_JUDGED_BY = 2048  # samples
+MAX_JUDGED_BYTES = 512 * 2**20  # of their outputs
+JUDGED_PART = 4  # of so many calibration samples one, at least, where none validate
 LEAST_GAIN_DB = 0.1  # of the SQNR that is compared, for a method to be kept
 LEAST_GAIN_PAID_DB = 0.5  # for one that takes time at every call
 FREE: tuple[dict[str, Any], ...] = ({"equalization": "folded"}, {"bias_correction": True})
@@ -63,11 +65,23 @@ class Judged:
 NOTHING = Judged(None, None, None)
 
 
-class Judge:
-    """Compares quantized graphs with the network in float on samples that calibrate nothing.
+def _samples_that_fit(source: "Source") -> int:
+    """How many samples' outputs take MAX_JUDGED_BYTES."""
+    import torch
 
-    They are validation samples, whose targets count too; without any, calibration samples beyond those that calibrate,
-    of which outputs alone are compared, and where there are no more, those that calibrate.
+    from raq.model.inputs import copies
+
+    with torch.inference_mode():
+        outputs = source.network(*copies(source.example.inputs))
+    return max(1, MAX_JUDGED_BYTES // (4 * int(outputs[0].numel())))
+
+
+class Judge:
+    """Compares quantized graphs with the network in float on samples that nothing is learned from.
+
+    They are validation samples, whose targets count too; without any, calibration samples, of which outputs alone are
+    compared: those that neither calibrate nor teach rounding, and at least every fourth, which rounding is then not
+    learned from. calibrating: how many of them calibrate too, for want of others.
 
     Where targets are classes, outputs are compared as probabilities, their softmax over the axis 1: of logits, errors
     count alike whether or not they can change an answer. Of two graphs of EfficientNet-B0 whose logits were at 18.8 and
@@ -76,19 +90,30 @@ class Judge:
 
     def __init__(self, source: "Source", scorer: "Scorer") -> None:
         from raq.model.dataset import calibration_indices
+        from raq.quantize.methods import MAX_LEARNED_FROM
 
-        dataset, size = source.dataset, source.calibration.size
+        source.network.eval()
+        dataset, most = source.dataset, min(MAX_JUDGED_BY, _samples_that_fit(source))
         self.dataset, self.split = dataset, "validation" if dataset.size("validation") else "calibration"
+        available = dataset.size(self.split)
+        every = calibration_indices(available, available, source.seed)
+        self.calibrating = 0
         if self.split == "validation":
-            self.chosen = calibration_indices(dataset.size("validation"), JUDGED_BY, source.seed)
+            self.chosen = every[:most]
         else:
-            every = calibration_indices(dataset.size("calibration"), size + JUDGED_BY, source.seed)
-            self.chosen = every[size:] if len(every) > size else every
+            used = max(source.calibration.size, MAX_LEARNED_FROM)  # the first of them
+            apart = max(available - used, available // JUDGED_PART, 1)
+            self.chosen = every[-min(apart, most) :]
+            self.calibrating = max(0, source.calibration.size - (available - len(self.chosen)))
         self.scorer = scorer if self.split == "validation" else None
         self.compared: Literal["probabilities", "outputs"] = (
             "probabilities" if scorer.metric.needs_classes else "outputs"
         )
         self.outputs, self.answers = self._run(source.network)
+
+    def not_taught(self, source: "Source") -> "Source":
+        """The source, whose rounding is not learned from the samples that judge."""
+        return source if self.split == "validation" else replace(source, judging=self.chosen.tolist())
 
     def _run(self, network: "Network") -> "tuple[Array, Answers | None]":
         """The outputs for the samples, and what the metric makes of them."""
@@ -132,10 +157,11 @@ def quantize_by_effort(
     """
     from raq.quantize.methods import quantize
 
-    best = quantize(source, asked, progress)
     if not LADDER[effort]:
-        return best, None
+        return quantize(source, asked, progress), None
     judge = Judge(source, scorer)
+    source = judge.not_taught(source)
+    best = quantize(source, asked, progress)
     reached = judge.judge(best)
     rows = [_row(AS_ASKED, best, reached, kept=True)]
     for change in LADDER[effort]:
@@ -158,8 +184,8 @@ def quantize_by_effort(
         rows.append(_row(step, made, found, kept=kept))
         if kept:
             best, reached = made, found
-    of = {"samples": len(judge.chosen), "split": judge.split, "compared": judge.compared}
-    return best, {"effort": effort, "enough": enough, **of, "rows": rows}
+    of = {"samples": len(judge.chosen), "split": judge.split, "calibrating": judge.calibrating}
+    return best, {"effort": effort, "enough": enough, **of, "compared": judge.compared, "rows": rows}
 
 
 def _is_done(methods: "Methods", wanted: "Methods") -> bool:

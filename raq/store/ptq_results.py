@@ -35,9 +35,10 @@ class EqualizedLayers(TypedDict):
 
 @strict
 class LearnedRounding(TypedDict):
-    """What learning came to (`quantize.learned_rounding.LearnedRounding`)."""
+    """What learning came to (`quantize.learned_rounding.LearnedRounding`), and of how many samples it learned."""
 
     steps: Count
+    samples: NotRequired[Count]
     error_before: Number
     error_after: Number
     moved_share: Share
@@ -71,12 +72,13 @@ class ClimbedStep(TypedDict):
 
 @strict
 class Climbed(TypedDict):
-    """How the ladder was climbed. enough: the drop that ends it; samples, split: that judge; compared: what sqnr_db is
-    of, probabilities or outputs; records without it are of outputs."""
+    """How the ladder was climbed. enough: the drop that ends it; samples, split: that judge; calibrating: how many of
+    these calibrated too; compared: what sqnr_db is of, probabilities or outputs; records without it are of outputs."""
 
     effort: Text
     enough: Number
     samples: Count
     split: Text
+    calibrating: NotRequired[Count]
     compared: NotRequired[Text]
     rows: Annotated[list[ClimbedStep], Field(min_length=1)]

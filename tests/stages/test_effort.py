@@ -14,7 +14,8 @@ from raq.experiment.schema import Data, Experiment
 from raq.model.dataset import load_dataset
 from raq.model.inputs import example_of
 from raq.model.metrics import scorer_of
-from raq.quantize.methods import Methods, Source, quantize
+from raq.quantize.calibration import calibration_sample
+from raq.quantize.methods import Methods, Source, learning_sample, quantize
 from raq.quantize.ranges import is_weight_observer, observer_nodes
 from raq.report.methods import climbed_in_words, methods_in_words
 from raq.stages import effort
@@ -138,12 +139,46 @@ def test_without_validation_samples_outputs_alone_are_compared() -> None:
     digits = load_dataset(Data(name="digits", train_limit=100, test_limit=20, validation_fraction=0.0))
     given = source(digits)
     judge = Judge(given, TOP1.scorer)
-    assert (judge.split, len(judge.chosen)) == ("calibration", 68)
-    calibrating = set(Judge(replace(given, calibration=Calibration(size=100)), TOP1.scorer).chosen.tolist())
-    assert len(calibrating) == 100, "of none beyond, those that calibrate"
+    assert (judge.split, len(judge.chosen), judge.calibrating) == ("calibration", 25, 0)
     made, climbed, _ = climb(given, "better")
     assert climbed["rows"][0]["drop"] is None
     assert made.methods.equalization == "all"
+    assert "calibrated too" not in climbed_in_words(climbed, "points")
+
+
+@pytest.mark.parametrize(("samples", "size", "judging", "calibrating"), [(100, 32, 25, 0), (100, 100, 25, 25),
+                                                                          (100, 90, 25, 15), (1400, 256, 376, 0),
+                                                                          (3, 2, 1, 0)])  # fmt: skip
+def test_rounding_is_not_learned_from_what_judges_it(
+    samples: int, size: int, judging: int, calibrating: int, digits: Any
+) -> None:
+    dataset = load_dataset(Data(name="digits", train_limit=samples, test_limit=20, validation_fraction=0.0))
+    given = replace(source(digits), dataset=dataset, calibration=Calibration(size=size))
+    judge = Judge(given, TOP1.scorer)
+    assert (len(judge.chosen), judge.calibrating) == (judging, calibrating)
+    learned = learning_sample(judge.not_taught(given))
+    assert not set(learned) & set(judge.chosen)
+    assert len(learned) == min(1024, samples - judging)
+    calibrated = calibration_sample(dataset, size, given.seed)
+    assert len(set(calibrated) & set(judge.chosen)) == calibrating
+    assert len(learning_sample(given)) == min(1024, samples), "where nothing judges"
+
+
+def test_the_record_says_what_judged_and_what_was_learned_from(monkeypatch: pytest.MonkeyPatch, digits: Any) -> None:
+    monkeypatch.setattr(effort, "LADDER", {"best": ({"learned_rounding": 12},)})
+    dataset = load_dataset(Data(name="digits", train_limit=100, test_limit=20, validation_fraction=0.0))
+    given = replace(source(digits), dataset=dataset, calibration=Calibration(size=90))
+    made, climbed, _ = climb(given, "best", asked=Methods(learned_rounding=3))
+    assert (climbed["samples"], climbed["calibrating"]) == (25, 15)
+    assert "25 calibration samples (15 of them calibrated too)" in climbed_in_words(climbed, "points")
+    assert made.learned_from == 75
+    assert "in 3 steps of 75 samples" in (methods_in_words(made.as_record()) or "")  # type: ignore[arg-type]
+
+
+def test_what_is_compared_takes_so_much_memory_at_most(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effort, "MAX_JUDGED_BYTES", 5 * 40 + 1)  # ten numbers a sample
+    judge = Judge(source(digits), TOP1.scorer)
+    assert (len(judge.chosen), len(judge.outputs)) == (5, 5)
 
 
 def test_enough_is_the_intervals_upper_end() -> None:
