@@ -7,7 +7,7 @@ from raq.page import plots
 from raq.page.parts import Cell, Section, Table, number, shown
 from raq.page.records import RunRecords
 from raq.plan.facts import lowered_candidate
-from raq.report.losses import why
+from raq.report.losses import Tried, why
 from raq.report.methods import how_made
 from raq.store.results import ArtifactProfile, Lowering
 
@@ -55,19 +55,20 @@ def losses(run: RunRecords) -> Section | None:
         found = candidate.get("losses", [])
         if not found or candidate.get("program") not in (None, candidate["name"]):
             continue
+        tried = Tried(candidate.get("methods"), candidate.get("effort"))
         rows = [
             [
                 number(at, "d"), Cell(loss["name"]), number(loss["own_sqnr_db"], ".1f"), number(loss["sqnr_db"], ".1f"),
                 number(loss["weight_sqnr_db"], ".1f"),
                 number(None if (share := loss["saturated_share"]) is None else 100 * share, ".3g"),
                 number(loss["reach"], ".1f"),
-                number(None if (share := loss["shift_share"]) is None else 100 * share, ".1f"), Cell(why(loss)),
+                number(None if (share := loss["shift_share"]) is None else 100 * share, ".1f"), Cell(why(loss, tried)),
             ]
             for at, loss in enumerate(found, start=1)
         ]  # fmt: skip
         columns = [
             "order", "layer", "alone, dB", "with all before it, dB", "weight, dB", "input beyond its range, %",
-            "range, standard deviations", "shift of means, % of the error", "what stands out",
+            "farthest value, standard deviations", "shift of means, % of the error", "what stands out",
         ]  # fmt: skip
         made += how_made(candidate)
         parts += [
@@ -75,7 +76,8 @@ def losses(run: RunRecords) -> Section | None:
             Table(f"{candidate['name']}: {len(found)} layers", columns, rows),
         ]
     how = (
-        "Both networks computed the same test samples; SQNR of each layer's output, lower is worse.",
+        "Both networks computed the same few samples, which are not of the test split (in older records, they are).",
+        "SQNR of each layer's output: lower is worse.",
         "Alone: only this layer's input and weight are rounded, from what FP32 gives it.",
         *made,
     )

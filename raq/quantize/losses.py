@@ -24,9 +24,10 @@ class LayerLoss:
     None where the two are equal, and of a weight that is not rounded.
 
     input_low, input_high: what its input's integers can hold, None if that stays in float; saturated_share: of its
-    input's values, those beyond; reach: the larger of the two bounds in standard deviations of the input: where it is
-    large, a few outliers take the integers from the rest. shift_share: of the power of its own error, that of the means
-    of channels, which a bias could take away.
+    input's values, those beyond; reach: how far from the mean the farthest value within is, in standard deviations:
+    where it is large, a few outliers take the integers from the rest; used_share: of what the integers can hold, the
+    part between the least and the greatest value: small where all values are far from 0, which every range holds.
+    shift_share: of the power of its own error, that of the means of channels, which a bias could take away.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerLoss:
     input_high: float | None
     saturated_share: float | None
     reach: float | None
+    used_share: float | None
     shift_share: float | None
 
     def as_record(self) -> dict[str, Any]:
@@ -64,21 +66,23 @@ def _loss(exact: Lane, rounded: Lane, node: fx.Node) -> LayerLoss:
     data, weight = (node.args[at] for at in read_at(node))
     assert isinstance(data, fx.Node)
     assert isinstance(weight, fx.Node)
-    low = high = saturated = reach = None
+    low = high = saturated = reach = used = None
     if data in quantizers:
         values, quantizer = exact.env[data], quantizers[data]
         low, high = (float((end - quantizer.zero_point) * quantizer.scale) for end in (quantizer.low, quantizer.high))
         half = 0.5001 * float(quantizer.scale)  # what is nearer rounds to the end of the range
         saturated = float(((values < low - half) | (values > high + half)).float().mean())
-        deviation = float(values.std())
-        reach = max(abs(low), abs(high)) / deviation if deviation else None
+        least, greatest = (min(max(float(end), low), high) for end in (values.min(), values.max()))
+        used = (greatest - least) / (high - low)
+        mean, deviation = float(values.mean()), float(values.std())
+        reach = max(mean - least, greatest - mean) / deviation if deviation else None
     stored = quantizers.get(weight)
     return LayerLoss(
         name=layer_name(node),
         sqnr_db=_sqnr(wanted, given),
         own_sqnr_db=_sqnr(wanted, alone),
         weight_sqnr_db=None if stored is None else _sqnr(exact.env[weight], _alone(weight, quantizers, exact, rounded)),
-        input_low=low, input_high=high, saturated_share=saturated, reach=reach,
+        input_low=low, input_high=high, saturated_share=saturated, reach=reach, used_share=used,
         shift_share=_shift(alone - wanted, channel_of(node, wanted)),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from raq.report.bench import disagreement_in_words, disturbed_warning, measureme
 from raq.report.changed_answers import changed_in_words, class_names
 from raq.report.checks import parity_in_words
 from raq.report.live import seconds
-from raq.report.losses import losses_in_words
+from raq.report.losses import Tried, losses_in_words
 from raq.report.methods import how_made
 from raq.report.profile import profile_in_words
 from raq.report.ratios import compared
@@ -166,7 +166,7 @@ def _print_details(console: Console, summary: RunSummary) -> None:
             say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}", whole=True)
     for candidate in summary["candidates"]:
         said = (
-            losses_in_words(candidate.get("losses", []))
+            losses_in_words(candidate.get("losses", []), Tried(candidate.get("methods"), candidate.get("effort")))
             if candidate.get("program") in (None, candidate["name"])
             else None
         )

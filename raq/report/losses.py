@@ -1,31 +1,48 @@
-"""Which layers lose most by quantization, and what their numbers say of why. Neither torch nor ray."""
+"""Which layers lose most by quantization, what their numbers say of why, and what to try. Neither torch nor ray."""
 
 from collections.abc import Sequence
 
-from raq.store.ptq_results import LayerLoss
+from raq.store.ptq_results import Climbed, LayerLoss, PtqMethods
 
 MAX_SAID = 3
-SATURATED, FAR_REACH, SHIFTED = 0.001, 24.0, 0.25  # from where each is worth a word
+SATURATED, FAR_REACH, SHIFTED, UNUSED = 0.001, 24.0, 0.25, 0.25  # from where each is worth a word
 
 
-def why(loss: LayerLoss) -> str:
+class Tried:
+    """Which methods a candidate was made with, and which `ptq.effort` tried and left out."""
+
+    def __init__(self, methods: PtqMethods | None = None, climbed: Climbed | None = None) -> None:
+        self.methods = methods
+        self.left_out = {row["step"] for row in climbed["rows"] if not row["kept"]} if climbed is not None else set()
+
+    def advice(self, key: str, value: str, does: str) -> str:
+        """What a method would do; or that it was done, or left out."""
+        done = self.methods is not None and self.methods[key] not in (False, 0, "none", "folded")  # type: ignore[literal-required]
+        if done:
+            return f" (ptq.{key} was done)"
+        if any(step == f"{key}: {value}" or (value == "" and step.startswith(f"{key}: ")) for step in self.left_out):
+            return f" (ptq.effort tried ptq.{key} and left it out)"
+        return f": ptq.{key}{f': {value}' * bool(value)} {does}"
+
+
+def why(loss: LayerLoss, tried: Tried) -> str:
     """What stands out in a layer's numbers, in words; empty if nothing does."""
     said = []
     saturated, reach, shift = loss["saturated_share"], loss["reach"], loss["shift_share"]
     if saturated is not None and saturated > SATURATED:
         said.append(f"{100 * saturated:.2g}% of its input lie beyond its range: a wider one (observer, percentile)")
     if reach is not None and reach > FAR_REACH:
-        said.append(
-            f"its range reaches {reach:.0f} standard deviations: outliers; ptq.equalization spreads those of single "
-            "channels, percentile cuts them off"
-        )
+        advice = tried.advice("equalization", "all", "spreads those of single channels")
+        said.append(f"values {reach:.0f} standard deviations from the mean: outliers; percentile cuts them off{advice}")
+    used = loss.get("used_share")
+    if used is not None and used < UNUSED:
+        said.append(f"its input takes {100 * used:.2g}% of its integers, as a range holds 0: values far from 0")
     if shift is not None and shift > SHIFTED:
-        said.append(
-            f"{100 * shift:.0f}% of its error is a shift of channels' means, which ptq.bias_correction takes away"
-        )
+        advice = tried.advice("bias_correction", "true", "takes that away")
+        said.append(f"{100 * shift:.0f}% of its error is a shift of channels' means{advice}")
     weight, own = loss["weight_sqnr_db"], loss["own_sqnr_db"]
     if weight is not None and own is not None and weight < own + 1:
-        said.append("most of it comes from its weight: ptq.learned_rounding")
+        said.append(f"most of it comes from its weight{tried.advice('learned_rounding', '', 'may round it better')}")
     return "; ".join(said)
 
 
@@ -35,12 +52,13 @@ def worst(losses: Sequence[LayerLoss]) -> list[LayerLoss]:
     return sorted(known, key=lambda loss: loss["own_sqnr_db"] or 0.0)
 
 
-def losses_in_words(losses: Sequence[LayerLoss]) -> str | None:
+def losses_in_words(losses: Sequence[LayerLoss], tried: Tried) -> str | None:
     """The few worst layers in one sentence; None if nothing is known."""
     found = worst(losses)[:MAX_SAID]
     if not found:
         return None
     parts = [
-        f"{loss['name']} {loss['own_sqnr_db']:.1f} dB" + (f" ({said})" if (said := why(loss)) else "") for loss in found
+        f"{loss['name']} {loss['own_sqnr_db']:.1f} dB" + (f" ({said})" if (said := why(loss, tried)) else "")
+        for loss in found
     ]
     return f"layers that lose most by themselves: {', '.join(parts)}"

@@ -4,6 +4,7 @@ Plain torch, never ray; torch is imported inside the functions.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raq.stages.call import CALIBRATED, Call, Progress, Results
 from raq.stages.chosen import chosen_calibration, chosen_floats
@@ -12,13 +13,29 @@ from raq.stages.inputs import example_input, parity_chain, read_dataset, read_tr
 from raq.stages.programs import count_macs, keep_program
 from raq.store.settings import PtqSettings
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raq.model.dataset import Dataset
+
 COMPARED = 32  # samples on which layers are compared
+
+
+def _compared(dataset: "Dataset", seed: int) -> "tuple[Tensor, ...]":
+    """Inputs drawn from the validation split, or from the calibration split where there is none: what is learned of
+    layers leads to decisions, for which the test split is not there."""
+    import torch
+
+    from raq.model.dataset import calibration_indices
+
+    split = "validation" if dataset.size("validation") else "calibration"
+    chosen = calibration_indices(dataset.size(split), COMPARED, seed)
+    (inputs, _), *_ = dataset.batches(split, [chosen], torch.device("cpu"))
+    return inputs
 
 
 def ptq_stage(call: Call, progress: Progress) -> Results:
     """Export, prepare, calibrate, correct, convert."""
-    import torch
-
     from raq.quantize.calibrated import pin_ranges, save_calibrated
     from raq.quantize.convert import convert
     from raq.quantize.losses import losses
@@ -51,8 +68,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
     chain.step("fp32", network)
     with simulated(made.prepared) as as_integers:
         chain.step("simulated", as_integers)
-        (compared, _), *_ = dataset.batches("test", [chain.chosen[:COMPARED]], torch.device("cpu"))
-        lost = [loss.as_record() for loss in losses(as_integers, compared)]
+        lost = [loss.as_record() for loss in losses(as_integers, _compared(dataset, seed))]
     program = convert(made.prepared, example)
     used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
     how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}

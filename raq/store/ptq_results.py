@@ -20,6 +20,7 @@ class LayerLoss(TypedDict):
     input_high: Number | None
     saturated_share: Share | None
     reach: Number | None
+    used_share: NotRequired[Share | None]
     shift_share: Number | None
 
 

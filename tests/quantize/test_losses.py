@@ -10,7 +10,7 @@ from raq.experiment.ptq import Calibration
 from raq.model.parity import sqnr_db
 from raq.quantize.losses import LayerLoss, losses
 from raq.quantize.ptq import prepare, simulated
-from raq.report.losses import losses_in_words, why
+from raq.report.losses import Tried, losses_in_words, why
 
 
 class Net(nn.Module):
@@ -24,6 +24,10 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.first(x))
         return self.head((x + torch.relu(self.second(x))).mean((2, 3)))
+
+
+def said_of(loss: LayerLoss) -> str:
+    return why(loss.as_record(), Tried())  # type: ignore[arg-type]
 
 
 def compared(network: nn.Module, images: Tensor, calibrating: Tensor | None = None, **options: Any) -> tuple[
@@ -74,7 +78,7 @@ def test_values_beyond_the_range_are_counted() -> None:
     far[0, 0, :4, :4] = 50.0  # 16 of the values, and calibration has seen none of them
     loss = compared(Net(), far, calibrating=images)[0][0]
     assert loss.saturated_share == pytest.approx(16 / far.numel(), rel=0.01)
-    assert "beyond its range" in why(loss.as_record())  # type: ignore[arg-type]
+    assert "beyond its range" in said_of(loss)
 
 
 def test_outliers_are_seen_in_the_reach() -> None:
@@ -82,7 +86,53 @@ def test_outliers_are_seen_in_the_reach() -> None:
     images[0, 0, 0, 0] = 200.0
     loss = compared(Net(), images)[0][0]
     assert loss.reach == pytest.approx(200 / float(images.std()), rel=0.05)
-    assert "outliers" in why(loss.as_record())  # type: ignore[arg-type]
+    assert "outliers" in said_of(loss)
+
+
+def test_values_far_from_zero_are_no_outliers() -> None:
+    """They take few of the integers, as a range holds 0."""
+    loss = compared(Net(), 5 + 0.2 * torch.rand(16, 3, 8, 8))[0][0]
+    assert loss.reach == pytest.approx(3**0.5, rel=0.1), "of a uniform distribution"
+    assert loss.used_share == pytest.approx(0.2 / 5.2, rel=0.1)
+    assert "outliers" not in said_of(loss)
+    assert "3.8% of its integers" in said_of(loss)
+    plain = compared(Net(), torch.randn(16, 3, 8, 8))[0][0]
+    assert plain.used_share == pytest.approx(1, abs=0.01)
+
+
+def record(**changes: Any) -> Any:
+    known = {"sqnr_db": 9.0, "own_sqnr_db": 9.0, "weight_sqnr_db": 9.5, "input_low": 0.0, "input_high": 9.0}
+    shares = {"saturated_share": 0.0, "reach": 99.0, "used_share": 1.0, "shift_share": 0.5}
+    return {"name": "head", **known, **shares, **changes}
+
+
+def methods(**changes: Any) -> Any:
+    none = {"equalization": "none", "bias_correction": False, "learned_rounding": 0}
+    return {**none, "equalized": [], "corrected": [], "learned": None, **changes}
+
+
+def climbed(**kept: bool) -> Any:
+    steps = {"all": "equalization: all", "folded": "equalization: folded", "bias": "bias_correction: true",
+             "rounding": "learned_rounding: 200"}  # fmt: skip
+    rows = [{"step": steps[key], "kept": value, "seconds": 1.0, "sqnr_db": 9.0, "drop": None, "drop_interval": None}
+            for key, value in kept.items()]  # fmt: skip
+    return {"effort": "best", "enough": 0.0, "samples": 9, "split": "validation", "rows": rows}
+
+
+def test_what_was_done_or_tried_is_not_advised_again() -> None:
+    untried = why(record(), Tried(methods(), None))
+    assert ": ptq.equalization: all spreads those of single channels" in untried
+    assert ": ptq.bias_correction: true takes that away" in untried
+    assert ": ptq.learned_rounding may round it better" in untried
+    done = why(record(), Tried(methods(equalization="all", bias_correction=True, learned_rounding=200), None))
+    assert all(f"(ptq.{key} was done)" in done for key in ("equalization", "bias_correction", "learned_rounding"))
+    left = why(
+        record(), Tried(methods(equalization="folded"), climbed(folded=True, all=False, bias=False, rounding=False))
+    )
+    assert left.count("tried ptq.") == 3
+    assert left.count("left it out") == 3
+    folded = why(record(), Tried(methods(equalization="folded"), climbed(folded=True)))
+    assert ": ptq.equalization: all spreads" in folded
 
 
 def test_a_weight_with_one_large_channel_loses_most_per_tensor() -> None:
@@ -116,4 +166,4 @@ def test_layers_left_in_float_lose_nothing_by_themselves() -> None:
     assert found["second"].weight_sqnr_db is None
     assert found["second"].input_low is None
     assert found["second"].sqnr_db is not None, "what comes before it is rounded"
-    assert losses_in_words([found["second"].as_record()]) is None  # type: ignore[list-item]
+    assert losses_in_words([found["second"].as_record()], Tried()) is None  # type: ignore[list-item]
