@@ -11,9 +11,10 @@ class Calibration(Section):
     """How activation ranges are found."""
 
     size: Positive = 256
-    """Images of the training split."""
+    """Images of the training split (rounding is learned from more: `ptq.learned_rounding`)."""
     observer: Observer = "histogram"
-    """What watches the activations. percentile: clips to `percentile` of them."""
+    """What watches the activations. histogram: the range whose rounding has the least squared error; minmax: all that
+    was seen; moving-average: the averages of batches' extremes; percentile: clips to `percentile` of them."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Of the percentile observer: the share in percent of activations that the range covers, on either side."""
     batch_size: Positive = 32
@@ -75,6 +76,8 @@ class Ptq(Section):
             raise ValueError(f"others: {list(self.others)} names a tool twice")
         if len(set(self.mode)) < len(self.mode):
             raise ValueError(f"mode: {list(self.mode)} names one twice")
+        if self.backend != "x86" and self.reduce_range:
+            raise ValueError(f"reduce_range is of the backend x86, and backend is {self.backend}: leave it out")
         if self.backend != "x86" and set(self.mode) != {"static"}:
             raise ValueError(f"mode: the backend {self.backend} quantizes in the mode static alone here")
         if self.equalizes and (self.backend != "x86" or not self.per_channel):

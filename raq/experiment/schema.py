@@ -20,6 +20,7 @@ from raq.experiment.metric import LOSSES, Metric
 from raq.experiment.ptq import Ptq
 from raq.experiment.sweep import PTQ_METHODS, PtqSweep, Sweep
 from raq.experiment.training import OF_PTQ, TO_FP32, Qat, Train
+from raq.experiment.unused import refuse_unused
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 HUB = "hf:"
@@ -215,6 +216,11 @@ class Experiment(Section):
                 f"lower.max_batch is {self.lower.max_batch}, and bench.batch_sizes has {largest}: "
                 f"{'a .pte' if phones else 'an engine'} takes no more than it was made for"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> "Experiment":
+        refuse_unused(self.ptq, self.qat, self.sweep)
         return self
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ class Optimisation(Section):
     nesterov: bool
     """Nesterov's momentum, of sgd."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
-    """L2 penalty, on matrices and kernels only (not on biases or normalisation)."""
+    """L2 penalty, on parameters of two axes or more (not on biases or normalisation)."""
     schedule: Literal["constant", "one-cycle", "cosine"]
     """Learning rate over the steps. constant; one-cycle: linear warm-up over the first fifth, then linearly to 0;
     cosine: cosine decay to 0."""
@@ -197,7 +197,7 @@ class Qat(Optimisation):
     nesterov: bool = True
     """Of start: fp32: Nesterov's momentum."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of start: fp32: L2 penalty, on matrices and kernels only."""
+    """Of start: fp32: L2 penalty, as in `train`."""
     schedule: Literal["constant", "one-cycle", "cosine"] = "cosine"
     """As in `train`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -33,7 +33,7 @@ def image_side(progressive: tuple[float, ...], epoch: int, epochs: int, full: in
 
 
 def new_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
-    """SGD or AdamW; weight decay on matrices and kernels only."""
+    """SGD or AdamW; weight decay on parameters of two axes or more."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]

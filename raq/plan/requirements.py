@@ -125,7 +125,8 @@ def _check_step(stage: Stage, row: _ParityRow, require: Require) -> None:
             f"SQNR of the logits on {row.images} test images, at least {least:g} is required{otherwise}",
             "this step does not compute what the one before it computed"
             if row.step != "simulated"
-            else "try another observer or more calibration images; require.sqnr_db sets the limit",
+            else "set ptq.effort to best, or try another observer or more calibration images; a lower require.sqnr_db "
+            "lets the run, and QAT, go on from this graph",
         )
 
 

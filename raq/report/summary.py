@@ -24,7 +24,7 @@ from raq.report.types import (
     RunSummary,
 )
 from raq.report.verdict import verdict
-from raq.report.worth import seconds_of, worth_in_words
+from raq.report.worth import cost_of, worth_in_words
 from raq.statistics.paired import Paired
 from raq.statistics.proportions import same_accuracy_p
 from raq.store.evaluation_results import ParityRow
@@ -81,7 +81,7 @@ def summarise(run_folder: Path) -> RunSummary:
         "layer_sweep": _sweep(stages.get("sweep/layers")),
         "measurement": [_measurement(record) for record in benches],
         "verdict": verdict(candidates, rules, drops_by(answers), measured)
-        | {"worth": worth_in_words(drops_by(answers), {name: seconds_of(stages, name) for name in names}, rules.metric)}
+        | {"worth": worth_in_words(drops_by(answers), {name: cost_of(stages, name) for name in names}, rules.metric)}
         if complete
         else {
             "choice": None, "why": f"the run is not complete: {run['error'] or 'records are missing'}", "claims": [],

@@ -1,7 +1,7 @@
 """QAT against PTQ: whether it is worse, and whether it was worth what it took. Neither torch nor ray."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from raq.experiment.metric import Metric, amount, difference
 from raq.report.claims import Claim, Drops, drop_claim
@@ -13,20 +13,33 @@ from raq.statistics.proportions import together
 PTQ, QAT = "ptq", "qat"
 
 
+class Cost(NamedTuple):
+    """What making a candidate took. cpus: how many of them, all workers' together; None where a sweep's trials had
+    shares of them that differ."""
+
+    seconds: float
+    cpus: int | None
+
+    def in_words(self) -> str:
+        """As people say it."""
+        return seconds(self.seconds) + ("" if self.cpus is None else f" on {self.cpus} CPU{'s' * (self.cpus > 1)}")
+
+
 def worth_in_words(
-    worse: Callable[[str, str], Paired | None], took_s: Mapping[str, float | None], metric: Metric
+    worse: Callable[[str, str], Paired | None], costs: Mapping[str, Cost | None], metric: Metric
 ) -> str | None:
     """One sentence on QAT's gain over PTQ beside its cost; None unless both were evaluated on the same samples.
 
-    worse: of (first, second), how much worse the second is; took_s: seconds that making each took, by candidate.
+    worse: of (first, second), how much worse the second is; costs: by candidate.
     """
     paired = worse(QAT, PTQ)  # how much worse PTQ is: QAT's gain
     if paired is None:
         return None
     gain, (low, high) = paired.value, paired.interval()
     between = f"{amount(metric, gain, '.2f')} ({difference(metric, low)} to {difference(metric, high)})"
-    known = [took_s.get(QAT), took_s.get(PTQ)]
-    cost = "" if None in known else f"; it was made in {seconds(known[0] or 0.0)}, ptq in {seconds(known[1] or 0.0)}"
+    own, other = costs.get(QAT), costs.get(PTQ)
+    known = own is not None and other is not None
+    cost = f"; it was made in {own.in_words()}, ptq in {other.in_words()}" if known else ""  # type: ignore[union-attr]
     if high < 0:
         return f"qat is worse than ptq: {between}{cost}. The training was not worth it."
     if low > 0:
@@ -57,8 +70,8 @@ def worse_than_ptq(
     return found
 
 
-def seconds_of(records: Mapping[str, Any], name: str) -> float | None:
-    """How long a candidate's making took, with the sweep before it; None where a record is missing.
+def cost_of(records: Mapping[str, Any], name: str) -> Cost | None:
+    """What a candidate's making took, with the sweep before it; None where a record is missing.
 
     Of a training that went on after an end, its epochs count, and not the last attempt alone.
     """
@@ -66,6 +79,7 @@ def seconds_of(records: Mapping[str, Any], name: str) -> float | None:
     if not found or any(record is None or "duration_s" not in record for record in found):
         return None
     if len(found) > 1:  # the sweep's time holds that of the chosen trial's epochs
-        return float(sum(record["duration_s"] for record in found))
+        return Cost(float(sum(record["duration_s"] for record in found)), None)
+    cpus = found[0].get("cpus", 0) * found[0].get("workers", 1)
     epochs = found[0].get("results", {}).get("history", [])
-    return float(max(found[0]["duration_s"], sum(row.get("duration_s", 0.0) for row in epochs)))
+    return Cost(float(max(found[0]["duration_s"], sum(row.get("duration_s", 0.0) for row in epochs))), cpus or None)

@@ -5,7 +5,7 @@ import pytest
 
 from raq.experiment.metric import Metric
 from raq.report.changed_answers import changed_answers, changed_in_words, class_names
-from raq.report.worth import seconds_of, worth_in_words
+from raq.report.worth import Cost, cost_of, worth_in_words
 from raq.statistics.paired import Paired, paired_answers
 from raq.sweep.answers import Answers
 
@@ -26,24 +26,26 @@ def test_worth_goes_by_the_interval(qat: int, ptq: int, said: str) -> None:
     def worse(first: str, second: str) -> Paired | None:
         return paired_answers(right[first], right[second])
 
-    found = worth_in_words(worse, {"qat": 1200.0, "ptq": 12.0}, Metric())
+    found = worth_in_words(worse, {"qat": Cost(1200.0, 8), "ptq": Cost(12.0, 1)}, Metric())
     assert found is not None
     assert said in found
-    assert "20 min" in found
-    assert "12 s" in found
+    assert "made in 20 min on 8 CPUs, ptq in 12 s on 1 CPU." in found
     assert ("not worth it" in found) == (qat < ptq)
-    assert worth_in_words(worse, {"qat": None, "ptq": 12.0}, Metric()).count("made in") == 0  # type: ignore[union-attr]
+    assert worth_in_words(worse, {"qat": None, "ptq": Cost(12.0, 1)}, Metric()).count("made in") == 0  # type: ignore[union-attr]
     assert worth_in_words(lambda first, second: None, {}, Metric()) is None
 
 
 def test_seconds_are_those_of_making_it_and_of_its_sweep() -> None:
     resumed = {"duration_s": 5.0, "results": {"history": [{"duration_s": 30.0}, {"duration_s": 31.0}]}}
-    assert seconds_of({"qat": resumed}, "qat") == 61.0, "the epochs before it was ended count"
+    assert cost_of({"qat": resumed}, "qat") == (61.0, None), "the epochs before it was ended count"
+    assert cost_of({"qat": {**resumed, "cpus": 2, "workers": 4}}, "qat") == (61.0, 8), "all workers' CPUs"
     records = {"qat": {"duration_s": 5.0}, "sweep/qat": {"duration_s": 20.0}, "evaluate/qat": {"duration_s": 7.0}}
-    assert seconds_of(records, "qat") == 25.0
-    assert seconds_of({**records, "qat": resumed}, "qat") == 25.0, "the sweep's time holds that of the chosen trial"
-    assert seconds_of({**records, "sweep/qat": None}, "qat") is None
-    assert seconds_of(records, "ptq") is None
+    assert cost_of(records, "qat") == (25.0, None)
+    assert cost_of({**records, "qat": resumed}, "qat") == (25.0, None), (
+        "the sweep's time holds that of the chosen trial"
+    )
+    assert cost_of({**records, "sweep/qat": None}, "qat") is None
+    assert cost_of(records, "ptq") is None
 
 
 def test_changed_answers_are_counted_by_class() -> None:
