@@ -17,7 +17,7 @@ from raq.quantize.cuda_quantizer import ADDITIONS, RELUS, aten, bounds_of, kerne
 decomposed = torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = decomposed.quantize_per_tensor.default, decomposed.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = decomposed.dequantize_per_channel.default
-MOST_PRODUCTS = (2**31 - 1) // 128**2  # that int32 holds the sum of
+MAX_PRODUCTS = (2**31 - 1) // 128**2  # that int32 holds the sum of
 FEW_CHANNELS, ALIGNED = 16, 4  # below so many, a kernel's reads of a pixel are whole words only if it has multiples
 CONV_DEFAULTS: tuple[Any, ...] = (None, [1, 1], [0, 0], [1, 1], 1)  # bias, stride, padding, dilation, groups
 
@@ -102,7 +102,7 @@ def _weights(node: Any) -> tuple[fx.Node, Any] | None:
 def _sums_fit(layer: fx.Node) -> bool:
     weight: Any = layer.args[1]
     products: int = math.prod(weight.meta["val"].shape[1:])
-    return products <= MOST_PRODUCTS
+    return products <= MAX_PRODUCTS
 
 
 def with_int8_operators(program: ExportedProgram) -> ExportedProgram:

@@ -11,7 +11,7 @@ from torch.library import wrap_triton
 from raq.kernels.reference import Epilogue, Geometry
 from raq.kernels.triton_kernels import raq_int8_conv, raq_int8_depthwise
 
-LEAST = -3.4028234663852886e38  # of float32: what triton_kernels._apart compares with
+MIN_FLOAT32 = -3.4028234663852886e38  # of float32: what triton_kernels._apart compares with
 LIKELY_BATCH, MULTIPROCESSORS = 128, 132  # samples that tiles are chosen for; of an H100 or H200
 
 
@@ -75,7 +75,7 @@ def convolve(
     addend = data if after.addend is None else after.addend.contiguous(memory_format=torch.channels_last)
     pixels = n * out_height * out_width
     tensors = (data, weight.contiguous(), after.scale.contiguous(), after.bias.contiguous(), addend, out)
-    numbers = (after.addend_scale, after.ceiling or 0.0, after.inverse_scale or 1.0, LEAST)
+    numbers = (after.addend_scale, after.ceiling or 0.0, after.inverse_scale or 1.0, MIN_FLOAT32)
     shape: dict[str, Any] = {
         "H": height, "W": width, "OH": out_height, "OW": out_width, "KH": kh, "KW": kw, "SH": sh, "SW": sw,
         "PH": ph, "PW": pw, "DH": dh, "DW": dw, "ADDS": adds, "RELU": after.relu, "CLIPS": after.ceiling is not None,

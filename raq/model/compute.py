@@ -21,7 +21,7 @@ from raq.model.checkpoints import Metrics, TrainingContext
 
 MEASURED_STEPS = 2  # of each way, in turns, after one of each that warms up
 ABANDONED_AT = 3.0  # times the shortest warm-up: a way whose own takes more is not measured further
-LEAST_GAIN = 0.9  # a way is taken if its steps take at most this share of the time of those before it
+MAX_SHARE_OF_TIME = 0.9  # a way is taken if its steps take at most this share of the time of those before it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -93,7 +93,7 @@ def _fastest(possible: list[Compute], seconds: list[float | None]) -> Compute:
     best = 0
     for at, found in enumerate(seconds):
         before = seconds[best]
-        if found is not None and (before is None or found <= LEAST_GAIN * before):
+        if found is not None and (before is None or found <= MAX_SHARE_OF_TIME * before):
             best = at
     return possible[best]
 

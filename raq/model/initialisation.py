@@ -13,7 +13,7 @@ from raq.model.inputs import copies
 from raq.model.losses import Loss
 
 DIED_OUT = 0.1  # a standard deviation of the last layer's input, over samples
-LEAST, MOST = 0.25, 4.0  # those that a layer's output may have
+MIN_DEVIATION, MAX_DEVIATION = 0.25, 4.0  # those that a layer's output may have
 ROUNDS = 3
 WORSE = 1.25  # times the loss of outputs that are all 0: what is above that is worse than knowing nothing
 INFORMED = 0.9  # times that loss: what some share of the outputs has below that, they know something
@@ -27,8 +27,9 @@ def rescale_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
     Mishkin and Matas 2016, All You Need Is a Good Init, without its orthogonal start: layer by layer, in order of
     execution, to outputs of a standard deviation of 1 on the batch `inputs` [n, ...]. Nothing is done where the last
     layer's input varies from sample to sample by a standard deviation above DIED_OUT, as it does behind most
-    normalisations and in trained networks; of the layers, those whose output is between LEAST and MOST are left as they
-    are, and so are the last one and those that do not learn, share a weight with another, or compute theirs anew.
+    normalisations and in trained networks; of the layers, those whose output is between MIN_DEVIATION and
+    MAX_DEVIATION are left as they are, and so are the last one and those that do not learn, share a weight with
+    another, or compute theirs anew.
     """
     with _in_training(network), torch.no_grad():
         executed, last_input = _executed(network, inputs)
@@ -40,7 +41,7 @@ def rescale_layers(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
             for round_number in range(ROUNDS):
                 output = _output_of(layer, network, inputs)
                 deviation = 0.0 if output is None else float(output.std())
-                if deviation == 0 or (round_number == 0 and LEAST <= deviation <= MOST):
+                if deviation == 0 or (round_number == 0 and MIN_DEVIATION <= deviation <= MAX_DEVIATION):
                     break
                 for one in _weights(layer):
                     one.div_(deviation)
@@ -54,9 +55,10 @@ def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Cal
 
     `loss` is that of outputs [n, ...], by sample [n]. Above WORSE times the loss of outputs that are all 0, as where
     torchvision's EfficientNets draw the layer for ten classes eleven times as wide as torch itself would, outputs are
-    scaled to a standard deviation of LEAST. Left as they are: outputs that say something of the targets, though too
-    loudly (some share of them has less than INFORMED times that loss: what is trained, and too sure of itself); a layer
-    that does not learn, shares its weight or computes it anew; and a network whose loss that does not bring below.
+    scaled to a standard deviation of MIN_DEVIATION. Left as they are: outputs that say something of the targets, though
+    too loudly (some share of them has less than INFORMED times that loss: what is trained, and too sure of itself); a
+    layer that does not learn, shares its weight or computes it anew; and a network whose loss that does not bring
+    below.
     """
     with _in_training(network), torch.no_grad():
         executed, _ = _executed(network, inputs)
@@ -71,7 +73,7 @@ def quieten_last_layer(network: nn.Module, inputs: tuple[Tensor, ...], loss: Cal
         layer = network.get_submodule(executed[-1])
         kept = [one.clone() for one in _weights(layer)]
         for one in _weights(layer):
-            one.mul_(LEAST / deviation)
+            one.mul_(MIN_DEVIATION / deviation)
         if float(loss(network(*copies(inputs))).mean()) < WORSE * chance:
             return [executed[-1]]
         for one, was in zip(_weights(layer), kept, strict=True):

@@ -10,7 +10,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from raq.errors import StageError
 from raq.model.inputs import Example
 from raq.quantize.export import export_program
-from raq.quantize.qat_batch_norm import fold_batch_norms
+from raq.quantize.qat_batch_norm import fold_scaled_convolutions
 from raq.quantize.stochastic_depth import remove_stochastic_depth
 
 
@@ -20,7 +20,7 @@ def convert(prepared: fx.GraphModule, example: Tensor | Example) -> ExportedProg
     The graph must be in evaluation mode. The result holds int8 weights and no float copy of them.
     """
     remove_stochastic_depth(prepared.graph)
-    fold_batch_norms(prepared)
+    fold_scaled_convolutions(prepared)
     converted = convert_pt2e(prepared)
     drop_unused_tensors(converted)
     for parameter in converted.parameters():

@@ -30,7 +30,7 @@ POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_poo
 KEEPS_FACTORS = (aten.relu.default, aten.relu_.default, aten.contiguous.default, aten.dropout.default, *POOLS)
 NORMS = {aten.layer_norm.default: (2, 3), aten.batch_norm.default: (1, 2)}  # where their weight and bias stand
 FOLDED_DB, MULTIPLIED_DB = 0.5, 3.0  # by which the noise must fall: for nothing, and for a multiplication
-LEAST_SHARE = 0.002  # of the noise that folding leaves, that a multiplication must take away
+MIN_SHARE = 0.002  # of the noise that folding leaves, that a multiplication must take away
 MULTIPLIED = "raq_multiplied"  # in a graph's meta: every `Multiplied` of it
 
 
@@ -122,7 +122,7 @@ def _is_folded(readers: _Readers, choice: Choice) -> bool:
 def _is_multiplied(readers: _Readers, choice: Choice, left: float) -> bool:
     """Whether it is worth a multiplication. left: the noise of all activations that could be equalized, after folding;
     it is compared where gradients told what noise counts."""
-    matters = not choice.is_counted or choice.before - choice.after >= LEAST_SHARE * left
+    matters = not choice.is_counted or choice.before - choice.after >= MIN_SHARE * left
     return readers.into is None and choice.gain_db >= MULTIPLIED_DB and matters
 
 

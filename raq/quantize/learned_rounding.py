@@ -24,7 +24,7 @@ from raq.quantize.sensitivity import gradient_errors
 from raq.quantize.side_by_side import ORIGINALS
 
 EDGE_LR = 1e-2  # of the logarithm of a range's edges
-MOST = 0.5  # integers by which a weight may be moved before it is rounded
+MAX_MOVE = 0.5  # integers by which a weight may be moved before it is rounded
 
 
 class _Round(torch.autograd.Function):
@@ -155,7 +155,7 @@ def _move(moves: list[nn.Parameter], by: float) -> None:
     with torch.no_grad():
         for move in moves:
             if move.grad is not None:
-                move.sub_(move.grad.sign(), alpha=by).clamp_(-MOST, MOST)
+                move.sub_(move.grad.sign(), alpha=by).clamp_(-MAX_MOVE, MAX_MOVE)
             move.grad = None
 
 

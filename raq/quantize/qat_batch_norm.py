@@ -111,7 +111,7 @@ def _is_running_std(value: Any) -> bool:
     return isinstance(source, fx.Node) and source.op == "get_attr" and str(source.target).endswith("running_var")
 
 
-def fold_batch_norms(prepared: fx.GraphModule) -> None:
+def fold_scaled_convolutions(prepared: fx.GraphModule) -> None:
     """Replace conv(x, fake_quantize(w * s)) / s + b -> batch norm by conv(x, fake_quantize(w * s), b'); in place.
 
     The graph is in evaluation mode: running statistics. b' = (b - mean) * s + beta. Batch norms that were not rewritten

@@ -22,8 +22,8 @@ LEARNING_STEPS = 200
 MAX_JUDGED_BY = 2048  # samples
 MAX_JUDGED_BYTES = 512 * 2**20  # of their outputs
 JUDGED_PART = 4  # of so many calibration samples one, at least, where none validate
-LEAST_GAIN_DB = 0.1  # of the SQNR that is compared, for a method to be kept
-LEAST_GAIN_PAID_DB = 0.5  # for one that takes time at every call
+MIN_GAIN_DB = 0.1  # of the SQNR that is compared, for a method to be kept
+MIN_GAIN_PAID_DB = 0.5  # for one that takes time at every call
 FREE: tuple[dict[str, Any], ...] = ({"equalization": "folded"}, {"bias_correction": True})
 PAID: tuple[dict[str, Any], ...] = ({"equalization": "all"},)
 LADDER: dict[Effort, tuple[dict[str, Any], ...]] = {
@@ -33,7 +33,7 @@ AS_ASKED, EXTENTS = "as asked", get_args(Extent)
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """How far a quantized graph is from the network in float.
 
     sqnr_db: of the outputs, or of the probabilities that they stand for (`Judge`), None: equal; drop: in points or in
@@ -55,14 +55,14 @@ class Judged:
             return False
         return self.drop_interval[1] - min(self.drop, 0.0) <= enough
 
-    def is_nearer(self, than: "Judged", by_db: float = LEAST_GAIN_DB) -> bool:
+    def is_nearer(self, than: "Judgement", by_db: float = MIN_GAIN_DB) -> bool:
         """Whether its outputs are nearer to those in float, by so much."""
         if self.sqnr_db is None or than.sqnr_db is None:
             return than.sqnr_db is not None
         return self.sqnr_db >= than.sqnr_db + by_db
 
 
-NOTHING = Judged(None, None, None)
+NOTHING = Judgement(None, None, None)
 
 
 def _samples_that_fit(source: "Source") -> int:
@@ -128,7 +128,7 @@ class Judge:
         scores = self.scorer.together(parts)
         return outputs, Answers(self.scorer.metric, scores.values, scores.resampled, len(self.chosen))
 
-    def judge(self, made: "Made") -> Judged:
+    def judge(self, made: "Made") -> Judgement:
         """Compare this graph."""
         from raq.model.parity import sqnr_db
         from raq.quantize.ptq import simulated
@@ -137,7 +137,7 @@ class Judge:
             outputs, answers = self._run(as_integers)
         worse = answers.worse_than(self.answers) if answers is not None and self.answers is not None else None
         distance = sqnr_db(self.outputs, outputs)
-        return Judged(distance, *((None, None) if worse is None else (worse.value, list(worse.interval()))))
+        return Judgement(distance, *((None, None) if worse is None else (worse.value, list(worse.interval()))))
 
 
 def quantize_by_effort(
@@ -150,8 +150,8 @@ def quantize_by_effort(
 ) -> "tuple[Made, dict[str, Any] | None]":
     """The graph by the methods that are asked for, or by those that the ladder ends with; and how it was climbed.
 
-    A method of the ladder is kept if it brings the outputs LEAST_GAIN_DB nearer to those in float: the drop of so few
-    samples could not tell. What takes time at every call comes last, and has to bring LEAST_GAIN_PAID_DB. It ends where
+    A method of the ladder is kept if it brings the outputs MIN_GAIN_DB nearer to those in float: the drop of so few
+    samples could not tell. What takes time at every call comes last, and has to bring MIN_GAIN_PAID_DB. It ends where
     the drop `is_enough`. The row of a method that cannot be done, of a network without gradients say, tells why. None
     for `fast`.
     """
@@ -180,7 +180,7 @@ def quantize_by_effort(
             rows.append({"step": step, "kept": False, "seconds": seconds, **asdict(NOTHING), "error": error.message})
             continue
         found = judge.judge(made)
-        kept = found.is_nearer(reached, LEAST_GAIN_PAID_DB if change in PAID else LEAST_GAIN_DB)
+        kept = found.is_nearer(reached, MIN_GAIN_PAID_DB if change in PAID else MIN_GAIN_DB)
         rows.append(_row(step, made, found, kept=kept))
         if kept:
             best, reached = made, found
@@ -195,5 +195,5 @@ def _is_done(methods: "Methods", wanted: "Methods") -> bool:
     return wanted == methods or further or learned
 
 
-def _row(step: str, made: "Made", judged: Judged, *, kept: bool) -> dict[str, Any]:
+def _row(step: str, made: "Made", judged: Judgement, *, kept: bool) -> dict[str, Any]:
     return {"step": step, "kept": kept, "seconds": round(made.seconds, 3), **asdict(judged)}

@@ -57,8 +57,8 @@ NETWORKS = {"resnet18-cifar": ("resnet18-cifar", 10, 32), "resnet50": ("torchvis
 CALLS, BATCHES = 20, (1, 32, 128, 512)
 BUDGET_S = {"resnet18-cifar": 200.0, "resnet50": 360.0}  # with twelve processes a launch, so that all fits half an hour
 PROBLEM, TRIED_BATCHES = "problem", (1, 7, 32)
-LEAST_DB = 10.0  # int8 against FP32: the weights are random
-LEAST_SAME_DB = 25.0  # a package for a GPU against its program on the CPU, in which a sum may be rounded otherwise
+MIN_DB = 10.0  # int8 against FP32: the weights are random
+MIN_SAME_DB = 25.0  # a package for a GPU against its program on the CPU, in which a sum may be rounded otherwise
 REHEARSED: dict[str, Any] = {"batch_sizes": (1,), "precision": None, "rounds": 2, "round_ms": 0.0, "budget_s": 20.0}
 
 
@@ -235,10 +235,10 @@ def network(name: str, device: str, folder: Path) -> dict[str, Any]:
             if on_gpu:
                 asks = process.account if process.runtime.reports == "itself" else process.launches
                 kernels[one.candidate] = [kernel.model_dump() for kernel in asks(one.inputs)]
-    if any(db is not None and db < LEAST_DB for which, db in distances.items() if which.startswith("ptq")):
+    if any(db is not None and db < MIN_DB for which, db in distances.items() if which.startswith("ptq")):
         raise StageError(f"{name}: int8 is not what FP32 is: SQNR in dB {distances}", "its times would mean nothing")
     wrong = [f"{which}: {db} dB from its program" for which, db in same.items()
-             if on_gpu and db is not None and db < LEAST_SAME_DB]  # fmt: skip
+             if on_gpu and db is not None and db < MIN_SAME_DB]  # fmt: skip
     if on_gpu and not any(kernel["name"].startswith(INT8_KERNELS) for kernel in kernels["ptq"]):
         wrong.append("ptq: no int8 kernel of raq's was seen")
     asked = {"batch_sizes": BATCHES, "budget_s": BUDGET_S[name], "precision": 0.01} if on_gpu else REHEARSED

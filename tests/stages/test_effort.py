@@ -19,7 +19,7 @@ from raq.quantize.methods import Methods, Source, learning_sample, quantize
 from raq.quantize.ranges import is_weight_observer, observer_nodes
 from raq.report.methods import climbed_in_words, methods_in_words
 from raq.stages import effort
-from raq.stages.effort import Judge, Judged, quantize_by_effort
+from raq.stages.effort import Judge, Judgement, quantize_by_effort
 from tests.networks import TOP1
 
 
@@ -105,7 +105,7 @@ def test_what_is_kept_is_nearer_than_what_was_before(digits: Any, monkeypatch: p
     kept = [row["sqnr_db"] for row in rows if row["kept"]]
     assert kept == sorted(kept)
     left = [row["sqnr_db"] for row in rows if not row["kept"]]
-    assert all(distance < max(kept) + effort.LEAST_GAIN_DB for distance in left)
+    assert all(distance < max(kept) + effort.MIN_GAIN_DB for distance in left)
     assert rows[4]["kept"]
     assert rows[4]["sqnr_db"] > rows[0]["sqnr_db"] + 3, "this network is made for it"
     assert made.methods.learned_rounding == 12 * rows[3]["kept"], "what was kept before is done with it too"
@@ -182,19 +182,19 @@ def test_what_is_compared_takes_so_much_memory_at_most(digits: Any, monkeypatch:
 
 
 def test_enough_is_the_intervals_upper_end() -> None:
-    assert Judged(20.0, 0.1, [-0.5, 0.3]).is_enough(0.3)
-    assert not Judged(20.0, 0.0, [-0.5, 0.4]).is_enough(0.3)
-    assert not Judged(20.0, -0.8, [-1.7, 0.2]).is_enough(0.3), "a gain by chance"
-    assert Judged(20.0, -0.1, [-0.3, 0.1]).is_enough(0.3)
-    assert not Judged(20.0, None, None).is_enough(0.3)
-    assert Judged(None, None, None).is_enough(0.3)
-    assert Judged(20.2, None, None).is_nearer(Judged(20.0, None, None))
-    assert not Judged(20.05, None, None).is_nearer(Judged(20.0, None, None))
+    assert Judgement(20.0, 0.1, [-0.5, 0.3]).is_enough(0.3)
+    assert not Judgement(20.0, 0.0, [-0.5, 0.4]).is_enough(0.3)
+    assert not Judgement(20.0, -0.8, [-1.7, 0.2]).is_enough(0.3), "a gain by chance"
+    assert Judgement(20.0, -0.1, [-0.3, 0.1]).is_enough(0.3)
+    assert not Judgement(20.0, None, None).is_enough(0.3)
+    assert Judgement(None, None, None).is_enough(0.3)
+    assert Judgement(20.2, None, None).is_nearer(Judgement(20.0, None, None))
+    assert not Judgement(20.05, None, None).is_nearer(Judgement(20.0, None, None))
 
 
 def test_what_takes_time_at_every_call_has_to_bring_more(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that are 0.3 dB apart are kept where they are free, and not where they are not."""
-    reached = iter(Judged(20.0 + 0.3 * step, None, None) for step in range(9))
+    reached = iter(Judgement(20.0 + 0.3 * step, None, None) for step in range(9))
     monkeypatch.setattr(Judge, "judge", lambda self, made: next(reached))
     made, climbed, _ = climb(source(digits), "better")
     assert [(row["step"], row["kept"]) for row in climbed["rows"]] == [
