@@ -9,6 +9,8 @@ from workplace import Workplace, make_workplace
 
 # before ray is imported, which reads it then: under `uv run pytest` every worker would start through uv
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# before torch is: g++ is half of the tests' time, and most of that optimises the code that calls kernels, not kernels
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 LONGEST_FIRST = (
     "test_cli.py", "test_backends_run.py", "test_sweep_on_ray.py", "test_cli_errors.py", "test_stages_on_ray.py",
     "test_backends.py", "test_faults.py", "test_quantization.py",
