@@ -23,7 +23,7 @@ INCLUDED = "included"  # model.weights: the function returns a trained network
 Extent = Literal["none", "folded", "all"]
 RoundingSteps = Annotated[int, Field(ge=0, le=100_000)]
 Effort = Literal["fast", "better", "best"]
-Observer = Literal["histogram", "minmax", "moving-average", "percentile"]
+Observer = Literal["histogram", "minmax", "moving-average", "percentile", "entropy"]
 
 
 class Section(BaseModel):

@@ -100,7 +100,7 @@ def save_calibrated(made: Made, source: Source, path: Path) -> None:
         ranges[name] = [scale, zero_point]
     content = _Kept(
         source.backend, source.reduce_range, source.per_channel, list(source.floats),
-        source.calibration.model_dump(mode="json"), folded is not None,
+        made.methods.calibrated_by(source.calibration).model_dump(mode="json"), folded is not None,
         [vars(one) for one in meta.get(MULTIPLIED, [])], equalized, meta.get(ADDED, {}),
         {name: now[name] for name in originals}, ranges,
     )  # fmt: skip

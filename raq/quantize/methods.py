@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from raq.experiment.fields import Extent
+from raq.experiment.fields import Extent, Observer
 from raq.experiment.ptq import Calibration, Ptq
 from raq.model.batch import in_batches
 from raq.model.cache import Array
@@ -32,16 +32,21 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True)
 class Methods:
-    """What is done beside calibration."""
+    """What is done beside calibration. observer: what watches activations, other than `Calibration` has it."""
 
     equalization: Extent = "none"
     bias_correction: bool = False
     learned_rounding: int = 0
+    observer: Observer | None = None
 
     @classmethod
     def asked(cls, ptq: Ptq) -> "Methods":
         """Those that the experiment names."""
         return cls(ptq.equalization, ptq.bias_correction, ptq.learned_rounding)
+
+    def calibrated_by(self, calibration: Calibration) -> Calibration:
+        """The calibration with their observer."""
+        return calibration if self.observer is None else calibration.model_copy(update={"observer": self.observer})
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def quantize(source: Source, methods: Methods, progress: Progress = lambda said,
     """
     started = time.perf_counter()
     graph = graph_of(source.network.eval(), source.example)
-    dataset, size = source.dataset, source.calibration.size
+    calibration = methods.calibrated_by(source.calibration)
+    dataset, size = source.dataset, calibration.size
     chosen = calibration_sample(dataset, size, source.seed)
     equalized: list[Equalized] = []
     if methods.equalization != "none":
@@ -97,17 +103,15 @@ def quantize(source: Source, methods: Methods, progress: Progress = lambda said,
         fold_batch_norms(graph)
         graph.meta[FOLDED] = {name: one.detach() for name, one in (*graph.named_parameters(), *graph.named_buffers())}
         levels, batch = 127 if source.reduce_range else 255, calibration_batch(dataset, chosen[:EQUALIZED_BY])
-        parts = in_batches(chosen[EQUALIZED_BY:], source.calibration.batch_size)
+        parts = in_batches(chosen[EQUALIZED_BY:], calibration.batch_size)
         more = (calibration_batch(dataset, part) for part in parts)
         equalized = equalize(graph, batch, methods.equalization, levels, source.floats, more)
     prepared = prepare_graph(
-        graph, source.backend, source.calibration, source.floats,
+        graph, source.backend, calibration, source.floats,
         reduce_range=source.reduce_range, per_channel=source.per_channel,
     )  # fmt: skip
     said = "calibrating, {} of {} samples"
-    calibrate(
-        prepared, dataset, source.calibration, source.seed, lambda done: progress(said.format(done, size), done / size)
-    )
+    calibrate(prepared, dataset, calibration, source.seed, lambda done: progress(said.format(done, size), done / size))
     made = Made(prepared, methods, equalized)
     if methods.bias_correction or methods.learned_rounding:
         with simulated(prepared) as as_integers:

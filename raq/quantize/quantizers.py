@@ -14,7 +14,6 @@ from torch import fx, nn
 from torchao.quantization.pt2e import (
     FakeQuantizeBase,
     FusedMovingAvgObsFakeQuantize,
-    HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
@@ -38,38 +37,9 @@ from raq.experiment.ptq import Calibration
 from raq.lazy import require_executorch
 from raq.quantize.cuda_quantizer import CudaQuantizer
 from raq.quantize.export import is_layer, layer_name, switch_name
+from raq.quantize.observers import OBSERVERS
 
 SMALLEST_SCALE = 2**-12
-
-
-class PercentileObserver(HistogramObserver):
-    """The range that holds `percentile` percent of the activations on either side, of one histogram of all of them.
-
-    Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 4.2. Like the histogram observer it keeps
-    2,048 counts, whatever the number of images. Ranges hold whole bins, and 0.
-    """
-
-    def __init__(self, percentile: float = 99.99, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.percentile = percentile
-
-    def _non_linear_param_search(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The bounds from which the scale and zero point follow (HistogramObserver searches here)."""
-        share = torch.cumsum(self.histogram.double(), 0) / self.histogram.double().sum()
-        tail = 1 - self.percentile / 100
-        first = int((share <= tail).sum())  # bins that lie wholly within the lower tail
-        last = int((share < 1 - tail).sum())
-        width = (self.max_val - self.min_val) / self.bins
-        low, high = self.min_val + width * first, self.min_val + width * min(last + 1, self.bins)
-        return (self.min_val, self.max_val) if self.percentile == 100 else (low, high)
-
-
-OBSERVERS = {
-    "histogram": HistogramObserver,
-    "minmax": MinMaxObserver,
-    "moving-average": MovingAverageMinMaxObserver,
-    "percentile": PercentileObserver,
-}
 
 
 class X86Quantizer(X86InductorQuantizer):

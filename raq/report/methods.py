@@ -29,7 +29,7 @@ def how_made(candidate: CandidateSummary) -> Iterator[str]:
 
 def methods_in_words(found: PtqMethods) -> str | None:
     """What was done, in one sentence; None where it was calibration alone."""
-    said = []
+    said = [] if not (observer := found.get("observer")) else [f"ranges by the observer {observer}"]
     free = [one for one in found["equalized"] if one["into"] is not None]
     paid = [one for one in found["equalized"] if one["into"] is None]
     if free:

@@ -13,6 +13,7 @@ from raq.experiment.fields import Effort, Extent
 from raq.sweep.answers import Answers
 
 if TYPE_CHECKING:
+    from raq.experiment.ptq import Calibration
     from raq.model.cache import Array
     from raq.model.evaluation import Network
     from raq.model.metrics import Scorer
@@ -24,7 +25,8 @@ MAX_JUDGED_BYTES = 512 * 2**20  # of their outputs
 JUDGED_PART = 4  # of so many calibration samples one, at least, where none validate
 MIN_GAIN_DB = 0.1  # of the SQNR that is compared, for a method to be kept
 MIN_GAIN_PAID_DB = 0.5  # for one that takes time at every call
-FREE: tuple[dict[str, Any], ...] = ({"equalization": "folded"}, {"bias_correction": True})
+RANGES: tuple[dict[str, Any], ...] = ({"observer": "entropy"}, {"observer": "moving-average"})
+FREE: tuple[dict[str, Any], ...] = (*RANGES, {"equalization": "folded"}, {"bias_correction": True})
 PAID: tuple[dict[str, Any], ...] = ({"equalization": "all"},)
 LADDER: dict[Effort, tuple[dict[str, Any], ...]] = {
     "fast": (), "better": (*FREE, *PAID), "best": (*FREE, {"learned_rounding": LEARNING_STEPS}, *PAID),
@@ -166,7 +168,7 @@ def quantize_by_effort(
     rows = [_row(AS_ASKED, best, reached, kept=True)]
     for change in LADDER[effort]:
         wanted = replace(best.methods, **change)
-        if _is_done(best.methods, wanted):
+        if _is_done(best.methods, wanted, source.calibration):
             continue
         if reached.is_enough(enough):
             break
@@ -188,8 +190,10 @@ def quantize_by_effort(
     return best, {"effort": effort, "enough": enough, **of, "compared": judge.compared, "rows": rows}
 
 
-def _is_done(methods: "Methods", wanted: "Methods") -> bool:
-    """Whether these methods do all of what is wanted, or more."""
+def _is_done(methods: "Methods", wanted: "Methods", calibration: "Calibration") -> bool:
+    """Whether these methods do all of what is wanted, or more, or calibrate in the same way."""
+    if wanted.observer != methods.observer:
+        return wanted.calibrated_by(calibration) == methods.calibrated_by(calibration)
     further = EXTENTS.index(methods.equalization) > EXTENTS.index(wanted.equalization)
     learned = methods.learned_rounding > 0 and methods.learned_rounding != wanted.learned_rounding
     return wanted == methods or further or learned

@@ -70,7 +70,7 @@ def ptq_stage(call: Call, progress: Progress) -> Results:
         chain.step("simulated", as_integers)
         lost = [loss.as_record() for loss in losses(as_integers, _compared(dataset, seed))]
     program = convert(made.prepared, example)
-    used = {**settings.calibration.model_dump(mode="json"), "seed": seed}
+    used = {**made.methods.calibrated_by(settings.calibration).model_dump(mode="json"), "seed": seed}
     how = {"calibration": used, "per_channel": settings.per_channel, "reduce_range": reduce_range}
     how |= {"losses": lost, "methods": made.as_record(), "effort": climbed, "float_layers": floats}
     return {**how, **count_macs(call, network), **keep_program(call, program, chain)}

@@ -47,11 +47,12 @@ class LearnedRounding(TypedDict):
 
 @strict
 class PtqMethods(TypedDict):
-    """What was done beside calibration (`quantize.methods.Made`)."""
+    """What was done beside calibration (`quantize.methods.Made`). observer: of the ladder, None as asked."""
 
     equalization: Text
     bias_correction: bool
     learned_rounding: Count
+    observer: NotRequired[Text | None]
     equalized: list[EqualizedLayers]
     corrected: list[Text]
     learned: LearnedRounding | None

@@ -2,6 +2,7 @@
 
     uv run python tests/benchmarks/ptq_methods.py train NAME --root FOLDER --work W   (again to go on after an end)
     uv run python tests/benchmarks/ptq_methods.py measure NAME --root FOLDER --work W
+    uv run python tests/benchmarks/ptq_methods.py ranges NAME --root FOLDER --work W    (then)
     uv run python tests/benchmarks/ptq_methods.py nncf NAME --root FOLDER --work W      (then; uv sync --extra nncf)
     uv run python tests/benchmarks/ptq_methods.py latency NAME --root FOLDER --work W   (then; on a quiet machine)
 
@@ -62,6 +63,10 @@ ALONE = {
     "bias_correction": Methods(bias_correction=True),
     "learned_rounding: 200": Methods(learned_rounding=200),
 }
+OBSERVERS: dict[str, dict[str, Any]] = {
+    "histogram": {}, "minmax": {}, "moving-average": {}, "percentile 99.99": {"observer": "percentile"},
+    "percentile 99.9": {"observer": "percentile", "percentile": 99.9}, "entropy": {},
+}  # fmt: skip
 CNN = {"epochs": 3, "batch_size": 128, "lr": 0.1, "augment": True, "progressive": [0.5, 0.5, 0.75]}
 MORE = {"lr": 0.05, "progressive": [], "initialisation": "given"}
 DIGITS = {"epochs": 20, "batch_size": 32, "lr": 0.05, "augment": False, "progressive": []}
@@ -164,6 +169,28 @@ def nncf(name: str, dataset: Dataset, weights: Path) -> None:
     write_json(path, {**read_json(path), "nncf": kept})
 
 
+def ranges(name: str, dataset: Dataset, weights: Path) -> None:
+    """Rows for calibration alone by each observer, into the record that is there."""
+    network = NETWORKS[name][0]()
+    load_state(network, load_weights(weights), name, str(weights))
+    truth, everything = dataset.labels("test"), np.arange(dataset.size("test"))
+    right = logits(network.eval(), dataset, everything).argmax(1) == truth
+    rows = []
+    for observer, keys in OBSERVERS.items():
+        calibration = Calibration.model_validate({"observer": observer, **keys})
+        source = Source(network, example_of(dataset.inputs), dataset, "x86", calibration, 0, reduce_range=False)
+        made = quantize(source, Methods())
+        with simulated(made.prepared) as as_integers:
+            own = logits(as_integers, dataset, everything).argmax(1) == truth
+        drop, interval = paired_drop(right, own)
+        rows.append({"observer": observer, "seconds": made.seconds, "top1": float(own.mean()), "drop": drop,
+                     "drop_interval": list(interval), "same_accuracy_p": same_accuracy_p(right, own)})  # fmt: skip
+        print(rows[-1], flush=True)
+    path = REFERENCE / f"{label_of(name, weights)}.json"
+    kept = {"measured_at": now(), "environment": environment(), "rows": rows}
+    write_json(path, {**read_json(path), "ranges": kept})
+
+
 def latency(name: str, weights: Path, dataset: Dataset, work: Path) -> None:
     """What the multiplications of equalization cost: packages with and without them, into the record that is there."""
     network = NETWORKS[name][0]()
@@ -231,7 +258,7 @@ def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str
 def main() -> None:
     """Train or measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=("train", "measure", "nncf", "latency"))
+    parser.add_argument("verb", choices=("train", "measure", "ranges", "nncf", "latency"))
     parser.add_argument("name", choices=NETWORKS)
     parser.add_argument("--root")
     parser.add_argument("--work", type=Path, default=Path())
@@ -245,8 +272,8 @@ def main() -> None:
         return
     REFERENCE.mkdir(parents=True, exist_ok=True)
     weights = given.weights or (given.work / given.name).with_suffix(".pt")
-    if given.verb == "nncf":
-        nncf(given.name, dataset, weights)
+    if given.verb in ("nncf", "ranges"):
+        (nncf if given.verb == "nncf" else ranges)(given.name, dataset, weights)
         return
     if given.verb == "latency":
         latency(given.name, weights, dataset, given.work)

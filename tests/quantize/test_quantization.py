@@ -91,7 +91,7 @@ def test_observers(digits, observer: str) -> None:
 @pytest.mark.parametrize("percentile", [90.0, 99.9, 100.0])
 def test_the_percentile_observer(percentile: float) -> None:
     """Against NumPy's percentiles of all that it saw, to the width of a bin."""
-    from raq.quantize.quantizers import PercentileObserver
+    from raq.quantize.observers import PercentileObserver
 
     values = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     observer = PercentileObserver(percentile, dtype=torch.uint8, quant_min=0, quant_max=255)
@@ -102,6 +102,51 @@ def test_the_percentile_observer(percentile: float) -> None:
     assert float(scale) * 255 == pytest.approx(high - low, abs=5 * width)
     assert -float(scale) * int(zero_point) == pytest.approx(low, abs=5 * width + float(scale))
     assert observer.histogram.numel() == 2048, "memory does not grow with the images"
+
+
+def observed(values: torch.Tensor) -> tuple[float, float]:
+    """The range that the entropy observer finds."""
+    from raq.quantize.observers import EntropyObserver
+
+    observer = EntropyObserver(dtype=torch.uint8, quant_min=0, quant_max=255)
+    for part in values.chunk(2):
+        observer(part)
+    scale, zero_point = observer.calculate_qparams()
+    assert observer.histogram.numel() == 2048
+    return -float(scale * zero_point), float(scale * (255 - zero_point))
+
+
+def test_the_entropy_observer_clips_what_is_rare() -> None:
+    draws = torch.Generator().manual_seed(0)
+    even = torch.rand(100_000, generator=draws) * 2 - 1
+    assert observed(even) == (pytest.approx(-1, abs=0.02), pytest.approx(1, abs=0.02)), "nothing is rare"
+    falling = -torch.rand(100_000, generator=draws).log()
+    outliers = torch.cat([falling, torch.full((3,), 200.0)])[torch.randperm(100_003, generator=draws)]
+    low, high = observed(outliers)
+    assert low == 0
+    assert 5 < high < 60, "100,000 values are below 12, three at 200"
+    low, high = observed(-outliers)
+    assert high == pytest.approx(0, abs=0.3)
+    assert -60 < low < -5
+    assert observed(torch.zeros(64)) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=0.1)), "a single value"
+    with_zeros = torch.cat([outliers, torch.zeros(900_000)])[torch.randperm(1_000_003, generator=draws)]
+    assert observed(with_zeros)[1] == pytest.approx(observed(outliers)[1], rel=0.1), "a ReLU's zeros say nothing"
+
+
+def test_the_divergence_is_that_of_its_definition() -> None:
+    """Twelve bins clipped to eight, in three levels, by hand: bin 2 takes what lies below, bin 9 what lies above."""
+    from raq.quantize.observers import divergence
+
+    counts = np.array([1, 2, 0, 4, 5, 6, 0, 8, 9, 3, 2, 1], dtype=np.float64)
+    wanted = np.array([3, 4, 5, 6, 0, 8, 9, 6]) / 41  # bins 2 to 9
+    #  levels: bins 2 3 4 | 5 6 7 | 8 9, each the mean of those that hold something; bin 2 itself holds nothing
+    given = np.array([0, 4.5, 4.5, 7, 0, 7, 6, 6]) / 35
+    given[0] = 1e-9
+    seen = wanted > 0
+    expected = float((wanted[seen] * np.log(wanted[seen] / given[seen])).sum())
+    assert divergence(counts, 2, 10, 3) == pytest.approx(expected)
+    assert divergence(np.arange(9.0), 0, 9, 9) == pytest.approx(0), "as many levels as bins, and nothing clipped"
+    assert divergence(np.array([5.0, 0, 0, 5.0]), 1, 3, 2) == float("inf"), "all of it is clipped"
 
 
 def test_seven_bits_without_vnni(digits) -> None:
