@@ -243,10 +243,11 @@ def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str
     for step, methods in list(ALONE.items())[: None if alone else 1]:
         rows.append(row(step, quantize(source, methods)))
         print(rows[-1], flush=True)
+    begun = time.perf_counter()
     made, climbed = quantize_by_effort(
         source, Methods(), "best", scorer_of(Metric(), 10, None), 0.3, lambda said, share: None
     )
-    rows.append(row("effort: best", made, climbed=climbed))
+    rows.append(row("effort: best", made, climbed=climbed, seconds=time.perf_counter() - begun))
     print(rows[-1], flush=True)
     return {
         "measured_at": now(), "environment": environment(), "network": label_of(name, weights),
