@@ -44,11 +44,11 @@ class Ptq(Section):
     """Activations of 7 bits, so that int8 kernels of x86 without VNNI cannot saturate; null: where there is no VNNI."""
     calibration: Calibration = Calibration()
     effort: Effort = "fast"
-    """Of the mode static and the backend x86. fast: as the keys below say. better: then equalization that folds, bias
-    correction and equalization by multiplications are tried, one after the other; best: learned rounding too,
-    before the last. Each is kept if it brings the outputs on validation samples, of classes the probabilities, nearer
-    to FP32's (by 0.1 dB of SQNR, the last by 0.5, as it takes time at every call), and the next is tried unless the
-    drop there is shown to be within select.margin.accuracy."""
+    """Of the mode static and the backend x86. fast: as the other keys say. better: then the observers entropy and
+    moving-average, equalization that folds, bias correction and equalization by multiplications are tried, one after
+    the other; best: learned rounding too, before the last. Each is kept if it brings the outputs on validation
+    samples, of classes the probabilities, nearer to FP32's (by 0.1 dB of SQNR, the last by 0.5, as it takes time at
+    every call), and the next is tried unless the drop there is shown to be within select.margin.accuracy."""
     equalization: Extent = "none"
     """Of the backend x86: give the channels of layers' inputs ranges alike, their weights the factors (cross-layer
     equalization, Nagel et al. 2019; SmoothQuant, Xiao et al. 2023). folded: where that costs nothing at run time;
