@@ -493,6 +493,21 @@ def nncf() -> str:
     return "\n".join(lines)
 
 
+def observers() -> str:
+    """What calibration alone loses by each observer, on the networks that they were tried on."""
+    found = [json.loads(path.read_text()) for path in sorted((REFERENCE / "ptq_methods").glob("*.json"))]
+    tried = [one for one in found if "ranges" in one]
+    names = [row["observer"] for row in tried[0]["ranges"]["rows"]]
+    lines = [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for one in tried:
+        cells = [
+            f"{row['drop']:.2f} ({row['drop_interval'][0]:.2f} to {row['drop_interval'][1]:.2f})"
+            for row in one["ranges"]["rows"]
+        ]
+        lines.append(f"| {one['network']}, FP32 {100 * one['fp32_top1']:.2f}% | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def qat_methods() -> str:
     """What each training gains over PTQ, a row a network and training."""
     head = "| network | step | drop, points (95%) | p | gain over PTQ, points (95%) | p | s |\n" + "|---" * 7 + "|\n"
@@ -568,6 +583,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ptq_methods": ptq_methods,
     "small_data_quantized": small_data_quantized,
     "nncf": nncf,
+    "observers": observers,
     "qat_methods": qat_methods,
     "training_curves": training_curves,
     "training_ablation": training_ablation,

@@ -318,8 +318,10 @@ def test_two_workers_that_were_ended_go_on_as_if_they_had_not_been(tmp_path: Pat
 
 
 def _learn_scales(context: LocalContext) -> TrainingResult:
+    """As qat does by its defaults: from a calibrated graph, towards a teacher's answers, weights averaged."""
     from raq.experiment.ptq import Calibration
     from raq.model.inputs import example_of
+    from raq.quantize.distillation import distillation_of
     from raq.quantize.learned_scales import let_learn, put_learned_scales
     from raq.quantize.methods import Methods, Source, quantize
     from raq.quantize.steps import scale_hooks
@@ -331,8 +333,10 @@ def _learn_scales(context: LocalContext) -> TrainingResult:
     graph = quantize(source, Methods()).prepared
     put_learned_scales(graph)
     let_learn(graph)
-    asked = Qat(epochs=3, batch_size=32, distillation=0.0, augment=False, average=0.5)
-    return train(graph, data, TOP1, asked, 0, context, scale_hooks(graph, asked))
+    asked = Qat(epochs=3, batch_size=32, augment=False, average=0.5)
+    loss = distillation_of(net, asked, classes=True)
+    assert loss is not None
+    return train(graph, data, TOP1, asked, 0, context, scale_hooks(graph, asked, loss))
 
 
 def _scales_worker(rank: int, world: int) -> None:
@@ -345,6 +349,16 @@ def _scales_worker(rank: int, world: int) -> None:
         dist.broadcast(first, 0)
         assert torch.equal(first, tensor), name
     assert any(name.endswith("log_change") and bool(tensor.any()) for name, tensor in mine.state.items())
+
+
+def test_a_training_from_ptq_that_was_interrupted_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    whole = _learn_scales(LocalContext(tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        _learn_scales(InterruptedContext(tmp_path / "part"))
+    continued = _learn_scales(LocalContext(tmp_path / "part"))
+    assert [row["loss"] for row in continued.history] == [row["loss"] for row in whole.history]
+    assert all(torch.equal(whole.state[name], tensor) for name, tensor in continued.state.items())
+    assert any(name.endswith("log_change") and bool(tensor.any()) for name, tensor in whole.state.items())
 
 
 def test_scales_learn_alike_on_two_workers(tmp_path: Path) -> None:
