@@ -25,6 +25,7 @@ import torchvision
 from torch import nn
 
 from raq.artifact import inductor
+from raq.artifact.audit import graph_share
 from raq.bench.latency import measure as bench
 from raq.bench.messages import ContenderSettings
 from raq.environment import available_cpus, environment
@@ -44,6 +45,7 @@ from raq.model.metrics import scorer_of
 from raq.model.parity import sqnr_db
 from raq.model.training import train
 from raq.model.zoo import build_model, load_state, load_weights
+from raq.quantize.arithmetic import network_macs
 from raq.quantize.calibration import calibration_batch, calibration_sample
 from raq.quantize.convert import convert
 from raq.quantize.export import graph_of
@@ -247,7 +249,10 @@ def measure(name: str, dataset: Dataset, weights: Path, alone: bool) -> dict[str
     made, climbed = quantize_by_effort(
         source, Methods(), "best", scorer_of(Metric(), 10, None), 0.3, lambda said, share: None
     )
-    rows.append(row("effort: best", made, climbed=climbed, seconds=time.perf_counter() - begun))
+    took_s, macs = time.perf_counter() - begun, network_macs(network, source.example)
+    found = row("effort: best", made, climbed=climbed, seconds=took_s)
+    found["graph_int8_mac_share"] = graph_share(convert(made.prepared, source.example), macs)
+    rows.append(found)
     print(rows[-1], flush=True)
     return {
         "measured_at": now(), "environment": environment(), "network": label_of(name, weights),
