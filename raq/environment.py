@@ -22,7 +22,7 @@ NUMERIC_SETTINGS = (
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
 )  # fmt: skip
 """Environment variables that decide which kernels compute, and so what comes out: in the fingerprint of every stage."""
-COMPILER_SETTINGS = ("CXX", "TORCHINDUCTOR_", "CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH")
+COMPILER_SETTINGS = ("CXX", "TORCHINDUCTOR_", "AOT_INDUCTOR_", "CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH")
 """Those that decide what is compiled (names that end in _: all that begin so): with lower's fingerprint."""
 TIMING_SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_DYNAMIC", "MKL_DOMAIN_NUM_THREADS", "LD_PRELOAD",
                    "LD_LIBRARY_PATH", "MALLOC_", "GLIBC_TUNABLES")  # fmt: skip

@@ -51,10 +51,15 @@ def load_artifact(path: "str | os.PathLike[str]", threads: int | None = None) ->
     return function
 
 
+def _own(value: Tensor) -> Tensor:
+    """A copy, contiguous: a network may write into what it is given."""
+    return value.clone(memory_format=torch.contiguous_format)
+
+
 def _fitting(inputs: tuple[Any, ...], wanted: Inputs | None) -> list[Tensor]:
     """The inputs as tensors of the types wanted; UserError for another number, name or shape. None: any will do."""
     if wanted is None:
-        return [torch.as_tensor(value).contiguous() for value in inputs]
+        return [_own(torch.as_tensor(value)) for value in inputs]
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         missing = [one.name for one in wanted if one.name not in inputs[0]]
         if missing:
@@ -63,8 +68,7 @@ def _fitting(inputs: tuple[Any, ...], wanted: Inputs | None) -> list[Tensor]:
     if len(inputs) != len(wanted):
         raise UserError(f"{len(inputs)} inputs", f"it takes {in_words(wanted)}")
     given = [
-        torch.as_tensor(value, dtype=getattr(torch, one.dtype)).contiguous()
-        for value, one in zip(inputs, wanted, strict=True)
+        _own(torch.as_tensor(value, dtype=getattr(torch, one.dtype))) for value, one in zip(inputs, wanted, strict=True)
     ]
     for value, one in zip(given, wanted, strict=True):
         if value.ndim != len(one.shape) + 1 or not len(value) or not _fits(value, one):

@@ -14,9 +14,9 @@ class Calibration(Section):
     """Images of the training split (rounding is learned from more: `ptq.learned_rounding`)."""
     observer: Observer = "histogram"
     """What watches the activations. histogram: the range whose rounding has the least squared error; minmax: all that
-    was seen; moving-average: the averages of batches' extremes; percentile: clips to `percentile` of them;
-    entropy: the range whose rounding changes the distribution least, by the Kullback-Leibler divergence (Migacz 2017,
-    8-bit Inference with TensorRT)."""
+    was seen; moving-average: the first batch's extremes, moved by 1% of the way to those of each batch after it;
+    percentile: clips to `percentile` of them; entropy: the range whose rounding changes the distribution least, by the
+    Kullback-Leibler divergence (Migacz 2017, 8-bit Inference with TensorRT), at least an eighth of what was seen."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Of the percentile observer: the share in percent of activations that the range covers, on either side."""
     batch_size: Positive = 32

@@ -259,7 +259,7 @@ def _check_ptq_sweep(ptq: Ptq, sweep: PtqSweep) -> None:
             "false out, or set ptq.effort to fast and equalization, in ptq and sweep.ptq, to none"
         )
     as_swept = ptq.model_copy(update={"per_channel": sweep.per_channel[0]}) if sweep.per_channel else ptq
-    for key in PTQ_METHODS:
+    for key in (*PTQ_METHODS, "reduce_range"):
         for value in getattr(sweep, key):
             _refuse_value("ptq", as_swept, key, value)
 

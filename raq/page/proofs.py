@@ -55,13 +55,13 @@ def losses(run: RunRecords) -> Section | None:
         found = candidate.get("losses", [])
         if not found or candidate.get("program") not in (None, candidate["name"]):
             continue
-        tried = Tried(candidate.get("methods"), candidate.get("effort"))
+        tried = Tried(candidate.get("methods"), candidate.get("effort"), candidate.get("backend"))
         rows = [
             [
                 number(at, "d"), Cell(loss["name"]), number(loss["own_sqnr_db"], ".1f"), number(loss["sqnr_db"], ".1f"),
                 number(loss["weight_sqnr_db"], ".1f"),
                 number(None if (share := loss["saturated_share"]) is None else 100 * share, ".3g"),
-                number(loss["reach"], ".1f"),
+                number(loss["reach"] if "used_share" in loss else None, ".1f"),
                 number(None if (share := loss["shift_share"]) is None else 100 * share, ".1f"), Cell(why(loss, tried)),
             ]
             for at, loss in enumerate(found, start=1)

@@ -198,14 +198,14 @@ def is_layer(node: fx.Node) -> bool:
     return getattr(node.target, "overloadpacket", None) in (*CONVOLUTIONS, *TRANSPOSED, *LINEARS, WEIGHT_ONLY)
 
 
-def read_at(node: fx.Node) -> tuple[int, int]:
+def data_and_weight_at(node: fx.Node) -> tuple[int, int]:
     """Which arguments of a layer are its data and its weight."""
     return (1, 2) if getattr(node.target, "overloadpacket", None) is torch.ops.aten.addmm else (0, 1)
 
 
 def _macs(node: fx.Node) -> int:
     """Multiply-accumulates an image: all outputs for a batch of one, times the inputs of each."""
-    data_node, weight_node = (node.args[at] for at in read_at(node))
+    data_node, weight_node = (node.args[at] for at in data_and_weight_at(node))
     assert isinstance(weight_node, fx.Node)
     weight = _shape(weight_node)
     packet = getattr(node.target, "overloadpacket", None)

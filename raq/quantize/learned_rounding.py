@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from raq.errors import StageError
 from raq.model.inputs import copies
-from raq.quantize.export import is_layer, read_at
+from raq.quantize.export import data_and_weight_at, is_layer
 from raq.quantize.ptq import FixedFakeQuantize, put_module
 from raq.quantize.rewriting import put_tensor, tensor_of
 from raq.quantize.sensitivity import gradient_errors
@@ -183,7 +183,9 @@ def _put_learners(graph: fx.GraphModule) -> tuple[Weights, list[_LearnedRange], 
         data = node.args[0]
         assert isinstance(data, fx.Node)
         learner: nn.Module
-        if data.op == "get_attr" and all(is_layer(user) and user.args[read_at(user)[1]] is node for user in node.users):
+        if data.op == "get_attr" and all(
+            is_layer(user) and user.args[data_and_weight_at(user)[1]] is node for user in node.users
+        ):
             if str(data.target) not in known:  # layers that share a weight round it alike
                 known[str(data.target)] = _LearnedWeight(quantizer, tensor_of(graph, data))
                 weights.append((data, known[str(data.target)]))

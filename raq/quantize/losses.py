@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from raq.model.parity import sqnr_db
-from raq.quantize.export import layer_name, read_at
+from raq.quantize.export import data_and_weight_at, layer_name
 from raq.quantize.ptq import FixedFakeQuantize
 from raq.quantize.side_by_side import Lane, channel_means, channel_of, side_by_side
 
@@ -63,7 +63,7 @@ def _loss(exact: Lane, rounded: Lane, node: fx.Node) -> LayerLoss:
         lambda one: _alone(one, quantizers, exact, rounded),
     )
     alone = node.target(*args, **kwargs)  # type: ignore[operator]
-    data, weight = (node.args[at] for at in read_at(node))
+    data, weight = (node.args[at] for at in data_and_weight_at(node))
     assert isinstance(data, fx.Node)
     assert isinstance(weight, fx.Node)
     low = high = saturated = reach = used = None

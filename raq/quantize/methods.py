@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
+from raq.errors import StageError
 from raq.experiment.fields import Extent, Observer
 from raq.experiment.ptq import Calibration, Ptq
 from raq.model.batch import in_batches
@@ -88,9 +89,10 @@ class Made:
 
 
 def quantize(source: Source, methods: Methods, progress: Progress = lambda said, share: None) -> Made:
-    """Calibrate the network's graph and apply these methods, in the order of their names in `Methods`.
+    """Calibrate the network's graph and apply these methods.
 
-    Equalization is done to the graph in float, before calibration; the others to its ranges and tensors after that.
+    Equalization is done to the graph in float, before calibration by the observer; biases are corrected after that, and
+    rounding is learned at last.
     """
     started = time.perf_counter()
     graph = graph_of(source.network.eval(), source.example)
@@ -136,10 +138,18 @@ def _correct(made: Made, as_integers: fx.GraphModule, source: Source, chosen: Ar
 
 
 def learning_sample(source: Source) -> Array:
-    """The calibration samples that rounding is learned from: MAX_LEARNED_FROM at most, none that judge."""
+    """The calibration samples that rounding is learned from: MAX_LEARNED_FROM at most, none that judge.
+
+    Raises StageError if there is none.
+    """
     available = source.dataset.size("calibration")
     every = calibration_indices(available, available, source.seed)
-    return every[~np.isin(every, list(source.judging))][:MAX_LEARNED_FROM]
+    chosen = every[~np.isin(every, list(source.judging))][:MAX_LEARNED_FROM]
+    if not len(chosen):
+        raise StageError(
+            "no calibration sample is left to learn rounding from beside those that judge", "give more of them"
+        )
+    return chosen
 
 
 def _batches(dataset: Dataset, chosen: Array, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:

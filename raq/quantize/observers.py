@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver
 
-ENDS = 8  # bins from one end that is tried to the next
-MIN_SHARE = 1e-9  # of a distribution, in a bin that holds nothing but what was clipped into it
+STRIDE = 8  # bins from one end that is tried to the next
+EMPTY = 1e-9  # of a distribution, in a bin that holds nothing but what was clipped into it
 
 
 class PercentileObserver(HistogramObserver):
@@ -41,7 +41,9 @@ class EntropyObserver(HistogramObserver):
     """The range whose rounding changes the distribution of the activations least, by the Kullback-Leibler divergence.
 
     Migacz 2017, 8-bit Inference with TensorRT; Wu et al. 2020, section 4.2. There ranges are symmetric; here the upper
-    end is searched first, and then the lower one.
+    end is searched first, and then the lower one, as for integers that need not be symmetric around 0 (a symmetric
+    scheme then takes the farther one for both). A range has as many bins as there are integers, or more: of a single
+    value a thousand times as far as the others, it is too wide.
     """
 
     def _non_linear_param_search(self) -> tuple[Tensor, Tensor]:
@@ -52,9 +54,9 @@ class EntropyObserver(HistogramObserver):
         levels = int(self.quant_max - self.quant_min) + 1
         zero = min(max(int(-float(self.min_val) / width), 0), self.bins - 1)
         counts = without_zeros(self.histogram.double().cpu().numpy(), zero)
-        uppers = [end for end in range(self.bins, 0, -ENDS) if end > max(zero, levels - 1)]
+        uppers = [end for end in range(self.bins, 0, -STRIDE) if end > max(zero, levels - 1)]
         upper = min(uppers, key=lambda end: divergence(counts, 0, end, levels))
-        lowers = [end for end in range(0, zero + 1, ENDS) if upper - end >= levels]
+        lowers = [end for end in range(0, zero + 1, STRIDE) if upper - end >= levels]
         lower = min(lowers, key=lambda end: divergence(counts, end, upper, levels), default=0)
         low, high = self.min_val + width * lower, self.min_val + width * upper
         return (low if lower else self.min_val), (high if upper < self.bins else self.max_val)
@@ -80,7 +82,7 @@ def divergence(counts: NDArray[np.float64], low: int, high: int, levels: int) ->
     spread = np.where(own > 0, (sums / np.maximum(filled, 1))[level], 0.0)
     if not spread.any():
         return float("inf")
-    wanted, given = clipped / clipped.sum(), np.maximum(spread / spread.sum(), MIN_SHARE)
+    wanted, given = clipped / clipped.sum(), np.maximum(spread / spread.sum(), EMPTY)
     seen = wanted > 0
     return float((wanted[seen] * np.log(wanted[seen] / given[seen])).sum())
 

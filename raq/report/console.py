@@ -166,7 +166,10 @@ def _print_details(console: Console, summary: RunSummary) -> None:
             say(console, f"{candidate['name']}, {artifact['target']}: {artifact['path']}", whole=True)
     for candidate in summary["candidates"]:
         said = (
-            losses_in_words(candidate.get("losses", []), Tried(candidate.get("methods"), candidate.get("effort")))
+            losses_in_words(
+                candidate.get("losses", []),
+                Tried(candidate.get("methods"), candidate.get("effort"), candidate.get("backend")),
+            )
             if candidate.get("program") in (None, candidate["name"])
             else None
         )

@@ -9,11 +9,15 @@ SATURATED, FAR_REACH, SHIFTED, UNUSED = 0.001, 24.0, 0.25, 0.25  # from where ea
 
 
 class Tried:
-    """Which methods a candidate was made with, and which `ptq.effort` tried and left out."""
+    """Which methods a candidate was made with, and which `ptq.effort` tried and left out. backend: that of the
+    candidate; x86 alone has equalization."""
 
-    def __init__(self, methods: PtqMethods | None = None, climbed: Climbed | None = None) -> None:
-        self.methods = methods
-        self.left_out = {row["step"] for row in climbed["rows"] if not row["kept"]} if climbed is not None else set()
+    def __init__(
+        self, methods: PtqMethods | None = None, climbed: Climbed | None = None, backend: str | None = "x86"
+    ) -> None:
+        self.methods, self.equalizes = methods, backend in (None, "x86")
+        rows = climbed["rows"] if climbed is not None else []
+        self.left_out = {row["step"] for row in rows if not row["kept"] and "error" not in row}
 
     def advice(self, key: str, value: str, does: str) -> str:
         """What a method would do; or that it was done, or left out."""
@@ -31,12 +35,15 @@ def why(loss: LayerLoss, tried: Tried) -> str:
     saturated, reach, shift = loss["saturated_share"], loss["reach"], loss["shift_share"]
     if saturated is not None and saturated > SATURATED:
         said.append(f"{100 * saturated:.2g}% of its input lie beyond its range: a wider one (observer, percentile)")
-    if reach is not None and reach > FAR_REACH:
-        advice = tried.advice("equalization", "all", "spreads those of single channels")
-        said.append(f"values {reach:.0f} standard deviations from the mean: outliers; percentile cuts them off{advice}")
     used = loss.get("used_share")
+    if reach is not None and reach > FAR_REACH and used is not None:  # of older records, it is the range's own
+        advice = tried.advice("equalization", "all", "spreads those of single channels") if tried.equalizes else ""
+        said.append(f"outliers {reach:.0f} standard deviations from the mean, which percentile cuts off{advice}")
     if used is not None and used < UNUSED:
-        said.append(f"its input takes {100 * used:.2g}% of its integers, as a range holds 0: values far from 0")
+        said.append(
+            f"its input fills {100 * used:.2g}% of its range: calibration saw wider ones, or its values are small, or "
+            "far from 0"
+        )
     if shift is not None and shift > SHIFTED:
         advice = tried.advice("bias_correction", "true", "takes that away")
         said.append(f"{100 * shift:.0f}% of its error is a shift of channels' means{advice}")

@@ -14,8 +14,8 @@ PTQ, QAT = "ptq", "qat"
 
 
 class Cost(NamedTuple):
-    """What making a candidate took. cpus: how many of them, all workers' together; None where a sweep's trials had
-    shares of them that differ."""
+    """What making a candidate took. cpus: how many of them, all workers' together; None where that says little: on
+    GPUs, with workers that came and went, and in a sweep, whose trials share them."""
 
     seconds: float
     cpus: int | None
@@ -37,9 +37,9 @@ def worth_in_words(
         return None
     gain, (low, high) = paired.value, paired.interval()
     between = f"{amount(metric, gain, '.2f')} ({difference(metric, low)} to {difference(metric, high)})"
-    own, other = costs.get(QAT), costs.get(PTQ)
-    known = own is not None and other is not None
-    cost = f"; it was made in {own.in_words()}, ptq in {other.in_words()}" if known else ""  # type: ignore[union-attr]
+    own, other, cost = costs.get(QAT), costs.get(PTQ), ""
+    if own is not None and other is not None:
+        cost = f"; it was made in {own.in_words()}, ptq in {other.in_words()}"
     if high < 0:
         return f"qat is worse than ptq: {between}{cost}. The training was not worth it."
     if low > 0:
@@ -80,6 +80,9 @@ def cost_of(records: Mapping[str, Any], name: str) -> Cost | None:
         return None
     if len(found) > 1:  # the sweep's time holds that of the chosen trial's epochs
         return Cost(float(sum(record["duration_s"] for record in found)), None)
-    cpus = found[0].get("cpus", 0) * found[0].get("workers", 1)
+    settings = found[0].get("settings", {})
+    elastic = not isinstance(settings.get(QAT, {}).get("workers", 1), int)
+    is_known = "cpus" in found[0] and not elastic and settings.get("device", "cpu") == "cpu"
+    cpus = found[0]["cpus"] * found[0].get("workers", 1) if is_known else None
     epochs = found[0].get("results", {}).get("history", [])
-    return Cost(float(max(found[0]["duration_s"], sum(row.get("duration_s", 0.0) for row in epochs))), cpus or None)
+    return Cost(float(max(found[0]["duration_s"], sum(row.get("duration_s", 0.0) for row in epochs))), cpus)

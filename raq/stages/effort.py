@@ -25,8 +25,8 @@ MAX_JUDGED_BYTES = 512 * 2**20  # of their outputs
 JUDGED_PART = 4  # of so many calibration samples one, at least, where none validate
 MIN_GAIN_DB = 0.1  # of the SQNR that is compared, for a method to be kept
 MIN_GAIN_PAID_DB = 0.5  # for one that takes time at every call
-RANGES: tuple[dict[str, Any], ...] = ({"observer": "entropy"}, {"observer": "moving-average"})
-FREE: tuple[dict[str, Any], ...] = (*RANGES, {"equalization": "folded"}, {"bias_correction": True})
+OBSERVERS: tuple[dict[str, Any], ...] = ({"observer": "entropy"}, {"observer": "moving-average"})
+FREE: tuple[dict[str, Any], ...] = (*OBSERVERS, {"equalization": "folded"}, {"bias_correction": True})
 PAID: tuple[dict[str, Any], ...] = ({"equalization": "all"},)
 LADDER: dict[Effort, tuple[dict[str, Any], ...]] = {
     "fast": (), "better": (*FREE, *PAID), "best": (*FREE, {"learned_rounding": LEARNING_STEPS}, *PAID),
@@ -79,10 +79,10 @@ def _samples_that_fit(source: "Source") -> int:
 
 
 class Judge:
-    """Compares quantized graphs with the network in float on samples that nothing is learned from.
+    """Compares quantized graphs with the network in float on samples that rounding is not learned from.
 
     They are validation samples, whose targets count too; without any, calibration samples, of which outputs alone are
-    compared: those that neither calibrate nor teach rounding, and at least every fourth, which rounding is then not
+    compared: those that neither calibrate nor teach rounding, but at least a quarter of all, which rounding is then not
     learned from. calibrating: how many of them calibrate too, for want of others.
 
     Where targets are classes, outputs are compared as probabilities, their softmax over the axis 1: of logits, errors
@@ -113,8 +113,8 @@ class Judge:
         )
         self.outputs, self.answers = self._run(source.network)
 
-    def not_taught(self, source: "Source") -> "Source":
-        """The source, whose rounding is not learned from the samples that judge."""
+    def kept_apart(self, source: "Source") -> "Source":
+        """The source with the samples that judge set apart: nothing made of it learns rounding from them."""
         return source if self.split == "validation" else replace(source, judging=self.chosen.tolist())
 
     def _run(self, network: "Network") -> "tuple[Array, Answers | None]":
@@ -162,7 +162,7 @@ def quantize_by_effort(
     if not LADDER[effort]:
         return quantize(source, asked, progress), None
     judge = Judge(source, scorer)
-    source = judge.not_taught(source)
+    source = judge.kept_apart(source)
     best = quantize(source, asked, progress)
     reached = judge.judge(best)
     rows = [_row(AS_ASKED, best, reached, kept=True)]
@@ -193,7 +193,7 @@ def quantize_by_effort(
 def _is_done(methods: "Methods", wanted: "Methods", calibration: "Calibration") -> bool:
     """Whether these methods do all of what is wanted, or more, or calibrate in the same way."""
     if wanted.observer != methods.observer:
-        return wanted.calibrated_by(calibration) == methods.calibrated_by(calibration)
+        return wanted.calibrated_by(calibration) in (calibration, methods.calibrated_by(calibration))
     further = EXTENTS.index(methods.equalization) > EXTENTS.index(wanted.equalization)
     learned = methods.learned_rounding > 0 and methods.learned_rounding != wanted.learned_rounding
     return wanted == methods or further or learned

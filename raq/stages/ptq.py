@@ -22,14 +22,15 @@ COMPARED = 32  # samples on which layers are compared
 
 
 def _compared(dataset: "Dataset", seed: int) -> "tuple[Tensor, ...]":
-    """Inputs drawn from the validation split, or from the calibration split where there is none: what is learned of
-    layers leads to decisions, for which the test split is not there."""
+    """Inputs drawn from the validation split, or from the calibration split where there is none, those that calibrate
+    last: what is learned of layers leads to decisions, for which the test split is not there."""
     import torch
 
     from raq.model.dataset import calibration_indices
 
     split = "validation" if dataset.size("validation") else "calibration"
-    chosen = calibration_indices(dataset.size(split), COMPARED, seed)
+    every = calibration_indices(dataset.size(split), dataset.size(split), seed)
+    chosen = every[-COMPARED:]
     (inputs, _), *_ = dataset.batches(split, [chosen], torch.device("cpu"))
     return inputs
 

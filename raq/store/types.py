@@ -176,4 +176,6 @@ class StageRecord(TypedDict):
     id: NotRequired[Name]
     digests: NotRequired[dict[FileName, Fingerprint]]
     settings: NotRequired[Values]
+    cpus: NotRequired[Count]
+    workers: NotRequired[Count]
     environment: NotRequired[Environment]

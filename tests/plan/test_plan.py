@@ -210,6 +210,11 @@ def test_qat_starts_from_the_ptq_of_its_backend_and_from_none_where_there_is_non
         ({"qat": {"start": "ptq", "label_smoothing": 0.1}}, "label_smoothing is of targets"),
         ({"qat": {"temperature": 2.0, "distillation": 0.0}}, "qat.temperature is of distillation"),
         ({"qat": {"start": "fp32", "temperature": 2.0}}, "qat.temperature is of distillation"),
+        ({"qat": {"temperature": 2.0}, "sweep": {"qat": {"lr": [0.1]}}}, "qat.temperature is of distillation"),
+        (
+            {"ptq": {"backend": "arm"}, "qat": None, "sweep": {"ptq": {"reduce_range": [True, False]}}},
+            "reduce_range is of the backend x86",
+        ),
         ({"ptq": {"calibration": {"percentile": 99.0}}}, "ptq.calibration.percentile is of the observer percentile"),
         ({"ptq": {"backend": "arm", "reduce_range": True}, "qat": None}, "reduce_range is of the backend x86"),
         ({"qat": {"start": "fp32"}, "sweep": {"qat": {"weight_lr": [0.5]}}}, "weight_lr is of start: ptq"),

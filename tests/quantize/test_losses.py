@@ -95,7 +95,7 @@ def test_values_far_from_zero_are_no_outliers() -> None:
     assert loss.reach == pytest.approx(3**0.5, rel=0.1), "of a uniform distribution"
     assert loss.used_share == pytest.approx(0.2 / 5.2, rel=0.1)
     assert "outliers" not in said_of(loss)
-    assert "3.8% of its integers" in said_of(loss)
+    assert "fills 3.8% of its range" in said_of(loss)
     plain = compared(Net(), torch.randn(16, 3, 8, 8))[0][0]
     assert plain.used_share == pytest.approx(1, abs=0.01)
 
@@ -133,6 +133,16 @@ def test_what_was_done_or_tried_is_not_advised_again() -> None:
     assert left.count("left it out") == 3
     folded = why(record(), Tried(methods(equalization="folded"), climbed(folded=True)))
     assert ": ptq.equalization: all spreads" in folded
+    failed = climbed(rounding=False)
+    failed["rows"][0]["error"] = "an operator has no gradient"
+    assert "left it out" not in why(record(), Tried(methods(), failed))
+    assert "equalization" not in why(record(), Tried(methods(), None, "arm"))
+
+
+def test_older_records_tell_of_ranges_and_not_of_outliers() -> None:
+    older = record()
+    del older["used_share"]
+    assert "outliers" not in why(older, Tried())
 
 
 def test_a_weight_with_one_large_channel_loses_most_per_tensor() -> None:

@@ -38,7 +38,10 @@ def test_worth_goes_by_the_interval(qat: int, ptq: int, said: str) -> None:
 def test_seconds_are_those_of_making_it_and_of_its_sweep() -> None:
     resumed = {"duration_s": 5.0, "results": {"history": [{"duration_s": 30.0}, {"duration_s": 31.0}]}}
     assert cost_of({"qat": resumed}, "qat") == (61.0, None), "the epochs before it was ended count"
-    assert cost_of({"qat": {**resumed, "cpus": 2, "workers": 4}}, "qat") == (61.0, 8), "all workers' CPUs"
+    trained = {**resumed, "cpus": 2, "workers": 4, "settings": {"device": "cpu", "qat": {"workers": 4}}}
+    assert cost_of({"qat": trained}, "qat") == (61.0, 8), "all workers' CPUs"
+    for otherwise in ({"device": "cuda", "qat": {"workers": 4}}, {"device": "cpu", "qat": {"workers": [1, 4]}}):
+        assert cost_of({"qat": {**trained, "settings": otherwise}}, "qat") == (61.0, None)
     records = {"qat": {"duration_s": 5.0}, "sweep/qat": {"duration_s": 20.0}, "evaluate/qat": {"duration_s": 7.0}}
     assert cost_of(records, "qat") == (25.0, None)
     assert cost_of({**records, "qat": resumed}, "qat") == (25.0, None), (

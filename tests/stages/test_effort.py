@@ -1,6 +1,7 @@
 """The ladder of `ptq.effort`: what is kept is nearer to FP32, it ends where that is enough, and records say all."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from raq.experiment.schema import Data, Experiment
 from raq.model.dataset import load_dataset
 from raq.model.inputs import example_of
 from raq.model.metrics import scorer_of
+from raq.quantize.calibrated import load_calibrated, save_calibrated
 from raq.quantize.calibration import calibration_sample
 from raq.quantize.methods import Methods, Source, learning_sample, quantize
+from raq.quantize.ptq import simulated
 from raq.quantize.ranges import is_weight_observer, observer_nodes
 from raq.report.methods import climbed_in_words, methods_in_words
 from raq.stages import effort
@@ -143,6 +146,33 @@ def test_ranges_are_tried_first_and_the_rest_is_done_with_them(digits: Any) -> N
     asked = replace(given, calibration=Calibration(size=32, observer="entropy"))
     again = climb(asked, "better")[1]["rows"]
     assert "observer: entropy" not in [row["step"] for row in again], "that is how it was asked"
+    asked = replace(given, calibration=Calibration(size=32, observer="moving-average"))
+    again = climb(asked, "better")[1]["rows"]
+    assert [row["step"] for row in again][:3] == ["as asked", "observer: entropy", "equalization: folded"]
+
+
+def test_what_a_ladder_ended_with_is_kept_with_its_observer(digits: Any, tmp_path: Path) -> None:
+    given = source(digits)
+    made = quantize(given, Methods(observer="entropy", equalization="folded"))
+    other = quantize(given, Methods(equalization="folded"))
+    save_calibrated(made, given, tmp_path / "calibrated.pt")
+    kept = torch.load(tmp_path / "calibrated.pt", weights_only=True)
+    assert kept["calibration"]["observer"] == "entropy"
+    again = load_calibrated(given.network, given.example, tmp_path / "calibrated.pt")
+    images = torch.rand(8, *given.example.inputs[0].shape[1:])
+    with simulated(made.prepared) as one, simulated(again.prepared) as two, simulated(other.prepared) as three:
+        assert torch.equal(one(images), two(images))
+        assert not torch.equal(one(images), three(images))
+
+
+def test_without_a_sample_to_learn_from_there_is_no_learning(digits: Any) -> None:
+    dataset = load_dataset(Data(name="digits", train_limit=1, test_limit=20, validation_fraction=0.0))
+    given = replace(source(digits), dataset=dataset, calibration=Calibration(size=1))
+    _, climbed, _ = climb(given, "best")
+    errors = {row["step"]: row["error"] for row in climbed["rows"] if "error" in row}
+    assert errors == {
+        "learned_rounding: 200": "no calibration sample is left to learn rounding from beside those that judge"
+    }
 
 
 def test_it_ends_where_the_drop_is_small_enough(digits: Any) -> None:
@@ -178,7 +208,7 @@ def test_rounding_is_not_learned_from_what_judges_it(
     given = replace(source(digits), dataset=dataset, calibration=Calibration(size=size))
     judge = Judge(given, TOP1.scorer)
     assert (len(judge.chosen), judge.calibrating) == (judging, calibrating)
-    learned = learning_sample(judge.not_taught(given))
+    learned = learning_sample(judge.kept_apart(given))
     assert not set(learned) & set(judge.chosen)
     assert len(learned) == min(1024, samples - judging)
     calibrated = calibration_sample(dataset, size, given.seed)
