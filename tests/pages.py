@@ -497,13 +497,15 @@ def observers() -> str:
     """What calibration alone loses by each observer, on the networks that they were tried on."""
     found = [json.loads(path.read_text()) for path in sorted((REFERENCE / "ptq_methods").glob("*.json"))]
     tried = [one for one in found if "ranges" in one]
-    names = [row["observer"] for row in tried[0]["ranges"]["rows"]]
+    names = list(dict.fromkeys(row["observer"] for one in tried for row in one["ranges"]["rows"]))
     lines = [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for one in tried:
-        cells = [
-            f"{row['drop']:.2f} ({row['drop_interval'][0]:.2f} to {row['drop_interval'][1]:.2f})"
-            for row in one["ranges"]["rows"]
-        ]
+        cells = []
+        for name in names:
+            first, *others = [row for row in one["ranges"]["rows"] if row["observer"] == name]
+            low, high = first["drop_interval"]
+            more = "".join(f"; {row['drop']:.2f}" for row in others)
+            cells.append(f"{first['drop']:.2f} ({low:.2f} to {high:.2f}){more}")
         lines.append(f"| {one['network']}, FP32 {100 * one['fp32_top1']:.2f}% | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -171,22 +171,23 @@ def nncf(name: str, dataset: Dataset, weights: Path) -> None:
     write_json(path, {**read_json(path), "nncf": kept})
 
 
-def ranges(name: str, dataset: Dataset, weights: Path) -> None:
-    """Rows for calibration alone by each observer, into the record that is there."""
+def ranges(name: str, dataset: Dataset, weights: Path, seeds: int) -> None:
+    """Rows for calibration alone by each observer, of so many samples of the calibration images, into the record."""
     network = NETWORKS[name][0]()
     load_state(network, load_weights(weights), name, str(weights))
     truth, everything = dataset.labels("test"), np.arange(dataset.size("test"))
     right = logits(network.eval(), dataset, everything).argmax(1) == truth
     rows = []
-    for observer, keys in OBSERVERS.items():
+    for (observer, keys), seed in itertools.product(OBSERVERS.items(), range(seeds)):
         calibration = Calibration.model_validate({"observer": observer, **keys})
-        source = Source(network, example_of(dataset.inputs), dataset, "x86", calibration, 0, reduce_range=False)
+        source = Source(network, example_of(dataset.inputs), dataset, "x86", calibration, seed, reduce_range=False)
         made = quantize(source, Methods())
         with simulated(made.prepared) as as_integers:
             own = logits(as_integers, dataset, everything).argmax(1) == truth
         drop, interval = paired_drop(right, own)
-        rows.append({"observer": observer, "seconds": made.seconds, "top1": float(own.mean()), "drop": drop,
-                     "drop_interval": list(interval), "same_accuracy_p": same_accuracy_p(right, own)})  # fmt: skip
+        rows.append({"observer": observer, "seed": seed, "seconds": made.seconds, "top1": float(own.mean()),
+                     "drop": drop, "drop_interval": list(interval),
+                     "same_accuracy_p": same_accuracy_p(right, own)})  # fmt: skip
         print(rows[-1], flush=True)
     path = REFERENCE / f"{label_of(name, weights)}.json"
     kept = {"measured_at": now(), "environment": environment(), "rows": rows}
@@ -270,6 +271,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path())
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--more", type=int, help="train so many epochs on, to NAME-more.pt")
+    parser.add_argument("--seeds", type=int, default=1, help="ranges: samples of the calibration images")
     parser.add_argument("--without-alone", action="store_true", help="calibration and best, no method alone")
     given = parser.parse_args()
     dataset = data_of(given.name, given.root)
@@ -278,8 +280,11 @@ def main() -> None:
         return
     REFERENCE.mkdir(parents=True, exist_ok=True)
     weights = given.weights or (given.work / given.name).with_suffix(".pt")
-    if given.verb in ("nncf", "ranges"):
-        (nncf if given.verb == "nncf" else ranges)(given.name, dataset, weights)
+    if given.verb == "ranges":
+        ranges(given.name, dataset, weights, given.seeds)
+        return
+    if given.verb == "nncf":
+        nncf(given.name, dataset, weights)
         return
     if given.verb == "latency":
         latency(given.name, weights, dataset, given.work)
