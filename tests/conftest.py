@@ -77,5 +77,6 @@ def digits():
 def seeded() -> None:
     import torch
 
+    torch.set_num_threads(1)  # a stage that an earlier test did in this process has set its own number
     torch.manual_seed(0)
     np.random.seed(0)
