@@ -9,24 +9,34 @@ SATURATED, FAR_REACH, SHIFTED, UNUSED = 0.001, 24.0, 0.25, 0.25  # from where ea
 
 
 class Tried:
-    """Which methods a candidate was made with, and which `ptq.effort` tried and left out. backend: that of the
-    candidate; x86 alone has equalization."""
+    """Which methods a candidate was made with, and which `ptq.effort` tried and left out, by their keys of `ptq`.
+
+    Equalization that only folds counts as neither: that of everything is left to try. backend: that of the candidate;
+    x86 alone has equalization.
+    """
 
     def __init__(
         self, methods: PtqMethods | None = None, climbed: Climbed | None = None, backend: str | None = "x86"
     ) -> None:
-        self.methods, self.equalizes = methods, backend in (None, "x86")
+        self.equalizes = backend in (None, "x86")
+        self.done: set[str] = set()
+        if methods is not None:
+            found = {
+                "equalization": methods["equalization"] == "all", "bias_correction": methods["bias_correction"],
+                "learned_rounding": methods["learned_rounding"] > 0,
+            }  # fmt: skip
+            self.done = {key for key, is_done in found.items() if is_done}
         rows = climbed["rows"] if climbed is not None else []
-        self.left_out = {row["step"] for row in rows if not row["kept"] and "error" not in row}
+        steps = [row["step"] for row in rows if not row["kept"] and "error" not in row]
+        self.left_out = {step.partition(":")[0] for step in steps if step != "equalization: folded"}
 
-    def advice(self, key: str, value: str, does: str) -> str:
+    def advice(self, key: str, does: str) -> str:
         """What a method would do; or that it was done, or left out."""
-        done = self.methods is not None and self.methods[key] not in (False, 0, "none", "folded")  # type: ignore[literal-required]
-        if done:
+        if key in self.done:
             return f" (ptq.{key} was done)"
-        if any(step == f"{key}: {value}" or (value == "" and step.startswith(f"{key}: ")) for step in self.left_out):
+        if key in self.left_out:
             return f" (ptq.effort tried ptq.{key} and left it out)"
-        return f": ptq.{key}{f': {value}' * bool(value)} {does}"
+        return f": ptq.{key} {does}"
 
 
 def why(loss: LayerLoss, tried: Tried) -> str:
@@ -37,7 +47,7 @@ def why(loss: LayerLoss, tried: Tried) -> str:
         said.append(f"{100 * saturated:.2g}% of its input lie beyond its range: a wider one (observer, percentile)")
     used = loss.get("used_share")
     if reach is not None and reach > FAR_REACH and used is not None:  # of older records, it is the range's own
-        advice = tried.advice("equalization", "all", "spreads those of single channels") if tried.equalizes else ""
+        advice = tried.advice("equalization", "(all) spreads those of single channels") if tried.equalizes else ""
         said.append(f"outliers {reach:.0f} standard deviations from the mean, which percentile cuts off{advice}")
     if used is not None and used < UNUSED:
         said.append(
@@ -45,11 +55,11 @@ def why(loss: LayerLoss, tried: Tried) -> str:
             "far from 0"
         )
     if shift is not None and shift > SHIFTED:
-        advice = tried.advice("bias_correction", "true", "takes that away")
+        advice = tried.advice("bias_correction", "takes that away")
         said.append(f"{100 * shift:.0f}% of its error is a shift of channels' means{advice}")
     weight, own = loss["weight_sqnr_db"], loss["own_sqnr_db"]
     if weight is not None and own is not None and weight < own + 1:
-        said.append(f"most of it comes from its weight{tried.advice('learned_rounding', '', 'may round it better')}")
+        said.append(f"most of it comes from its weight{tried.advice('learned_rounding', 'may round it better')}")
     return "; ".join(said)
 
 

@@ -121,8 +121,8 @@ def climbed(**kept: bool) -> Any:
 
 def test_what_was_done_or_tried_is_not_advised_again() -> None:
     untried = why(record(), Tried(methods(), None))
-    assert ": ptq.equalization: all spreads those of single channels" in untried
-    assert ": ptq.bias_correction: true takes that away" in untried
+    assert ": ptq.equalization (all) spreads those of single channels" in untried
+    assert ": ptq.bias_correction takes that away" in untried
     assert ": ptq.learned_rounding may round it better" in untried
     done = why(record(), Tried(methods(equalization="all", bias_correction=True, learned_rounding=200), None))
     assert all(f"(ptq.{key} was done)" in done for key in ("equalization", "bias_correction", "learned_rounding"))
@@ -132,7 +132,7 @@ def test_what_was_done_or_tried_is_not_advised_again() -> None:
     assert left.count("tried ptq.") == 3
     assert left.count("left it out") == 3
     folded = why(record(), Tried(methods(equalization="folded"), climbed(folded=True)))
-    assert ": ptq.equalization: all spreads" in folded
+    assert ": ptq.equalization (all) spreads" in folded
     failed = climbed(rounding=False)
     failed["rows"][0]["error"] = "an operator has no gradient"
     assert "left it out" not in why(record(), Tried(methods(), failed))
