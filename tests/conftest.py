@@ -9,10 +9,6 @@ from workplace import Workplace, make_workplace
 
 # before ray is imported, which reads it then: under `uv run pytest` every worker would start through uv
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# two workers of two threads each on two CPUs wait for one another most of the time; stages set their own number
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-# before torch is: g++ is half of the tests' time, and most of that optimises the code that calls kernels, not kernels
-os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 LONGEST_FIRST = (
     "test_cli.py", "test_backends_run.py", "test_sweep_on_ray.py", "test_cli_errors.py", "test_stages_on_ray.py",
     "test_backends.py", "test_faults.py", "test_quantization.py",
@@ -77,6 +73,5 @@ def digits():
 def seeded() -> None:
     import torch
 
-    torch.set_num_threads(1)  # a stage that an earlier test did in this process has set its own number
     torch.manual_seed(0)
     np.random.seed(0)
